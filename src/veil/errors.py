@@ -1,0 +1,75 @@
+"""Every error that veil raises on purpose.
+
+::
+
+    VeilError
+    ├── ParameterError            a parameter set that cannot work
+    │   └── InsecureParameters    a parameter set that works but is too weak to use
+    ├── WireError                 bytes from the other side that are not what the protocol allows
+    │   ├── UnknownSession        the server does not (or no longer) know the session
+    │   └── UnknownMask           a mask id that is not prepared, or belongs to somebody else
+    ├── MaskReused                a second use of one-time material, on either side
+    ├── QuotaExceeded             a limit of the server or of the client's memory
+    ├── BundleError               a bundle on disk that is damaged, incomplete or of another version
+    ├── ModelSourceError          a model that cannot be found or read
+    ├── NotCompiled               a mode that needs ``compile_model`` first
+    ├── NotFiniteActivation       NaN or infinity reached a remote layer; generation stops on the client
+    └── DeviceUnavailable         a device that was asked for and is not there
+
+Input that is wrong in the ordinary Python sense (an unknown module name, a value of the wrong type) raises ``ValueError``
+or ``TypeError``; ``ParameterError`` and ``BundleError`` are ``ValueError`` as well.
+"""
+
+from __future__ import annotations
+
+
+class VeilError(Exception):
+    """Base of every error that veil raises on purpose."""
+
+
+class ParameterError(VeilError, ValueError):
+    """A parameter set that cannot work."""
+
+
+class InsecureParameters(ParameterError):
+    """A parameter set that works but is too weak to use."""
+
+
+class WireError(VeilError):
+    """Bytes from the other side that are not what the protocol allows."""
+
+
+class UnknownSession(WireError):
+    """The server does not (or no longer) know the session."""
+
+
+class UnknownMask(WireError):
+    """A mask id that is not prepared, or belongs to another session."""
+
+
+class MaskReused(VeilError):
+    """A second use of one-time material."""
+
+
+class QuotaExceeded(VeilError):
+    """A limit of the server or of the client's memory was reached."""
+
+
+class BundleError(VeilError, ValueError):
+    """A bundle on disk that is damaged, incomplete or of another version."""
+
+
+class ModelSourceError(VeilError):
+    """A model that cannot be found or read."""
+
+
+class NotCompiled(VeilError, RuntimeError):
+    """A mode that needs ``compile_model`` first."""
+
+
+class NotFiniteActivation(VeilError, ValueError):
+    """NaN or infinity reached a remote layer."""
+
+
+class DeviceUnavailable(VeilError, RuntimeError):
+    """A device that was asked for and is not there."""

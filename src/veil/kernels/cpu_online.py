@@ -1,0 +1,213 @@
+"""Numba kernels of the online path: bit packing, the wrapping matrix product, encryption and decryption of rows."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+_SERIAL = 1 << 14  # words below which a second thread costs more than it saves
+
+
+@njit(cache=True)
+def pack_words(values, out, bits):  # type: ignore[no-untyped-def]
+    """Little-endian bit packing of words below 2^bits into ``out`` (ceil(count·bits/8) bytes)."""
+    buffer, filled, at = np.uint64(0), 0, 0
+    for j in range(values.size):
+        buffer |= np.uint64(values[j]) << np.uint64(filled)
+        filled += bits
+        while filled >= 8:
+            out[at] = np.uint8(buffer & np.uint64(0xFF))
+            buffer >>= np.uint64(8)
+            filled -= 8
+            at += 1
+    if filled > 0:
+        out[at] = np.uint8(buffer & np.uint64(0xFF))
+
+
+@njit(cache=True)
+def unpack_words(data, out, bits):  # type: ignore[no-untyped-def]
+    """Inverse of `pack_words`."""
+    buffer, filled, at = np.uint64(0), 0, 0
+    mask = (np.uint64(1) << np.uint64(bits)) - np.uint64(1)
+    for j in range(out.size):
+        while filled < bits:
+            buffer |= np.uint64(data[at]) << np.uint64(filled)
+            filled += 8
+            at += 1
+        out[j] = np.uint32(buffer & mask)
+        buffer >>= np.uint64(bits)
+        filled -= bits
+
+
+@njit(cache=True, parallel=True)
+def pack(values, out, bits):  # type: ignore[no-untyped-def]
+    """`pack_words` of each row; long rows are cut at multiples of 1024 words, which are whole bytes."""
+    rows, count = values.shape
+    pieces = max(1, -(-count // 1024))
+    for job in prange(rows * pieces):
+        t, piece = job // pieces, job % pieces
+        pack_words(values[t, piece * 1024 : min(count, (piece + 1) * 1024)], out[t, piece * 128 * bits :], bits)
+
+
+@njit(cache=True, parallel=True)
+def unpack(data, out, bits):  # type: ignore[no-untyped-def]
+    """`unpack_words` of each row."""
+    rows, count = out.shape
+    pieces = max(1, -(-count // 1024))
+    for job in prange(rows * pieces):
+        t, piece = job // pieces, job % pieces
+        unpack_words(data[t, piece * 128 * bits :], out[t, piece * 1024 : min(count, (piece + 1) * 1024)], bits)
+
+
+@njit(cache=True)
+def _dot_4x1(w0, w1, w2, w3, x):  # type: ignore[no-untyped-def]
+    a = b = c = d = np.int32(0)
+    for i in range(x.size):
+        v = x[i]
+        a = np.int32(a + np.int32(np.int32(w0[i]) * v))
+        b = np.int32(b + np.int32(np.int32(w1[i]) * v))
+        c = np.int32(c + np.int32(np.int32(w2[i]) * v))
+        d = np.int32(d + np.int32(np.int32(w3[i]) * v))
+    return a, b, c, d
+
+
+@njit(cache=True)
+def _dot_2x4(w0, w1, x0, x1, x2, x3):  # type: ignore[no-untyped-def]
+    a = b = c = d = e = f = g = h = np.int32(0)
+    for i in range(x0.size):
+        v, w = np.int32(w0[i]), np.int32(w1[i])
+        a = np.int32(a + np.int32(v * x0[i]))
+        b = np.int32(b + np.int32(v * x1[i]))
+        c = np.int32(c + np.int32(v * x2[i]))
+        d = np.int32(d + np.int32(v * x3[i]))
+        e = np.int32(e + np.int32(w * x0[i]))
+        f = np.int32(f + np.int32(w * x1[i]))
+        g = np.int32(g + np.int32(w * x2[i]))
+        h = np.int32(h + np.int32(w * x3[i]))
+    return a, b, c, d, e, f, g, h
+
+
+@njit(cache=True)
+def _rows_times_one(weights, first, last, x, out):  # type: ignore[no-untyped-def]
+    for r in range(first, last, 4):
+        r1, r2, r3 = min(r + 1, last - 1), min(r + 2, last - 1), min(r + 3, last - 1)
+        a, b, c, d = _dot_4x1(weights[r], weights[r1], weights[r2], weights[r3], x)
+        out[r] = np.uint32(a)
+        out[r1] = np.uint32(b)
+        out[r2] = np.uint32(c)
+        out[r3] = np.uint32(d)
+
+
+@njit(cache=True)
+def _rows_times_many(weights, first, last, rows, out):  # type: ignore[no-untyped-def]
+    masks = rows.shape[0]
+    for t in range(0, masks, 4):
+        t1, t2, t3 = min(t + 1, masks - 1), min(t + 2, masks - 1), min(t + 3, masks - 1)
+        for r in range(first, last, 2):
+            r1 = min(r + 1, last - 1)
+            a, b, c, d, e, f, g, h = _dot_2x4(weights[r], weights[r1], rows[t], rows[t1], rows[t2], rows[t3])
+            out[t, r] = np.uint32(a)
+            out[t1, r] = np.uint32(b)
+            out[t2, r] = np.uint32(c)
+            out[t3, r] = np.uint32(d)
+            out[t, r1] = np.uint32(e)
+            out[t1, r1] = np.uint32(f)
+            out[t2, r1] = np.uint32(g)
+            out[t3, r1] = np.uint32(h)
+
+
+@njit(cache=True, parallel=True)
+def matmul(weights, rows, out):  # type: ignore[no-untyped-def]
+    """``W·x`` modulo 2^32: weights [out, d] int8, rows [T, d] int32, out [T, out] uint32."""
+    count = weights.shape[0]
+    tile = 64 if count >= 256 else 8
+    for job in prange(-(-count // tile)):
+        first, last = job * tile, min(count, (job + 1) * tile)
+        if rows.shape[0] == 1:
+            _rows_times_one(weights, first, last, rows[0], out[0])
+        else:
+            _rows_times_many(weights, first, last, rows, out)
+
+
+@njit(cache=True)
+def _finish_row(u, h, out, first, last, bits):  # type: ignore[no-untyped-def]
+    half, down = np.uint32((1 << (32 - bits)) >> 1), np.uint32(32 - bits)
+    rounded = np.empty(last - first, np.uint32)
+    for j in range(rounded.size):
+        rounded[j] = np.uint32(np.uint32(u[first + j] - h[first + j]) + half) >> down
+    pack_words(rounded, out[first * bits // 8 :], bits)
+
+
+@njit(cache=True, parallel=True)
+def answer(data, weights, h, input_bits, result_bits, out):  # type: ignore[no-untyped-def]
+    """The server's online step; see `reference.answer`. A tile of output rows goes from weights to bytes in one visit."""
+    count, width = weights.shape
+    masks = data.shape[0]
+    rows = np.empty((masks, width), np.uint32)
+    up = np.uint32(32 - input_bits)
+    for t in range(masks):
+        unpack_words(data[t], rows[t], input_bits)
+        for j in range(width):
+            rows[t, j] = rows[t, j] << up
+    signed = rows.view(np.int32)
+    u = np.empty((masks, count), np.uint32)
+    tile = 64 if count >= 256 else 8
+    for job in prange(-(-count // tile)):
+        first, last = job * tile, min(count, (job + 1) * tile)
+        if masks == 1:
+            _rows_times_one(weights, first, last, signed[0], u[0])
+        else:
+            _rows_times_many(weights, first, last, signed, u)
+        for t in range(masks):
+            _finish_row(u[t], h[t], out[t], first, last, result_bits)
+
+
+@njit(cache=True)
+def scales(x, target, out):  # type: ignore[no-untyped-def]
+    """τ of each row; see `reference.scales`."""
+    for t in range(x.shape[0]):
+        total = 0.0
+        for j in range(x.shape[1]):
+            v = np.float64(x[t, j])
+            total += v * v
+        out[t] = target / np.sqrt(total) if total != 0.0 else 0.0
+
+
+@njit(cache=True)
+def _encrypt_row(x, tau, mask, out, bits):  # type: ignore[no-untyped-def]
+    half, down = np.uint32((1 << (32 - bits)) >> 1), np.uint32(32 - bits)
+    rounded = np.empty(x.size, np.uint32)
+    for j in range(x.size):
+        message = np.uint32(np.int64(np.rint(np.float64(x[j]) * tau)))
+        rounded[j] = np.uint32(np.uint32(message + mask[j]) + half) >> down
+    pack_words(rounded, out, bits)
+
+
+@njit(cache=True)
+def encrypt(x, tau, masks, bits, out):  # type: ignore[no-untyped-def]
+    """Rows [T, d] to packed bytes; see `reference.encrypt`."""
+    for t in range(x.shape[0]):
+        _encrypt_row(x[t], tau[t], masks[t], out[t], bits)
+
+
+@njit(cache=True)
+def decrypt(data, mu, bits, out):  # type: ignore[no-untyped-def]
+    """Packed results and μ to centred integers; see `reference.decrypt`."""
+    up = np.uint32(32 - bits)
+    words = np.empty(mu.shape[1], np.uint32)
+    for t in range(mu.shape[0]):
+        unpack_words(data[t], words, bits)
+        for j in range(words.size):
+            out[t, j] = np.int32(np.uint32(words[j] << up) - mu[t, j])
+
+
+@njit(cache=True, parallel=True)
+def gaussian(words, cumulative, guide, shift, out):  # type: ignore[no-untyped-def]
+    """Rounded Gaussian by inversion; see `reference.gaussian`."""
+    for part in prange(-(-words.size // 4096)):
+        for j in range(part * 4096, min(words.size, (part + 1) * 4096)):
+            u = words[j] >> np.uint64(1)
+            v = guide[u >> shift]
+            while u >= cumulative[v]:
+                v += np.int32(1)
+            out[j] = -v if words[j] & np.uint64(1) else v

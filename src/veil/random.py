@@ -1,0 +1,125 @@
+"""Two kinds of randomness that cannot be mistaken for each other.
+
+`PublicSeed` expands 32 public bytes into the uniform polynomials that both sides know. `SecretRng` is seeded by the
+operating system and makes keys, masks and errors. Neither is global: randomness is always an argument.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from typing import NoReturn
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from numpy.typing import NDArray
+
+SEED_BYTES = 32
+
+
+class PublicSeed:
+    """A public 32-byte seed and the uniform words that follow from it (SHAKE128, separated by label)."""
+
+    def __init__(self, seed: bytes) -> None:
+        if len(seed) != SEED_BYTES:
+            raise ValueError(f"a public seed has {SEED_BYTES} bytes, got {len(seed)}")
+        self.seed = bytes(seed)
+
+    @classmethod
+    def fresh(cls) -> PublicSeed:
+        """A new seed from the operating system, for a new bundle."""
+        return cls(os.urandom(SEED_BYTES))
+
+    def words(self, label: str, count: int) -> NDArray[np.uint32]:
+        """The first ``count`` uniform 32-bit words of the stream that ``label`` names."""
+        stream = hashlib.shake_128(b"veil.v1\0" + self.seed + label.encode() + b"\0").digest(4 * count)
+        return np.frombuffer(stream, dtype="<u4").astype(np.uint32)
+
+    def uniform(self, label: str, count: int, modulus: int) -> NDArray[np.uint32]:
+        """``count`` uniform integers modulo ``modulus`` (below 2^32): masked to its bits, then rejection sampled."""
+        bits = modulus.bit_length()
+        accept = modulus / (1 << bits)
+        drawn = math.ceil(count / accept) + 16
+        while True:
+            words = self.words(label, drawn) & np.uint32((1 << bits) - 1)
+            kept = words[words < modulus]
+            if kept.size >= count:
+                return kept[:count]
+            drawn += drawn // 8 + 64
+
+
+class SecretRng:
+    """Secret randomness: ChaCha20 under a key from the operating system, rekeyed every gibibyte.
+
+    An instance belongs to one owner; it has no representation and cannot be pickled or copied.
+    """
+
+    _REKEY_BYTES = 1 << 30
+
+    def __init__(self) -> None:
+        self._rekey(os.urandom(32))
+
+    @classmethod
+    def insecure_for_tests(cls, seed: int) -> SecretRng:
+        """A repeatable generator, for tests only."""
+        rng = cls.__new__(cls)
+        rng._rekey(hashlib.sha256(b"insecure" + seed.to_bytes(8, "little")).digest())
+        return rng
+
+    def _rekey(self, key: bytes) -> None:
+        self._stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+        self._left = self._REKEY_BYTES
+
+    def words64(self, count: int) -> NDArray[np.uint64]:
+        """``count`` uniform 64-bit words."""
+        return np.frombuffer(self._bytes(8 * count), dtype="<u8")
+
+    def ternary(self, count: int) -> NDArray[np.int8]:
+        """``count`` uniform values of {-1, 0, 1}, by rejection from bytes below 255."""
+        parts: list[NDArray[np.int8]] = []
+        missing = count
+        while missing > 0:
+            raw = np.frombuffer(self._bytes(missing + missing // 64 + 16), dtype=np.uint8)
+            raw = raw[raw < 255][:missing]
+            parts.append((raw % 3).astype(np.int8) - np.int8(1))
+            missing -= raw.size
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int8)
+
+    def _bytes(self, count: int) -> bytes:
+        if count > self._left:
+            self._rekey(os.urandom(32))
+        self._left -= count
+        return self._stream.update(bytes(count))
+
+    def __repr__(self) -> str:
+        return "<SecretRng>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("secret randomness cannot be pickled or copied")
+
+
+class GaussianTable:
+    """Inversion table of the rounded Gaussian ``round(sigma * g)``, to 63 bits of probability.
+
+    ``cumulative[k]`` is ``2^63 · P(|X| ≤ k)``; a sample is the first k whose entry exceeds a uniform 63-bit word, with a
+    sign from the 64th bit. ``guide[t]`` is the answer for the smallest word with top bits t, where a search may start.
+    """
+
+    GUIDE_BITS = 12
+
+    def __init__(self, sigma: float) -> None:
+        self.sigma = sigma
+        one = 1 << 63
+        entries = []
+        k = 0
+        while True:
+            tail = math.erfc((k + 0.5) / (sigma * math.sqrt(2)))
+            entries.append(one - round(tail * one))
+            if entries[-1] >= one:
+                break
+            k += 1
+        entries[-1] = one
+        self.cumulative: NDArray[np.uint64] = np.array(entries, dtype=np.uint64)
+        starts = np.arange(1 << self.GUIDE_BITS, dtype=np.uint64) << np.uint64(63 - self.GUIDE_BITS)
+        self.guide: NDArray[np.int32] = np.searchsorted(self.cumulative, starts, side="right").astype(np.int32)
