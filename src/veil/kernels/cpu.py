@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.kernels import cpu_hint, cpu_ntt, cpu_online, cpu_outer
+from veil.kernels.reference import unmoved
 from veil.kernels.ring import Ring
 from veil.kernels.tables import NttTable
 
@@ -153,7 +154,7 @@ def combine_a(products: U32, keys: U32, bits: int, ring: Ring) -> tuple[U32, U32
     if blocks and ring.fold > 1:
         grouped = products.reshape(blocks, ring.fold, 2, ring.N)
         cpu_outer.rotation_digits(grouped, _squares(digits), constants(ring))
-    return digits, combine_b(products[None], [digits], [keys], bits, ring)[0]
+    return digits, combine_b(unmoved(products, ring)[None], [digits], [keys], bits, ring)[0]
 
 
 def combine_b(products: U32, digits: list[U32], keys: list[U32], bits: int, ring: Ring) -> U32:

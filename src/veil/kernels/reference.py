@@ -122,13 +122,20 @@ def combine_a(products: U32, keys: U32, bits: int, ring: Ring) -> tuple[U32, U32
         for r in range(1, ring.fold):
             moved = products[block * ring.fold + r][:, ring.rotations[r]]
             digits[block, r - 1] = switch_digits(moved, ring)
-    return digits, combine_b(products[None], digits[None], keys[None], bits, ring)[0]
+    return digits, combine_b(unmoved(products, ring)[None], digits[None], keys[None], bits, ring)[0]
+
+
+def unmoved(products: U32, ring: Ring) -> U32:
+    """Products [blocks·G, 2, N] with only ρ_0 left: after a key switch nothing of the moved ``a`` halves remains."""
+    kept = np.zeros_like(products)
+    kept[:: ring.fold] = products[:: ring.fold]
+    return kept
 
 
 def combine_b(products: U32, digits: U32, keys: U32, bits: int, ring: Ring) -> U32:
     """Combination for T masks: products [T, blocks·G, 2, N], digits T × [blocks, G-1, 2, 3, N] → [T, blocks·N].
 
-    ``D = Σ_r ρ_r(E_r)`` modulo Q·P, then ``round(D·2^bits/(Q·P))``; the a side uses it with the other halves.
+    ``D = Σ_r ρ_r(E_r)`` modulo Q·P, then ``round(D·2^bits/(Q·P))``.
     """
     count, rows = products.shape[:2]
     out = np.empty((count, rows // ring.fold * ring.N), dtype=np.uint32)

@@ -1,0 +1,193 @@
+"""The server's half of a mask: Ĥ, the fixed ``a`` side, and the ``b`` side for a batch of masks.
+
+``W·(A·s + e + x) = W·x + H·s + small``, with ``H = W·A`` known in advance (SimplePIR, ePrint 2022/949). The server
+evaluates ``H'·s`` on encryptions of s: expansion (ePrint 2017/1142), a product with plaintext polynomials, a combination
+by automorphisms. The ``a`` side of all that is fixed by the seed (as in YPIR, ePrint 2024/270), so it is done once here
+and only the ``b`` side is done for a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from veil.crypto import public
+from veil.kernels.ring import Ring, ring_of
+from veil.params import Params
+from veil.random import PublicSeed
+
+U32 = NDArray[np.uint32]
+I8 = NDArray[np.int8]
+Progress = Callable[[str, int, int], None]
+
+SHARE_BITS = 32
+"""h is a share modulo 2^32."""
+
+
+@dataclass(frozen=True)
+class HintRows:
+    """Weights [rows, width] int8 of one group of layers, whose public polynomials are those of ``group``."""
+
+    group: int
+    weights: I8
+
+
+@dataclass(frozen=True, eq=False)
+class _Segment:
+    slots: int
+    hint: U32  # Ĥ [2, N, blocks·G, I]
+    digits: U32  # combination digits [M, blocks, G-1, 2, 3, N]
+
+
+@dataclass(frozen=True)
+class PreparedKeys:
+    """An epoch's key halves in the kernels' form: expansion [L, 2, 3, N] and combination [G-1, 2, 3, N]."""
+
+    expansion: U32
+    combination: U32
+
+
+@dataclass(frozen=True)
+class MaskHalf:
+    """One mask to prepare: its set in the epoch, its ``b`` half [2, N] and its epoch's keys."""
+
+    index: int
+    half: U32
+    keys: PreparedKeys
+
+
+class Hint:
+    """Ĥ and the stored ``a`` side of some segments; `prepare` makes the shares h of a batch of masks."""
+
+    def __init__(self, params: Params, kernels: ModuleType, digits: U32, segments: dict[str, _Segment]) -> None:
+        self._params = params
+        self._ring = ring_of(params)
+        self._kernels = kernels
+        self._digits = digits
+        self._segments = segments
+
+    @classmethod
+    def build(
+        cls,
+        params: Params,
+        seed: PublicSeed,
+        segments: dict[str, Sequence[HintRows]],
+        kernels: ModuleType,
+        progress: Progress | None = None,
+    ) -> tuple[Hint, dict[str, U32]]:
+        """Build Ĥ for each segment's rows (in slot order) and the a side of all M sets.
+
+        Returns the hint and, for each segment, the client's table ``a'`` [M, slots rounded up to N] of
+        ``public_mask_bits``-bit words.
+        """
+        ring = ring_of(params)
+        report = progress or (lambda stage, done, total: None)
+        hints = {name: _build_hint(params, seed, rows, kernels, ring, name, report) for name, rows in segments.items()}
+        keys = prepare_keys(public.key_halves(seed, params), params, kernels)
+        count = params.masks_per_epoch
+        digits = np.empty((count, params.leaves - 1, 2, 3, params.N), dtype=np.uint32)
+        leaves = np.empty((2, params.N, count, params.leaves), dtype=np.uint32)
+        for m in range(count):
+            report("public side of the masks", m, count)
+            digits[m], expanded = kernels.expand_a(public.mask_half(seed, params, m), keys.expansion, ring)
+            leaves[:, :, m] = expanded.transpose(1, 2, 0)
+        built, tables = {}, {}
+        for name, rows in segments.items():
+            slots = sum(len(part.weights) for part in rows)
+            blocks = params.blocks(slots)
+            combination = np.empty((count, blocks, params.fold - 1, 2, 3, params.N), dtype=np.uint32)
+            tables[name] = np.empty((count, blocks * params.N), dtype=np.uint32)
+            products = kernels.product(hints[name], leaves, ring)
+            for m in range(count):
+                report(f"public side of the {name}", m, count)
+                combination[m], tables[name][m] = kernels.combine_a(
+                    products[m], keys.combination, params.spec.public_mask_bits, ring
+                )
+            built[name] = _Segment(slots, hints[name], combination)
+        report("public side of the masks", count, count)
+        return cls(params, kernels, digits, built), tables
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the hint holds."""
+        return self._digits.nbytes + sum(s.hint.nbytes + s.digits.nbytes for s in self._segments.values())
+
+    def slots(self, segment: str) -> int:
+        """Slots of a segment."""
+        return self._segments[segment].slots
+
+    def prepare(self, masks: Sequence[MaskHalf], segments: Sequence[str]) -> dict[str, U32]:
+        """The shares h of T masks for each segment asked for: [T, slots], modulo 2^32. One pass over Ĥ for all T."""
+        if not masks:
+            return {name: np.empty((0, self._segments[name].slots), dtype=np.uint32) for name in segments}
+        halves = np.stack([mask.half for mask in masks])
+        digits = [self._digits[mask.index] for mask in masks]
+        leaves = self._kernels.expand_b(halves, digits, [mask.keys.expansion for mask in masks], self._ring)
+        shares = {}
+        for name in segments:
+            segment = self._segments[name]
+            products = self._kernels.product(segment.hint, leaves, self._ring)
+            rotations = [segment.digits[mask.index] for mask in masks]
+            keys = [mask.keys.combination for mask in masks]
+            whole = self._kernels.combine_b(products, rotations, keys, SHARE_BITS, self._ring)
+            shares[name] = whole[:, : segment.slots]
+        return shares
+
+
+def prepare_keys(halves: U32, params: Params, kernels: ModuleType) -> PreparedKeys:
+    """Key halves [keys, 2, 3, N] in the kernels' form, split by use."""
+    loaded = kernels.load_keys(halves, ring_of(params))
+    return PreparedKeys(loaded[: params.levels], loaded[params.levels :])
+
+
+def hint_bytes(params: Params, slots: Sequence[int]) -> int:
+    """Bytes of Ĥ and digits for segments of these sizes, before anything is allocated."""
+    blocks = sum(params.blocks(count) for count in slots)
+    polynomial = 4 * params.N
+    expansion = params.masks_per_epoch * (params.leaves - 1) * 6 * polynomial
+    combination = params.masks_per_epoch * blocks * (params.fold - 1) * 6 * polynomial
+    return blocks * params.n * 2 * polynomial + expansion + combination
+
+
+def _build_hint(
+    params: Params,
+    seed: PublicSeed,
+    rows: Sequence[HintRows],
+    kernels: ModuleType,
+    ring: Ring,
+    name: str,
+    report: Progress,
+) -> U32:
+    blocks = params.blocks(sum(len(part.weights) for part in rows))
+    out = np.empty((2, params.N, blocks * params.fold, params.leaves), dtype=np.uint32)
+    for block, matrix in enumerate(_hint_blocks(params, seed, rows, kernels, ring)):
+        report(f"hint of the {name}", block, blocks)
+        out[:, :, block * params.fold : (block + 1) * params.fold] = kernels.outer_hint(matrix, ring)
+    report(f"hint of the {name}", blocks, blocks)
+    return out
+
+
+def _hint_blocks(
+    params: Params, seed: PublicSeed, rows: Sequence[HintRows], kernels: ModuleType, ring: Ring
+) -> Iterator[NDArray[np.int32]]:
+    """H' [≤ N, n] of one block of slots after another; a group may straddle blocks."""
+    pending = np.empty((0, params.n), dtype=np.int32)
+    for part in rows:
+        polynomials = public.inner_polynomials(seed, params, part.group, part.weights.shape[1])
+        start = 0
+        while start < len(part.weights):
+            stop = min(len(part.weights), start + params.N - len(pending))
+            made = kernels.inner_hint(
+                np.ascontiguousarray(part.weights[start:stop]), polynomials, params.spec.result_bits, ring
+            )
+            pending = np.concatenate([pending, made])
+            start = stop
+            if len(pending) == params.N:
+                yield pending
+                pending = np.empty((0, params.n), dtype=np.int32)
+    if len(pending):
+        yield pending

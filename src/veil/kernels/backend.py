@@ -1,0 +1,37 @@
+"""Which kernels run: chosen once, by name, and never changed behind the caller's back."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from veil.errors import DeviceUnavailable
+
+DEVICES = ("auto", "cpu", "cuda", "reference")
+
+
+def kernels_for(device: str) -> ModuleType:
+    """The kernel module for ``cpu``, ``cuda``, ``reference`` or ``auto`` (CUDA where there is one, else the CPU).
+
+    Raises `DeviceUnavailable` when CUDA is asked for and is not there, `ValueError` for another name.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
+    if device in ("auto", "cuda") and _has_cuda():
+        from veil.kernels import cuda
+
+        return cuda
+    if device == "cuda":
+        raise DeviceUnavailable("device='cuda' was asked for, but torch sees no CUDA device; use device='cpu'")
+    if device == "reference":
+        from veil.kernels import reference
+
+        return reference
+    from veil.kernels import cpu
+
+    return cpu
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
