@@ -1,7 +1,7 @@
-"""Two kinds of randomness that cannot be mistaken for each other.
+"""Secret randomness: keys, masks and errors, from the operating system's entropy. Client only.
 
-`PublicSeed` expands 32 public bytes into the uniform polynomials that both sides know. `SecretRng` is seeded by the
-operating system and makes keys, masks and errors. Neither is global: randomness is always an argument.
+`veil.seed` has the public kind; they are different types in different modules, and neither is global: randomness is
+always an argument.
 """
 
 from __future__ import annotations
@@ -14,39 +14,6 @@ from typing import NoReturn
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
-
-SEED_BYTES = 32
-
-
-class PublicSeed:
-    """A public 32-byte seed and the uniform words that follow from it (SHAKE128, separated by label)."""
-
-    def __init__(self, seed: bytes) -> None:
-        if len(seed) != SEED_BYTES:
-            raise ValueError(f"a public seed has {SEED_BYTES} bytes, got {len(seed)}")
-        self.seed = bytes(seed)
-
-    @classmethod
-    def fresh(cls) -> PublicSeed:
-        """A new seed from the operating system, for a new bundle."""
-        return cls(os.urandom(SEED_BYTES))
-
-    def words(self, label: str, count: int) -> NDArray[np.uint32]:
-        """The first ``count`` uniform 32-bit words of the stream that ``label`` names."""
-        stream = hashlib.shake_128(b"veil.v1\0" + self.seed + label.encode() + b"\0").digest(4 * count)
-        return np.frombuffer(stream, dtype="<u4").astype(np.uint32)
-
-    def uniform(self, label: str, count: int, modulus: int) -> NDArray[np.uint32]:
-        """``count`` uniform integers modulo ``modulus`` (below 2^32): masked to its bits, then rejection sampled."""
-        bits = modulus.bit_length()
-        accept = modulus / (1 << bits)
-        drawn = math.ceil(count / accept) + 16
-        while True:
-            words = self.words(label, drawn) & np.uint32((1 << bits) - 1)
-            kept = words[words < modulus]
-            if kept.size >= count:
-                return kept[:count]
-            drawn += drawn // 8 + 64
 
 
 class SecretRng:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from veil.crypto import public
 from veil.kernels.ring import Ring, ring_of
 from veil.params import Params
-from veil.random import PublicSeed
+from veil.seed import PublicSeed
 
 U32 = NDArray[np.uint32]
 I8 = NDArray[np.int8]

@@ -14,7 +14,8 @@ from veil.crypto.secret import OuterKey, secret_points
 from veil.errors import MaskReused
 from veil.kernels.ring import ring_of
 from veil.params import Params
-from veil.random import GaussianTable, PublicSeed, SecretRng
+from veil.random import GaussianTable, SecretRng
+from veil.seed import PublicSeed
 
 U32 = NDArray[np.uint32]
 

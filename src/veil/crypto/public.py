@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.params import Params
-from veil.random import PublicSeed
+from veil.seed import PublicSeed
 
 U32 = NDArray[np.uint32]
 

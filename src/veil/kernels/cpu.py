@@ -274,3 +274,12 @@ def decrypt(data: U8, mu: U32, bits: int) -> I32:
     out = np.empty(mu.shape, dtype=np.int32)
     cpu_online.decrypt(data, mu, bits, out)
     return out
+
+
+def dequantize(
+    values: I32, tau: NDArray[np.float64], scale: NDArray[np.float32], bias: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """See `reference.dequantize`."""
+    out = np.empty(values.shape, dtype=np.float32)
+    cpu_online.dequantize(values, tau, scale, bias, out)
+    return out

@@ -170,7 +170,7 @@ def scales(x, target, out):  # type: ignore[no-untyped-def]
         for j in range(x.shape[1]):
             v = np.float64(x[t, j])
             total += v * v
-        out[t] = target / np.sqrt(total) if total != 0.0 else 0.0
+        out[t] = np.nan if total == np.inf else (target / np.sqrt(total) if total != 0.0 else 0.0)
 
 
 @njit(cache=True)
@@ -211,3 +211,12 @@ def gaussian(words, cumulative, guide, shift, out):  # type: ignore[no-untyped-d
             while u >= cumulative[v]:
                 v += np.int32(1)
             out[j] = -v if words[j] & np.uint64(1) else v
+
+
+@njit(cache=True)
+def dequantize(values, tau, scale, bias, out):  # type: ignore[no-untyped-def]
+    """Integers to floats; see `reference.dequantize`."""
+    for t in range(values.shape[0]):
+        inverse = 1.0 / tau[t] if tau[t] != 0.0 else 0.0
+        for j in range(values.shape[1]):
+            out[t, j] = np.float32(np.float64(values[t, j]) * inverse * np.float64(scale[j]) + np.float64(bias[j]))

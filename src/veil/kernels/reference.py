@@ -326,10 +326,11 @@ def gaussian(words: NDArray[np.uint64], cumulative: NDArray[np.uint64], guide: N
 
 
 def scales(x: NDArray[np.float32], target: float) -> NDArray[np.float64]:
-    """τ of each row [T]: ``target / ‖x‖₂``, 0 for a row of zeros, NaN or infinity for a row that is not finite."""
+    """τ of each row [T]: ``target / ‖x‖₂``, 0 for a row of zeros, NaN for a row that is not finite."""
     norms = np.sqrt((x.astype(np.float64) ** 2).sum(axis=1))
     tau = np.zeros(len(x))
     np.divide(target, norms, out=tau, where=norms != 0)
+    tau[np.isinf(norms)] = np.nan
     return tau
 
 
@@ -348,3 +349,12 @@ def _top_bits(values: U32, bits: int) -> U32:
 def decrypt(data: U8, mu: U32, bits: int) -> I32:
     """Packed results and μ [T, out] → centred integers ``W·x + noise`` [T, out]."""
     return ((unpack(data, mu.shape[1], bits) << np.uint32(32 - bits)) - mu).view(np.int32)
+
+
+def dequantize(
+    values: I32, tau: NDArray[np.float64], scale: NDArray[np.float32], bias: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """``value·(1/τ)·c + bias`` of integers [T, out] in float64, as float32 [T, out]; where τ is 0, the bias."""
+    inverse = np.zeros(len(tau))
+    np.divide(1.0, tau, out=inverse, where=tau != 0)
+    return (values * inverse[:, None] * scale.astype(np.float64) + bias).astype(np.float32)

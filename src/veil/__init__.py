@@ -1,0 +1,36 @@
+"""veil: use a large language model on somebody else's machine without showing it the prompt or the answer.
+
+``import veil`` loads neither torch nor secret-key code; public names are resolved when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from veil.errors import VeilError as VeilError
+    from veil.model.hybrid import HybridFHEModel as HybridFHEModel
+    from veil.params import Params as Params
+    from veil.params import Spec as Spec
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "HybridFHEModel": "veil.model.hybrid",
+    "Params": "veil.params",
+    "Spec": "veil.params",
+    "VeilError": "veil.errors",
+}
+
+__all__ = ["HybridFHEModel", "Params", "Spec", "VeilError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'veil' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,57 @@
+"""Counters of one client: rows, masks, bytes by direction and moment, seconds by phase."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+
+PHASES = ("prepare", "online_server", "client")
+
+
+@dataclass
+class Stats:
+    """What a session did so far; ``after - before`` is what happened between.
+
+    ``rows`` are token rows through the model's body, ``masks`` masks made; bytes are payload bytes at the transport;
+    ``seconds`` has the phases prepare (both sides), online_server (waiting for replies) and client (the rest of a forward
+    pass: encryption, decryption and every layer that stays with the client).
+    """
+
+    rows: int = 0
+    masks: int = 0
+    bytes_up_ahead: int = 0
+    bytes_down_ahead: int = 0
+    bytes_up_online: int = 0
+    bytes_down_online: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    kernels: str = ""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the block's wall time to a phase."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def copy(self) -> Stats:
+        """A snapshot."""
+        return self - Stats()
+
+    def reset(self) -> None:
+        """Back to zero, in place."""
+        fresh = Stats(kernels=self.kernels)
+        for item in fields(self):
+            setattr(self, item.name, getattr(fresh, item.name))
+
+    def __sub__(self, other: Stats) -> Stats:
+        values = {
+            item.name: getattr(self, item.name) - getattr(other, item.name)
+            for item in fields(self)
+            if item.name not in ("seconds", "kernels")
+        }
+        seconds = {name: self.seconds[name] - other.seconds[name] for name in PHASES}
+        return Stats(**values, seconds=seconds, kernels=self.kernels)

@@ -1,0 +1,248 @@
+"""`HybridFHEModel`: a torch model whose chosen layers run on somebody else's machine, encrypted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from veil.client.session import ClientModel, ClientSession
+from veil.client.stats import Stats
+from veil.crypto.hint import hint_bytes
+from veil.errors import NotCompiled
+from veil.kernels.backend import kernels_for
+from veil.model.compiled import Compiled, compile_layers
+from veil.model.layers import RemoteLayer, find_modules, replace_modules
+from veil.model.router import Router, clear_service, simulated_service
+from veil.params import Params
+from veil.random import SecretRng
+from veil.server.engine import Engine, ServerModel
+
+MODES = ("torch", "disable", "simulate", "execute", "remote")
+Progress = Callable[[str, int, int], None]
+
+
+class HybridFHEModel:
+    """A torch model with remote layers, under the names that Concrete ML's users know.
+
+    ``model`` is changed in place: each module of ``module_names`` (one name or several, of nn.Linear, transformers'
+    Conv1D or nn.Embedding) is replaced by a `RemoteLayer`. Then ``compile_model``, ``set_fhe_mode`` and use ``model``.
+    Raises `TypeError` for a model that is not an ``nn.Module``, `ValueError` for a name that does not fit.
+    """
+
+    def __init__(self, model: nn.Module, module_names: str | list[str] | tuple[str, ...]) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+        names = [module_names] if isinstance(module_names, str) else list(module_names)
+        self._attach(model, replace_modules(model, find_modules(model, names)))
+
+    def _attach(self, model: nn.Module, layers: dict[str, RemoteLayer]) -> None:
+        self.model = model
+        self.module_names = list(layers)
+        self.stats = Stats()
+        self.tokenizer: Any = None
+        self._layers = layers
+        self._compiled: Compiled | None = None
+        self._engine: Engine | None = None
+        self._tables: dict[str, Any] = {}
+        self._session: ClientSession | None = None
+        self._router: Router | None = None
+        self._mode = "torch"
+        self._progress: Progress | None = None
+        self._model_forward = model.forward
+        model.forward = self._forward  # type: ignore[method-assign]
+
+    # Compiling ---------------------------------------------------------------------------------------------------------
+
+    def compile_model(
+        self,
+        x: Any,
+        n_bits: int | dict[str, int] = 8,
+        use_dynamic_quantization: bool = True,
+        *,
+        params: Params | None = None,
+        device: str = "auto",
+        progress: Progress | None = None,
+    ) -> None:
+        """Calibrate on ``x`` (a tensor, or a dict of keyword arguments) and quantize the remote layers to ``n_bits``.
+
+        ``n_bits`` is 2 to 8, or a dict by module name (others: 8). Without dynamic quantization one scale per layer is
+        calibrated on ``x`` and longer inputs are clipped to it. ``progress(stage, done, total)`` is told of long work,
+        now and later. Raises `RuntimeError` when called twice.
+        """
+        if self._compiled is not None:
+            raise RuntimeError("the model is compiled already; make a new HybridFHEModel to compile with other settings")
+        self._progress = progress
+        kernels = kernels_for(device)
+        run = lambda: self._model_forward(**x) if isinstance(x, dict) or hasattr(x, "keys") else self._model_forward(x)  # noqa: E731
+        compiled = compile_layers(
+            self.model,
+            self._layers,
+            run,
+            n_bits,
+            use_dynamic_quantization,
+            params or Params.default(),
+            progress or (lambda stage, done, total: None),
+        )
+        self._adopt(compiled, kernels)
+
+    def _adopt(self, compiled: Compiled, kernels: Any) -> None:
+        self._compiled = compiled
+        self._kernels = kernels
+        self._router = Router(compiled.params, compiled.manifest, compiled.constants, kernels)
+        self.stats.kernels = kernels.name
+
+    @property
+    def params(self) -> Params:
+        """The parameter set in use."""
+        return self._need_compiled().params
+
+    @property
+    def manifest(self) -> Any:
+        """Groups, slots and segments of the compiled model."""
+        return self._need_compiled().manifest
+
+    @property
+    def hint_bytes(self) -> int:
+        """Memory that the server side needs for Ĥ and digits, known before it is built."""
+        compiled = self._need_compiled()
+        return hint_bytes(compiled.params, list(compiled.manifest.segments.values()))
+
+    # Modes -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def fhe_mode(self) -> str:
+        """The mode in force."""
+        return self._mode
+
+    def set_fhe_mode(self, mode: str) -> None:
+        """Choose how remote layers run.
+
+        ``torch``: the float layers. ``disable``: the integer layers in clear. ``simulate``: those plus predicted noise.
+        ``execute``: real encryption, client and server as two objects of this process. ``remote``: the server that
+        `connect` reached. ``execute`` builds the server's hint at its first use, and makes a session with fresh keys.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
+        if mode == "torch":
+            self._select(mode, None)
+            return
+        compiled = self._need_compiled()
+        router = self._router
+        assert router is not None
+        if mode in ("disable", "simulate"):
+            if compiled.weights is None:
+                raise NotCompiled(f"mode {mode!r} needs the weights, and only the client half of the bundle is here")
+            if mode == "disable":
+                router.service = clear_service(compiled.weights, self._kernels)
+            else:
+                rng = np.random.default_rng()
+                router.service = simulated_service(compiled.params, compiled.weights, self._kernels, rng)
+        elif mode == "execute":
+            if self._session is None:
+                self._session = self._open_session()
+            router.service = self._session.evaluate
+        else:
+            raise NotCompiled("mode 'remote' needs a server; make the model with HybridFHEModel.connect")
+        self._select(mode, router)
+
+    def reserve(self, rows_body: int = 0, rows_full: int = 0) -> None:
+        """Prepare masks ahead: ``rows_body`` for prompt rows, ``rows_full`` for rows that need logits."""
+        if self._session is None:
+            raise NotCompiled("masks need a session; call set_fhe_mode('execute') first")
+        self._session.reserve(rows_body, rows_full)
+
+    def __call__(self, *args: Any, fhe: str | None = None, **kwargs: Any) -> Any:
+        """One forward pass, in mode ``fhe`` if given (the mode in force comes back afterwards)."""
+        before = self._mode
+        if fhe is not None and fhe != before:
+            self.set_fhe_mode(fhe)
+        try:
+            return self.model(*args, **kwargs)
+        finally:
+            if self._mode != before:
+                self.set_fhe_mode(before)
+
+    # A bundle on disk ----------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, tokenizer: Any = None) -> None:
+        """Write the bundle: ``client/`` and ``server/`` under ``path`` (a new or empty folder)."""
+        from veil.model import bundle
+
+        compiled = self._need_compiled()
+        self._need_engine()
+        bundle.save(Path(path), compiled, self._tables, self.model, self._layers, tokenizer or self.tokenizer)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "auto", progress: Progress | None = None) -> HybridFHEModel:
+        """Open a bundle that `save` wrote: the model in mode ``disable``, its tokenizer as ``tokenizer`` if there is one."""
+        from veil.model import bundle
+
+        opened = bundle.load(Path(path))
+        hybrid = cls.__new__(cls)
+        hybrid._attach(opened.model, opened.layers)
+        hybrid.tokenizer = opened.tokenizer
+        hybrid._progress = progress
+        hybrid._adopt(opened.compiled, kernels_for(device))
+        hybrid._tables = opened.tables
+        hybrid.set_fhe_mode("disable")
+        return hybrid
+
+    # Inside --------------------------------------------------------------------------------------------------------------
+
+    def _need_compiled(self) -> Compiled:
+        if self._compiled is None:
+            raise NotCompiled("the model is not compiled; call compile_model first")
+        return self._compiled
+
+    def _need_engine(self) -> Engine:
+        if self._engine is None:
+            compiled = self._need_compiled()
+            if compiled.weights is None:
+                raise NotCompiled("this needs the weights, and only the client half of the bundle is here")
+            model = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
+            self._engine, tables = Engine.build(model, self._kernels, self._progress)
+            self._tables = self._tables or tables
+        return self._engine
+
+    def _open_session(self) -> ClientSession:
+        engine = self._need_engine()
+        compiled = self._need_compiled()
+        model = ClientModel(compiled.params, compiled.seed, compiled.manifest, self._tables)
+        return ClientSession(model, engine, self._kernels, SecretRng(), self.stats)
+
+    def _select(self, mode: str, router: Router | None) -> None:
+        self._mode = mode
+        for layer in self._layers.values():
+            layer.router = router
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._mode == "torch" or self._router is None:
+            return self._model_forward(*args, **kwargs)
+        self._router.begin_forward()
+        if self._mode in ("execute", "remote") and self._session is not None:
+            self._session.begin_forward()
+        start, before = time.perf_counter(), dict(self.stats.seconds)
+        with _one_torch_thread(), torch.no_grad():
+            result = self._model_forward(*args, **kwargs)
+        elapsed, seconds = time.perf_counter() - start, self.stats.seconds
+        elsewhere = sum(seconds[name] - before[name] for name in ("prepare", "online_server"))
+        seconds["client"] += elapsed - elsewhere
+        return result
+
+
+@contextmanager
+def _one_torch_thread():  # type: ignore[no-untyped-def]
+    """Keep torch's thread pool from spinning on the cores that the kernels use."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,164 @@
+"""Which layers are remote, in which groups, and where their outputs (slots) stand.
+
+A group is a set of layers that read the same tensor: its input goes up once and one reply carries all outputs. Groups
+belong to a segment: ``body``, or ``head`` for the output embedding, which most prompt rows do not need.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from veil.errors import BundleError
+
+Kind = Literal["linear", "conv1d", "embedding"]
+SEGMENTS = ("body", "head")
+
+MAX_WIDTH = 1 << 20
+MAX_SLOTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One remote module: its name, kind, widths, bits of its weights and whether it has a bias."""
+
+    name: str
+    kind: Kind
+    in_features: int
+    out_features: int
+    bits: int
+    bias: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that read the same tensor, stacked in this order."""
+
+    layers: tuple[Layer, ...]
+    segment: str
+
+    @property
+    def name(self) -> str:
+        """The names of the layers, for people and files."""
+        return "+".join(layer.name for layer in self.layers)
+
+    @property
+    def width(self) -> int:
+        """Width of the shared input."""
+        return self.layers[0].in_features
+
+    @property
+    def rows(self) -> int:
+        """Outputs of all layers together."""
+        return sum(layer.out_features for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All groups, in slot order within each segment."""
+
+    groups: tuple[Group, ...]
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First slot of each group within its segment."""
+        used = dict.fromkeys(SEGMENTS, 0)
+        starts = []
+        for group in self.groups:
+            starts.append(used[group.segment])
+            used[group.segment] += group.rows
+        return tuple(starts)
+
+    @cached_property
+    def segments(self) -> dict[str, int]:
+        """Slots of each segment that has any."""
+        sizes = {name: sum(g.rows for g in self.groups if g.segment == name) for name in SEGMENTS}
+        return {name: size for name, size in sizes.items() if size}
+
+    @cached_property
+    def by_layer(self) -> dict[str, tuple[int, slice]]:
+        """For each layer its group's index and its part of the group's outputs."""
+        places = {}
+        for index, group in enumerate(self.groups):
+            first = 0
+            for layer in group.layers:
+                places[layer.name] = (index, slice(first, first + layer.out_features))
+                first += layer.out_features
+        return places
+
+    @property
+    def widths(self) -> list[int]:
+        """Input width of each group."""
+        return [group.width for group in self.groups]
+
+    @property
+    def total_slots(self) -> int:
+        """S, the outputs of all layers."""
+        return sum(self.segments.values())
+
+    @property
+    def total_inputs(self) -> int:
+        """I, the inputs of all groups."""
+        return sum(self.widths)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """As JSON types."""
+        return [{"segment": g.segment, "layers": [asdict(layer) for layer in g.layers]} for g in self.groups]
+
+    @classmethod
+    def from_json(cls, value: Any) -> Manifest:
+        """Checked inverse of `to_json`; anything unexpected raises `BundleError`."""
+        try:
+            groups = tuple(Group(tuple(Layer(**fields) for fields in g["layers"]), g["segment"]) for g in value)
+        except (TypeError, KeyError) as error:
+            raise BundleError(f"the manifest is not what this version writes: {error}") from None
+        manifest = cls(groups)
+        manifest.check()
+        return manifest
+
+    def check(self) -> None:
+        """Raise `BundleError` unless names are unique and every size is within limits."""
+        names = [layer.name for group in self.groups for layer in group.layers]
+        if len(set(names)) != len(names):
+            raise BundleError("the manifest names a layer twice")
+        for group in self.groups:
+            _check_group(group)
+        if not 0 < self.total_slots <= MAX_SLOTS:
+            raise BundleError(f"the manifest has {self.total_slots} outputs, expected 1 to {MAX_SLOTS}")
+
+
+def _check_group(group: Group) -> None:
+    if group.segment not in SEGMENTS:
+        raise BundleError(f"group {group.name!r} is in segment {group.segment!r}, expected one of {SEGMENTS}")
+    if not group.layers or len({layer.in_features for layer in group.layers}) != 1:
+        raise BundleError(f"group {group.name!r} does not have one input width")
+    for layer in group.layers:
+        sizes = (layer.in_features, layer.out_features, layer.bits)
+        if not all(isinstance(size, int) for size in sizes) or not isinstance(layer.name, str):
+            raise BundleError("the manifest has a field of the wrong type")
+        if not re.fullmatch(r"[\w.\-]{1,256}", layer.name) or layer.kind not in ("linear", "conv1d", "embedding"):
+            raise BundleError(f"the manifest has a layer named {layer.name!r} of kind {layer.kind!r}")
+        if not (1 <= layer.in_features <= MAX_WIDTH and 1 <= layer.out_features <= MAX_SLOTS and 2 <= layer.bits <= 8):
+            raise BundleError(f"layer {layer.name!r} has sizes {sizes}, outside the limits")
+
+
+def make_groups(inputs: Sequence[tuple[Layer, int]], head: str | None) -> Manifest:
+    """Group layers by the identity of the tensor that they read.
+
+    ``inputs`` lists (layer, id of its input) in calling order; layers of one id, kind and width that follow each other
+    become one group. ``head`` names the output embedding, which becomes the head segment.
+    """
+    groups: list[tuple[int, list[Layer]]] = []
+    for layer, tensor in inputs:
+        alone = layer.name == head or layer.kind == "embedding"
+        if groups and not alone and groups[-1][0] == tensor and groups[-1][1][0].in_features == layer.in_features:
+            groups[-1][1].append(layer)
+        else:
+            groups.append((-1 if alone else tensor, [layer]))
+    made = [Group(tuple(layers), "head" if layers[0].name == head else "body") for _, layers in groups]
+    manifest = Manifest(tuple(made))
+    manifest.check()
+    return manifest

@@ -1,0 +1,55 @@
+"""Integer weights, and activations scaled to fill the modulus."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from veil.params import INNER_MODULUS_BITS, Params
+
+I8 = NDArray[np.int8]
+F32 = NDArray[np.float32]
+
+
+def quantize_weight(weight: F32, bits: int) -> tuple[I8, F32]:
+    """Symmetric per output channel: weight [out, in] → integers [out, in] of 2 to 8 bits and scales c [out].
+
+    ``W_q = round(W / c)``, ``c = max|W_row| / (2^(bits-1) - 1)``; a row of zeros has scale 0. Raises `ValueError` for
+    other bits or a weight that is not finite.
+    """
+    if not 2 <= bits <= 8:
+        raise ValueError(f"n_bits is {bits}, expected 2 to 8")
+    if not np.isfinite(weight).all():
+        raise ValueError("the weight holds NaN or infinity")
+    largest = (1 << (bits - 1)) - 1
+    scale = (np.abs(weight).max(axis=1, initial=0.0) / largest).astype(np.float32)
+    safe = np.where(scale > 0, scale, 1.0).astype(np.float32)
+    return np.clip(np.rint(weight / safe[:, None]), -largest, largest).astype(np.int8), scale
+
+
+def row_norms(weights: I8) -> NDArray[np.float64]:
+    """‖W_q,j‖₂ of each row [out]."""
+    wide = weights.astype(np.int32)
+    return np.sqrt(np.einsum("ij,ij->i", wide, wide, dtype=np.int64).astype(np.float64))
+
+
+def target_norm(params: Params, bound: float) -> float:
+    """The norm η·2^31 / bound that rows are scaled to, so that ``|W_q·x_q| < 2^31`` for any input.
+
+    ``bound`` is ``max_j ‖W_q,j‖₂`` by Cauchy–Schwarz, or ``max |W_q|`` for one-hot inputs.
+    """
+    return params.spec.headroom * 2.0 ** (INNER_MODULUS_BITS - 1) / max(bound, 1.0)
+
+
+def integer_rows(x: F32, tau: NDArray[np.float64]) -> NDArray[np.uint32]:
+    """``round(τ·x)`` of rows [T, d] modulo 2^32."""
+    rounded = np.rint(x.astype(np.float64) * tau[:, None])
+    return rounded.astype(np.int64).astype(np.uint32)
+
+
+def clear_product(weights: I8, x: F32, tau: NDArray[np.float64], kernels: ModuleType) -> NDArray[np.int32]:
+    """The exact integer product ``W_q·round(τ·x)`` [T, out]; it cannot wrap."""
+    product: NDArray[np.uint32] = kernels.matmul(weights, integer_rows(x, tau))
+    return product.view(np.int32)

@@ -1,0 +1,160 @@
+"""From a remote module's call to its output: which group, which mode, which slice. One activation goes through here once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from veil import noise
+from veil.errors import NotCompiled, NotFiniteActivation
+from veil.model.manifest import Manifest
+from veil.model.quantize import clear_product, row_norms, target_norm
+from veil.params import Params
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I8 = NDArray[np.int8]
+I32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class GroupConstants:
+    """What the client keeps of one group: scales c and biases [rows], and the norm that its inputs are scaled to.
+
+    ``fixed_norm`` is the calibrated ‖x‖ when quantization is not dynamic: one τ for every row, longer rows clipped to it.
+    """
+
+    scale: F32
+    bias: F32
+    bound: float
+    fixed_norm: float | None = None
+
+
+class Service(Protocol):
+    """One way to get ``W_q·round(τ·x)`` of a group: in clear, simulated, or encrypted."""
+
+    def __call__(self, group: int, x: F32, tau: F64) -> I32: ...
+
+
+def clear_service(weights: tuple[I8, ...], kernels: ModuleType) -> Service:
+    """The exact integer product, no encryption (mode ``disable``)."""
+    return lambda group, x, tau: clear_product(weights[group], x, tau, kernels)
+
+
+def simulated_service(
+    params: Params, weights: tuple[I8, ...], kernels: ModuleType, rng: np.random.Generator
+) -> Service:
+    """The exact product plus Gaussian noise of the predicted variance (mode ``simulate``)."""
+    sigmas: dict[int, F64] = {}
+
+    def service(group: int, x: F32, tau: F64) -> I32:
+        if group not in sigmas:
+            sigmas[group] = np.sqrt(noise.result(params, row_norms(weights[group])))
+        exact = clear_product(weights[group], x, tau, kernels)
+        error = rng.standard_normal(exact.shape) * sigmas[group]
+        return (exact + np.rint(error).astype(np.int64)).astype(np.int32)
+
+    return service
+
+
+@dataclass(eq=False)
+class _Pending:
+    source: torch.Tensor
+    version: int
+    values: I32
+    tau: F64
+    claimed: set[str]
+
+
+class Router:
+    """Evaluates groups for their layers. The layers of a group that read the same tensor share one evaluation."""
+
+    def __init__(
+        self, params: Params, manifest: Manifest, constants: tuple[GroupConstants, ...], kernels: ModuleType
+    ) -> None:
+        self.manifest = manifest
+        self.constants = constants
+        self._params = params
+        self._kernels = kernels
+        self._pending: dict[int, _Pending] = {}
+        self._lock = threading.RLock()
+        self.service: Service | None = None
+        self.observer: Callable[[int, F32, F64, I32], None] | None = None
+
+    def begin_forward(self) -> None:
+        """Forget results that nobody claimed."""
+        self._pending.clear()
+
+    def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """The output [..., out] of a remote linear layer for its input [..., in]."""
+        with self._lock:
+            return self._output(name, x, lambda: _rows(x)).reshape(*x.shape[:-1], -1).to(x.device)
+
+    def embedding(self, name: str, ids: torch.Tensor) -> torch.Tensor:
+        """The output [..., out] of a remote embedding for token ids [...], as the product with one-hot rows."""
+        width = self.manifest.groups[self.manifest.by_layer[name][0]].width
+        with self._lock:
+            return self._output(name, ids, lambda: _one_hot(ids, width)).reshape(*ids.shape, -1).to(ids.device)
+
+    def _output(self, name: str, source: torch.Tensor, rows: Callable[[], F32]) -> torch.Tensor:
+        group, part = self.manifest.by_layer[name]
+        pending = self._pending.get(group)
+        if pending is None or not _same(pending, source) or name in pending.claimed:
+            values, tau = self._evaluate(group, rows())
+            pending = self._pending[group] = _Pending(source, _version(source), values, tau, set())
+        pending.claimed.add(name)
+        if len(pending.claimed) == len(self.manifest.groups[group].layers):
+            del self._pending[group]
+        constants = self.constants[group]
+        values = np.ascontiguousarray(pending.values[:, part])
+        return torch.from_numpy(
+            self._kernels.dequantize(values, pending.tau, constants.scale[part], constants.bias[part])
+        )
+
+    def _evaluate(self, group: int, x: F32) -> tuple[I32, F64]:
+        if self.service is None:
+            raise NotCompiled("call set_fhe_mode first")
+        constants = self.constants[group]
+        target = target_norm(self._params, constants.bound)
+        tau = self._kernels.scales(x, target)
+        if not np.isfinite(tau).all():
+            name = self.manifest.groups[group].name
+            raise NotFiniteActivation(f"NaN or infinity reached {name}; generation stops here and nothing was sent")
+        shown = tau
+        if constants.fixed_norm is not None:
+            shown = np.full(len(x), target / constants.fixed_norm)
+            tau = np.minimum(np.where(tau == 0, shown, tau), shown)
+        values = self.service(group, x, tau)
+        if self.observer is not None:
+            self.observer(group, x, tau, values)
+        return values, shown
+
+
+def _same(pending: _Pending, source: torch.Tensor) -> bool:
+    return pending.source is source and pending.version == _version(source)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _rows(x: torch.Tensor) -> F32:
+    flat = x.detach().reshape(-1, x.shape[-1]).to(device="cpu", dtype=torch.float32).contiguous()
+    rows: F32 = flat.numpy()
+    return rows
+
+
+def _one_hot(ids: torch.Tensor, width: int) -> F32:
+    flat = ids.detach().reshape(-1).to("cpu").numpy()
+    if flat.size and not (0 <= flat.min() and flat.max() < width):
+        raise IndexError(f"a token id is outside the embedding's {width} rows")
+    rows = np.zeros((flat.size, width), dtype=np.float32)
+    rows[np.arange(flat.size), flat] = 1.0
+    return rows

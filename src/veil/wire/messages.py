@@ -1,0 +1,17 @@
+"""Messages that both sides name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MaskUpload:
+    """One mask as the client sends it: its number in the session, its set in the epoch, its packed ``b`` half."""
+
+    number: int
+    index: int
+    data: bytes
+
+    HEADER_BYTES = 5
+    """Bytes that number and set take on the wire."""

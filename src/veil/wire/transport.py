@@ -1,0 +1,33 @@
+"""The seam between client and server: a handful of calls that carry bytes.
+
+`veil.server.engine.Engine` has these methods itself, so an engine is the in-process transport; gRPC is its twin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from veil.wire.messages import MaskUpload
+
+
+class Transport(Protocol):
+    """What a client session needs from the other side."""
+
+    def open(self) -> str:
+        """A new session's name."""
+
+    def load_epoch(self, session: str, epoch: int, keys: bytes) -> None:
+        """Send the packed keys of a new epoch."""
+
+    def prepare(self, session: str, epoch: int, masks: Sequence[MaskUpload], segments: Sequence[str]) -> None:
+        """Send masks of the epoch; returns when they are usable."""
+
+    def evaluate(self, session: str, group: int, masks: Sequence[int], data: bytes) -> bytes:
+        """Send packed rows of a group, one mask a row; returns packed results."""
+
+    def release(self, session: str, below: int) -> None:
+        """Say that masks under this number will not be used again."""
+
+    def close(self, session: str) -> None:
+        """End the session."""
