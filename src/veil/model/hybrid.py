@@ -177,7 +177,7 @@ class HybridFHEModel:
 
         compiled = self._need_compiled()
         self._need_engine()
-        bundle.save(Path(path), compiled, self._tables, self.model, self._layers, tokenizer or self.tokenizer)
+        bundle.save(Path(path), compiled, self._tables, self.model, tokenizer or self.tokenizer)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto", progress: Progress | None = None) -> HybridFHEModel:

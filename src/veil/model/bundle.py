@@ -1,0 +1,208 @@
+"""A compiled model on disk: ``client/`` with everything but the remote weights, ``server/`` with those and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
+from torch import nn
+
+from veil.errors import BundleError
+from veil.kernels import cpu
+from veil.model import folder
+from veil.model.compiled import Compiled
+from veil.model.layers import RemoteLayer
+from veil.model.manifest import Manifest
+from veil.model.router import GroupConstants
+from veil.model.server_bundle import load_server, save_server
+from veil.params import Params
+from veil.server.engine import ServerModel
+
+TENSORS = "tensors.safetensors"
+REMOTE = "remote.safetensors"
+MASKS = "masks.safetensors"
+TOKENIZER = "tokenizer"
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A bundle in memory; ``compiled.weights`` is None and the tables are as stored when only the client half is here."""
+
+    model: nn.Module
+    layers: dict[str, RemoteLayer]
+    compiled: Compiled
+    tables: dict[str, NDArray[np.uint32]]
+    tokenizer: Any
+
+
+def save(
+    path: Path,
+    compiled: Compiled,
+    tables: dict[str, NDArray[np.uint32]],
+    model: nn.Module,
+    tokenizer: Any,
+) -> None:
+    """Write both halves under ``path``, which must be new or empty; a failure leaves nothing behind."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"a bundle needs a transformers model, this is a {type(model).__name__}")
+    if compiled.weights is None:
+        raise BundleError("only the client half is here, so the bundle cannot be written whole")
+    if path.exists() and any(path.iterdir()):
+        raise BundleError(f"{path} is not empty; choose a new folder")
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        _save_client(path / "client", compiled, tables, model, tokenizer)
+        server = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
+        save_server(path / "server", server)
+    except BaseException:
+        for half in ("client", "server"):
+            shutil.rmtree(path / half, ignore_errors=True)
+        raise
+
+
+def load(path: Path, *, verify: bool = True) -> Opened:
+    """Read a bundle from ``path``: the client half, and the server half where it is there too."""
+    client = path / "client" if (path / "client").is_dir() else path
+    opened = load_client(client, verify=verify)
+    if not (path / "server").is_dir():
+        return opened
+    server = load_server(path / "server", verify=verify)
+    compiled = opened.compiled
+    if server.seed.seed != compiled.seed.seed or server.manifest != compiled.manifest:
+        raise BundleError(f"{path}: the two halves are not of one bundle")
+    whole = Compiled(compiled.params, compiled.seed, compiled.manifest, compiled.constants, server.weights)
+    return Opened(opened.model, opened.layers, whole, opened.tables, opened.tokenizer)
+
+
+def load_client(path: Path, *, verify: bool = True) -> Opened:
+    """Read the client half from the folder ``path``."""
+    header = folder.read_header(path, "client", verify=verify)
+    params, seed, manifest = folder.parse_common(header)
+    try:
+        constants = _load_constants(path, manifest, header["norms"])
+        tables = _load_tables(path, params, manifest)
+        model, layers = _load_model(path, header["class"], manifest)
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from None
+    compiled = Compiled(params, seed, manifest, constants, None)
+    return Opened(model, layers, compiled, tables, _load_tokenizer(path))
+
+
+def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: Any, tokenizer: Any) -> None:
+    path.mkdir()
+    model.config.save_pretrained(path)
+    if model.can_generate():
+        model.generation_config.save_pretrained(path)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(path / TOKENIZER)
+    save_tensors(_client_tensors(model), path / TENSORS)
+    arrays = {}
+    for index, group in enumerate(compiled.constants):
+        arrays[f"scale.{index}"] = group.scale
+        arrays[f"bias.{index}"] = group.bias
+    save_arrays(arrays, path / REMOTE)
+    bits = compiled.params.spec.public_mask_bits
+    save_arrays({name: cpu.pack(np.ascontiguousarray(table), bits) for name, table in tables.items()}, path / MASKS)
+    norms = [[group.bound, group.fixed_norm] for group in compiled.constants]
+    fields = folder.common_fields(compiled.params, compiled.seed, compiled.manifest)
+    folder.write_header(path, "client", fields | {"class": type(model).__name__, "norms": norms})
+
+
+def _client_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer outside the remote layers; buffers that are not persistent as well."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: tensor.detach().clone().contiguous() for name, tensor in named if not _inside(name, model)}
+
+
+def _inside(name: str, model: nn.Module) -> bool:
+    module: nn.Module = model
+    for part in name.split("."):
+        if isinstance(module, RemoteLayer):
+            return True
+        child = module._modules.get(part)
+        if child is None:
+            return False
+        module = child
+    return isinstance(module, RemoteLayer)
+
+
+def _load_constants(path: Path, manifest: Manifest, norms: list[Any]) -> tuple[GroupConstants, ...]:
+    arrays = load_arrays(path / REMOTE)
+    constants = []
+    for index, group in enumerate(manifest.groups):
+        scale, bias = arrays[f"scale.{index}"], arrays[f"bias.{index}"]
+        for array in (scale, bias):
+            if array.dtype != np.float32 or array.shape != (group.rows,):
+                raise BundleError(f"{path / REMOTE}: group {index} does not have {group.rows} float32 values")
+        bound, fixed = norms[index]
+        constants.append(GroupConstants(scale, bias, float(bound), None if fixed is None else float(fixed)))
+    return tuple(constants)
+
+
+def _load_tables(path: Path, params: Params, manifest: Manifest) -> dict[str, NDArray[np.uint32]]:
+    packed = load_arrays(path / MASKS)
+    bits, tables = params.spec.public_mask_bits, {}
+    for name, slots in manifest.segments.items():
+        count = params.blocks(slots) * params.N
+        shape = (params.masks_per_epoch, -(-count * bits // 8))
+        if packed[name].dtype != np.uint8 or packed[name].shape != shape:
+            raise BundleError(f"{path / MASKS}: {name} is not uint8 of shape {shape}")
+        tables[name] = cpu.unpack(packed[name], count, bits)
+    return tables
+
+
+def _load_model(path: Path, class_name: str, manifest: Manifest) -> tuple[nn.Module, dict[str, RemoteLayer]]:
+    import transformers
+
+    model_class = getattr(transformers, class_name, None)
+    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+        raise BundleError(f"the bundle's model is a {class_name!r}, which this transformers does not have")
+    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    with torch.device("meta"):
+        model = model_class._from_config(config)  # type: ignore[attr-defined]
+    layers = {}
+    for group in manifest.groups:
+        for layer in group.layers:
+            layers[layer.name] = RemoteLayer(layer.name, layer.kind, None, (layer.in_features, layer.out_features))
+            parent, _, child = layer.name.rpartition(".")
+            model.get_submodule(parent)._modules[child] = layers[layer.name]
+    _assign(model, load_tensors(path / TENSORS), path)
+    if (path / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
+    return model.eval(), layers
+
+
+def _assign(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Put stored tensors in place of the meta ones; every one of the model's must be there."""
+    for name, tensor in tensors.items():
+        parent, _, child = name.rpartition(".")
+        module = model.get_submodule(parent)
+        if child in module._parameters:
+            module._parameters[child] = nn.Parameter(tensor, requires_grad=False)
+        elif child in module._buffers:
+            module._buffers[child] = tensor
+        else:
+            raise BundleError(f"{path / TENSORS}: {name} is not part of the model")
+    missing = [name for name, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
+    if missing:
+        raise BundleError(f"{path / TENSORS}: {missing[0]} is missing")
+
+
+def _load_tokenizer(path: Path) -> Any:
+    if not (path / TOKENIZER).is_dir():
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path / TOKENIZER, local_files_only=True)

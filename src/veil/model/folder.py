@@ -1,0 +1,92 @@
+"""One half of a bundle on disk: ``bundle.json`` with the format's version, what the half describes, and digests of files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from veil.errors import BundleError
+from veil.model.manifest import Manifest
+from veil.params import Params, Spec
+from veil.seed import PublicSeed
+
+FORMAT_VERSION = 1
+HEADER = "bundle.json"
+_MAX_HEADER_BYTES = 16 << 20
+
+
+def write_header(folder: Path, half: str, fields: dict[str, Any]) -> None:
+    """Write the header of a half (``client`` or ``server``) over the files that stand in the folder already."""
+    digests = {name: digest(folder / name) for name in _files(folder)}
+    header = {"format": FORMAT_VERSION, "half": half, **fields, "sha256": digests}
+    (folder / HEADER).write_text(json.dumps(header, indent=1, sort_keys=True) + "\n")
+
+
+def read_header(folder: Path, half: str, *, verify: bool = True) -> dict[str, Any]:
+    """Read and check a half's header and, with ``verify``, the digest of every file; `BundleError` says what is wrong."""
+    path = folder / HEADER
+    if not path.is_file():
+        raise BundleError(f"{folder} holds no bundle ({HEADER} is missing); make one with 'veil compile'")
+    if path.stat().st_size > _MAX_HEADER_BYTES:
+        raise BundleError(f"{path} is larger than {_MAX_HEADER_BYTES} bytes")
+    try:
+        header = json.loads(path.read_text())
+        version, found, digests = header["format"], header["half"], dict(header["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is damaged: {error}") from None
+    if version != FORMAT_VERSION:
+        raise BundleError(f"{path} is of format {version}, this veil reads {FORMAT_VERSION}; compile the model again")
+    if found != half:
+        raise BundleError(f"{folder} is the {found} half of a bundle, expected the {half} half")
+    if verify:
+        _verify(folder, digests)
+    return dict(header)
+
+
+def common_fields(params: Params, seed: PublicSeed, manifest: Manifest) -> dict[str, Any]:
+    """Header fields that both halves carry."""
+    insecure = params.security_bits == 0
+    return {
+        "params": params.spec.to_dict() | {"insecure": insecure},
+        "seed": seed.seed.hex(),
+        "manifest": manifest.to_json(),
+    }
+
+
+def parse_common(header: dict[str, Any]) -> tuple[Params, PublicSeed, Manifest]:
+    """Inverse of `common_fields`, checked; `BundleError` for anything that does not fit."""
+    try:
+        fields = dict(header["params"])
+        insecure = bool(fields.pop("insecure"))
+        spec = Spec.from_dict(fields)
+        params = Params.insecure(spec) if insecure else Params.from_spec(spec)
+        seed = PublicSeed(bytes.fromhex(header["seed"]))
+        return params, seed, Manifest.from_json(header["manifest"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"the bundle's header does not fit: {error}") from None
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def _files(folder: Path) -> list[str]:
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return sorted(name for name in names if name != HEADER)
+
+
+def _verify(folder: Path, digests: dict[str, str]) -> None:
+    present = _files(folder)
+    if present != sorted(digests):
+        odd = sorted(set(present) ^ set(digests))[0]
+        raise BundleError(f"{folder}: {odd} is missing, or does not belong there")
+    for name, expected in digests.items():
+        if digest(folder / name) != expected:
+            raise BundleError(f"{folder / name} does not match its digest; fetch or compile the bundle again")

@@ -1,0 +1,42 @@
+"""The server half of a bundle: integer weights, manifest, seed. A server loads this and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from veil.errors import BundleError
+from veil.model import folder
+from veil.server.engine import ServerModel
+
+WEIGHTS = "weights.safetensors"
+
+
+def save_server(path: Path, model: ServerModel) -> None:
+    """Write the server half into the folder ``path``."""
+    path.mkdir(parents=True)
+    save_file({f"group.{i}": np.ascontiguousarray(w) for i, w in enumerate(model.weights)}, path / WEIGHTS)
+    folder.write_header(path, "server", folder.common_fields(model.params, model.seed, model.manifest))
+
+
+def load_server(path: Path, *, verify: bool = True) -> ServerModel:
+    """Read the server half from the folder ``path``; `BundleError` for what is damaged or does not fit its manifest."""
+    header = folder.read_header(path, "server", verify=verify)
+    params, seed, manifest = folder.parse_common(header)
+    weights = []
+    try:
+        with safe_open(path / WEIGHTS, framework="np") as file:
+            names = set(file.keys())
+            for index, group in enumerate(manifest.groups):
+                name = f"group.{index}"
+                expected = [group.rows, group.width]
+                view = file.get_slice(name) if name in names else None
+                if view is None or view.get_shape() != expected or view.get_dtype() != "I8":
+                    raise BundleError(f"{path / WEIGHTS}: {name} is not int8 of shape {expected}")
+                weights.append(file.get_tensor(name))
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{path / WEIGHTS} cannot be read: {error}") from None
+    return ServerModel(params, seed, manifest, tuple(weights))
