@@ -256,7 +256,7 @@ def gaussian(words: NDArray[np.uint64], cumulative: NDArray[np.uint64], guide: I
 
 
 def scales(x: NDArray[np.float32], target: float) -> NDArray[np.float64]:
-    """See `reference.scales`; the sum's order differs, so the last bit may."""
+    """See `reference.scales`; the sum's order differs, so the last bits may."""
     out = np.empty(len(x), dtype=np.float64)
     cpu_online.scales(x, target, out)
     return out

@@ -46,7 +46,7 @@ def _lift(first, second, out, p1, p2, p1_inverse, pn2):  # type: ignore[no-untyp
             out[r, j] = np.uint32(out[r, j] + (np.uint32(low - np.uint32(whole)) if x > half else low))
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, nogil=True)
 def inner_hint(weights, points, most_chunks, bits, out, k):  # type: ignore[no-untyped-def]
     """H' of rows [B, d] from the conjugate public polynomials' points [C, 2, r, r] (Montgomery form) → out [B, n]."""
     side = points.shape[2]
@@ -74,7 +74,7 @@ def inner_hint(weights, points, most_chunks, bits, out, k):  # type: ignore[no-u
             out[row, j] = v - (np.int32(2) * top if v >= top else np.int32(0))
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, nogil=True)
 def outer_hint(block, out, k):  # type: ignore[no-untyped-def]
     """Ĥ of a block: H' [slots, n] → out [2, N, G, I]; see `reference.outer_hint`."""
     slots, n = block.shape
@@ -111,7 +111,7 @@ def outer_hint(block, out, k):  # type: ignore[no-untyped-def]
                     out[prime, t, r, group * line + i] = flat[i, r, t]
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, nogil=True)
 def secret_products(public, secret, out, twiddles, k):  # type: ignore[no-untyped-def]
     """Public points [C, 2, R, R] times secret points [2, R, R] (Montgomery form) → integers modulo 2^32 [C, R, R]."""
     side = public.shape[2]

@@ -157,7 +157,7 @@ def inverse(a, out, scratch, twiddles, p):  # type: ignore[no-untyped-def]
     _scale(scratch, out, w[0, 0], ws[0, 0], p)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, nogil=True)
 def forward_batch(values, out, twiddles, p):  # type: ignore[no-untyped-def]
     """`forward` of each square of ``values`` [B, R, R] into ``out``."""
     for i in prange(values.shape[0]):
@@ -166,7 +166,7 @@ def forward_batch(values, out, twiddles, p):  # type: ignore[no-untyped-def]
         forward(scratch[0], out[i], scratch[1], twiddles, p)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, nogil=True)
 def inverse_batch(values, out, twiddles, p):  # type: ignore[no-untyped-def]
     """`inverse` of each square of ``values`` [B, R, R] into ``out``."""
     for i in prange(values.shape[0]):

@@ -39,7 +39,7 @@ def unpack_words(data, out, bits):  # type: ignore[no-untyped-def]
         filled -= bits
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, nogil=True)
 def pack(values, out, bits):  # type: ignore[no-untyped-def]
     """`pack_words` of each row; long rows are cut at multiples of 1024 words, which are whole bytes."""
     rows, count = values.shape
@@ -49,7 +49,7 @@ def pack(values, out, bits):  # type: ignore[no-untyped-def]
         pack_words(values[t, piece * 1024 : min(count, (piece + 1) * 1024)], out[t, piece * 128 * bits :], bits)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, nogil=True)
 def unpack(data, out, bits):  # type: ignore[no-untyped-def]
     """`unpack_words` of each row."""
     rows, count = out.shape
@@ -116,7 +116,7 @@ def _rows_times_many(weights, first, last, rows, out):  # type: ignore[no-untype
             out[t3, r1] = np.uint32(h)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, nogil=True)
 def matmul(weights, rows, out):  # type: ignore[no-untyped-def]
     """``W·x`` modulo 2^32: weights [out, d] int8, rows [T, d] int32, out [T, out] uint32."""
     count = weights.shape[0]
@@ -138,7 +138,7 @@ def _finish_row(u, h, out, first, last, bits):  # type: ignore[no-untyped-def]
     pack_words(rounded, out[first * bits // 8 :], bits)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, nogil=True)
 def answer(data, weights, h, input_bits, result_bits, out):  # type: ignore[no-untyped-def]
     """The server's online step; see `reference.answer`. A tile of output rows goes from weights to bytes in one visit."""
     count, width = weights.shape
@@ -162,7 +162,7 @@ def answer(data, weights, h, input_bits, result_bits, out):  # type: ignore[no-u
             _finish_row(u[t], h[t], out[t], first, last, result_bits)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def scales(x, target, out):  # type: ignore[no-untyped-def]
     """τ of each row; see `reference.scales`."""
     for t in range(x.shape[0]):
@@ -183,14 +183,14 @@ def _encrypt_row(x, tau, mask, out, bits):  # type: ignore[no-untyped-def]
     pack_words(rounded, out, bits)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def encrypt(x, tau, masks, bits, out):  # type: ignore[no-untyped-def]
     """Rows [T, d] to packed bytes; see `reference.encrypt`."""
     for t in range(x.shape[0]):
         _encrypt_row(x[t], tau[t], masks[t], out[t], bits)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def decrypt(data, mu, bits, out):  # type: ignore[no-untyped-def]
     """Packed results and μ to centred integers; see `reference.decrypt`."""
     up = np.uint32(32 - bits)
@@ -201,7 +201,7 @@ def decrypt(data, mu, bits, out):  # type: ignore[no-untyped-def]
             out[t, j] = np.int32(np.uint32(words[j] << up) - mu[t, j])
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, nogil=True)
 def gaussian(words, cumulative, guide, shift, out):  # type: ignore[no-untyped-def]
     """Rounded Gaussian by inversion; see `reference.gaussian`."""
     for part in prange(-(-words.size // 4096)):
@@ -213,7 +213,7 @@ def gaussian(words, cumulative, guide, shift, out):  # type: ignore[no-untyped-d
             out[j] = -v if words[j] & np.uint64(1) else v
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def dequantize(values, tau, scale, bias, out):  # type: ignore[no-untyped-def]
     """Integers to floats; see `reference.dequantize`."""
     for t in range(values.shape[0]):

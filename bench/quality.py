@@ -1,0 +1,164 @@
+"""Accuracy of SmolLM2 under veil: tokens, KL divergence, perplexity, and every layer's noise against its prediction.
+
+    python bench/quality.py [--out bench/results/quality.json]
+
+Greedy decoding in ``execute`` against ``disable``; KL and perplexity of ``simulate`` against float over the prose in
+``bench/data``; error variance of each group in ``execute`` and in ``simulate`` against `veil.noise`, and signal to noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from record import Measurement, Record
+from rich.console import Console
+from rich.table import Table
+
+from veil import HybridFHEModel, noise
+from veil.kernels import cpu
+from veil.model.modules import select_modules
+from veil.model.quantize import clear_product, row_norms
+from veil.model.sources import load_model
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Explain in simple words why the sky is blue.",
+    "Write a short story about a fox that learns to read.",
+)
+console = Console(width=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("bench/results/quality.json"))
+    out = parser.parse_args().out
+    source = load_model("smollm2")
+    model, tokenizer = source.model, source.tokenizer
+    prose = (Path(__file__).parent / "data" / "prose.txt").read_text()
+    ids = tokenizer(prose, return_tensors="pt").input_ids[:, :1100]
+    hybrid = HybridFHEModel(model, select_modules(model, "linear"))
+    hybrid.compile_model(ids[:, :32])
+    record = Record(benchmark="quality", parameters=hybrid.params.spec.to_dict() | {"model": "SmolLM2-135M-Instruct"})
+    perplexity(hybrid, ids, record)
+    layers(hybrid, ids[:, :64], record)
+    greedy(hybrid, tokenizer, record)
+    record.show()
+    record.write(out)
+
+
+def perplexity(hybrid: HybridFHEModel, ids: torch.Tensor, record: Record) -> None:
+    """KL divergence from float and perplexity, mode by mode."""
+    logs = {}
+    for mode in ("torch", "disable", "simulate"):
+        hybrid.set_fhe_mode(mode)
+        with torch.no_grad():
+            logs[mode] = torch.log_softmax(hybrid.model(ids).logits[0, :-1].double(), dim=-1)
+    truth = ids[0, 1:]
+    loss = {mode: float(-log.gather(1, truth[:, None]).mean()) for mode, log in logs.items()}
+    exact = logs["torch"]
+    for mode in ("torch", "disable", "simulate"):
+        record.add(Measurement(name=f"perplexity, {mode}, {len(truth)} tokens", value=float(np.exp(loss[mode])), unit=""))
+    for mode in ("disable", "simulate"):
+        divergence = float((exact.exp() * (exact - logs[mode])).sum(dim=1).mean())
+        rise = float(np.exp(loss[mode] - loss["torch"]) - 1) * 100
+        target = "≤ 0.007" if mode == "simulate" else ""
+        record.add(Measurement(name=f"KL divergence from float, {mode}", value=divergence, unit="nats", target=target))
+        target = "≤ 1.2" if mode == "simulate" else ""
+        record.add(Measurement(name=f"perplexity above float, {mode}", value=rise, unit="%", target=target))
+
+
+def layers(hybrid: HybridFHEModel, ids: torch.Tensor, record: Record) -> None:
+    """Error variance and signal to noise of every layer, encrypted and simulated, beside the prediction."""
+    measured = {mode: errors(hybrid, ids, mode) for mode in ("execute", "simulate")}
+    manifest = hybrid.manifest
+    table = Table(title=f"every layer's output over {ids.shape[1]} tokens")
+    for column in ("layer", "SNR dB", "predicted dB", "error σ", "predicted σ", "var / predicted", "var / simulated"):
+        table.add_column(column)
+    snr, ratio, against = [], [], []
+    for name, (group, part) in manifest.by_layer.items():
+        signal, error, predicted = (values[part] for values in measured["execute"][group])
+        simulated = measured["simulate"][group][1][part]
+        db, expected = (10 * np.log10(signal.mean() / v.mean()) for v in (error, predicted))
+        snr.append(db)
+        ratio.append(error.mean() / predicted.mean())
+        against.append(error.mean() / simulated.mean())
+        sigmas = (f"{np.sqrt(error.mean()):.3g}", f"{np.sqrt(predicted.mean()):.3g}")
+        table.add_row(name, f"{db:.1f}", f"{expected:.1f}", *sigmas, f"{ratio[-1]:.3f}", f"{against[-1]:.3f}")
+        record.notes.append(f"{name}: SNR {db:.1f} dB (predicted {expected:.1f}), variance {ratio[-1]:.3f} of predicted")
+    console.print(table)
+    record.add(Measurement.of("signal to noise of a layer", snr, "dB", target="median ≥ 44, least ≥ 32"))
+    record.add(Measurement.of("error variance / predicted, by layer", ratio, "", target="0.75 … 1.25"))
+    record.add(Measurement.of("error variance execute / simulate, by layer", against, "", target="0.80 … 1.20"))
+
+
+def errors(hybrid: HybridFHEModel, ids: torch.Tensor, mode: str) -> dict[int, tuple[Any, Any, Any]]:
+    """For each group: mean square of the exact product, of the error, and predicted variance, by output [rows]."""
+    seen: dict[int, list[tuple[Any, Any]]] = defaultdict(list)
+    weights = hybrid._compiled.weights  # noqa: SLF001
+
+    def observe(group: int, x: Any, tau: Any, values: Any) -> None:
+        exact = clear_product(weights[group], x, tau, cpu).astype(np.float64)
+        seen[group].append(((exact**2).mean(axis=0), ((values - exact) ** 2).mean(axis=0)))
+
+    hybrid.set_fhe_mode(mode)
+    router = hybrid._router  # noqa: SLF001
+    router.observer = observe
+    try:
+        with torch.no_grad():
+            hybrid.model(ids)
+    finally:
+        router.observer = None
+    out = {}
+    for group, parts in seen.items():
+        signal, error = (np.mean([part[i] for part in parts], axis=0) for i in range(2))
+        out[group] = (signal, error, noise.result(hybrid.params, row_norms(weights[group])))
+    return out
+
+
+def greedy(hybrid: HybridFHEModel, tokenizer: Any, record: Record) -> None:
+    """32 greedy tokens for three prompts; a difference is listed with the logit gap and the noise of that gap."""
+    same = 0
+    for number, prompt in enumerate(PROMPTS, 1):
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        texts = {}
+        for mode in ("disable", "execute"):
+            hybrid.set_fhe_mode(mode)
+            done = hybrid.model.generate(
+                **chat, max_new_tokens=32, do_sample=False, output_scores=True, return_dict_in_generate=True
+            )
+            texts[mode] = (done.sequences[0, chat["input_ids"].shape[1] :].tolist(), done.scores)
+        clear, encrypted = texts["disable"][0], texts["execute"][0]
+        if clear == encrypted:
+            same += 1
+            record.notes.append(f"{prompt!r}: 32 tokens equal: {tokenizer.decode(encrypted)!r}")
+            continue
+        at = next(i for i, (a, b) in enumerate(zip(clear, encrypted, strict=False)) if a != b)
+        scores = texts["disable"][1][at][0]
+        gap = float(scores[clear[at]] - scores[encrypted[at]])
+        prefix = torch.cat([chat["input_ids"], torch.tensor([clear[:at]], dtype=torch.long)], dim=1)
+        sigma = gap_noise(hybrid, prefix, clear[at], encrypted[at])
+        record.add(Measurement(name=f"gap / its predicted noise where prompt {number} differs", value=gap / sigma, unit="σ"))
+        record.notes.append(
+            f"{prompt!r}: differs at token {at}: {tokenizer.decode(clear[at])!r} against "
+            f"{tokenizer.decode(encrypted[at])!r}, logit gap {gap:.4f}, predicted noise of that gap σ {sigma:.4f}"
+        )
+    record.add(Measurement(name="prompts with 32 equal greedy tokens", value=same, unit=f"of {len(PROMPTS)}"))
+
+
+def gap_noise(hybrid: HybridFHEModel, prefix: torch.Tensor, first: int, second: int) -> float:
+    """Standard deviation of the gap between two logits after ``prefix``, over 16 simulated forward passes."""
+    hybrid.set_fhe_mode("simulate")
+    with torch.no_grad():
+        last = [hybrid.model(prefix, logits_to_keep=1).logits[0, -1] for _ in range(16)]
+    return float(torch.stack([logits[first] - logits[second] for logits in last]).std())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Typed records of measurements: what was measured, on what machine, at which commit, and how close to the limit."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One row: a value with its unit, its spread over repetitions, and its share of a limit where there is one."""
+
+    name: str
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    repetitions: int = 1
+    bytes: int | None = None
+    share_of_limit: float | None = None
+    limit: str = ""
+    target: str = ""
+
+    @classmethod
+    def of(cls, name: str, samples: list[float], unit: str, **more: Any) -> Measurement:
+        """The median of some samples, with their least and largest."""
+        middle = statistics.median(samples)
+        return cls(name=name, value=middle, unit=unit, low=min(samples), high=max(samples), repetitions=len(samples), **more)
+
+
+@dataclass(kw_only=True)
+class Record:
+    """A run of one benchmark program."""
+
+    benchmark: str
+    parameters: dict[str, Any]
+    machine: str = field(default_factory=lambda: machine_name())
+    commit: str = field(default_factory=lambda: commit())
+    rows: list[Measurement] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, row: Measurement) -> None:
+        """Append a row."""
+        self.rows.append(row)
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    def show(self) -> None:
+        """Print the rows as a table."""
+        table = Table(title=f"{self.benchmark} · {self.machine} · {self.commit}")
+        for column in ("what", "median", "low … high", "share of limit", "target"):
+            table.add_column(column)
+        for row in self.rows:
+            spread = "" if row.low is None else f"{row.low:.4g} … {row.high:.4g}"
+            share = "" if row.share_of_limit is None else f"{row.share_of_limit:.0%} of {row.limit}"
+            table.add_row(row.name, f"{row.value:.4g} {row.unit}", spread, share, row.target)
+        console = Console(width=150)
+        console.print(table)
+        for note in self.notes:
+            console.print(note)
+
+
+def machine_name() -> str:
+    """Processor, cores and system, without anything that names the host."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def commit() -> str:
+    """The commit that is checked out, or 'unknown'."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,184 @@
+"""The `veil` command: names, options and help. The work is in `veil.commands`, imported when a command runs."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from veil import __version__
+from veil.commands.terminal import EXIT_INTERRUPTED, one_line_errors
+
+
+class Mode(str, Enum):
+    """How the remote layers are computed."""
+
+    torch = "torch"
+    disable = "disable"
+    simulate = "simulate"
+    execute = "execute"
+
+
+class Device(str, Enum):
+    """Where the server's half runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+app = typer.Typer(
+    name="veil",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,  # its listing of local variables could show keys and prompts
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_MODEL_HELP = (
+    "The model: `smollm2` (built in), a FOLDER in Hugging Face layout, a FILE.gguf, or a HUB-ID such as "
+    "`openai-community/gpt2`."
+)
+_MODULES_HELP = (
+    "Which layers are remote: `linear` (every linear layer, the head included), `linear+embedding` (the token "
+    "embedding too), or a regular expression that matches whole module names."
+)
+_BITS_HELP = "Bits of the remote layers' weights."
+_DEVICE_HELP = "Where the server's half runs; `auto` takes a GPU if veil can use one."
+_JSON_HELP = "Print one JSON object on standard output and nothing else there."
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"veil {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def veil(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Use a language model on somebody else's machine without showing it the prompt or the answer.
+
+    The linear layers, nearly all of a model's weights and work, are computed by the other side on encrypted
+    activations. Everything else (tokenizer, norms, attention, sampling) stays with you, and so do the keys.
+
+    Start with: `veil generate "What is the capital of France?"`
+
+    Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 2 an error that one line
+    explains, 130 interrupted.
+    """
+
+
+@app.command()
+@one_line_errors
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt, or `-` to read it from standard input.")],
+    model: Annotated[str | None, typer.Option(help=_MODEL_HELP, show_default="smollm2")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to generate.")] = 128,
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="`execute` encrypts. The others encrypt nothing and are for comparison: `simulate` adds the noise "
+            "that encryption would, `disable` computes the integer layers in clear, `torch` the original float layers."
+        ),
+    ] = Mode.execute,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 takes the likeliest token every time; higher is more varied.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest tokens of this total probability.")
+    ] = 1.0,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Makes sampling repeatable; keys and masks are always fresh.", show_default="random"),
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, no chat template.")] = False,
+    bits: Annotated[
+        int | None,
+        typer.Option(min=2, max=8, help=_BITS_HELP, show_default="8"),
+    ] = None,
+    modules: Annotated[str | None, typer.Option(help=_MODULES_HELP, show_default="linear")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="A folder made by `veil compile`, instead of --model, --bits and --modules."),
+    ] = None,
+    device: Annotated[Device, typer.Option(help=_DEVICE_HELP)] = Device.auto,
+    as_json: Annotated[bool, typer.Option("--json", help=_JSON_HELP)] = False,
+) -> None:
+    """Answer a prompt through encryption, client and server in one process.
+
+    Tokens appear as they come. A table follows with what they cost: seconds a token, split into making masks ahead
+    (prepare), the server's online product and the client's work; bytes a token, ahead and online; the security level.
+
+    With `--json`: `text`, `prompt_tokens`, `new_tokens`, `security_bits` (0 when nothing is encrypted), `seconds` with
+    `load`, `prompt` (until the first token), `per_token` (each one after it, its mask included), `prepare`, `online`,
+    `client` (a generated token's shares), and `bytes_per_token` with `up_ahead`, `down_ahead`, `up_online`,
+    `down_online`.
+    """
+    if bundle is not None and (model, bits, modules) != (None, None, None):
+        raise ValueError("--bundle has its own model; leave out --model, --bits and --modules")
+    if top_p == 0.0:
+        raise ValueError("--top-p has to be above 0; for the likeliest token every time use --temperature 0")
+    from veil.commands.generate import Request, run
+
+    run(
+        Request(
+            prompt=sys.stdin.read() if prompt == "-" else prompt,
+            model=model or "smollm2",
+            bits=bits or 8,
+            modules=modules or "linear",
+            bundle=bundle,
+            mode=mode.value,
+            device=device.value,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            raw=raw,
+        ),
+        as_json=as_json,
+    )
+
+
+@app.command("compile")
+@one_line_errors
+def compile_(
+    model: Annotated[str, typer.Argument(help=_MODEL_HELP)],
+    out: Annotated[Path, typer.Argument(help="The folder to make; it must not exist, or be empty.")],
+    bits: Annotated[int, typer.Option(min=2, max=8, help=_BITS_HELP)] = 8,
+    modules: Annotated[str, typer.Option(help=_MODULES_HELP)] = "linear",
+    as_json: Annotated[bool, typer.Option("--json", help=_JSON_HELP)] = False,
+) -> None:
+    """Split a model into a bundle: `OUT/client` for you, `OUT/server` for the machine that computes.
+
+    The server's folder holds the integer weights of the remote layers and a public seed; the client's everything else.
+    """
+    from veil.commands.compile import run
+
+    run(model, out, bits=bits, modules=modules, as_json=as_json)
+
+
+@app.command()
+@one_line_errors
+def params(
+    as_json: Annotated[bool, typer.Option("--json", help=_JSON_HELP)] = False,
+) -> None:
+    """Show the parameter set that veil uses and the estimates of its security."""
+    from veil.commands.params import run
+
+    run(as_json=as_json)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)

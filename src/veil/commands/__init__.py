@@ -1,0 +1,1 @@
+"""What the `veil` commands do; `veil.cli` holds their names, options and help."""

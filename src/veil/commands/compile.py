@@ -1,0 +1,54 @@
+"""`veil compile`: a model becomes a bundle on disk."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import typer
+from rich.table import Table
+
+from veil.commands.models import compiled
+from veil.commands.terminal import Reporter, error_console
+from veil.model.sources import load_model
+
+
+def run(model: str, out: Path, *, bits: int, modules: str, as_json: bool) -> None:
+    """Compile ``model`` into the folder ``out`` and say what it holds.
+
+    Raises `ValueError` when ``out`` exists and is not an empty folder, before any work.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists already; remove it, or choose another folder")
+    start = time.perf_counter()
+    with Reporter() as reporter:
+        source = load_model(model, progress=reporter.report)
+        hybrid = compiled(source, bits=bits, modules=modules, progress=reporter.report)
+        count = len(hybrid.module_names)
+        hybrid.save(out, tokenizer=source.tokenizer)
+    summary = {
+        "model": source.name,
+        "path": str(out),
+        "bits": bits,
+        "remote_modules": count,
+        "security_bits": hybrid.params.security_bits,
+        "client_bytes": _bytes_under(out / "client"),
+        "server_bytes": _bytes_under(out / "server"),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    typer.echo(str(out))
+    table = Table(show_header=False)
+    table.add_row("model", source.origin)
+    table.add_row("remote modules", f"{count}, weights of {bits} bits")
+    table.add_row("client's half", f"{summary['client_bytes']:,} bytes")
+    table.add_row("server's half", f"{summary['server_bytes']:,} bytes")
+    table.add_row("time", f"{summary['seconds']:.1f} s")
+    error_console().print(table)
+
+
+def _bytes_under(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,143 @@
+"""What a generation cost: time and bytes, for the prompt and for a generated token."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from veil.client.stats import Stats
+from veil.model.hybrid import HybridFHEModel
+from veil.params import Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Costs of one generation; fields without ``load`` or ``prompt`` in their name are for one generated token.
+
+    ``prompt_s`` runs until the first token. ``token_s`` is a token after it, with the making of one mask in it whether
+    that was done before or between. Online work and bytes are means over the rows after the first token. An epoch's
+    keys, sent ahead, count in equal parts for each mask that they serve.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    load_s: float
+    prompt_s: float
+    token_s: float
+    prepare_s: float
+    online_s: float
+    client_s: float
+    up_ahead_bytes: float
+    down_ahead_bytes: float
+    up_online_bytes: float
+    down_online_bytes: float
+
+    def to_json(self, security_bits: float) -> dict[str, Any]:
+        """The fields that `veil generate --json` prints beside the text."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "new_tokens": self.new_tokens,
+            "security_bits": security_bits,
+            "seconds": {
+                "load": round(self.load_s, 4),
+                "prompt": round(self.prompt_s, 4),
+                "per_token": round(self.token_s, 4),
+                "prepare": round(self.prepare_s, 4),
+                "online": round(self.online_s, 4),
+                "client": round(self.client_s, 4),
+            },
+            "bytes_per_token": {
+                "up_ahead": round(self.up_ahead_bytes),
+                "down_ahead": round(self.down_ahead_bytes),
+                "up_online": round(self.up_online_bytes),
+                "down_online": round(self.down_online_bytes),
+            },
+        }
+
+    def table(self, origin: str, mode: str, security_bits: float) -> Table:
+        """The same for a person to read."""
+        security = f"{security_bits:.1f} bits (MATZOV cost model)" if security_bits else "none: nothing was encrypted"
+        row_s = self.prompt_s / self.prompt_tokens
+        table = Table(show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in (
+            ("model", origin),
+            ("mode", mode),
+            ("tokens", f"{self.prompt_tokens} in the prompt, {self.new_tokens} generated"),
+            ("load and compile", f"{self.load_s:.1f} s"),
+            ("prompt", f"{self.prompt_s:.2f} s until the first token, {row_s:.3f} s a row"),
+            ("a token", f"{self.token_s:.3f} s"),
+            ("  prepare, ahead", f"{self.prepare_s:.3f} s"),
+            ("  server, online", f"{self.online_s:.3f} s"),
+            ("  client", f"{self.client_s:.3f} s"),
+            ("bytes a token, ahead", f"{self.up_ahead_bytes:,.0f} up, {self.down_ahead_bytes:,.0f} down"),
+            ("bytes a token, online", f"{self.up_online_bytes:,.0f} up, {self.down_online_bytes:,.0f} down"),
+            ("security", security),
+        ):
+            table.add_row(name, value)
+        return table
+
+
+class Meter:
+    """Measures one generation by the clock and, when it is encrypted, by the model's counters.
+
+    Calls: `start`, `prompt_masks_made`, `token` for each token, `costs`.
+    """
+
+    def __init__(self, hybrid: HybridFHEModel | None) -> None:
+        self._stats = hybrid.stats if hybrid else Stats()
+        self._params = hybrid.params if hybrid else Params.default()
+        self._ahead = self._online = Stats()
+        self._start = self._first = self._last = 0.0
+        self._tokens = 0
+
+    def start(self) -> None:
+        """Start the clock and set the counters to zero."""
+        self._stats.reset()
+        self._start = self._first = self._last = time.perf_counter()
+
+    def prompt_masks_made(self) -> None:
+        """Masks that are made from now on are for generated tokens."""
+        self._ahead = self._stats.copy()
+
+    def token(self) -> None:
+        """Count a generated token."""
+        self._last = time.perf_counter()
+        if self._tokens == 0:
+            self._first, self._online = self._last, self._stats.copy()
+        self._tokens += 1
+
+    def costs(self, *, load_s: float, prompt_tokens: int) -> Costs:
+        """The costs between `start` and the last token."""
+        several = self._tokens > 1
+        online = self._stats - self._online if several else self._stats
+        seconds = self._last - (self._first if several else self._start) - online.seconds["prepare"]
+        tokens = self._tokens - 1 if several else max(1, online.rows)
+        rows = max(1, online.rows)
+        ahead = self._stats - self._ahead
+        prepare_s = ahead.seconds["prepare"] / max(1, ahead.masks)
+        return Costs(
+            prompt_tokens=prompt_tokens,
+            new_tokens=self._tokens,
+            load_s=load_s,
+            prompt_s=self._first - self._start,
+            token_s=seconds / tokens + prepare_s,
+            prepare_s=prepare_s,
+            online_s=online.seconds["online_server"] / rows,
+            client_s=online.seconds["client"] / rows,
+            up_ahead_bytes=self._up_ahead_bytes(),
+            down_ahead_bytes=self._stats.bytes_down_ahead / max(1, self._stats.masks),
+            up_online_bytes=online.bytes_up_online / rows,
+            down_online_bytes=online.bytes_down_online / rows,
+        )
+
+    def _up_ahead_bytes(self) -> float:
+        if not self._stats.masks:
+            return 0.0
+        of_epoch = self._params.masks_per_epoch
+        unused_share = -self._stats.masks % of_epoch / of_epoch
+        return (self._stats.bytes_up_ahead - unused_share * self._params.epoch_key_bytes) / self._stats.masks

@@ -1,0 +1,164 @@
+"""`veil generate`: a prompt in, an answer and what it cost out."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from veil.commands.costs import Costs, Meter
+from veil.commands.models import compiled
+from veil.commands.stream import AnswerStreamer
+from veil.commands.terminal import Reporter, error_console
+from veil.errors import ModelSourceError
+from veil.kernels.backend import kernels_for
+from veil.model.gguf import Progress
+from veil.model.hybrid import HybridFHEModel
+from veil.model.quiet import quiet
+from veil.model.sources import load_model
+
+_TOKENS_AHEAD = 15
+"""Generated tokens that masks are made for before the first is asked for; more are made as they are needed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The options of one `veil generate`."""
+
+    prompt: str
+    model: str
+    bits: int
+    modules: str
+    bundle: Path | None
+    mode: str
+    device: str
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    raw: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ready:
+    model: PreTrainedModel
+    hybrid: HybridFHEModel | None
+    tokenizer: PreTrainedTokenizerBase
+    inputs: dict[str, torch.Tensor]
+    origin: str
+
+
+def run(request: Request, *, as_json: bool) -> None:
+    """Load, compile, generate; print the text as it comes and a table, or one JSON object.
+
+    Raises `ModelSourceError`, `BundleError`, `ValueError` and veil's other errors, for the command line to show.
+    """
+    start = time.perf_counter()
+    with Reporter() as reporter:
+        ready = _prepare(request, reporter.report)
+    load_s = time.perf_counter() - start
+    text, costs = _generate(request, ready, load_s, write=not as_json)
+    security = float(ready.hybrid.params.security_bits) if ready.hybrid and request.mode == "execute" else 0.0
+    if as_json:
+        typer.echo(json.dumps({"text": text} | costs.to_json(security)))
+    else:
+        error_console().print(costs.table(ready.origin, request.mode, security))
+
+
+def _prepare(request: Request, progress: Progress) -> _Ready:
+    if request.mode != "torch":
+        kernels_for(request.device)  # an absent GPU is told of before the long work
+    elif request.bundle is not None:
+        raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or --model")
+    hybrid: HybridFHEModel | None = None
+    if request.bundle is not None:
+        hybrid = HybridFHEModel.load(request.bundle, device=request.device, progress=progress)
+        model, tokenizer, origin = hybrid.model, hybrid.tokenizer, f"bundle {request.bundle}"
+        tokenizer, inputs = _encode(request, model, tokenizer, origin)
+    else:
+        source = load_model(request.model, progress=progress)
+        model, origin = source.model, source.origin
+        tokenizer, inputs = _encode(request, model, source.tokenizer, origin)
+        if request.mode != "torch":
+            hybrid = compiled(
+                source, bits=request.bits, modules=request.modules, device=request.device, progress=progress
+            )
+            model = hybrid.model
+    if hybrid is not None:
+        hybrid.set_fhe_mode(request.mode)
+    return _Ready(model=model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin)
+
+
+def _encode(
+    request: Request, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, origin: str
+) -> tuple[PreTrainedTokenizerBase, dict[str, torch.Tensor]]:
+    if tokenizer is None:
+        raise ModelSourceError(f"{origin} has no tokenizer; add tokenizer.json to it")
+    if request.raw or not tokenizer.chat_template:
+        encoded = tokenizer(request.prompt, return_tensors="pt")
+    else:
+        turns = [{"role": "user", "content": request.prompt}]
+        encoded = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    inputs = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+    rows = int(inputs["input_ids"].shape[1])
+    if rows == 0:
+        raise ValueError("the prompt is empty; give at least one word")
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and rows + request.max_new_tokens > limit:
+        raise ValueError(
+            f"the prompt's {rows} tokens and {request.max_new_tokens} new ones exceed the model's {limit}; "
+            "shorten the prompt or lower --max-new-tokens"
+        )
+    return tokenizer, inputs
+
+
+def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) -> tuple[str, Costs]:
+    rows = int(ready.inputs["input_ids"].shape[1])
+    encrypted = ready.hybrid is not None and request.mode == "execute"
+    meter = Meter(ready.hybrid if encrypted else None)
+    streamer = AnswerStreamer(ready.tokenizer, write=_write if write else None, on_token=meter.token)
+    if request.seed is not None:
+        torch.manual_seed(request.seed)
+    meter.start()
+    if ready.hybrid is not None and encrypted:
+        ready.hybrid.reserve(rows_body=rows - 1)
+        meter.prompt_masks_made()
+        ready.hybrid.reserve(rows_full=1 + min(request.max_new_tokens - 1, _TOKENS_AHEAD))
+    with quiet():
+        output = ready.model.generate(
+            **ready.inputs, generation_config=_generation_config(request, ready.model), streamer=streamer
+        )
+    costs = meter.costs(load_s=load_s, prompt_tokens=rows)
+    text = ready.tokenizer.decode(output[0, rows:], skip_special_tokens=True)
+    return str(text), costs
+
+
+def _generation_config(request: Request, model: PreTrainedModel) -> GenerationConfig:
+    config = copy.deepcopy(model.generation_config) or GenerationConfig()
+    changes: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "max_length": None, "min_length": None}
+    changes |= {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
+    if request.temperature > 0:
+        changes |= {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
+    else:
+        changes |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if config.pad_token_id is None:
+        end = config.eos_token_id
+        changes["pad_token_id"] = end[0] if isinstance(end, list) else end
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,25 @@
+"""From a loaded model to a compiled one."""
+
+from __future__ import annotations
+
+import torch
+
+from veil.model.gguf import Progress
+from veil.model.hybrid import HybridFHEModel
+from veil.model.modules import select_modules
+from veil.model.quiet import quiet
+from veil.model.sources import Source
+
+_SAMPLE_TOKENS = 8
+
+
+def compiled(
+    source: Source, *, bits: int, modules: str, device: str = "cpu", progress: Progress | None = None
+) -> HybridFHEModel:
+    """Compile a loaded model, on a fixed sample of tokens so that nothing of a prompt enters a bundle."""
+    vocabulary = int(source.model.config.get_text_config().vocab_size)
+    sample = torch.arange(1, 1 + _SAMPLE_TOKENS).unsqueeze(0) % vocabulary
+    hybrid = HybridFHEModel(source.model, module_names=select_modules(source.model, modules))
+    with quiet():
+        hybrid.compile_model(sample, n_bits=bits, use_dynamic_quantization=True, device=device, progress=progress)
+    return hybrid

@@ -1,0 +1,95 @@
+"""What the commands share: the console for everything that is not the result, progress, and one-line errors."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from veil.errors import VeilError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def error_console() -> Console:
+    """A console on standard error as it is now; the result of a command goes to standard output."""
+    return Console(file=sys.stderr)
+
+
+def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn a command's expected errors into one line on standard error and exit code 2, and Ctrl-C into 130.
+
+    Expected are every `VeilError`, and a ``ValueError`` or ``TypeError`` that veil's own code raised; anything else is
+    a bug and keeps its traceback.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo("veil: interrupted", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except (VeilError, ValueError, TypeError) as error:
+            if not isinstance(error, VeilError) and not _raised_by_veil(error.__traceback__):
+                raise
+            typer.echo(f"veil: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(EXIT_ERROR) from None
+
+    return wrapped
+
+
+def _raised_by_veil(traceback: TracebackType | None) -> bool:
+    module = ""
+    while traceback is not None:
+        module = traceback.tb_frame.f_globals.get("__name__", "")
+        traceback = traceback.tb_next
+    return module == "veil" or module.startswith("veil.")
+
+
+class Reporter:
+    """Progress on standard error: bars on a terminal, one line a stage elsewhere.
+
+    Used as a context manager; ``report`` is the callable that veil's long functions take.
+    """
+
+    def __init__(self) -> None:
+        self._console = error_console()
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` steps of a stage are finished; a total of 0 means unknown."""
+        first = stage not in self._tasks
+        if self._bars is None:
+            if first:
+                self._tasks[stage] = TaskID(len(self._tasks))
+                self._console.print(f"veil: {stage}", markup=False, highlight=False, soft_wrap=True)
+            return
+        if first:
+            self._tasks[stage] = self._bars.add_task(stage, total=None)
+        known = total if total > 1 or done else None
+        self._bars.update(self._tasks[stage], completed=done, total=known)
+
+    def __enter__(self) -> Reporter:
+        if self._console.is_terminal:
+            text = TextColumn("{task.description}", markup=False)
+            columns = (SpinnerColumn(), text, BarColumn(), TimeElapsedColumn())
+            self._bars = Progress(*columns, console=self._console, transient=True)
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None

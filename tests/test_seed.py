@@ -1,0 +1,97 @@
+"""Public randomness: repeatable, separated by label, uniform, and fixed for good by golden vectors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from veil.crypto import public
+from veil.params import Params
+from veil.seed import PublicSeed
+
+VECTORS = json.loads((Path(__file__).parent / "vectors" / "public_expansion.json").read_text())
+SETS = {"tiny": Params.insecure_tiny(), "default": Params.default()}
+SEED = PublicSeed(bytes(range(32)))
+
+
+def sha256(values: np.ndarray) -> str:
+    assert values.dtype == np.uint32
+    return hashlib.sha256(values.astype("<u4").tobytes()).hexdigest()
+
+
+def expansion(params: Params, seed: PublicSeed) -> dict[str, str]:
+    return {
+        "words": sha256(seed.words("label", 100)),
+        "inner_polynomials(0, n + 1)": sha256(public.inner_polynomials(seed, params, 0, params.n + 1)),
+        "inner_polynomials(7, n)": sha256(public.inner_polynomials(seed, params, 7, params.n)),
+        "mask_half(0)": sha256(public.mask_half(seed, params, 0)),
+        "mask_half(3)": sha256(public.mask_half(seed, params, 3)),
+        "key_halves": sha256(public.key_halves(seed, params)),
+    }
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_public_expansion_is_pinned(name: str) -> None:
+    """A change here makes every bundle on disk useless: raise the format version with it."""
+    seed = PublicSeed(bytes.fromhex(VECTORS["seed"]))
+    assert expansion(SETS[name], seed) == VECTORS[name]
+
+
+def test_the_word_stream_is_shake128_of_seed_and_label() -> None:
+    stream = hashlib.shake_128(b"veil.v1\0" + SEED.seed + b"inner/0\0").digest(40)
+    assert SEED.words("inner/0", 10).tolist() == [int.from_bytes(stream[4 * i : 4 * i + 4], "little") for i in range(10)]
+
+
+def test_shapes_and_ranges_of_the_public_polynomials() -> None:
+    params = Params.insecure_tiny()
+    assert public.inner_polynomials(SEED, params, 0, 2 * params.n + 1).shape == (3, params.n)
+    mask, keys = public.mask_half(SEED, params, 0), public.key_halves(SEED, params)
+    assert mask.shape == (2, params.N)
+    assert keys.shape == (len(params.automorphisms), 2, 3, params.N)
+    for i, p in enumerate(params.moduli):
+        assert keys[:, :, i].max() < p
+        assert mask[min(i, 1)].max() < p
+
+
+def test_every_polynomial_is_another() -> None:
+    """Groups, sets, keys, digits and primes each have their own stream; so has another seed."""
+    params = Params.insecure_tiny()
+    parts = [public.inner_polynomials(SEED, params, group, params.n) for group in range(3)]
+    parts += [public.mask_half(SEED, params, m) for m in range(3)]
+    parts += list(public.key_halves(SEED, params).reshape(-1, params.N))
+    parts += [public.inner_polynomials(PublicSeed(bytes(32)), params, 0, params.n)]
+    assert len({sha256(part) for part in parts}) == len(parts)
+
+
+@given(st.integers(2, 2**32 - 1), st.integers(0, 300))
+@settings(derandomize=True, deadline=None, max_examples=50)
+def test_uniform_values_are_below_any_modulus(modulus: int, count: int) -> None:
+    values = SEED.uniform("x", count, modulus)
+    assert values.shape == (count,)
+    assert count == 0 or values.max() < modulus
+    np.testing.assert_array_equal(values[: count // 2], SEED.uniform("x", count // 2, modulus))
+
+
+@pytest.mark.parametrize("modulus", [3, 5 * 2**29, Params.default().special_prime])
+def test_uniform_values_are_uniform(modulus: int) -> None:
+    """Chi-square over at most 50 cells, 100,000 values, at the 0.1 % level; the seed is fixed."""
+    cells = min(modulus, 50)
+    values = SEED.uniform("uniformity", 100_000, modulus).astype(np.int64) * cells // modulus
+    assert stats.chisquare(np.bincount(values, minlength=cells)).pvalue > 0.001
+
+
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_a_seed_of_another_length_is_refused(length: int) -> None:
+    with pytest.raises(ValueError, match=f"32 bytes, got {length}"):
+        PublicSeed(bytes(length))
+
+
+def test_fresh_seeds_differ() -> None:
+    assert len({PublicSeed.fresh().seed for _ in range(50)}) == 50
