@@ -132,18 +132,20 @@ def expand_a(a: U32, keys: U32, ring: Ring) -> tuple[U32, U32]:
 
 
 def expand_b(b: U32, digits: list[U32], keys: list[U32], ring: Ring) -> U32:
-    """See `reference.expand_b`; keys from `load_keys`."""
-    leaves = np.empty((2, ring.N, len(b), ring.leaves), dtype=np.uint32)
+    """See `reference.expand_b`; keys from `load_keys`. In memory a mask's leaves stand together."""
+    leaves = np.empty((len(b), 2, ring.N, ring.leaves), dtype=np.uint32)
+    nodes = _squares(np.empty((ring.leaves, 3, ring.N), dtype=np.uint32))
     for t in range(len(b)):
-        cpu_outer.expand_b(_squares(b[t]), _squares(digits[t]), _squares(keys[t]), leaves, t, constants(ring))
-    return leaves
+        cpu_outer.expand_b(_squares(b[t]), _squares(digits[t]), _squares(keys[t]), nodes, leaves[t], constants(ring))
+    return leaves.transpose(1, 2, 0, 3)
 
 
 def product(hint: U32, leaves: U32, ring: Ring) -> U32:
-    """See `reference.product`."""
+    """See `reference.product`; quickest for leaves as `expand_b` returns them."""
     out = np.empty((leaves.shape[2], hint.shape[2], 2, ring.N), dtype=np.uint32)
     if out.size:
-        cpu_outer.product(hint.view(np.uint64), leaves.view(np.uint64), out, constants(ring))
+        by_mask = np.ascontiguousarray(leaves.transpose(2, 0, 1, 3))
+        cpu_outer.product(hint.view(np.uint64), by_mask.view(np.uint64), out, constants(ring))
     return out
 
 

@@ -29,15 +29,23 @@ def gather(source, order, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _tree_step_b(low, high, moved, d0, d1, k0, k1, monomial, p, pn):  # type: ignore[no-untyped-def]
+def _add_key_product(total, d0, d1, k0, k1, p, pn):  # type: ignore[no-untyped-def]
+    """``total += d0·k0 + d1·k1``: a key switch on the b side, or its sum over both digits on the a side."""
     p2 = np.uint32(2) * p
+    for r in range(total.shape[0]):
+        for j in range(total.shape[1]):
+            x = np.uint64(d0[r, j]) * np.uint64(k0[r, j]) + np.uint64(d1[r, j]) * np.uint64(k1[r, j])
+            s = np.uint32(total[r, j] + montgomery(x, p, pn))
+            s = min(s, np.uint32(s - p2))
+            total[r, j] = min(s, np.uint32(s - p))
+
+
+@njit(cache=True)
+def _tree_step(low, high, switched, monomial, p, pn):  # type: ignore[no-untyped-def]
+    """A node and its switched automorphism → both children: the sum, and the difference times a monomial."""
     for r in range(low.shape[0]):
         for j in range(low.shape[1]):
-            product = np.uint64(d0[r, j]) * np.uint64(k0[r, j]) + np.uint64(d1[r, j]) * np.uint64(k1[r, j])
-            s = np.uint32(moved[r, j] + montgomery(product, p, pn))
-            s = min(s, np.uint32(s - p2))
-            s = min(s, np.uint32(s - p))
-            u = low[r, j]
+            u, s = low[r, j], switched[r, j]
             total = np.uint32(u + s)
             low[r, j] = min(total, np.uint32(total - p))
             d = np.uint32(np.uint32(u - s) + p)
@@ -87,11 +95,10 @@ def _divide_by_special(node, out, scratch, k):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def expand_b(b, digits, keys, leaves, t, k):  # type: ignore[no-untyped-def]
-    """One mask's ``b`` side of expansion into ``leaves[:, :, t, :]``; see `reference.expand_b`."""
+def expand_b(b, digits, keys, nodes, leaves, k):  # type: ignore[no-untyped-def]
+    """One mask's ``b`` side of expansion into ``leaves`` [2, N, I], through ``nodes`` [I, 3, R, R]."""
     side = b.shape[1]
-    count_leaves = leaves.shape[3]
-    nodes = np.empty((count_leaves, 3, side, side), np.uint32)
+    count_leaves = leaves.shape[2]
     for i in range(2):
         _scale_all(b[i], k.special[i], nodes[0, i], k.primes[i], k.negatives[i])
     nodes[0, 2] = 0
@@ -102,11 +109,9 @@ def expand_b(b, digits, keys, leaves, t, k):  # type: ignore[no-untyped-def]
             c, i = job // 3, job % 3
             moved = np.empty((side, side), np.uint32)
             gather(nodes[c, i].ravel(), k.automorphisms[level], moved)
-            d = digits[count - 1 + c]
-            _tree_step_b(
-                nodes[c, i], nodes[c + count, i], moved, d[0, i], d[1, i], keys[level, 0, i], keys[level, 1, i],
-                k.monomials[level, i], k.primes[i], k.negatives[i],
-            )  # fmt: skip
+            d, key, p, pn = digits[count - 1 + c], keys[level], k.primes[i], k.negatives[i]
+            _add_key_product(moved, d[0, i], d[1, i], key[0, i], key[1, i], p, pn)
+            _tree_step(nodes[c, i], nodes[c + count, i], moved, k.monomials[level, i], p, pn)
     line = min(LINE, count_leaves)
     for group in prange(count_leaves // line):
         scratch = np.empty((3, side, side), np.uint32)
@@ -117,7 +122,7 @@ def expand_b(b, digits, keys, leaves, t, k):  # type: ignore[no-untyped-def]
         for prime in range(2):
             for j in range(side * side):
                 for i in range(line):
-                    leaves[prime, j, t, group * line + i] = flat[i, prime, j]
+                    leaves[prime, j, group * line + i] = flat[i, prime, j]
 
 
 @njit(cache=True, inline="always")
@@ -137,19 +142,44 @@ def _two_by_two(h0, h1, s0, s1):  # type: ignore[no-untyped-def]
     return a, b, c, d
 
 
+@njit(cache=True, inline="always")
+def _four_by_one(h0, h1, h2, h3, leaf):  # type: ignore[no-untyped-def]
+    """Four dot products with one leaf, for a last or only mask: nothing is multiplied twice."""
+    a = b = c = d = np.uint64(0)
+    low = np.uint64(0xFFFFFFFF)
+    up = np.uint64(32)
+    for i in range(leaf.size):
+        u = leaf[i]
+        uh, u = u >> up, u & low
+        x, y, z, w = h0[i], h1[i], h2[i], h3[i]
+        a += (x & low) * u + (x >> up) * uh
+        b += (y & low) * u + (y >> up) * uh
+        c += (z & low) * u + (z >> up) * uh
+        d += (w & low) * u + (w >> up) * uh
+    return a, b, c, d
+
+
 @njit(cache=True)
 def dots(rows, leaves, sums):  # type: ignore[no-untyped-def]
     """``sums[t, r] = Σ_i rows[r, i]·leaves[t, i]`` of packed pairs, 2 × 2 at a time; sums stay below 2^62."""
     count, masks = rows.shape[0], leaves.shape[0]
     for r in range(0, count, 2):
         r1 = min(r + 1, count - 1)
-        for t in range(0, masks, 2):
-            t1 = min(t + 1, masks - 1)
-            a, b, c, d = _two_by_two(rows[r], rows[r1], leaves[t], leaves[t1])
+        for t in range(0, masks - 1, 2):
+            a, b, c, d = _two_by_two(rows[r], rows[r1], leaves[t], leaves[t + 1])
             sums[t, r] = a
-            sums[t1, r] = b
+            sums[t + 1, r] = b
             sums[t, r1] = c
-            sums[t1, r1] = d
+            sums[t + 1, r1] = d
+    if masks % 2 == 1:
+        last = masks - 1
+        for r in range(0, count, 4):
+            r1, r2, r3 = min(r + 1, count - 1), min(r + 2, count - 1), min(r + 3, count - 1)
+            a, b, c, d = _four_by_one(rows[r], rows[r1], rows[r2], rows[r3], leaves[last])
+            sums[last, r] = a
+            sums[last, r1] = b
+            sums[last, r2] = c
+            sums[last, r3] = d
 
 
 @njit(cache=True)
@@ -162,30 +192,22 @@ def _reduce_sums(sums, t, r, out, square, p, pn):  # type: ignore[no-untyped-def
 
 @njit(cache=True, parallel=True, nogil=True)
 def product(hint, leaves, out, k):  # type: ignore[no-untyped-def]
-    """Ĥ product on packed pairs: hint [2, N, rows, I/2], leaves [2, N, T, I/2] → out [T, rows, 2, N]."""
+    """Ĥ product on packed pairs: hint [2, N, rows, I/2], leaves [T, 2, N, I/2] → out [T, rows, 2, N]."""
     points = hint.shape[1]
     lines = points // LINE
-    rows, masks = hint.shape[2], leaves.shape[2]
+    rows, masks = hint.shape[2], leaves.shape[0]
     for job in prange(2 * lines):
         prime, first = job // lines, job % lines * LINE
         sums = np.empty((LINE, masks, rows), np.uint64)
+        tile = np.empty((masks, leaves.shape[3]), np.uint64)
         for j in range(LINE):
-            dots(hint[prime, first + j], leaves[prime, first + j], sums[j])
+            for t in range(masks):
+                tile[t] = leaves[t, prime, first + j]
+            dots(hint[prime, first + j], tile, sums[j])
         p, pn, square = k.primes[prime], k.negatives[prime], k.squares[prime]
         for t in range(masks):
             for r in range(rows):
                 _reduce_sums(sums, t, r, out[t, r, prime, first : first + LINE], square, p, pn)
-
-
-@njit(cache=True)
-def _add_key_product(total, d0, d1, k0, k1, p, pn):  # type: ignore[no-untyped-def]
-    p2 = np.uint32(2) * p
-    for r in range(total.shape[0]):
-        for j in range(total.shape[1]):
-            x = np.uint64(d0[r, j]) * np.uint64(k0[r, j]) + np.uint64(d1[r, j]) * np.uint64(k1[r, j])
-            s = np.uint32(total[r, j] + montgomery(x, p, pn))
-            s = min(s, np.uint32(s - p2))
-            total[r, j] = min(s, np.uint32(s - p))
 
 
 @njit(cache=True)
@@ -259,18 +281,6 @@ def _switch_digits(moved, digits, scratch, k):  # type: ignore[no-untyped-def]
             forward(scratch[0], digits[j, i], scratch[1], k.forward[i], p)
 
 
-@njit(cache=True)
-def _tree_step_a(low, high, switched, monomial, p, pn):  # type: ignore[no-untyped-def]
-    for r in range(low.shape[0]):
-        for j in range(low.shape[1]):
-            u, s = low[r, j], switched[r, j]
-            total = np.uint32(u + s)
-            low[r, j] = min(total, np.uint32(total - p))
-            d = np.uint32(np.uint32(u - s) + p)
-            v = montgomery(np.uint64(d) * np.uint64(monomial[r, j]), p, pn)
-            high[r, j] = min(v, np.uint32(v - p))
-
-
 @njit(cache=True, parallel=True, nogil=True)
 def expand_a(a, keys, digits, leaves, k):  # type: ignore[no-untyped-def]
     """One mask set's ``a`` side: a [2, R, R] → digits [I-1, 2, 3, R, R], leaves [I, 2, R, R]; keys in Montgomery form."""
@@ -292,7 +302,7 @@ def expand_a(a, keys, digits, leaves, k):  # type: ignore[no-untyped-def]
                 )
             _divide_by_special(total, moved, scratch, k)
             for i in range(2):
-                _tree_step_a(
+                _tree_step(
                     leaves[c, i], leaves[c + count, i], moved[i], k.monomials[level, i], k.primes[i], k.negatives[i]
                 )
 
