@@ -1,0 +1,46 @@
+"""Warming up leaves nothing to compile: a whole encrypted generation adds no new kernel signature."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba.core.dispatcher import Dispatcher
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from veil import HybridFHEModel
+from veil.kernels import cpu_hint, cpu_ntt, cpu_online, cpu_outer, warm
+from veil.kernels.ring import ring_of
+from veil.model.modules import select_modules
+from veil.params import Params
+
+
+def signatures() -> dict[str, list[object]]:
+    found = {}
+    for module in (cpu_hint, cpu_ntt, cpu_online, cpu_outer):
+        for name, value in vars(module).items():
+            if isinstance(value, Dispatcher):
+                found[f"{module.__name__}.{name}"] = list(value.signatures)
+    return found
+
+
+def test_a_generation_compiles_nothing_after_the_warm_up(tmp_path):
+    params = Params.insecure_tiny()
+    for call in warm.every_kernel(ring_of(params)):
+        call()
+    before = signatures()
+    config = LlamaConfig(
+        hidden_size=48, intermediate_size=80, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=90, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    hybrid = HybridFHEModel(model, select_modules(model, "linear+embedding"))
+    ids = torch.from_numpy(np.arange(1, 8)[None])
+    hybrid.compile_model(ids, params=params, device="cpu")
+    hybrid.set_fhe_mode("execute")
+    hybrid.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
+    hybrid.save(tmp_path / "bundle")
+    loaded = HybridFHEModel.load(tmp_path / "bundle", device="cpu")
+    loaded.set_fhe_mode("execute")
+    loaded(ids)
+    after = signatures()
+    assert {name: found for name, found in after.items() if found != before[name]} == {}
