@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit, prange
-from record import Measurement, Record
 
+from record import Measurement, Record
 from veil import HybridFHEModel
 from veil.client.stats import Stats
 from veil.kernels import cpu, cpu_outer
@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     model, prompt = MODELS[args.model]()
-    record = Record(benchmark=f"cpu, {args.model}", parameters={"new_tokens": TOKENS - 1, "torch_threads": torch.get_num_threads()})
+    record = Record(
+        benchmark=f"cpu, {args.model}", parameters={"new_tokens": TOKENS - 1, "torch_threads": torch.get_num_threads()}
+    )
     plain = [per_token(model, prompt) for _ in range(3)][1:]
     record.add(Measurement.of("plaintext float32 generate, a token", plain, "s"))
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
@@ -44,9 +46,9 @@ def main() -> None:
     record.add(Measurement(name="building the hint and a session", value=time.perf_counter() - start, unit="s"))
     generation(hybrid, prompt, float(np.median(plain)), record)
     prompt_rows(hybrid, record)
-    limits(hybrid, record)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     record.add(Measurement(name="resident memory, peak", value=peak / 1e9, unit="GB", target="≤ 5"))
+    limits(hybrid, record)
     record.show()
     record.write(args.out or Path(f"bench/results/cpu-{args.model}.json"))
 
@@ -132,7 +134,9 @@ def count_bytes(hybrid: HybridFHEModel, part: Stats, record: Record) -> None:
     }
     for name, (measured, formula) in formulas.items():
         share = measured / formula
-        record.add(Measurement(name=f"bytes a token {name}", value=measured, unit="B", share_of_limit=share, limit="formula"))
+        record.add(
+            Measurement(name=f"bytes a token {name}", value=measured, unit="B", share_of_limit=share, limit="formula")
+        )
 
 
 def prompt_rows(hybrid: HybridFHEModel, record: Record) -> None:
@@ -140,7 +144,7 @@ def prompt_rows(hybrid: HybridFHEModel, record: Record) -> None:
     samples = []
     for _ in range(3):
         hybrid.model(torch.zeros(1, 1, dtype=torch.long))
-        hybrid._session._pool.clear()  # type: ignore[union-attr]  # noqa: SLF001
+        hybrid._session._pool.clear()  # type: ignore[union-attr]
         ids = torch.randint(0, 40000, (1, 64))
         start = time.perf_counter()
         hybrid.model(ids, logits_to_keep=1)
@@ -153,8 +157,8 @@ def limits(hybrid: HybridFHEModel, record: Record) -> None:
     bandwidth, peak = read_bandwidth(), multiply_add_peak()
     record.add(Measurement(name="read bandwidth, both cores", value=bandwidth / 1e9, unit="GB/s"))
     record.add(Measurement(name="32-bit multiply-add into 64 bits, data in L1, both cores", value=peak / 1e9, unit="G/s"))
-    params, hint = hybrid.params, hybrid._engine.hint  # type: ignore[union-attr]  # noqa: SLF001
-    ring, segments = ring_of(params), hint._segments  # noqa: SLF001
+    params, hint = hybrid.params, hybrid._engine.hint  # type: ignore[union-attr]
+    ring, segments = ring_of(params), hint._segments
     rng = np.random.default_rng(0)
     size = sum(segment.hint.nbytes for segment in segments.values())
     work = 2 * params.n * hybrid.manifest.total_slots
@@ -172,18 +176,18 @@ def limits(hybrid: HybridFHEModel, record: Record) -> None:
 
 def steps(hybrid: HybridFHEModel, record: Record) -> None:
     """What a preparation of one epoch costs beside the product: expansion, combination, and the client's half."""
-    params, hint, session = hybrid.params, hybrid._engine.hint, hybrid._session  # type: ignore[union-attr]  # noqa: SLF001
+    params, hint, session = hybrid.params, hybrid._engine.hint, hybrid._session  # type: ignore[union-attr]
     ring, count = ring_of(params), params.masks_per_epoch
     rng = np.random.default_rng(0)
     halves = rng.integers(0, params.outer_primes[1], (count, 2, params.N), dtype=np.uint32)
     keys = rng.integers(0, params.outer_primes[1], (params.levels, 2, 3, params.N), dtype=np.uint32)
-    digits = [hint._digits[m] for m in range(count)]  # noqa: SLF001
+    digits = [hint._digits[m] for m in range(count)]
     times = [best(lambda: cpu.expand_b(halves, digits, [keys] * count, ring)) / count for _ in range(3)]
     record.add(Measurement.of("expansion, a mask", times, "s"))
     times = []
     for _ in range(3):
         total = 0.0
-        for segment in hint._segments.values():  # noqa: SLF001
+        for segment in hint._segments.values():
             blocks = segment.digits.shape[1]
             products = rng.integers(0, params.outer_primes[1], (1, blocks * params.fold, 2, params.N), dtype=np.uint32)
             rotation = keys[: params.fold - 1]
@@ -197,7 +201,7 @@ def steps(hybrid: HybridFHEModel, record: Record) -> None:
     key = OuterKey(params, cpu, rng_secret)
     secret = inner_secret(rng_secret, params)
     names = tuple(hybrid.manifest.segments)
-    times = [best(lambda: session._maker.make(0, 0, key, secret, names, rng_secret)) for _ in range(5)]  # noqa: SLF001
+    times = [best(lambda: session._maker.make(0, 0, key, secret, names, rng_secret)) for _ in range(5)]
     record.add(Measurement.of("the client's half, a mask", times, "s"))
 
 
@@ -228,7 +232,7 @@ def read_bandwidth() -> float:
 def _peak(rows, leaves, repeats):  # type: ignore[no-untyped-def]
     for _ in prange(repeats):
         sums = np.empty((leaves.shape[0], rows.shape[0]), np.uint64)
-        for repeat in range(64):
+        for _repeat in range(64):
             cpu_outer.dots(rows, leaves, sums)
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import Measurement, Record
 from rich.console import Console
 from rich.table import Table
 
+from record import Measurement, Record
 from veil import HybridFHEModel, noise
 from veil.kernels import cpu
 from veil.model.modules import select_modules
@@ -99,14 +99,14 @@ def layers(hybrid: HybridFHEModel, ids: torch.Tensor, record: Record) -> None:
 def errors(hybrid: HybridFHEModel, ids: torch.Tensor, mode: str) -> dict[int, tuple[Any, Any, Any]]:
     """For each group: mean square of the exact product, of the error, and predicted variance, by output [rows]."""
     seen: dict[int, list[tuple[Any, Any]]] = defaultdict(list)
-    weights = hybrid._compiled.weights  # noqa: SLF001
+    weights = hybrid._compiled.weights
 
     def observe(group: int, x: Any, tau: Any, values: Any) -> None:
         exact = clear_product(weights[group], x, tau, cpu).astype(np.float64)
         seen[group].append(((exact**2).mean(axis=0), ((values - exact) ** 2).mean(axis=0)))
 
     hybrid.set_fhe_mode(mode)
-    router = hybrid._router  # noqa: SLF001
+    router = hybrid._router
     router.observer = observe
     try:
         with torch.no_grad():

@@ -6,9 +6,7 @@ from veil.model.sources import load_model
 
 source = load_model("smollm2")
 question = [{"role": "user", "content": "Name three primary colours."}]
-inputs = source.tokenizer.apply_chat_template(
-    question, add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
+inputs = source.tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 
 hybrid = HybridFHEModel(source.model, select_modules(source.model, "linear"))
 hybrid.compile_model(inputs["input_ids"])

@@ -65,7 +65,7 @@ class OuterKey:
         if index in self._used or not 0 <= index < self._params.masks_per_epoch:
             raise RuntimeError(f"set {index} of this epoch was used, or is not one of {self._params.masks_per_epoch}")
         self._used.add(index)
-        params, ring = self._params, self._ring
+        params = self._params
         placed = np.zeros((params.fold, params.N // params.fold), dtype=np.int64)
         placed[:, : params.leaves] = mask.reshape(params.leaves, params.fold).T
         message = self._points(placed.reshape(-1))

@@ -77,7 +77,7 @@ def inner_hint(weights, points, most_chunks, bits, out, k):  # type: ignore[no-u
 @njit(cache=True, parallel=True, nogil=True)
 def outer_hint(block, out, k):  # type: ignore[no-untyped-def]
     """Ĥ of a block: H' [slots, n] → out [2, N, G, I]; see `reference.outer_hint`."""
-    slots, n = block.shape
+    slots = block.shape[0]
     side = k.automorphisms.shape[1]
     N = side * side
     fold, leaves = out.shape[2], out.shape[3]

@@ -302,9 +302,7 @@ def expand_a(a, keys, digits, leaves, k):  # type: ignore[no-untyped-def]
                 )
             _divide_by_special(total, moved, scratch, k)
             for i in range(2):
-                _tree_step(
-                    leaves[c, i], leaves[c + count, i], moved[i], k.monomials[level, i], k.primes[i], k.negatives[i]
-                )
+                _tree_step(leaves[c, i], leaves[c + count, i], moved[i], k.monomials[level, i], k.primes[i], k.negatives[i])
 
 
 @njit(cache=True, parallel=True, nogil=True)

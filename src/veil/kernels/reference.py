@@ -234,8 +234,7 @@ def inner_hint(weights: I8, a: U32, bits: int, ring: Ring) -> I32:
 
     Row by row ``H = Σ_c W_c(X)·a_c(1/X)`` modulo 2^32, because coefficient 0 of ``W_c(1/X)·a_c·X^i`` is the entry of i.
     """
-    rows, width = weights.shape
-    n = ring.n
+    rows, n = len(weights), ring.n
     total = np.zeros((rows, n), dtype=np.uint32)
     for c in range(len(a)):
         conjugate = np.concatenate([a[c, :1], np.uint32(0) - a[c, :0:-1]])
@@ -294,7 +293,9 @@ def unpack(data: U8, count: int, bits: int) -> U32:
 
 
 def answer(data: U8, weights: I8, h: U32, input_bits: int, result_bits: int) -> U8:
-    """The server's online step for T rows: packed rows up, shares h [T, out] → packed ``W·b - h``, rounded to its top bits."""
+    """The server's online step for T rows: packed rows up, shares h [T, out] → packed ``W·b - h``, rounded to its top
+    bits and packed.
+    """
     rows = unpack(data, weights.shape[1], input_bits) << np.uint32(32 - input_bits)
     return pack(_top_bits(matmul(weights, rows) - h, result_bits), result_bits)
 

@@ -22,7 +22,8 @@ class NttTable:
     """Twiddle factors and point order for one prime and degree; make one with `ntt_table`.
 
     ``forward``/``inverse`` are the powers of psi (its inverse) in bit-reversed order [n];
-    ``*_lanes`` hold the twiddles of the stages after the transposition, one row of R a group [R-1, R]. ``exponents[t]`` is the odd power of psi at which point t evaluates.
+    ``*_lanes`` hold the twiddles of the stages after the transposition, one row of R a group [R-1, R].
+    ``exponents[t]`` is the odd power of psi at which point t evaluates.
     """
 
     prime: int

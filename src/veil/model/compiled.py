@@ -51,7 +51,9 @@ def compile_layers(
     bits = _bits_by_name(layers, n_bits)
     seen = _calibrate(layers, run)
     described = {
-        name: Layer(name, layer.kind, layer.in_features, layer.out_features, bits[name], float_bias(_inner(layer)) is not None)
+        name: Layer(
+            name, layer.kind, layer.in_features, layer.out_features, bits[name], float_bias(_inner(layer)) is not None
+        )
         for name, layer in layers.items()
     }
     order = [(described[name], tensor) for name, tensor, _ in seen]

@@ -67,7 +67,7 @@ def kind_of(module: nn.Module) -> Kind | None:
 
 def float_weight(module: nn.Module, kind: Kind) -> F32:
     """The weight as [out, in] float32 whatever the kind stores."""
-    weight = module.weight.detach().to(device="cpu", dtype=torch.float32)  # type: ignore[operator,union-attr]
+    weight = module.weight.detach().to(device="cpu", dtype=torch.float32)  # type: ignore[operator]
     array: F32 = weight.numpy()
     return array if kind == "linear" else np.ascontiguousarray(array.T)
 
@@ -120,5 +120,5 @@ def replace_modules(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str
 
 def float_weight_shape(module: nn.Module, kind: Kind) -> tuple[int, int]:
     """(out, in) of a module's weight."""
-    first, second = module.weight.shape  # type: ignore[union-attr,misc]
+    first, second = module.weight.shape  # type: ignore[misc]
     return (int(first), int(second)) if kind == "linear" else (int(second), int(first))
