@@ -107,6 +107,12 @@ def tiny_gpt2() -> GPT2LMHeadModel:
 
 
 @pytest.fixture(scope="session")
+def new_model() -> Callable[[str], Any]:
+    """Makes a fresh ``gpt2`` or ``llama``, for fixtures that live longer than a test."""
+    return lambda name: {"gpt2": make_gpt2, "llama": make_llama}[name]()
+
+
+@pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Llama and its tokenizer as a folder in Hugging Face layout; do not write to it."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"

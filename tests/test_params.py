@@ -78,7 +78,7 @@ def test_one_bit_more_than_the_table_allows_is_refused() -> None:
 
 
 def test_an_outer_modulus_above_the_bound_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default uses 84 of the 106 bits that 128-bit security allows; no valid set reaches past them, so the bound moves."""
+    """The default uses 84 of 106 bits; no valid set of its degree reaches past them, so here the bound moves."""
     outer_bits = math.log2(DEFAULT.outer_modulus * DEFAULT.special_prime)
     monkeypatch.setitem(globals_of(Params)["_MODULUS_BITS_AT_128"], 4096, math.ceil(outer_bits))
     assert Params.from_spec(Spec()) == DEFAULT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,6 +49,10 @@ _MODULES_HELP = (
 )
 _BITS_HELP = "Bits of the remote layers' weights."
 _DEVICE_HELP = "Where the server's half runs; `auto` takes a GPU if veil can use one."
+_TOKEN_HELP = "The bearer token, if the server wants one; the environment variable keeps it out of the process list."
+_TLS_HELP = "Use TLS, with the certificates that the system trusts."
+_TLS_CA_HELP = "Use TLS, with this PEM file of the authority that signed the server's certificate."
+_INSECURE_HELP = "Let a token go to another machine without TLS."
 _JSON_HELP = "Print one JSON object on standard output and nothing else there."
 
 
@@ -110,20 +114,34 @@ def generate(
         typer.Option(help="A folder made by `veil compile`, instead of --model, --bits and --modules."),
     ] = None,
     device: Annotated[Device, typer.Option(help=_DEVICE_HELP)] = Device.auto,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Use the server there, with --bundle's client half or the one that the server offers.",
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Which of the server's bundles.", show_default="the fitting one")] = None,
+    token: Annotated[str | None, typer.Option(envvar="VEIL_TOKEN", help=_TOKEN_HELP)] = None,
+    tls: Annotated[bool, typer.Option("--tls", help=_TLS_HELP)] = False,
+    tls_ca: Annotated[Path | None, typer.Option(help=_TLS_CA_HELP)] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help=_INSECURE_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help=_JSON_HELP)] = False,
 ) -> None:
-    """Answer a prompt through encryption, client and server in one process.
+    """Answer a prompt through encryption, client and server in one process or, with `--server`, in two.
 
     Tokens appear as they come. A table follows with what they cost: seconds a token, split into making masks ahead
     (prepare), the server's online product and the client's work; bytes a token, ahead and online; the security level.
 
     With `--json`: `text`, `prompt_tokens`, `new_tokens`, `security_bits` (0 when nothing is encrypted), `seconds` with
     `load`, `prompt` (until the first token), `per_token` (each one after it, its mask included), `prepare`, `online`,
-    `client` (a generated token's shares), and `bytes_per_token` with `up_ahead`, `down_ahead`, `up_online`,
+    `client` (a generated token's shares), with `--server` also `remote`, and `bytes_per_token` with `up_ahead`, `down_ahead`, `up_online`,
     `down_online`.
     """
     if bundle is not None and (model, bits, modules) != (None, None, None):
         raise ValueError("--bundle has its own model; leave out --model, --bits and --modules")
+    if server is not None and (mode is not Mode.execute or (model, bits, modules) != (None, None, None)):
+        raise ValueError("--server uses a bundle and encryption; leave out --mode, --model, --bits and --modules")
     if top_p == 0.0:
         raise ValueError("--top-p has to be above 0; for the likeliest token every time use --temperature 0")
     from veil.commands.generate import Request, run
@@ -135,16 +153,24 @@ def generate(
             bits=bits or 8,
             modules=modules or "linear",
             bundle=bundle,
-            mode=mode.value,
+            mode=mode.value if server is None else "remote",
             device=device.value,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
             seed=seed,
             raw=raw,
+            server=None if server is None else _address(server, token, tls, tls_ca, insecure),
+            server_bundle=name,
         ),
         as_json=as_json,
     )
+
+
+def _address(server: str, token: str | None, tls: bool, tls_ca: Path | None, insecure: bool) -> Any:
+    from veil.client.connection import Address
+
+    return Address(target=server, token=token, tls=tls_ca or tls, insecure=insecure)
 
 
 @app.command("compile")
@@ -163,6 +189,84 @@ def compile_(
     from veil.commands.compile import run
 
     run(model, out, bits=bits, modules=modules, as_json=as_json)
+
+
+@app.command()
+@one_line_errors
+def serve(
+    bundles: Annotated[
+        list[str], typer.Argument(metavar="BUNDLE/server...", help="Server halves, as PATH or NAME=PATH.")
+    ],
+    offer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="BUNDLE/client", help="A client half for `veil pull`, as PATH or NAME=PATH; may be repeated."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8471,
+    device: Annotated[Device, typer.Option(help="Where it computes; `auto` takes a GPU if veil can use one.")] = Device.auto,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of the certificate chain.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="File of accepted tokens' SHA-256 digests, one a line; `veil token` makes them.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen on an address that others reach without TLS or tokens.")
+    ] = False,
+    max_sessions: Annotated[int, typer.Option(min=1, help="The most sessions at once.")] = 64,
+    memory_gib: Annotated[float, typer.Option(min=0.01, help="Memory for the sessions' keys and masks.")] = 4.0,
+    metrics_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Answer Prometheus on this port.")] = None,
+) -> None:
+    """Compute the remote layers of bundles for clients that keep their keys.
+
+    It reads the server halves and sees ciphertexts only. SIGTERM lets running calls finish, for 30 seconds at most. One
+    JSON object a line is logged to standard error.
+    """
+    from veil.commands.serve import ServeRequest, run
+
+    run(
+        ServeRequest(
+            bundles=bundles,
+            offers=offer or [],
+            host=host,
+            port=port,
+            device=device.value,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tokens=tokens,
+            insecure=insecure,
+            max_sessions=max_sessions,
+            memory_gib=memory_gib,
+            metrics_port=metrics_port,
+        )
+    )
+
+
+@app.command()
+@one_line_errors
+def pull(
+    server: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The server.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make; it must not exist.")],
+    name: Annotated[str | None, typer.Option(help="Which of the server's bundles.", show_default="the only one")] = None,
+    token: Annotated[str | None, typer.Option(envvar="VEIL_TOKEN", help=_TOKEN_HELP)] = None,
+    tls: Annotated[bool, typer.Option("--tls", help=_TLS_HELP)] = False,
+    tls_ca: Annotated[Path | None, typer.Option(help=_TLS_CA_HELP)] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help=_INSECURE_HELP)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=_JSON_HELP)] = False,
+) -> None:
+    """Fetch the client half of a bundle, check its digests and show them."""
+    from veil.commands.pull import run
+
+    run(_address(server, token, tls, tls_ca, insecure), out, name=name, as_json=as_json)
+
+
+@app.command()
+def token() -> None:
+    """Make a token: itself on standard output, the line for the server's file on standard error."""
+    from veil.server.tokens import digest_of, fresh_token
+
+    made = fresh_token()
+    typer.echo(made)
+    typer.echo(f"for the server's --tokens file: {digest_of(made)}", err=True)
 
 
 @app.command()

@@ -6,8 +6,12 @@
     ├── ParameterError            a parameter set that cannot work
     │   └── InsecureParameters    a parameter set that works but is too weak to use
     ├── WireError                 bytes from the other side that are not what the protocol allows
+    │   ├── CorruptMessage        a message whose checksum does not fit: damaged on the way
     │   ├── UnknownSession        the server does not (or no longer) know the session
     │   └── UnknownMask           a mask id that is not prepared, or belongs to somebody else
+    ├── ServerUnreachable         no answer from the server within the time allowed, after the retries allowed
+    ├── AccessDenied              the server wants a token, or does not accept the one it got
+    ├── IncompatibleServer        another protocol version, or something that is not a veil server
     ├── MaskReused                a second use of one-time material, on either side
     ├── QuotaExceeded             a limit of the server or of the client's memory
     ├── BundleError               a bundle on disk that is damaged, incomplete or of another version
@@ -39,12 +43,28 @@ class WireError(VeilError):
     """Bytes from the other side that are not what the protocol allows."""
 
 
+class CorruptMessage(WireError):
+    """A message whose checksum does not fit: damaged on the way."""
+
+
 class UnknownSession(WireError):
     """The server does not (or no longer) know the session."""
 
 
 class UnknownMask(WireError):
     """A mask id that is not prepared, or belongs to another session."""
+
+
+class ServerUnreachable(VeilError, ConnectionError):
+    """No answer from the server within the time allowed, after the retries allowed."""
+
+
+class AccessDenied(VeilError, PermissionError):
+    """The server wants a token, or does not accept the one it got."""
+
+
+class IncompatibleServer(VeilError):
+    """Another protocol version, or something that is not a veil server."""
 
 
 class MaskReused(VeilError):

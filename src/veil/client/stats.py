@@ -7,20 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
-PHASES = ("prepare", "online_server", "client")
+PHASES = ("prepare", "wait", "online_server", "client")
 
 
 @dataclass
 class Stats:
     """What a session did so far; ``after - before`` is what happened between.
 
-    ``rows`` are token rows through the model's body, ``masks`` masks made; bytes are payload bytes at the transport;
-    ``seconds`` has the phases prepare (both sides), online_server (waiting for replies) and client (the rest of a forward
-    pass: encryption, decryption and every layer that stays with the client).
+    ``rows`` are token rows through the model's body, ``masks`` masks made; ``rows_ready`` of the rows found their masks
+    made ahead. ``sessions_lost`` were opened anew because the server had forgotten them, ``reconnects`` are streams that
+    broke. Bytes are payload bytes at the transport. ``seconds`` has the phases prepare (making masks, both sides, in the
+    background or not), wait (a forward pass that waits for masks), online_server (waiting for replies) and client (the
+    rest of a forward pass: encryption, decryption and every layer that stays with the client).
     """
 
     rows: int = 0
+    rows_ready: int = 0
     masks: int = 0
+    sessions_lost: int = 0
+    reconnects: int = 0
     bytes_up_ahead: int = 0
     bytes_down_ahead: int = 0
     bytes_up_online: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
@@ -11,6 +11,15 @@ from rich.table import Table
 from veil.client.stats import Stats
 from veil.model.hybrid import HybridFHEModel
 from veil.params import Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """What using a server adds: rows whose masks were ready when they were needed, and streams that broke."""
+
+    rows: int
+    rows_ready: int
+    reconnects: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +43,7 @@ class Costs:
     down_ahead_bytes: float
     up_online_bytes: float
     down_online_bytes: float
+    remote: Remote | None = None
 
     def to_json(self, security_bits: float) -> dict[str, Any]:
         """The fields that `veil generate --json` prints beside the text."""
@@ -55,7 +65,7 @@ class Costs:
                 "up_online": round(self.up_online_bytes),
                 "down_online": round(self.down_online_bytes),
             },
-        }
+        } | ({"remote": asdict(self.remote)} if self.remote else {})
 
     def table(self, origin: str, mode: str, security_bits: float) -> Table:
         """The same for a person to read."""
@@ -64,6 +74,10 @@ class Costs:
         table = Table(show_header=False)
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
+        remote: list[tuple[str, str]] = []
+        if self.remote:
+            ready = f"{self.remote.rows_ready} of {self.remote.rows} rows found their masks ready"
+            remote = [("made ahead", ready + (f", {self.remote.reconnects} reconnects" if self.remote.reconnects else ""))]
         for name, value in (
             ("model", origin),
             ("mode", mode),
@@ -74,6 +88,7 @@ class Costs:
             ("  prepare, ahead", f"{self.prepare_s:.3f} s"),
             ("  server, online", f"{self.online_s:.3f} s"),
             ("  client", f"{self.client_s:.3f} s"),
+            *remote,
             ("bytes a token, ahead", f"{self.up_ahead_bytes:,.0f} up, {self.down_ahead_bytes:,.0f} down"),
             ("bytes a token, online", f"{self.up_online_bytes:,.0f} up, {self.down_online_bytes:,.0f} down"),
             ("security", security),
@@ -85,10 +100,13 @@ class Costs:
 class Meter:
     """Measures one generation by the clock and, when it is encrypted, by the model's counters.
 
+    With a server (``remote``) masks are made while tokens come, so a token takes what the clock says, waiting included.
+
     Calls: `start`, `prompt_masks_made`, `token` for each token, `costs`.
     """
 
-    def __init__(self, hybrid: HybridFHEModel | None) -> None:
+    def __init__(self, hybrid: HybridFHEModel | None, *, remote: bool = False) -> None:
+        self._remote = remote
         self._stats = hybrid.stats if hybrid else Stats()
         self._params = hybrid.params if hybrid else Params.default()
         self._ahead = self._online = Stats()
@@ -115,7 +133,7 @@ class Meter:
         """The costs between `start` and the last token."""
         several = self._tokens > 1
         online = self._stats - self._online if several else self._stats
-        seconds = self._last - (self._first if several else self._start) - online.seconds["prepare"]
+        seconds = self._last - (self._first if several else self._start) - (0.0 if self._remote else online.seconds["wait"])
         tokens = self._tokens - 1 if several else max(1, online.rows)
         rows = max(1, online.rows)
         ahead = self._stats - self._ahead
@@ -125,7 +143,7 @@ class Meter:
             new_tokens=self._tokens,
             load_s=load_s,
             prompt_s=self._first - self._start,
-            token_s=seconds / tokens + prepare_s,
+            token_s=seconds / tokens + (0.0 if self._remote else prepare_s),
             prepare_s=prepare_s,
             online_s=online.seconds["online_server"] / rows,
             client_s=online.seconds["client"] / rows,
@@ -133,7 +151,12 @@ class Meter:
             down_ahead_bytes=self._stats.bytes_down_ahead / max(1, self._stats.masks),
             up_online_bytes=online.bytes_up_online / rows,
             down_online_bytes=online.bytes_down_online / rows,
+            remote=self._remote_part() if self._remote else None,
         )
+
+    def _remote_part(self) -> Remote:
+        stats = self._stats
+        return Remote(rows=stats.rows, rows_ready=stats.rows_ready, reconnects=stats.reconnects)
 
     def _up_ahead_bytes(self) -> float:
         if not self._stats.masks:

@@ -8,12 +8,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import typer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from veil.client.session import Ahead
 from veil.commands.costs import Costs, Meter
 from veil.commands.models import compiled
 from veil.commands.stream import AnswerStreamer
@@ -24,6 +25,12 @@ from veil.model.gguf import Progress
 from veil.model.hybrid import HybridFHEModel
 from veil.model.quiet import quiet
 from veil.model.sources import load_model
+
+if TYPE_CHECKING:
+    from veil.client.connection import Address
+
+_POOL_TOKENS = 48
+"""Masks for generated tokens that are kept ready in the background when a server is used."""
 
 _TOKENS_AHEAD = 15
 """Generated tokens that masks are made for before the first is asked for; more are made as they are needed."""
@@ -45,6 +52,8 @@ class Request:
     top_p: float
     seed: int | None
     raw: bool
+    server: Address | None = None
+    server_bundle: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +75,7 @@ def run(request: Request, *, as_json: bool) -> None:
         ready = _prepare(request, reporter.report)
     load_s = time.perf_counter() - start
     text, costs = _generate(request, ready, load_s, write=not as_json)
-    security = float(ready.hybrid.params.security_bits) if ready.hybrid and request.mode == "execute" else 0.0
+    security = float(ready.hybrid.params.security_bits) if ready.hybrid and request.mode in ("execute", "remote") else 0.0
     if as_json:
         typer.echo(json.dumps({"text": text} | costs.to_json(security)))
     else:
@@ -74,6 +83,8 @@ def run(request: Request, *, as_json: bool) -> None:
 
 
 def _prepare(request: Request, progress: Progress) -> _Ready:
+    if request.server is not None:
+        return _connect(request, request.server)
     if request.mode != "torch":
         kernels_for(request.device)  # an absent GPU is told of before the long work
     elif request.bundle is not None:
@@ -95,6 +106,24 @@ def _prepare(request: Request, progress: Progress) -> _Ready:
     if hybrid is not None:
         hybrid.set_fhe_mode(request.mode)
     return _Ready(model=model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin)
+
+
+def _connect(request: Request, server: Address) -> _Ready:
+    from veil.commands.pull import cached
+
+    folder = request.bundle or cached(server, name=request.server_bundle)
+    hybrid = HybridFHEModel.connect(
+        server.target,
+        folder,
+        token=server.token,
+        tls=server.tls,
+        insecure=server.insecure,
+        name=request.server_bundle,
+        ahead=Ahead(tokens=min(request.max_new_tokens, _POOL_TOKENS), prompt_rows=0),
+    )
+    origin = f"{server.target}, bundle {folder}"
+    tokenizer, inputs = _encode(request, hybrid.model, hybrid.tokenizer, origin)
+    return _Ready(model=hybrid.model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin)
 
 
 def _encode(
@@ -124,20 +153,25 @@ def _encode(
 
 def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) -> tuple[str, Costs]:
     rows = int(ready.inputs["input_ids"].shape[1])
-    encrypted = ready.hybrid is not None and request.mode == "execute"
-    meter = Meter(ready.hybrid if encrypted else None)
+    encrypted = ready.hybrid is not None and request.mode in ("execute", "remote")
+    remote = request.server is not None
+    meter = Meter(ready.hybrid if encrypted else None, remote=remote)
     streamer = AnswerStreamer(ready.tokenizer, write=_write if write else None, on_token=meter.token)
     if request.seed is not None:
         torch.manual_seed(request.seed)
     meter.start()
-    if ready.hybrid is not None and encrypted:
+    if ready.hybrid is not None and encrypted and not remote:
         ready.hybrid.reserve(rows_body=rows - 1)
         meter.prompt_masks_made()
         ready.hybrid.reserve(rows_full=1 + min(request.max_new_tokens - 1, _TOKENS_AHEAD))
-    with quiet():
-        output = ready.model.generate(
-            **ready.inputs, generation_config=_generation_config(request, ready.model), streamer=streamer
-        )
+    try:
+        with quiet():
+            output = ready.model.generate(
+                **ready.inputs, generation_config=_generation_config(request, ready.model), streamer=streamer
+            )
+    finally:
+        if ready.hybrid is not None and remote:
+            ready.hybrid.close()
     costs = meter.costs(load_s=load_s, prompt_tokens=rows)
     text = ready.tokenizer.decode(output[0, rows:], skip_special_tokens=True)
     return str(text), costs

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +46,13 @@ class _Segment:
 
 @dataclass(frozen=True)
 class PreparedKeys:
-    """An epoch's key halves in the kernels' form: expansion [L, 2, 3, N] and combination [G-1, 2, 3, N]."""
+    """An epoch\'s key halves as the kernels take them (arrays, or tensors on a device).
 
-    expansion: U32
-    combination: U32
+    Expansion [L, 2, 3, N] and combination [G-1, 2, 3, N].
+    """
+
+    expansion: Any
+    combination: Any
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Hint:
         cls,
         params: Params,
         seed: PublicSeed,
-        segments: dict[str, Sequence[HintRows]],
+        segments: dict[str, list[HintRows]],
         kernels: ModuleType,
         progress: Progress | None = None,
     ) -> tuple[Hint, dict[str, U32]]:
@@ -140,7 +144,7 @@ class Hint:
 
 def prepare_keys(halves: U32, params: Params, kernels: ModuleType) -> PreparedKeys:
     """Key halves [keys, 2, 3, N] in the kernels' form, split by use."""
-    loaded = kernels.load_keys(halves, ring_of(params))
+    loaded = kernels.load_keys(kernels.asarray(halves), ring_of(params))
     return PreparedKeys(loaded[: params.levels], loaded[params.levels :])
 
 

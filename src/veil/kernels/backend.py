@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from types import ModuleType
 
 from veil.errors import DeviceUnavailable
@@ -32,6 +34,11 @@ def kernels_for(device: str) -> ModuleType:
 
 
 def _has_cuda() -> bool:
+    """Whether torch sees a device; torch is not loaded where there is no NVIDIA driver at all."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
     import torch
 
     return torch.cuda.is_available()

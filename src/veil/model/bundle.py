@@ -21,7 +21,7 @@ from veil.errors import BundleError
 from veil.kernels import cpu
 from veil.model import folder
 from veil.model.compiled import Compiled
-from veil.model.layers import RemoteLayer
+from veil.model.layers import RemoteLayer, float_weight_shape, kind_of
 from veil.model.manifest import Manifest
 from veil.model.router import GroupConstants
 from veil.model.server_bundle import load_server, save_server
@@ -93,8 +93,10 @@ def load_client(path: Path, *, verify: bool = True) -> Opened:
     try:
         constants = _load_constants(path, manifest, header["norms"])
         tables = _load_tables(path, params, manifest)
-        model, layers = _load_model(path, header["class"], manifest)
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        model, layers = _load_model(path, header["class"], manifest, header["places"])
+    except BundleError:
+        raise
+    except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise BundleError(f"{path} cannot be read: {error}") from None
     compiled = Compiled(params, seed, manifest, constants, None)
     return Opened(model, layers, compiled, tables, _load_tokenizer(path))
@@ -117,7 +119,8 @@ def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: 
     save_arrays({name: cpu.pack(np.ascontiguousarray(table), bits) for name, table in tables.items()}, path / MASKS)
     norms = [[group.bound, group.fixed_norm] for group in compiled.constants]
     fields = folder.common_fields(compiled.params, compiled.seed, compiled.manifest)
-    folder.write_header(path, "client", fields | {"class": type(model).__name__, "norms": norms})
+    places = {name: part.name for name, part in model.named_modules(remove_duplicate=False) if isinstance(part, RemoteLayer)}
+    folder.write_header(path, "client", fields | {"class": type(model).__name__, "norms": norms, "places": places})
 
 
 def _client_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -163,7 +166,9 @@ def _load_tables(path: Path, params: Params, manifest: Manifest) -> dict[str, ND
     return tables
 
 
-def _load_model(path: Path, class_name: str, manifest: Manifest) -> tuple[nn.Module, dict[str, RemoteLayer]]:
+def _load_model(
+    path: Path, class_name: str, manifest: Manifest, places: dict[str, str]
+) -> tuple[nn.Module, dict[str, RemoteLayer]]:
     import transformers
 
     model_class = getattr(transformers, class_name, None)
@@ -175,9 +180,14 @@ def _load_model(path: Path, class_name: str, manifest: Manifest) -> tuple[nn.Mod
     layers = {}
     for group in manifest.groups:
         for layer in group.layers:
+            module = model.get_submodule(layer.name)
+            shape = (layer.out_features, layer.in_features)
+            if kind_of(module) != layer.kind or float_weight_shape(module, layer.kind) != shape:
+                raise BundleError(f"{path}: the model's {layer.name!r} is not the {layer.kind} of the manifest")
             layers[layer.name] = RemoteLayer(layer.name, layer.kind, None, (layer.in_features, layer.out_features))
-            parent, _, child = layer.name.rpartition(".")
-            model.get_submodule(parent)._modules[child] = layers[layer.name]
+    for place, name in places.items():
+        parent, _, child = place.rpartition(".")
+        model.get_submodule(parent)._modules[child] = layers[name]
     _assign(model, load_tensors(path / TENSORS), path)
     if (path / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
@@ -189,6 +199,9 @@ def _assign(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> N
     for name, tensor in tensors.items():
         parent, _, child = name.rpartition(".")
         module = model.get_submodule(parent)
+        here = module._parameters.get(child, module._buffers.get(child))
+        if here is not None and here.shape != tensor.shape:
+            raise BundleError(f"{path / TENSORS}: {name} is of shape {tuple(tensor.shape)}, not {tuple(here.shape)}")
         if child in module._parameters:
             module._parameters[child] = nn.Parameter(tensor, requires_grad=False)
         elif child in module._buffers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -12,17 +13,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from veil.client.session import ClientModel, ClientSession
+from veil.client.session import Ahead, ClientModel, ClientSession
 from veil.client.stats import Stats
 from veil.crypto.hint import hint_bytes
 from veil.errors import NotCompiled
 from veil.kernels.backend import kernels_for
+from veil.kernels.warm import warm_up
 from veil.model.compiled import Compiled, compile_layers
 from veil.model.layers import RemoteLayer, find_modules, replace_modules
 from veil.model.router import Router, clear_service, simulated_service
 from veil.params import Params
 from veil.random import SecretRng
 from veil.server.engine import Engine, ServerModel
+from veil.wire.patience import Patience
 
 MODES = ("torch", "disable", "simulate", "execute", "remote")
 Progress = Callable[[str, int, int], None]
@@ -52,11 +55,12 @@ class HybridFHEModel:
         self._engine: Engine | None = None
         self._tables: dict[str, Any] = {}
         self._session: ClientSession | None = None
+        self._remote: ClientSession | None = None
         self._router: Router | None = None
         self._mode = "torch"
         self._progress: Progress | None = None
         self._model_forward = model.forward
-        model.forward = self._forward  # type: ignore[method-assign]
+        model.forward = _like(model.forward, self._forward)
 
     # Compiling ---------------------------------------------------------------------------------------------------------
 
@@ -93,10 +97,13 @@ class HybridFHEModel:
         self._adopt(compiled, kernels)
 
     def _adopt(self, compiled: Compiled, kernels: Any) -> None:
+        self._server_kernels = kernels
+        self._kernels = kernels_for("cpu") if kernels.name == "cuda" else kernels
+        if self._kernels.name == "cpu":
+            warm_up(self._progress)
         self._compiled = compiled
-        self._kernels = kernels
-        self._router = Router(compiled.params, compiled.manifest, compiled.constants, kernels)
-        self.stats.kernels = kernels.name
+        self._router = Router(compiled.params, compiled.manifest, compiled.constants, self._kernels)
+        self.stats.kernels = kernels.name if self._kernels is kernels else f"client cpu, server {kernels.name}"
 
     @property
     def params(self) -> Params:
@@ -113,6 +120,61 @@ class HybridFHEModel:
         """Memory that the server side needs for Ĥ and digits, known before it is built."""
         compiled = self._need_compiled()
         return hint_bytes(compiled.params, list(compiled.manifest.segments.values()))
+
+    # A server elsewhere --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def connect(
+        cls,
+        server: str,
+        bundle: str | Path,
+        *,
+        token: str | None = None,
+        tls: bool | str | Path = False,
+        name: str | None = None,
+        insecure: bool = False,
+        ahead: Ahead | None = None,
+        patience: Patience | None = None,
+        device: str = "cpu",
+    ) -> HybridFHEModel:
+        """The model of a bundle's client half in mode ``remote``: its remote layers run on the server at ``HOST:PORT``.
+
+        ``tls`` is True for a certificate that the system trusts, or the PEM file of the authority that signed it;
+        without TLS a token goes to this machine only, unless ``insecure``. ``name`` chooses among the server's bundles.
+        Masks are made in the background as far as ``ahead`` says. Raises `ServerUnreachable`, `AccessDenied`,
+        `IncompatibleServer`, `BundleError`.
+        """
+        from veil.client.connection import Address
+        from veil.client.remote import RemoteTransport
+        from veil.model import bundle as bundles
+
+        address = Address(
+            target=server, token=token, tls=tls if isinstance(tls, bool) else Path(tls), insecure=insecure
+        )
+        folder = Path(bundle)
+        opened = bundles.load_client(folder / "client" if (folder / "client").is_dir() else folder)
+        hybrid = cls.__new__(cls)
+        hybrid._attach(opened.model, opened.layers)
+        hybrid.tokenizer = opened.tokenizer
+        hybrid._adopt(opened.compiled, kernels_for(device))
+        compiled = opened.compiled
+        model = ClientModel(compiled.params, compiled.seed, compiled.manifest, opened.tables)
+        patience = patience or Patience()
+        transport = RemoteTransport(model, address, hybrid.stats, patience, name)
+        hybrid._remote = ClientSession(
+            model, transport, hybrid._kernels, SecretRng(), hybrid.stats, ahead=ahead or Ahead(), patience=patience
+        )
+        hybrid.set_fhe_mode("remote")
+        return hybrid
+
+    def close(self) -> None:
+        """End the sessions, in process and remote, and forget their keys."""
+        for session in (self._session, self._remote):
+            if session is not None:
+                session.close()
+        self._session = self._remote = None
+        if self._mode in ("execute", "remote"):
+            self.set_fhe_mode("torch")
 
     # Modes -------------------------------------------------------------------------------------------------------------
 
@@ -149,14 +211,17 @@ class HybridFHEModel:
                 self._session = self._open_session()
             router.service = self._session.evaluate
         else:
-            raise NotCompiled("mode 'remote' needs a server; make the model with HybridFHEModel.connect")
+            if self._remote is None:
+                raise NotCompiled("mode 'remote' needs a server; make the model with HybridFHEModel.connect")
+            router.service = self._remote.evaluate
         self._select(mode, router)
 
     def reserve(self, rows_body: int = 0, rows_full: int = 0) -> None:
         """Prepare masks ahead: ``rows_body`` for prompt rows, ``rows_full`` for rows that need logits."""
-        if self._session is None:
+        session = self._active()
+        if session is None:
             raise NotCompiled("masks need a session; call set_fhe_mode('execute') first")
-        self._session.reserve(rows_body, rows_full)
+        session.reserve(rows_body, rows_full)
 
     def __call__(self, *args: Any, fhe: str | None = None, **kwargs: Any) -> Any:
         """One forward pass, in mode ``fhe`` if given (the mode in force comes back afterwards)."""
@@ -207,7 +272,7 @@ class HybridFHEModel:
             if compiled.weights is None:
                 raise NotCompiled("this needs the weights, and only the client half of the bundle is here")
             model = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
-            self._engine, tables = Engine.build(model, self._kernels, self._progress)
+            self._engine, tables = Engine.build(model, self._server_kernels, self._progress)
             self._tables = self._tables or tables
         return self._engine
 
@@ -216,6 +281,10 @@ class HybridFHEModel:
         compiled = self._need_compiled()
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, self._tables)
         return ClientSession(model, engine, self._kernels, SecretRng(), self.stats)
+
+    def _active(self) -> ClientSession | None:
+        """The session of the mode in force."""
+        return self._remote if self._mode == "remote" else self._session if self._mode == "execute" else None
 
     def _select(self, mode: str, router: Router | None) -> None:
         self._mode = mode
@@ -226,15 +295,26 @@ class HybridFHEModel:
         if self._mode == "torch" or self._router is None:
             return self._model_forward(*args, **kwargs)
         self._router.begin_forward()
-        if self._mode in ("execute", "remote") and self._session is not None:
-            self._session.begin_forward()
+        session = self._active()
+        if session is not None:
+            session.begin_forward()
         start, before = time.perf_counter(), dict(self.stats.seconds)
         with _one_torch_thread(), torch.no_grad():
             result = self._model_forward(*args, **kwargs)
         elapsed, seconds = time.perf_counter() - start, self.stats.seconds
-        elsewhere = sum(seconds[name] - before[name] for name in ("prepare", "online_server"))
+        elsewhere = sum(seconds[name] - before[name] for name in ("wait", "online_server"))
         seconds["client"] += elapsed - elsewhere
         return result
+
+
+def _like(forward: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
+    """``replacement`` with the signature of ``forward``, in which ``generate`` looks for ``logits_to_keep``."""
+
+    @functools.wraps(forward)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return replacement(*args, **kwargs)
+
+    return wrapped
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def simulated_service(
 @dataclass(eq=False)
 class _Pending:
     source: torch.Tensor
-    version: int
+    state: int | torch.Tensor
     values: I32
     tau: F64
     claimed: set[str]
@@ -95,20 +95,22 @@ class Router:
     def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """The output [..., out] of a remote linear layer for its input [..., in]."""
         with self._lock:
-            return self._output(name, x, lambda: _rows(x)).reshape(*x.shape[:-1], -1).to(x.device)
+            flat = self._output(name, x, lambda: _rows(x))
+            return flat.reshape(*x.shape[:-1], flat.shape[-1]).to(x.device)
 
     def embedding(self, name: str, ids: torch.Tensor) -> torch.Tensor:
         """The output [..., out] of a remote embedding for token ids [...], as the product with one-hot rows."""
         width = self.manifest.groups[self.manifest.by_layer[name][0]].width
         with self._lock:
-            return self._output(name, ids, lambda: _one_hot(ids, width)).reshape(*ids.shape, -1).to(ids.device)
+            flat = self._output(name, ids, lambda: _one_hot(ids, width))
+            return flat.reshape(*ids.shape, flat.shape[-1]).to(ids.device)
 
     def _output(self, name: str, source: torch.Tensor, rows: Callable[[], F32]) -> torch.Tensor:
         group, part = self.manifest.by_layer[name]
         pending = self._pending.get(group)
         if pending is None or not _same(pending, source) or name in pending.claimed:
             values, tau = self._evaluate(group, rows())
-            pending = self._pending[group] = _Pending(source, _version(source), values, tau, set())
+            pending = self._pending[group] = _Pending(source, _state(source), values, tau, set())
         pending.claimed.add(name)
         if len(pending.claimed) == len(self.manifest.groups[group].layers):
             del self._pending[group]
@@ -138,11 +140,17 @@ class Router:
 
 
 def _same(pending: _Pending, source: torch.Tensor) -> bool:
-    return pending.source is source and pending.version == _version(source)
+    """Whether the tensor is the one that was evaluated, and still has the values that it had."""
+    if pending.source is not source:
+        return False
+    if isinstance(pending.state, torch.Tensor):
+        return torch.equal(pending.state, source)
+    return pending.state == source._version
 
 
-def _version(tensor: torch.Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+def _state(tensor: torch.Tensor) -> int | torch.Tensor:
+    """What tells whether a tensor was written to: its version, or a copy where torch keeps none (inference mode)."""
+    return tensor.clone() if tensor.is_inference() else tensor._version
 
 
 def _rows(x: torch.Tensor) -> F32:
@@ -153,7 +161,7 @@ def _rows(x: torch.Tensor) -> F32:
 
 def _one_hot(ids: torch.Tensor, width: int) -> F32:
     flat = ids.detach().reshape(-1).to("cpu").numpy()
-    if flat.size and not (0 <= flat.min() and flat.max() < width):
+    if flat.size and not (flat.min() >= 0 and flat.max() < width):
         raise IndexError(f"a token id is outside the embedding's {width} rows")
     rows = np.zeros((flat.size, width), dtype=np.float32)
     rows[np.arange(flat.size), flat] = 1.0

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.crypto.hint import Hint, HintRows, MaskHalf, PreparedKeys, Progress, prepare_keys
-from veil.errors import MaskReused, UnknownMask, UnknownSession, WireError
+from veil.crypto.hint import HintRows, MaskHalf, Progress, prepare_keys
+from veil.errors import MaskReused, VeilError, WireError
+from veil.kernels import cpu
 from veil.model.manifest import Manifest
 from veil.params import Params
 from veil.seed import PublicSeed
+from veil.server.arithmetic import arithmetic_for, build_hint
+from veil.server.store import Session, SessionStore, mask_bytes
 from veil.wire import codec
-from veil.wire.messages import MaskUpload
+from veil.wire.messages import MaskUpload, Upload
 
 U32 = NDArray[np.uint32]
 I8 = NDArray[np.int8]
+U8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,136 +44,209 @@ class ServerModel:
         return rows
 
 
-@dataclass(eq=False)
-class _Mask:
-    shares: dict[str, U32]
-    seen: dict[int, bytes] = field(default_factory=dict)
+@dataclass(frozen=True, eq=False)
+class Admitted:
+    """An upload that passed every check that needs no arithmetic, with memory promised for its masks."""
+
+    session: Session
+    upload: Upload
+    mask_bytes: int
 
 
-@dataclass(eq=False)
-class _Session:
-    epoch: int = -1
-    keys: PreparedKeys | None = None
-    used_sets: set[int] = field(default_factory=set)
-    masks: dict[int, _Mask] = field(default_factory=dict)
-    highest: int = -1
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """Packed rows [T, bytes] of one group and the shares h that wait for them, [rows] each."""
+
+    group: int
+    rows: U8
+    shares: list[Any]
 
 
 class Engine:
     """Prepares masks and multiplies encrypted rows for any number of sessions.
 
-    Not thread safe: a service calls it from one worker.
+    ``open``, ``load_epoch``, ``prepare``, ``evaluate``, ``release`` and ``close`` make it a
+    `veil.wire.transport.Transport`. A service takes the steps of `prepare` and `evaluate` apart, to batch them over
+    sessions: `admit` and `claim` check and may be called by any thread, `make` by one thread at a time, `answer` by any.
     """
 
-    def __init__(self, model: ServerModel, hint: Hint, kernels: ModuleType) -> None:
+    def __init__(self, model: ServerModel, hint: Any, kernels: ModuleType, store: SessionStore | None = None) -> None:
         self.model = model
         self.hint = hint
+        self._work = arithmetic_for(model.weights, kernels)
+        self.store = store or SessionStore()
         self._kernels = kernels
-        self._sessions: dict[str, _Session] = {}
+        self._admission = threading.Lock()
 
     @classmethod
-    def build(cls, model: ServerModel, kernels: ModuleType, progress: Progress | None = None) -> tuple[Engine, dict[str, U32]]:
+    def build(
+        cls,
+        model: ServerModel,
+        kernels: ModuleType,
+        progress: Progress | None = None,
+        store: SessionStore | None = None,
+    ) -> tuple[Engine, dict[str, U32]]:
         """An engine for a model and, for the compiler of a bundle, the client's tables ``a'`` by segment."""
-        hint, tables = Hint.build(model.params, model.seed, dict(model.hint_rows()), kernels, progress)
-        return cls(model, hint, kernels), tables
+        hint, tables = build_hint(model.params, model.seed, model.hint_rows(), kernels, progress)
+        return cls(model, hint, kernels, store), tables
+
+    # The transport, in process -------------------------------------------------------------------------------------------
 
     def open(self) -> str:
         """A new session's name, unguessable."""
-        name = secrets.token_hex(16)
-        self._sessions[name] = _Session()
-        return name
+        return self.store.open("", self).name
 
     def close(self, session: str) -> None:
         """Forget a session and everything that it prepared."""
-        self._sessions.pop(session, None)
+        self.store.close(self.store.find(session))
 
     def load_epoch(self, session: str, epoch: int, keys: bytes) -> None:
-        """Take the packed key halves of a new epoch; numbers grow, and the old epoch's keys are forgotten.
-
-        Raises `WireError` for keys that do not decode or an epoch that is not new, `UnknownSession`.
-        """
-        state = self._session(session)
-        if epoch <= state.epoch:
-            raise WireError(f"epoch {epoch} is not newer than {state.epoch}")
-        halves = codec.decode_keys(keys, self.model.params, self._kernels)
-        state.keys = prepare_keys(halves, self.model.params, self._kernels)
-        state.epoch = epoch
-        state.used_sets = set()
+        """Take the packed key halves of a new epoch; numbers grow, and the old epoch's keys are forgotten."""
+        self._make_one(session, Upload(epoch, keys, (), tuple(self.model.manifest.segments)))
 
     def prepare(self, session: str, epoch: int, masks: Sequence[MaskUpload], segments: Sequence[str]) -> None:
-        """Make the shares of some masks of the current epoch, for the segments asked for.
+        """Make the shares of masks of the current epoch; every check comes before any work. See `admit`."""
+        self._make_one(session, Upload(epoch, None, tuple(masks), tuple(segments)))
 
-        Every check comes before any work: `WireError` for a wrong epoch, segment, set or number, `UnknownSession`.
-        """
-        state = self._session(session)
-        halves = self.check_masks(session, epoch, masks, segments)
-        shares = self.hint.prepare(halves, segments)
-        for position, upload in enumerate(masks):
-            self.store(state, upload, {name: shares[name][position] for name in segments})
-
-    def check_masks(
-        self, session: str, epoch: int, masks: Sequence[MaskUpload], segments: Sequence[str]
-    ) -> list[MaskHalf]:
-        """Decode and check uploads of one session; see `prepare`."""
-        state = self._session(session)
-        if state.keys is None or epoch != state.epoch:
-            raise WireError(f"masks of epoch {epoch}, but the session's epoch is {state.epoch}")
-        if not segments or len(set(segments)) != len(segments) or not set(segments) <= set(self.model.manifest.segments):
-            raise WireError(f"segments {list(segments)}, expected some of {list(self.model.manifest.segments)}")
-        indices = [upload.index for upload in masks]
-        numbers = [upload.number for upload in masks]
-        if len(set(indices)) != len(indices) or state.used_sets & set(indices):
-            raise WireError("a set of this epoch is used twice")
-        if any(not 0 <= index < self.model.params.masks_per_epoch for index in indices):
-            raise WireError(f"a set is not below {self.model.params.masks_per_epoch}")
-        if any(number <= before for before, number in zip([state.highest, *numbers], numbers, strict=False)):
-            raise WireError("mask numbers do not grow")
-        halves = [codec.decode_mask(upload.data, self.model.params, self._kernels) for upload in masks]
-        return [MaskHalf(index, half, state.keys) for index, half in zip(indices, halves, strict=True)]
-
-    def store(self, state: _Session, upload: MaskUpload, shares: dict[str, U32]) -> None:
-        """Keep a prepared mask."""
-        state.used_sets.add(upload.index)
-        state.highest = max(state.highest, upload.number)
-        state.masks[upload.number] = _Mask({name: np.ascontiguousarray(share) for name, share in shares.items()})
+    def _make_one(self, session: str, upload: Upload) -> None:
+        (error,) = self.make([self.admit(self.store.find(session), upload)])
+        if error is not None:
+            raise error
 
     def evaluate(self, session: str, group: int, masks: Sequence[int], data: bytes) -> bytes:
-        """``W·b - h`` for packed rows of one group, one mask a row; packed results, row after row.
+        """``W·b - h`` for packed rows of one group, one mask a row; packed results, row after row. See `claim`."""
+        return self.answer([self.claim(self.store.find(session), group, masks, data)])[0]
+
+    def release(self, session: str, masks: Sequence[int]) -> None:
+        """Forget masks that the client will not use again."""
+        self.store.release(self.store.find(session), masks)
+
+    # Preparing -----------------------------------------------------------------------------------------------------------
+
+    def check_header(self, session: Session, upload: Upload, masks: int) -> None:
+        """Refuse what can be refused before the data of an upload of this many masks is received."""
+        manifest, params = self.model.manifest, self.model.params
+        segments = upload.segments
+        if not segments or len(set(segments)) != len(segments) or not set(segments) <= set(manifest.segments):
+            raise WireError(f"segments {list(segments)[:8]}, expected some of {list(manifest.segments)}")
+        if not 0 <= masks <= params.masks_per_epoch:
+            raise WireError(f"{masks} masks at once, an epoch has {params.masks_per_epoch}")
+        self.store.check_room(session, masks, masks * self._mask_bytes(segments))
+
+    def admit(self, session: Session, upload: Upload) -> Admitted:
+        """Check an upload against its session and promise it memory; its order among the session's uploads is set here.
+
+        Raises `WireError` for a wrong epoch, segment, set, number or length, `QuotaExceeded`.
+        """
+        self.check_header(session, upload, len(upload.masks))
+        self._check_lengths(upload)
+        indices = {mask.index for mask in upload.masks}
+        numbers = [mask.number for mask in upload.masks]
+        each = self._mask_bytes(upload.segments)
+        with self._admission:
+            if upload.keys is not None and upload.epoch <= session.epoch:
+                raise WireError(f"epoch {upload.epoch} is not newer than {session.epoch}")
+            if upload.keys is None and (session.epoch < 0 or upload.epoch != session.epoch):
+                raise WireError(f"masks of epoch {upload.epoch}, but the session's epoch is {session.epoch}")
+            used = set() if upload.keys is not None else session.used_sets
+            if len(indices) != len(numbers) or used & indices:
+                raise WireError("a set of this epoch is used twice")
+            if any(number <= before for before, number in zip([session.highest, *numbers], numbers, strict=False)):
+                raise WireError("mask numbers do not grow")
+            key_bytes = 4 * 6 * len(self.model.params.automorphisms) * self.model.params.N if session.epoch < 0 else 0
+            self.store.reserve(session, len(numbers), len(numbers) * each + key_bytes)
+            session.epoch = upload.epoch
+            session.used_sets = used | indices
+            session.highest = max([session.highest, *numbers])
+        return Admitted(session, upload, each)
+
+    def make(self, batch: Sequence[Admitted]) -> list[VeilError | None]:
+        """Prepare uploads of any sessions, all for the same segments, in one pass over Ĥ; what went wrong with each."""
+        errors: list[VeilError | None] = []
+        halves: list[MaskHalf] = []
+        for item in batch:
+            try:
+                halves += self._decode(item)
+                errors.append(None)
+            except VeilError as error:
+                self._give_back(item)
+                errors.append(error)
+        good = [item for item, error in zip(batch, errors, strict=True) if error is None]
+        if not halves:
+            return errors
+        segments = good[0].upload.segments
+        try:
+            shares = self.hint.prepare(halves, segments)
+        except BaseException:
+            for item in good:
+                self._give_back(item)
+            raise
+        places = ((item, mask.number) for item in good for mask in item.upload.masks)
+        for position, (item, number) in enumerate(places):
+            own = {name: self._work.own(shares[name][position]) for name in segments}
+            self.store.keep(item.session, number, own, item.mask_bytes)
+        return errors
+
+    def _give_back(self, item: Admitted) -> None:
+        count = len(item.upload.masks)
+        self.store.unreserve(item.session, count, count * item.mask_bytes)
+
+    def _decode(self, item: Admitted) -> list[MaskHalf]:
+        upload, params, session = item.upload, self.model.params, item.session
+        if upload.keys is not None:
+            session.keys = None
+            halves = codec.decode_keys(upload.keys, params, cpu)
+            session.keys = (upload.epoch, prepare_keys(halves, params, self._kernels))
+        if session.keys is None or session.keys[0] != upload.epoch:
+            raise WireError(f"the keys of epoch {upload.epoch} did not arrive, or newer ones did")
+        keys = session.keys[1]
+        return [
+            MaskHalf(mask.index, codec.decode_mask(mask.data, params, cpu), keys) for mask in upload.masks
+        ]
+
+    def _check_lengths(self, upload: Upload) -> None:
+        params = self.model.params
+        if upload.keys is not None and len(upload.keys) != params.epoch_key_bytes:
+            raise WireError(f"epoch keys have {len(upload.keys)} bytes, expected {params.epoch_key_bytes}")
+        for mask in upload.masks:
+            if len(mask.data) != params.mask_bytes:
+                raise WireError(f"a mask has {len(mask.data)} bytes, expected {params.mask_bytes}")
+            if not 0 <= mask.index < params.masks_per_epoch:
+                raise WireError(f"set {mask.index} is not below {params.masks_per_epoch}")
+
+    def _mask_bytes(self, segments: Iterable[str]) -> int:
+        manifest = self.model.manifest
+        return mask_bytes(sum(manifest.segments.get(name, 0) for name in segments), len(manifest.groups))
+
+    # Online --------------------------------------------------------------------------------------------------------------
+
+    def claim(self, session: Session, group: int, masks: Sequence[int], data: bytes) -> Claim:
+        """Match packed rows with the shares of their masks.
 
         The same bytes for the same mask and group may come again (a lost reply); other bytes raise `MaskReused`. Raises
-        `UnknownMask`, `UnknownSession` and `WireError` for what does not fit the manifest.
+        `UnknownMask`, and `WireError` for what does not fit the manifest.
         """
-        state = self._session(session)
-        if not 0 <= group < len(self.model.manifest.groups):
-            raise WireError(f"group {group} is not one of {len(self.model.manifest.groups)}")
-        spec, info = self.model.params.spec, self.model.manifest.groups[group]
-        rows = codec.rows_from(data, len(masks), info.width, spec.input_bits)
+        manifest = self.model.manifest
+        if not 0 <= group < len(manifest.groups):
+            raise WireError(f"group {group} is not one of {len(manifest.groups)}")
+        info, start = manifest.groups[group], manifest.starts[group]
+        rows = codec.rows_from(data, len(masks), info.width, self.model.params.spec.input_bits)
         if len(set(masks)) != len(masks):
             raise MaskReused("one mask for two rows")
-        start = self.model.manifest.starts[group]
-        shares = []
-        for number, row in zip(masks, rows, strict=True):
-            mask = state.masks.get(number)
-            if mask is None or info.segment not in mask.shares:
-                raise UnknownMask(f"mask {number} is not prepared for the {info.segment}")
-            digest = hashlib.blake2b(row, digest_size=16).digest()
-            if mask.seen.setdefault(group, digest) != digest:
-                raise MaskReused(f"mask {number} was used for group {group} with other bytes")
-            shares.append(mask.shares[info.segment][start : start + info.rows])
-        h = shares[0][None] if len(shares) == 1 else np.stack(shares) if shares else np.empty((0, info.rows), np.uint32)
-        answer = self._kernels.answer(rows, self.model.weights[group], h, spec.input_bits, spec.result_bits)
-        return bytes(answer.tobytes())
+        shares = [
+            self.store.claim(session, number, group, info.segment, row.data)[start : start + info.rows]
+            for number, row in zip(masks, rows, strict=True)
+        ]
+        return Claim(group, rows, shares)
 
-    def release(self, session: str, below: int) -> None:
-        """Forget the session's masks with numbers under ``below``: the client will not use them again."""
-        masks = self._session(session).masks
-        for number in [number for number in masks if number < below]:
-            del masks[number]
-
-    def _session(self, name: str) -> _Session:
-        try:
-            return self._sessions[name]
-        except KeyError:
-            raise UnknownSession("the server does not know this session; open a new one with fresh keys") from None
-
-
+    def answer(self, claims: Sequence[Claim]) -> list[bytes]:
+        """The packed results of some claims on one group, with one pass over its weights."""
+        spec, group = self.model.params.spec, claims[0].group
+        shares = [share for claim in claims for share in claim.shares]
+        rows = claims[0].rows if len(claims) == 1 else np.concatenate([claim.rows for claim in claims])
+        packed = self._work.reply(group, rows, shares, spec.input_bits, spec.result_bits)
+        replies, first = [], 0
+        for claim in claims:
+            replies.append(packed[first : first + len(claim.shares)].tobytes())
+            first += len(claim.shares)
+        return replies

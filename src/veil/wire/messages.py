@@ -15,3 +15,13 @@ class MaskUpload:
 
     HEADER_BYTES = 5
     """Bytes that number and set take on the wire."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Masks of one epoch to prepare for some segments; ``keys``, packed, come with the epoch's first upload."""
+
+    epoch: int
+    keys: bytes | None
+    masks: tuple[MaskUpload, ...]
+    segments: tuple[str, ...]

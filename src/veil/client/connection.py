@@ -1,0 +1,196 @@
+"""A connection to a server: where it is, how it is protected, single calls with deadlines, and what is served there."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from veil.errors import BundleError, CorruptMessage, IncompatibleServer, ServerUnreachable, VeilError
+from veil.wire import failures, methods
+from veil.wire import veil_pb2 as pb
+from veil.wire.envelope import seal, unseal
+from veil.wire.patience import Patience, Tries
+
+M = TypeVar("M", bound=Message)
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Address:
+    """Where a server is and how to reach it.
+
+    ``tls`` is True for certificates that the system trusts, or a PEM file of the authority that signed the server's. A
+    token goes over TLS or to this machine; ``insecure`` lets it go elsewhere in clear. `ValueError` for anything else.
+    """
+
+    target: str
+    token: str | None = None
+    tls: bool | Path = False
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        host, port = _split(self.target)
+        object.__setattr__(self, "target", f"{host}:{port}")
+        if self.token and not self.tls and not self.insecure and not _is_loopback(host):
+            raise ValueError(f"a token would go to {host} in clear; use TLS, or allow it with insecure")
+        if self.token and not (self.token.isascii() and self.token.isprintable()):
+            raise ValueError("a token is printable ASCII")
+
+    def channel(self, keepalive_s: float) -> grpc.Channel:
+        """A new channel; connecting happens with the first call."""
+        options = methods.client_options(keepalive_s)
+        if not self.tls:
+            return grpc.insecure_channel(self.target, options)
+        roots = None if self.tls is True else Path(self.tls).read_bytes()
+        return grpc.secure_channel(self.target, grpc.ssl_channel_credentials(roots), options)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with every call."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+    def __repr__(self) -> str:
+        return f"<Address {self.target}>"
+
+
+@dataclass(frozen=True)
+class ServedBundle:
+    """A bundle as a server describes it; ``files`` (path, bytes, SHA-256) are the client half, where it is offered."""
+
+    name: str
+    fingerprint: str
+    files: tuple[tuple[str, int, str], ...]
+    header: dict[str, Any]
+
+
+class Connection:
+    """One gRPC channel and its calls. Thread safe; a channel that went bad is replaced by `renew`."""
+
+    def __init__(self, address: Address, patience: Patience) -> None:
+        self.address = address
+        self.patience = patience
+        self._lock = threading.Lock()
+        self._channel = address.channel(patience.keepalive_s)
+
+    def unary(self, name: str, request: Message, reply: type[M], timeout_s: float) -> M:
+        """One request, one reply."""
+        call = self._start(lambda channel: channel.unary_unary(_path(name)))
+        return unseal(self._run(lambda: call(seal(request), timeout=timeout_s, metadata=self.address.metadata)), reply)
+
+    def upload(self, name: str, requests: Iterable[bytes], reply: type[M], timeout_s: float) -> M:
+        """Sealed requests, one reply."""
+        call = self._start(lambda channel: channel.stream_unary(_path(name)))
+        return unseal(self._run(lambda: call(iter(requests), timeout=timeout_s, metadata=self.address.metadata)), reply)
+
+    def download(self, name: str, request: Message, reply: type[M], timeout_s: float) -> Iterator[M]:
+        """One request, replies as they come."""
+        call = self._start(lambda channel: channel.unary_stream(_path(name)))
+        try:
+            for data in call(seal(request), timeout=timeout_s, metadata=self.address.metadata):
+                yield unseal(data, reply)
+        except grpc.RpcError as error:
+            raise self.error_from(error) from None
+
+    def both_ways(self, name: str, requests: Iterator[bytes]) -> Any:
+        """A stream of sealed requests and replies."""
+        call = self._start(lambda channel: channel.stream_stream(_path(name)))
+        return self._run(lambda: call(requests, metadata=self.address.metadata))
+
+    def describe(self) -> list[ServedBundle]:
+        """What the server serves; `IncompatibleServer` for another protocol or something that is not a veil server."""
+        try:
+            request = pb.DescribeRequest(protocol=methods.PROTOCOL)
+            reply = self.unary("Describe", request, pb.DescribeReply, self.patience.connect_s)
+        except ServerUnreachable as error:
+            if "(unimplemented" in str(error):
+                raise IncompatibleServer(f"{self.address.target} answers, but is not a veil server") from None
+            raise
+        if reply.protocol != methods.PROTOCOL:
+            raise IncompatibleServer(
+                f"the server speaks protocol {reply.protocol} (veil {failures.printable(reply.version)}), "
+                f"this veil {methods.PROTOCOL}; update the older one"
+            )
+        return [_served(bundle) for bundle in reply.bundles]
+
+    def retrying(self, call: Callable[[], R], tries: Tries) -> R:
+        """``call`` until it gets through; `ServerUnreachable` with advice when the time is over."""
+        while True:
+            try:
+                return call()
+            except (ServerUnreachable, CorruptMessage):
+                if not tries.again():
+                    raise
+                self.renew()
+
+    def error_from(self, failure: grpc.RpcError) -> VeilError:
+        """The error that a failed call stands for."""
+        error = failures.error_from(failure)
+        return self.unreachable(str(error)) if isinstance(error, ServerUnreachable) else error
+
+    def unreachable(self, reason: str) -> ServerUnreachable:
+        """What went wrong, and what to do."""
+        return ServerUnreachable(
+            f"no usable answer from {self.address.target} ({reason}); is 'veil serve' running there, "
+            "and are address and TLS right?"
+        )
+
+    def renew(self) -> None:
+        """Give the channel up for a new one; calls that run on it end."""
+        with self._lock:
+            old, self._channel = self._channel, self.address.channel(self.patience.keepalive_s)
+        old.close()
+
+    def close(self) -> None:
+        """End every call."""
+        self._channel.close()
+
+    def _start(self, make: Callable[[grpc.Channel], R]) -> R:
+        with self._lock:
+            return make(self._channel)
+
+    def _run(self, call: Callable[[], R]) -> R:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            raise self.error_from(error) from None
+        except ValueError as error:  # the channel was renewed by another thread
+            raise self.unreachable(str(error)) from None
+
+
+def _path(name: str) -> str:
+    return f"/{methods.SERVICE}/{name}"
+
+
+def _served(bundle: Any) -> ServedBundle:
+    try:
+        header = json.loads(bundle.header)
+    except ValueError:
+        raise BundleError("the server describes a bundle with something that is not JSON") from None
+    files = tuple((file.path, file.size, file.sha256) for file in bundle.files)
+    return ServedBundle(failures.printable(bundle.name), failures.printable(bundle.fingerprint), files, header)
+
+
+def _split(target: str) -> tuple[str, int]:
+    host, _, port = target.rpartition(":")
+    if not host or target.endswith("]"):
+        host, port = target, str(methods.DEFAULT_PORT)
+    if ":" in host and not host.startswith("["):
+        raise ValueError(f"{target!r} is not HOST:PORT; an IPv6 address goes in brackets")
+    if not (port.isdigit() and 0 < int(port) < 65536) or not host or "/" in host:
+        raise ValueError(f"{target!r} is not HOST:PORT")
+    return host, int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

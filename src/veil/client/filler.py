@@ -1,0 +1,123 @@
+"""Masks ahead of time: a background thread that keeps the pool filled and serves a forward pass that runs short."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+from veil.client.factory import MaskFactory
+from veil.client.pool import MaskPool
+from veil.crypto.mask import ClientMask
+from veil.priority import lower_thread_priority
+
+_IDLE_S = 0.5
+_MOST_BATCH = 16
+_WORTH_A_BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """How many masks to keep ready: ``tokens`` rows with the head, ``prompt_rows`` without, in ``memory_mib`` at most.
+
+    Tokens come first. Prompt rows are made while no forward pass has run for half a second.
+    """
+
+    tokens: int = 48
+    prompt_rows: int = 64
+    memory_mib: int = 512
+
+
+class Filler:
+    """The thread that makes masks: first what a forward pass waits for, and no more than that; then up to `Ahead`."""
+
+    def __init__(self, factory: MaskFactory, pool: MaskPool, ahead: Ahead) -> None:
+        self._factory = factory
+        self._pool = pool
+        room = max(1, (ahead.memory_mib << 20) // factory.mask_bytes)
+        self._tokens = min(ahead.tokens, room)
+        self._prompt_rows = max(0, min(ahead.prompt_rows, room - self._tokens))
+        self._wanted: tuple[int, int, int] | None = None
+        self._error: Exception | None = None
+        self._paused = False
+        self._stopping = False
+        self._forward = 0.0
+        self._thread = threading.Thread(target=self._run, name="veil-masks", daemon=True)
+        self._thread.start()
+
+    def wait_for(self, group: int, rows: int, prompt_rows: int) -> tuple[str, list[ClientMask]]:
+        """`MaskPool.take` as soon as it can; raises what prevents it."""
+        with self._pool.changed:
+            self._wanted, self._error, self._paused = (group, rows, prompt_rows), None, False
+            self._pool.changed.notify_all()
+            try:
+                while True:
+                    taken = self._pool.take(group, rows, prompt_rows)
+                    if taken is not None:
+                        return taken
+                    if self._error is not None:
+                        raise self._error
+                    self._pool.changed.wait(1.0)
+            finally:
+                self._wanted = None
+
+    def forward(self) -> None:
+        """Note that a forward pass begins: what was refused before may be allowed now."""
+        with self._pool.changed:
+            self._forward = time.monotonic()
+            self._paused = False
+            self._pool.changed.notify_all()
+
+    @property
+    def full(self) -> bool:
+        """Whether the pool holds what it should, or cannot get more for now."""
+        with self._pool.changed:
+            if self._paused:
+                return True
+            short = self._tokens - self._pool.unused(full=True)
+            return max(short, self._prompt_rows - self._pool.unused(full=False)) <= 0
+
+    def stop(self) -> None:
+        """End the thread, after the batch that it is at."""
+        with self._pool.changed:
+            self._stopping = True
+            self._pool.changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        lower_thread_priority()
+        while True:
+            with self._pool.changed:
+                work = self._next()
+                while work is None and not self._stopping:
+                    self._pool.changed.wait(_IDLE_S)
+                    work = self._next()
+            if work is None or self._stopping:
+                return
+            count, full = work
+            try:
+                self._factory.make(count, full=full)
+            except Exception as error:
+                self._failed(error)
+
+    def _next(self) -> tuple[int, bool] | None:
+        """(masks, with the head or not) of the next batch. The fewer are ready, the smaller it is."""
+        if self._paused:
+            return None
+        if self._wanted is not None:
+            missing = self._pool.missing(*self._wanted)
+            if missing:
+                return (missing.full, True) if missing.full else (missing.prompt, False)
+        ready = self._pool.unused(full=True)
+        short = self._tokens - ready
+        idle = time.monotonic() - self._forward > _IDLE_S
+        if short > 0 and (idle or short >= _WORTH_A_BATCH or 2 * short > self._tokens):
+            return min(short, _MOST_BATCH, max(4, 2 * ready)), True
+        short = self._prompt_rows - self._pool.unused(full=False)
+        return (min(short, _MOST_BATCH), False) if idle and short > 0 else None
+
+    def _failed(self, error: Exception) -> None:
+        with self._pool.changed:
+            self._error = error
+            self._paused = True
+            self._pool.changed.notify_all()

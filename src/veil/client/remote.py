@@ -1,0 +1,161 @@
+"""The network twin of the in-process transport: deadlines, retries, and resends of identical bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+from veil.client.connection import Address, Connection
+from veil.client.factory import ClientModel
+from veil.client.stats import Stats
+from veil.client.stream import RowStream
+from veil.errors import BundleError, CorruptMessage, ServerUnreachable, VeilError
+from veil.wire import methods
+from veil.wire import veil_pb2 as pb
+from veil.wire.codec import packed_bytes
+from veil.wire.envelope import seal
+from veil.wire.messages import MaskUpload
+from veil.wire.patience import Patience
+
+
+class RemoteTransport:
+    """A `veil.wire.transport.Transport` to the bundle on a server that is the other half of ``model``'s.
+
+    Rows and uploads go over connections of their own, so that rows do not wait behind an epoch's keys. ``name`` chooses
+    among several bundles; without it the one with the client's fingerprint is used.
+    """
+
+    def __init__(
+        self, model: ClientModel, address: Address, stats: Stats, patience: Patience, name: str | None = None
+    ) -> None:
+        self._model = model
+        self._stats = stats
+        self._patience = patience
+        self._name = name
+        self._fingerprint = methods.fingerprint(model.params, model.seed, model.manifest)
+        self._online = Connection(address, patience)
+        self._ahead = Connection(address, patience)
+        self._lock = threading.Lock()
+        self._stream: RowStream | None = None
+        self._sequence = 0
+        self._released: list[int] = []
+        self._keys: dict[int, bytes] = {}
+        self._met = False
+        self.mask_ttl_s = float("inf")
+        self.most_masks = 0
+
+    def open(self) -> str:
+        """A new session; retries for a while, briefly if the server was never reached."""
+        within = self._patience.retry_s if self._met else self._patience.connect_s
+        reply = self._ahead.retrying(self._open, self._patience.tries(within))
+        self._met = True
+        self._keys.clear()
+        self._released = []
+        self.mask_ttl_s, self.most_masks = float(reply.mask_ttl_s), reply.most_masks
+        return str(reply.session)
+
+    def load_epoch(self, session: str, epoch: int, keys: bytes) -> None:
+        """Keep the keys until the epoch's first masks go up: one call carries both."""
+        self._keys = {epoch: keys}
+
+    def prepare(self, session: str, epoch: int, masks: Sequence[MaskUpload], segments: Sequence[str]) -> None:
+        """Send masks of the epoch, once; returns when they are usable."""
+        keys = self._keys.pop(epoch, None)
+        header = pb.PrepareHeader(
+            session=session, epoch=epoch, has_keys=keys is not None, masks=len(masks), segments=list(segments)
+        )
+        try:
+            self._ahead.upload("Prepare", _upload(header, keys, masks), pb.PrepareReply, self._patience.prepare_s)
+        except (ServerUnreachable, CorruptMessage):
+            self._ahead.renew()
+            raise
+
+    def evaluate(self, session: str, group: int, masks: Sequence[int], data: bytes) -> bytes:
+        """Send rows and wait for the results; after a broken stream the same bytes go over a new one."""
+        with self._lock:
+            sequences, requests = self._requests(session, group, masks, data)
+            tries = self._patience.tries()
+            while True:
+                try:
+                    if self._stream is None:
+                        self._stream = RowStream(self._online, self._patience.reply_s)
+                    return b"".join(self._stream.exchange(requests, sequences))
+                except (ServerUnreachable, CorruptMessage):
+                    self._drop_stream()
+                    self._stats.reconnects += 1
+                    if not tries.again():
+                        raise
+                    self._online.renew()
+                except VeilError:
+                    self._drop_stream()
+                    raise
+
+    def release(self, session: str, masks: Sequence[int]) -> None:
+        """Note what the next rows' message will say."""
+        self._released += masks
+
+    def close(self, session: str) -> None:
+        """End the session if the server can be reached, and the connections."""
+        with self._lock:
+            self._drop_stream()
+        try:
+            self._ahead.unary("Close", pb.CloseRequest(session=session), pb.CloseReply, self._patience.connect_s)
+        except (ServerUnreachable, CorruptMessage):
+            pass
+        finally:
+            self._online.close()
+            self._ahead.close()
+
+    def _open(self) -> pb.OpenReply:
+        request = pb.OpenRequest(protocol=methods.PROTOCOL, bundle=self._choose(), fingerprint=self._fingerprint)
+        return self._ahead.unary("Open", request, pb.OpenReply, self._patience.connect_s)
+
+    def _choose(self) -> str:
+        served = self._ahead.describe()
+        names = ", ".join(repr(bundle.name) for bundle in served) or "nothing"
+        if self._name is not None:
+            if self._name not in [bundle.name for bundle in served]:
+                raise BundleError(f"the server has no bundle named {self._name!r}; it serves {names}")
+            return self._name
+        for bundle in served:
+            if bundle.fingerprint == self._fingerprint:
+                return bundle.name
+        raise BundleError(
+            f"none of the server's bundles ({names}) is the other half of yours (digest {self._fingerprint[:16]}…); "
+            "fetch its client half with 'veil pull'"
+        )
+
+    def _requests(self, session: str, group: int, masks: Sequence[int], data: bytes) -> tuple[list[int], list[bytes]]:
+        params, manifest = self._model.params, self._model.manifest
+        row_bytes = packed_bytes(manifest.groups[group].width, params.spec.input_bits)
+        step = methods.rows_in_message(params, manifest, group)
+        sequences, requests = [], []
+        for first in range(0, max(1, len(masks)), step):
+            last = min(len(masks), first + step)
+            self._sequence += 1
+            request = pb.EvaluateRequest(
+                session=session,
+                sequence=self._sequence,
+                group=group,
+                masks=masks[first:last],
+                release=self._released,
+                rows=data[first * row_bytes : last * row_bytes],
+            )
+            self._released = []
+            sequences.append(self._sequence)
+            requests.append(seal(request))
+        return sequences, requests
+
+    def _drop_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def _upload(header: pb.PrepareHeader, keys: bytes | None, masks: Sequence[MaskUpload]) -> Iterator[bytes]:
+    yield seal(pb.PrepareRequest(header=header))
+    if keys is not None:
+        yield seal(pb.PrepareRequest(keys=pb.PrepareKeys(data=keys)))
+    for mask in masks:
+        part = pb.PrepareMask(number=mask.number, index=mask.index, data=mask.data)
+        yield seal(pb.PrepareRequest(mask=part))

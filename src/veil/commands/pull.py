@@ -1,0 +1,136 @@
+"""`veil pull`: fetch the client half of a bundle from a server that offers it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path, PurePosixPath
+
+import typer
+from platformdirs import user_cache_path
+from rich.table import Table
+from rich.text import Text
+
+from veil.client.connection import Address, Connection, ServedBundle
+from veil.commands.terminal import Reporter, error_console
+from veil.errors import BundleError, ServerUnreachable
+from veil.model import folder
+from veil.wire import methods
+from veil.wire import veil_pb2 as pb
+from veil.wire.patience import Patience
+
+_MOST_FILES = 1000
+_FILE_S = 3600.0
+
+
+def run(address: Address, out: Path, *, name: str | None, as_json: bool) -> None:
+    """Fetch into the new folder ``out``, check every digest, and show them.
+
+    Raises `ValueError` when ``out`` exists, `BundleError` for an offer that does not fit or digests that do not.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists already; remove it, or choose another folder")
+    patience = Patience()
+    connection = Connection(address, patience)
+    try:
+        bundle = _choose(connection.retrying(connection.describe, patience.tries(patience.connect_s)), name)
+        _fetch_all(connection, bundle, out)
+    finally:
+        connection.close()
+    if as_json:
+        files = {path: sha256 for path, _, sha256 in bundle.files}
+        typer.echo(json.dumps({"path": str(out), "name": bundle.name, "digest": bundle.fingerprint, "files": files}))
+    else:
+        typer.echo(str(out))
+
+
+def cached(address: Address, *, name: str | None) -> Path:
+    """The client half that a server offers, from the user's cache; fetched, checked and shown the first time."""
+    patience = Patience()
+    connection = Connection(address, patience)
+    try:
+        bundle = _choose(connection.retrying(connection.describe, patience.tries(patience.connect_s)), name)
+        if not re.fullmatch(r"[0-9a-f]{64}", bundle.fingerprint):
+            raise BundleError("the server names a bundle by something that is not a digest")
+        out = user_cache_path("veil") / "bundles" / bundle.fingerprint
+        if not out.exists():
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _fetch_all(connection, bundle, out)
+        return out
+    finally:
+        connection.close()
+
+
+def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path) -> None:
+    if len(bundle.files) > _MOST_FILES:
+        raise BundleError(f"the server offers {len(bundle.files)} files, more than {_MOST_FILES}")
+    _show(bundle)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with Reporter() as reporter:
+            for index, (path, size, sha256) in enumerate(bundle.files):
+                reporter.report("fetching", index, len(bundle.files))
+                _fetch(connection, bundle.name, path, size, sha256, partial)
+            reporter.report("fetching", len(bundle.files), len(bundle.files))
+        _verify(partial, bundle)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _choose(served: list[ServedBundle], name: str | None) -> ServedBundle:
+    offered = {bundle.name: bundle for bundle in served if bundle.files}
+    names = ", ".join(repr(bundle.name) for bundle in served) or "nothing"
+    if name is None and len(offered) == 1:
+        return next(iter(offered.values()))
+    if name is None:
+        raise BundleError(f"the server offers {len(offered)} client halves of {names}; choose one with --name")
+    if name not in offered:
+        raise BundleError(f"the server does not offer {name!r}; it serves {names}")
+    return offered[name]
+
+
+def _show(bundle: ServedBundle) -> None:
+    table = Table(title=Text(f"client half of {bundle.name}, digest {bundle.fingerprint}"), title_justify="left")
+    table.add_column("file", overflow="fold")
+    table.add_column("bytes", justify="right")
+    table.add_column("SHA-256", overflow="fold")
+    for path, size, sha256 in bundle.files:
+        table.add_row(Text(repr(path)[1:-1]), f"{size:,}", Text(repr(sha256)[1:-1]))
+    error_console().print(table)
+
+
+def _fetch(connection: Connection, name: str, path: str, size: int, sha256: str, out: Path) -> None:
+    target = out / _safe(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    state, written = hashlib.sha256(), 0
+    with target.open("wb") as file:
+        request = pb.FetchRequest(bundle=name, path=path)
+        for piece in connection.download("Fetch", request, pb.FetchReply, _FILE_S):
+            written += len(piece.data)
+            if written > size:
+                raise BundleError(f"{path} is longer than the {size} bytes that were announced")
+            state.update(piece.data)
+            file.write(piece.data)
+    if written < size:
+        raise ServerUnreachable(f"{path} ended after {written} of {size} bytes; pull again")
+    if state.hexdigest() != sha256:
+        raise BundleError(f"{path} does not match its digest; pull again, or distrust the server")
+
+
+def _safe(path: str) -> Path:
+    """A relative path below the folder, from a server that need not be honest."""
+    parts = PurePosixPath(path).parts
+    plain = all(part not in ("", ".", "..") and not set(part) & set('\\:*?"<>|\0') for part in parts)
+    if not parts or path.startswith("/") or not plain or not path.isprintable() or len(path) > 200:
+        raise BundleError(f"the server offers a file with the path {path!r}, which veil does not write")
+    return Path(*parts)
+
+
+def _verify(partial: Path, bundle: ServedBundle) -> None:
+    params, seed, manifest = folder.parse_common(folder.read_header(partial, "client"))
+    if methods.fingerprint(params, seed, manifest) != bundle.fingerprint:
+        raise BundleError("the client half is not of the bundle that the server serves; distrust the server")

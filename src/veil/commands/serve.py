@@ -1,0 +1,99 @@
+"""`veil serve`: the server, until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from veil.commands.terminal import Reporter
+from veil.kernels.backend import kernels_for
+from veil.server.listen import Server, ServerConfig, build_bundles, server_limits
+from veil.server.logs import LOGGER, JsonLines
+from veil.server.store import SessionStore
+from veil.server.tokens import Tokens
+
+_GRACE_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeRequest:
+    """The options of `veil serve`; bundles and offers are ``PATH`` or ``NAME=PATH``."""
+
+    bundles: list[str]
+    offers: list[str]
+    host: str
+    port: int
+    device: str
+    tls_cert: Path | None
+    tls_key: Path | None
+    tokens: Path | None
+    insecure: bool
+    max_sessions: int
+    memory_gib: float
+    metrics_port: int | None
+
+
+def run(request: ServeRequest) -> None:
+    """Load the bundles, listen, and return after SIGTERM or SIGINT when what ran is finished.
+
+    Raises `ValueError` for options that do not fit, before any long work, and `BundleError`.
+    """
+    if (request.tls_cert is None) != (request.tls_key is None):
+        raise ValueError("--tls-cert and --tls-key go together")
+    tls = None if request.tls_cert is None or request.tls_key is None else (request.tls_cert, request.tls_key)
+    limits = server_limits(request.max_sessions, request.memory_gib)
+    config = ServerConfig(
+        host=request.host,
+        port=request.port,
+        tls=tls,
+        tokens=None if request.tokens is None else Tokens.read(request.tokens),
+        insecure=request.insecure,
+        limits=limits,
+        metrics_port=request.metrics_port,
+    )
+    config.check()
+    kernels = kernels_for(request.device)
+    _log_to_stderr()
+    store = SessionStore(limits)
+    with Reporter() as reporter:
+        bundles = build_bundles(_named(request.bundles), _named(request.offers), kernels, store, reporter.report)
+    server = Server(bundles, store, config)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    server.start()
+    print(f"veil: listening on {request.host}:{server.port}, serving {', '.join(bundles)}", file=sys.stderr, flush=True)
+    while not stop.wait(1.0):
+        pass
+    server.stop(_GRACE_S)
+
+
+def _named(values: list[str]) -> dict[str, Path]:
+    """``NAME=PATH`` or ``PATH`` by name; the folder's name, or its parent's where the folder is a half of a bundle."""
+    found: dict[str, Path] = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        path = Path(text if equals else value)
+        if not equals:
+            absolute = path.resolve()
+            name = absolute.parent.name if absolute.name in ("server", "client") else absolute.name
+        if not (path / "bundle.json").is_file():
+            inner = [half for half in ("server", "client") if (path / half / "bundle.json").is_file()]
+            advice = f"; did you mean {path / inner[0]}?" if inner else "; make one with 'veil compile'"
+            raise ValueError(f"{path} is not a half of a bundle{advice}")
+        if not name or name in found:
+            raise ValueError(f"two bundles would be called {name!r}; name them with NAME=PATH")
+        found[name] = path
+    return found
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False

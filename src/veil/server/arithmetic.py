@@ -1,0 +1,93 @@
+"""Where an engine's arithmetic happens: on arrays of this process, or on a CUDA device. Shares stay where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from veil.crypto.hint import Hint, HintRows, Progress
+from veil.params import Params
+from veil.seed import PublicSeed
+
+I8 = NDArray[np.int8]
+U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
+
+
+class Arithmetic(Protocol):
+    """The weights of all groups, where they are multiplied."""
+
+    def own(self, share: Any) -> Any:
+        """A copy of one row of what the hint prepared, to keep."""
+
+    def reply(self, group: int, rows: U8, shares: Sequence[Any], input_bits: int, result_bits: int) -> U8:
+        """Packed ``W·b - h`` for packed rows [T, bytes] and their T shares [rows of the group]."""
+
+
+class HostArithmetic:
+    """Weights and shares as arrays; ``kernels`` is `veil.kernels.cpu` or `veil.kernels.reference`."""
+
+    def __init__(self, weights: Sequence[I8], kernels: ModuleType) -> None:
+        self._weights = weights
+        self._kernels = kernels
+
+    def own(self, share: U32) -> U32:
+        """See `Arithmetic`."""
+        return np.array(share)
+
+    def reply(self, group: int, rows: U8, shares: Sequence[U32], input_bits: int, result_bits: int) -> U8:
+        """See `Arithmetic`."""
+        weights = self._weights[group]
+        empty = np.empty((0, len(weights)), dtype=np.uint32)
+        h = shares[0][None] if len(shares) == 1 else np.stack(shares) if shares else empty
+        packed: U8 = self._kernels.answer(rows, weights, h, input_bits, result_bits)
+        return packed
+
+
+class DeviceArithmetic:
+    """Weights and shares as tensors on the CUDA device; only packed rows cross."""
+
+    def __init__(self, weights: Sequence[I8]) -> None:
+        from veil.kernels import cuda
+
+        self._cuda = cuda
+        self._weights = [cuda.asarray(matrix) for matrix in weights]
+
+    def own(self, share: Any) -> Any:
+        """See `Arithmetic`."""
+        return share.clone()
+
+    def reply(self, group: int, rows: U8, shares: Sequence[Any], input_bits: int, result_bits: int) -> U8:
+        """See `Arithmetic`."""
+        import torch
+
+        weights = self._weights[group]
+        if not shares:
+            return np.empty((0, self._cuda.packed_bytes(len(weights), result_bits)), dtype=np.uint8)
+        h = shares[0][None] if len(shares) == 1 else torch.stack(list(shares))
+        packed: U8 = self._cuda.to_numpy(self._cuda.answer(self._cuda.asarray(rows), weights, h, input_bits, result_bits))
+        return packed
+
+
+def arithmetic_for(weights: Sequence[I8], kernels: ModuleType) -> Arithmetic:
+    """The online arithmetic on the device that ``kernels`` works on."""
+    return DeviceArithmetic(weights) if kernels.name == "cuda" else HostArithmetic(weights, kernels)
+
+
+def build_hint(
+    params: Params,
+    seed: PublicSeed,
+    rows: dict[str, list[HintRows]],
+    kernels: ModuleType,
+    progress: Progress | None,
+) -> tuple[Any, dict[str, U32]]:
+    """The hint and the client's tables ``a'``, built on the device that ``kernels`` works on; see `Hint.build`."""
+    if kernels.name == "cuda":
+        from veil.crypto.device_hint import DeviceHint
+
+        return DeviceHint.build(params, seed, rows, progress)
+    return Hint.build(params, seed, rows, kernels, progress)

@@ -1,0 +1,58 @@
+"""Streams that are open now, so that one whose client fell silent does not hold a thread for ever."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+
+class OpenCall:
+    """One stream and when it was last heard of."""
+
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        self.context = context
+        self.heard = time.monotonic()
+
+    def each(self, messages: Iterator[bytes]) -> Iterator[bytes]:
+        """Pass messages on and note when they came."""
+        for message in messages:
+            self.heard = time.monotonic()
+            yield message
+            self.heard = time.monotonic()
+
+
+class OpenCalls:
+    """All open streams. `cancel_silent` is called now and then by the server."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: set[OpenCall] = set()
+
+    @property
+    def count(self) -> int:
+        """Open streams."""
+        return len(self._open)
+
+    @contextmanager
+    def watch(self, context: grpc.ServicerContext) -> Iterator[OpenCall]:
+        """Count a stream as open while its handler runs."""
+        call = OpenCall(context)
+        with self._lock:
+            self._open.add(call)
+        try:
+            yield call
+        finally:
+            with self._lock:
+                self._open.discard(call)
+
+    def cancel_silent(self, silent_s: float) -> None:
+        """End streams that were silent for longer; their clients come back on a new one when they need it."""
+        now = time.monotonic()
+        with self._lock:
+            late = [call for call in self._open if now - call.heard > silent_s]
+        for call in late:
+            call.context.cancel()

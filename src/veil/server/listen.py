@@ -1,0 +1,182 @@
+"""A running server: listening, health, metrics, expiry and a shutdown that finishes what runs."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from veil.crypto.hint import Progress
+from veil.model.server_bundle import load_server
+from veil.server.engine import Engine
+from veil.server.logs import event
+from veil.server.metrics import Metrics
+from veil.server.offer import Offer
+from veil.server.scheduler import OnlineTurns, PreparationWorker
+from veil.server.service import Served, Service, Shared
+from veil.server.store import Limits, SessionStore
+from veil.server.tokens import Tokens
+from veil.wire import methods
+
+
+def server_limits(max_sessions: int = 64, memory_gib: float = 4.0) -> Limits:
+    """The limits of a server on a network; one token may hold a quarter of the sessions."""
+    return Limits(
+        max_sessions=max_sessions,
+        max_sessions_per_owner=max(1, max_sessions // 4),
+        max_masks_per_session=4096,
+        memory_bytes=int(memory_gib * (1 << 30)),
+        session_ttl_s=900.0,
+        mask_ttl_s=3600.0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """How a server listens. ``port`` 0 takes a free one; ``tls`` are the PEM files of certificate and key.
+
+    ``insecure`` allows an address that others can reach without TLS or without tokens.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = methods.DEFAULT_PORT
+    tls: tuple[Path, Path] | None = None
+    tokens: Tokens | None = None
+    insecure: bool = False
+    limits: Limits = field(default_factory=server_limits)
+    metrics_port: int | None = None
+    call_s: float = 120.0
+    silent_s: float = 300.0
+    sweep_s: float = 10.0
+    batch_masks: int = 16
+
+    def check(self) -> None:
+        """Raise `ValueError` for an address that others can reach and that is not protected."""
+        if self.insecure or is_loopback(self.host):
+            return
+        missing = [name for name, there in (("TLS", self.tls), ("a token", self.tokens)) if not there]
+        if missing:
+            raise ValueError(
+                f"{self.host} is not a loopback address, and there is no {' and no '.join(missing)}; "
+                "give --tls-cert, --tls-key and --tokens, or --insecure if the network is yours alone"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address; a name other than ``localhost`` counts as reachable by others."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def build_bundles(
+    halves: dict[str, Path],
+    offers: dict[str, Path],
+    kernels: ModuleType,
+    store: SessionStore,
+    progress: Progress | None = None,
+) -> dict[str, Served]:
+    """Load server halves by name and build their hints; ``offers`` are client halves by the same names."""
+    unknown = sorted(set(offers) - set(halves))
+    if unknown:
+        raise ValueError(f"--offer names {unknown[0]!r}, which is not served; served are {', '.join(halves)}")
+    bundles = {}
+    for name, path in halves.items():
+        offer = Offer(offers[name]) if name in offers else None
+        engine, _ = Engine.build(load_server(path), kernels, progress, store)
+        bundles[name] = Served(engine, offer)
+    return bundles
+
+
+class Server:
+    """A server for some bundles. `start`, then `stop`; ``port`` is the one that it listens on."""
+
+    def __init__(self, bundles: dict[str, Served], store: SessionStore, config: ServerConfig) -> None:
+        config.check()
+        self.config = config
+        self.store = store
+        self.metrics = Metrics()
+        self._worker = PreparationWorker(config.batch_masks, self.metrics.computed)
+        models = [served.engine.model for served in bundles.values()]
+        message_bytes = methods.largest_message((model.params, model.manifest) for model in models)
+        turns = OnlineTurns(observer=self.metrics.computed)
+        self.service = Service(
+            Shared(bundles, store, self._worker, turns, self.metrics, config.tokens, message_bytes, config.call_s)
+        )
+        self._health = health.HealthServicer(experimental_non_blocking=True)
+        threads = 4 * min(config.limits.max_sessions, 64) + 16
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="veil-call")
+        self._grpc = grpc.server(
+            self._pool,
+            handlers=[self.service.handler()],
+            options=methods.server_options(message_bytes),
+            maximum_concurrent_rpcs=threads,
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        self._ended = threading.Event()
+        self._stop_metrics: Callable[[], None] | None = None
+        self.port = self._listen()
+        self._gauges()
+
+    def start(self) -> None:
+        """Begin to answer."""
+        if self.config.metrics_port is not None:
+            self._stop_metrics = self.metrics.serve(self.config.host, self.config.metrics_port)
+        self._grpc.start()
+        for name in ("", methods.SERVICE):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._sweeper = threading.Thread(target=self._sweep, name="veil-sweep", daemon=True)
+        self._sweeper.start()
+        event("listening", host=self.config.host, port=self.port, tls=self.config.tls is not None)
+
+    def stop(self, grace_s: float = 30.0) -> None:
+        """Take no new calls, let running ones finish for ``grace_s``, then end them."""
+        event("stopping", grace_s=grace_s)
+        self._health.enter_graceful_shutdown()
+        self._grpc.stop(grace_s).wait()
+        self._worker.stop()
+        self._ended.set()
+        self._pool.shutdown(wait=True)
+        if self._stop_metrics is not None:
+            self._stop_metrics()
+        event("stopped")
+
+    def _listen(self) -> int:
+        address = f"{self.config.host}:{self.config.port}"
+        if ":" in self.config.host and not self.config.host.startswith("["):
+            address = f"[{self.config.host}]:{self.config.port}"
+        try:
+            if self.config.tls is None:
+                return int(self._grpc.add_insecure_port(address))
+            certificate, key = (path.read_bytes() for path in self.config.tls)
+            return int(self._grpc.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)])))
+        except RuntimeError:
+            self._worker.stop()
+            raise ValueError(f"cannot listen on {address}: is the port taken, or the certificate not PEM?") from None
+
+    def _gauges(self) -> None:
+        readings: dict[str, tuple[str, Any]] = {
+            "sessions": ("Open sessions", lambda: self.store.count),
+            "masks_ready": ("Prepared masks that wait for their rows", lambda: self.store.mask_count),
+            "masks_queued": ("Masks that wait to be prepared", lambda: self._worker.waiting),
+            "mask_memory_bytes": ("Memory of keys and masks", lambda: self.store.used_bytes),
+            "streams": ("Open streams", lambda: self.service.calls.count),
+        }
+        for name, (text, read) in readings.items():
+            self.metrics.gauge(name, text, read)
+
+    def _sweep(self) -> None:
+        while not self._ended.wait(self.config.sweep_s):
+            self.store.expire()
+            self.service.calls.cancel_silent(self.config.silent_s)

@@ -1,0 +1,51 @@
+"""Prometheus metrics: counts, bytes and seconds. No label or value follows from a payload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+
+
+class Metrics:
+    """The server's counters, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._rows = self._counter("rows", "Encrypted rows multiplied")
+        self._masks = self._counter("masks", "Masks prepared")
+        self._seconds = self._counter("seconds", "Seconds of computation", ["phase"])
+        self._bytes = self._counter("bytes", "Payload bytes", ["direction"])
+        self._calls = self._counter("calls", "Calls that ended", ["method", "result"])
+
+    def _counter(self, name: str, text: str, labels: list[str] | None = None) -> Counter:
+        return Counter(f"veil_{name}", text, labels or [], registry=self.registry)
+
+    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A value that is read when somebody asks."""
+        Gauge(f"veil_{name}", text, registry=self.registry).set_function(read)
+
+    def computed(self, phase: str, count: int, seconds: float) -> None:
+        """``count`` masks (phase ``prepare``) or rows (phase ``evaluate``) took this long."""
+        (self._masks if phase == "prepare" else self._rows).inc(count)
+        self._seconds.labels(phase).inc(seconds)
+
+    def moved(self, received: int, sent: int) -> None:
+        """Payload bytes of a message."""
+        self._bytes.labels("received").inc(received)
+        self._bytes.labels("sent").inc(sent)
+
+    def ended(self, method: str, result: str) -> None:
+        """A call ended, with ``ok`` or an error's name."""
+        self._calls.labels(method, result).inc()
+
+    def serve(self, host: str, port: int) -> Callable[[], None]:
+        """Answer Prometheus on this address; returns what stops it."""
+        http, thread = start_http_server(port, addr=host, registry=self.registry)
+
+        def stop() -> None:
+            http.shutdown()
+            http.server_close()
+            thread.join()
+
+        return stop

@@ -1,0 +1,271 @@
+"""The server's calls over gRPC: check, hand over to the engine, say what went wrong. See ``veil/wire/veil.proto``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import Message
+
+from veil import __version__
+from veil.errors import BundleError, IncompatibleServer, ServerUnreachable, VeilError, WireError
+from veil.server.calls import OpenCalls
+from veil.server.engine import Engine
+from veil.server.logs import alias, event
+from veil.server.metrics import Metrics
+from veil.server.offer import Offer
+from veil.server.scheduler import OnlineTurns, PreparationWorker
+from veil.server.store import Session, SessionStore
+from veil.server.tokens import Tokens
+from veil.wire import failures, methods
+from veil.wire import veil_pb2 as pb
+from veil.wire.envelope import seal, unseal
+from veil.wire.messages import MaskUpload, Upload
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """One bundle: its engine and, where it is offered, the client half's files."""
+
+    engine: Engine
+    offer: Offer | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What all calls use."""
+
+    bundles: dict[str, Served]
+    store: SessionStore
+    worker: PreparationWorker
+    turns: OnlineTurns
+    metrics: Metrics
+    tokens: Tokens | None
+    message_bytes: int
+    call_s: float
+
+
+class Service:
+    """Handlers of the calls; they take and return sealed bytes."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self.calls = OpenCalls()
+        self._described = self._describe()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """All calls by name, for ``grpc.server``."""
+        table = {
+            "Describe": grpc.unary_unary_rpc_method_handler(self._unary("Describe", pb.DescribeRequest, self.describe)),
+            "Open": grpc.unary_unary_rpc_method_handler(self._unary("Open", pb.OpenRequest, self.open)),
+            "Prepare": grpc.stream_unary_rpc_method_handler(self._upload),
+            "Evaluate": grpc.stream_stream_rpc_method_handler(self._rows),
+            "Close": grpc.unary_unary_rpc_method_handler(self._unary("Close", pb.CloseRequest, self.close)),
+            "Fetch": grpc.unary_stream_rpc_method_handler(self._file),
+        }
+        return grpc.method_handlers_generic_handler(methods.SERVICE, table)
+
+    # Calls ---------------------------------------------------------------------------------------------------------------
+
+    def describe(self, request: Any, owner: str) -> Message:
+        """What is served; another protocol version gets the answer too, and can see that it is another."""
+        return self._described
+
+    def open(self, request: Any, owner: str) -> Message:
+        """A new session for the bundle that the client has the other half of."""
+        if request.protocol != methods.PROTOCOL:
+            raise IncompatibleServer(
+                f"the server speaks protocol {methods.PROTOCOL}, the client {request.protocol}; update the older one"
+            )
+        served = self._bundle(request.bundle)
+        model = served.engine.model
+        if request.fingerprint != methods.fingerprint(model.params, model.seed, model.manifest):
+            raise BundleError(
+                f"the client's half is not of the bundle that the server has as {request.bundle!r}; "
+                "fetch it again with 'veil pull', or name another bundle"
+            )
+        limits = self._shared.store.limits
+        session = self._shared.store.open(owner, served.engine)
+        event("opened", session=alias(session.name), bundle=request.bundle, owner=owner[:8])
+        return pb.OpenReply(
+            session=session.name,
+            session_ttl_s=_whole(limits.session_ttl_s),
+            mask_ttl_s=_whole(limits.mask_ttl_s),
+            most_masks=_whole(limits.max_masks_per_session),
+            message_bytes=self._shared.message_bytes,
+        )
+
+    def close(self, request: Any, owner: str) -> Message:
+        """Forget a session."""
+        session = self._shared.store.find(request.session, owner)
+        self._shared.store.close(session)
+        event("closed", session=alias(session.name))
+        return pb.CloseReply()
+
+    def prepare(self, messages: Iterator[bytes], owner: str) -> Message:
+        """Receive one upload, checked piece by piece, and wait until its masks are usable."""
+        header = _part(next(messages, b""), "header").header
+        session = self._shared.store.find(header.session, owner)
+        empty = Upload(header.epoch, None, (), tuple(header.segments))
+        session.engine.check_header(session, empty, header.masks)
+        received = 0
+        keys: bytes | None = None
+        masks: list[MaskUpload] = []
+        for data in messages:
+            received += len(data)
+            kind = "keys" if header.has_keys and keys is None else "mask"
+            part = _part(data, kind)
+            if kind == "keys":
+                keys = part.keys.data
+            elif len(masks) == header.masks:
+                raise WireError(f"more masks than the {header.masks} that were announced")
+            else:
+                masks.append(MaskUpload(part.mask.number, part.mask.index, part.mask.data))
+        if len(masks) != header.masks or (keys is None) == header.has_keys:
+            raise WireError(f"{len(masks)} masks came, {header.masks} were announced")
+        upload = Upload(header.epoch, keys, tuple(masks), empty.segments)
+        start = time.perf_counter()
+        done = self._shared.worker.submit(session.engine, session.engine.admit(session, upload))
+        try:
+            done.result(self._shared.call_s)
+        except TimeoutError:
+            raise ServerUnreachable(
+                f"preparing took longer than {self._shared.call_s:g} s; the server is busy"
+            ) from None
+        self._shared.metrics.moved(received, 0)
+        event(
+            "prepared",
+            session=alias(session.name),
+            masks=len(masks),
+            segments=list(empty.segments),
+            bytes=received,
+            seconds=round(time.perf_counter() - start, 4),
+        )
+        return pb.PrepareReply(masks=len(masks))
+
+    def evaluate(self, messages: Iterator[bytes], owner: str, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """Answer rows in order; a new stream of a session ends its older one."""
+        session: Session | None = None
+        count = 0
+        try:
+            for data in messages:
+                request = unseal(data, pb.EvaluateRequest)
+                if session is None or session.name != request.session:
+                    session = self._adopt(request.session, owner, context)
+                elif session.closed:
+                    self._shared.store.find(request.session, owner)
+                self._shared.store.touch(session)
+                if request.release:
+                    self._shared.store.release(session, request.release)
+                claim = session.engine.claim(session, request.group, request.masks, request.rows)
+                rows = self._shared.turns.answer(session.engine, claim)
+                reply = seal(pb.EvaluateReply(sequence=request.sequence, rows=rows))
+                self._shared.metrics.moved(len(data), len(reply))
+                count += len(claim.shares)
+                yield reply
+        finally:
+            if session is not None:
+                event("evaluated", session=alias(session.name), rows=count)
+
+    def fetch(self, request: Any, owner: str) -> Iterator[bytes]:
+        """The bytes of one offered file."""
+        offer = self._bundle(request.bundle).offer
+        if offer is None:
+            raise BundleError(f"the server does not offer the client's half of {request.bundle!r}")
+        for piece in offer.read(request.path):
+            self._shared.metrics.moved(0, len(piece))
+            yield seal(pb.FetchReply(data=piece))
+
+    # Around every call ---------------------------------------------------------------------------------------------------
+
+    def _unary(
+        self, name: str, kind: type[Message], method: Callable[[Any, str], Message]
+    ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+        def call(data: bytes, context: grpc.ServicerContext) -> bytes:
+            try:
+                reply = seal(method(unseal(data, kind), self._owner(context)))
+            except VeilError as error:
+                self._fail(context, name, error)
+            self._shared.metrics.ended(name, "ok")
+            return reply
+
+        return call
+
+    def _upload(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        with self.calls.watch(context) as call:
+            try:
+                reply = seal(self.prepare(call.each(messages), self._owner(context)))
+            except VeilError as error:
+                self._fail(context, "Prepare", error)
+            self._shared.metrics.ended("Prepare", "ok")
+            return reply
+
+    def _rows(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        with self.calls.watch(context) as call:
+            try:
+                yield from self.evaluate(call.each(messages), self._owner(context), context)
+            except VeilError as error:
+                self._fail(context, "Evaluate", error)
+            self._shared.metrics.ended("Evaluate", "ok")
+
+    def _file(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        try:
+            yield from self.fetch(unseal(data, pb.FetchRequest), self._owner(context))
+        except VeilError as error:
+            self._fail(context, "Fetch", error)
+        self._shared.metrics.ended("Fetch", "ok")
+
+    def _owner(self, context: grpc.ServicerContext) -> str:
+        if self._shared.tokens is None:
+            return ""
+        given = dict(context.invocation_metadata()).get("authorization", "")
+        text = given.decode(errors="replace") if isinstance(given, bytes) else given
+        return self._shared.tokens.owner(text.removeprefix("Bearer ").strip())
+
+    def _fail(self, context: grpc.ServicerContext, method: str, error: VeilError) -> NoReturn:
+        code, name = failures.status_of(error)
+        self._shared.metrics.ended(method, name)
+        event("refused", method=method, error=name)
+        context.set_trailing_metadata(((failures.ERROR_KEY, name),))
+        context.abort(code, str(error))
+        raise AssertionError
+
+    def _adopt(self, name: str, owner: str, context: grpc.ServicerContext) -> Session:
+        session: Session = self._shared.store.find(name, owner)
+        before, session.on_close = session.on_close, context.cancel
+        if before is not None and before != session.on_close:
+            before()
+        return session
+
+    def _bundle(self, name: str) -> Served:
+        served = self._shared.bundles.get(name)
+        if served is None:
+            raise BundleError(f"the server has no bundle of that name; it has {', '.join(self._shared.bundles)}")
+        return served
+
+    def _describe(self) -> Message:
+        reply = pb.DescribeReply(protocol=methods.PROTOCOL, version=__version__)
+        for name, served in self._shared.bundles.items():
+            model = served.engine.model
+            files = served.offer.files if served.offer else []
+            reply.bundles.add(
+                name=name,
+                fingerprint=methods.fingerprint(model.params, model.seed, model.manifest),
+                header=methods.header_of(model.params, model.seed, model.manifest),
+                files=[pb.File(path=file.path, size=file.size, sha256=file.sha256) for file in files],
+            )
+        return reply
+
+
+def _part(data: bytes, kind: str) -> Any:
+    request = unseal(data, pb.PrepareRequest)
+    if request.WhichOneof("part") != kind:
+        raise WireError(f"an upload goes header, keys if announced, masks; expected the {kind}")
+    return request
+
+
+def _whole(value: float) -> int:
+    return int(min(value, (1 << 32) - 1))

@@ -1,0 +1,187 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DescribeRequest(_message.Message):
+    __slots__ = ("protocol", "check")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    check: int
+    def __init__(self, protocol: _Optional[int] = ..., check: _Optional[int] = ...) -> None: ...
+
+class DescribeReply(_message.Message):
+    __slots__ = ("protocol", "version", "bundles", "check")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BUNDLES_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    version: str
+    bundles: _containers.RepeatedCompositeFieldContainer[Bundle]
+    check: int
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., bundles: _Optional[_Iterable[_Union[Bundle, _Mapping]]] = ..., check: _Optional[int] = ...) -> None: ...
+
+class Bundle(_message.Message):
+    __slots__ = ("name", "fingerprint", "header", "files")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    fingerprint: str
+    header: str
+    files: _containers.RepeatedCompositeFieldContainer[File]
+    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., header: _Optional[str] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ...) -> None: ...
+
+class File(_message.Message):
+    __slots__ = ("path", "size", "sha256")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    size: int
+    sha256: str
+    def __init__(self, path: _Optional[str] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class OpenRequest(_message.Message):
+    __slots__ = ("protocol", "bundle", "fingerprint", "check")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    bundle: str
+    fingerprint: str
+    check: int
+    def __init__(self, protocol: _Optional[int] = ..., bundle: _Optional[str] = ..., fingerprint: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
+
+class OpenReply(_message.Message):
+    __slots__ = ("session", "session_ttl_s", "mask_ttl_s", "most_masks", "message_bytes", "check")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SESSION_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    MASK_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    MOST_MASKS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    session_ttl_s: int
+    mask_ttl_s: int
+    most_masks: int
+    message_bytes: int
+    check: int
+    def __init__(self, session: _Optional[str] = ..., session_ttl_s: _Optional[int] = ..., mask_ttl_s: _Optional[int] = ..., most_masks: _Optional[int] = ..., message_bytes: _Optional[int] = ..., check: _Optional[int] = ...) -> None: ...
+
+class PrepareRequest(_message.Message):
+    __slots__ = ("header", "keys", "mask", "check")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    header: PrepareHeader
+    keys: PrepareKeys
+    mask: PrepareMask
+    check: int
+    def __init__(self, header: _Optional[_Union[PrepareHeader, _Mapping]] = ..., keys: _Optional[_Union[PrepareKeys, _Mapping]] = ..., mask: _Optional[_Union[PrepareMask, _Mapping]] = ..., check: _Optional[int] = ...) -> None: ...
+
+class PrepareHeader(_message.Message):
+    __slots__ = ("session", "epoch", "has_keys", "masks", "segments")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    HAS_KEYS_FIELD_NUMBER: _ClassVar[int]
+    MASKS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    epoch: int
+    has_keys: bool
+    masks: int
+    segments: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., has_keys: _Optional[bool] = ..., masks: _Optional[int] = ..., segments: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PrepareKeys(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class PrepareMask(_message.Message):
+    __slots__ = ("number", "index", "data")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    index: int
+    data: bytes
+    def __init__(self, number: _Optional[int] = ..., index: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PrepareReply(_message.Message):
+    __slots__ = ("masks", "check")
+    MASKS_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    masks: int
+    check: int
+    def __init__(self, masks: _Optional[int] = ..., check: _Optional[int] = ...) -> None: ...
+
+class EvaluateRequest(_message.Message):
+    __slots__ = ("session", "sequence", "group", "masks", "release", "rows", "check")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MASKS_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    sequence: int
+    group: int
+    masks: _containers.RepeatedScalarFieldContainer[int]
+    release: _containers.RepeatedScalarFieldContainer[int]
+    rows: bytes
+    check: int
+    def __init__(self, session: _Optional[str] = ..., sequence: _Optional[int] = ..., group: _Optional[int] = ..., masks: _Optional[_Iterable[int]] = ..., release: _Optional[_Iterable[int]] = ..., rows: _Optional[bytes] = ..., check: _Optional[int] = ...) -> None: ...
+
+class EvaluateReply(_message.Message):
+    __slots__ = ("sequence", "rows", "check")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    rows: bytes
+    check: int
+    def __init__(self, sequence: _Optional[int] = ..., rows: _Optional[bytes] = ..., check: _Optional[int] = ...) -> None: ...
+
+class CloseRequest(_message.Message):
+    __slots__ = ("session", "check")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    check: int
+    def __init__(self, session: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
+
+class CloseReply(_message.Message):
+    __slots__ = ("check",)
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    check: int
+    def __init__(self, check: _Optional[int] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("bundle", "path", "check")
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    bundle: str
+    path: str
+    check: int
+    def __init__(self, bundle: _Optional[str] = ..., path: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
+
+class FetchReply(_message.Message):
+    __slots__ = ("data", "check")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    check: int
+    def __init__(self, data: _Optional[bytes] = ..., check: _Optional[int] = ...) -> None: ...

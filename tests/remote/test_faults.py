@@ -1,0 +1,293 @@
+"""A network and a server that fail at every point: the answer is the undisturbed one, or an error says what happened.
+
+After each fault the client's record shows that no mask was used twice for a layer group.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from proxy import DATA, Cut, Direction, Proxy
+
+from veil.client.session import Ahead
+from veil.errors import ServerUnreachable, VeilError
+from veil.wire.patience import Patience
+
+PATIENCE = Patience(connect_s=3.0, reply_s=0.6, prepare_s=2.0, retry_s=8.0, pause_s=0.01, keepalive_s=5.0)
+TOKENS = 3
+DIRECTIONS: tuple[Direction, Direction] = ("up", "down")
+
+
+class Record:
+    """Every (mask, group) that a client sent rows for; adding one twice is the failure that must not happen."""
+
+    def __init__(self, hybrid: Any) -> None:
+        self.seen: set[tuple[int, int]] = set()
+        self.bytes: dict[tuple[str, int, int], bytes] = {}
+        transport = hybrid._remote._transport
+        original = transport.evaluate
+
+        def evaluate(session: str, group: int, masks: list[int], data: bytes) -> bytes:
+            for number in masks:
+                assert (number, group) not in self.seen, f"mask {number} twice for group {group}"
+                self.seen.add((number, group))
+            reply: bytes = original(session, group, masks, data)
+            return reply
+
+        transport.evaluate = evaluate
+
+
+@pytest.fixture(scope="module")
+def undisturbed(bundle: Any) -> list[int]:
+    return list(map(int, _tokens(bundle("llama").local)))
+
+
+def _tokens(hybrid: Any, on_token: Callable[[int], None] | None = None) -> list[int]:
+    import torch
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    class Count(StoppingCriteria):  # type: ignore[misc]
+        def __call__(self, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+            if on_token is not None:
+                on_token(ids.shape[1] - 6)
+            return torch.zeros(len(ids), dtype=torch.bool)
+
+    prompt = torch.arange(3, 9).unsqueeze(0)
+    output = hybrid.model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        pad_token_id=2,
+        max_new_tokens=TOKENS,
+        stopping_criteria=StoppingCriteriaList([Count()]),
+    )
+    return [int(token) for token in output[0, 6:]]
+
+
+def generate_through(llama: Any, proxy: Proxy) -> tuple[list[int] | VeilError, Any]:
+    """Connect and generate through a proxy: the tokens, or the error that was raised."""
+    try:
+        remote = llama.connect(proxy.port, patience=PATIENCE, ahead=Ahead(tokens=2, prompt_rows=0))
+    except VeilError as error:
+        return error, None
+    Record(remote)
+    try:
+        return _tokens(remote), remote.stats.copy()
+    except VeilError as error:
+        return error, remote.stats.copy()
+    finally:
+        proxy.reset()
+        remote.close()
+
+
+@pytest.fixture
+def lane(llama: Any, serve: Any, proxy_to: Callable[[int], Proxy]) -> Iterator[Proxy]:
+    """A proxy to a server of the tiny Llama."""
+    with serve(llama) as server:
+        yield proxy_to(server.port)
+
+
+def at(direction: Direction, index: int, harm: Callable[[bytes], bytes]) -> Callable[[Direction, int, bytes], bytes]:
+    """Harm one DATA frame of one direction."""
+
+    def apply(way: Direction, count: int, frame: bytes) -> bytes:
+        return harm(frame) if (way, count) == (direction, index) else frame
+
+    return apply
+
+
+def cut(frame: bytes) -> bytes:
+    raise Cut
+
+
+def slow(frame: bytes) -> bytes:
+    time.sleep(0.3)
+    return frame
+
+
+def flip(position: int) -> Callable[[bytes], bytes]:
+    """Flip a bit of a frame, counted from its end if negative."""
+
+    def harm(frame: bytes) -> bytes:
+        at = position % len(frame)
+        return frame[:at] + bytes([frame[at] ^ 4]) + frame[at + 1 :]
+
+    return harm
+
+
+def swap_payload(frame: bytes) -> bytes:
+    """Keep the frame's length and replace its last bytes."""
+    return frame[:-16] + bytes(16) if len(frame) > 40 else frame
+
+
+HARMS: dict[str, Callable[[bytes], bytes]] = {
+    "delayed": slow,
+    "duplicated": lambda frame: frame + frame,
+    "truncated": lambda frame: frame[: 9 + (len(frame) - 9) // 2],
+    "swallowed": lambda frame: b"",
+    "bit of the payload": flip(-20),
+    "bit of the check": flip(-1),
+    "bit of the message length": flip(12),
+    "bit of the frame length": flip(2),
+    "bit of the frame type": flip(3),
+    "bit of the stream": flip(8),
+    "other payload": swap_payload,
+}
+
+
+def warm(remote: Any) -> None:
+    """Wait until the pool is full."""
+    end = time.monotonic() + 10
+    while not remote._remote._filler.full and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def frames_of_a_generation(llama: Any, lane: Proxy) -> dict[Direction, int]:
+    lane.reset()
+    remote = llama.connect(lane.port, patience=PATIENCE, ahead=Ahead(tokens=2, prompt_rows=0))
+    _tokens(remote)
+    counts = dict(lane.counts)
+    remote.close()
+    lane.reset()
+    return counts
+
+
+def test_the_connection_drops_at_every_message(llama: Any, lane: Proxy, undisturbed: list[int]) -> None:
+    counts = frames_of_a_generation(llama, lane)
+    assert min(counts.values()) > 30
+    survived = 0
+    for direction in DIRECTIONS:
+        for index in range(counts[direction]):
+            lane.harm = at(direction, index, cut)
+            result, stats = generate_through(llama, lane)
+            assert result == undisturbed, f"{direction} {index}: {result!r}"
+            survived += stats.reconnects
+    assert survived > 20
+
+
+@pytest.mark.parametrize("name", HARMS)
+def test_one_frame_is_harmed(name: str, llama: Any, lane: Proxy, undisturbed: list[int]) -> None:
+    counts = frames_of_a_generation(llama, lane)
+    for direction in DIRECTIONS:
+        for index in range(4, counts[direction], max(1, counts[direction] // 4)):
+            lane.harm = at(direction, index, HARMS[name])
+            result, _ = generate_through(llama, lane)
+            assert result == undisturbed or isinstance(result, VeilError), f"{direction} {index}: {result!r}"
+            if name in ("delayed", "bit of the payload", "bit of the check", "other payload"):
+                assert result == undisturbed, f"{direction} {index}: {result!r}"
+
+
+def test_a_restart_in_mid_generation_is_survived(
+    llama: Any, serve: Any, proxy_to: Callable[[int], Proxy], undisturbed: list[int]
+) -> None:
+    with serve(llama) as first, serve(llama) as second:
+        proxy = proxy_to(first.port)
+        remote = llama.connect(proxy.port, patience=PATIENCE, ahead=Ahead(tokens=2, prompt_rows=0))
+        Record(remote)
+
+        def restart(count: int) -> None:
+            if count == 2:
+                proxy.target = second.port
+                proxy.cut()
+
+        assert _tokens(remote, restart) == undisturbed
+        assert remote.stats.sessions_lost >= 1
+        remote.close()
+
+
+def test_a_forgotten_session_in_mid_forward_is_survived(llama: Any, serve: Any, undisturbed: list[int]) -> None:
+    """The server forgets the session between two layers, again and again."""
+    with serve(llama) as server:
+        remote = llama.connect(server.port, patience=PATIENCE)
+        Record(remote)
+        transport = remote._remote._transport
+        calls, original = [0], transport.evaluate
+
+        def evaluate(*args: Any) -> bytes:
+            calls[0] += 1
+            if calls[0] in (3, 12, 20):
+                for session in list(server.store._sessions.values()):
+                    server.store.close(session)
+            reply: bytes = original(*args)
+            return reply
+
+        transport.evaluate = evaluate
+        assert _tokens(remote) == undisturbed
+        assert remote.stats.sessions_lost == 3
+        remote.close()
+
+
+def test_expired_masks_are_made_anew(llama: Any, serve: Any, undisturbed: list[int]) -> None:
+    from veil.server.store import Limits
+
+    with serve(llama, limits=Limits(mask_ttl_s=2.0, session_ttl_s=60.0)) as server:
+        remote = llama.connect(server.port, patience=PATIENCE, ahead=Ahead(tokens=4, prompt_rows=8))
+        Record(remote)
+        time.sleep(0.3)
+        remote._remote._pool.keep_s = float("inf")  # a clock that is wrong
+        for session in server.store._sessions.values():
+            for mask in session.masks.values():
+                mask.expires = 0.0
+        assert _tokens(remote) == undisturbed
+        remote.close()
+
+
+def test_an_expired_session_says_so_and_is_replaced(llama: Any, serve: Any, undisturbed: list[int]) -> None:
+    from veil.server.store import Limits
+
+    with serve(llama, limits=Limits(session_ttl_s=0.3)) as server:
+        remote = llama.connect(server.port, patience=PATIENCE, ahead=Ahead(tokens=1, prompt_rows=0))
+        time.sleep(1.0)
+        assert server.store.count == 0
+        assert _tokens(remote) == undisturbed
+        remote.close()
+
+
+def test_a_half_open_connection_is_noticed(llama: Any, lane: Proxy, undisturbed: list[int]) -> None:
+    remote = llama.connect(lane.port, patience=PATIENCE, ahead=Ahead(tokens=10, prompt_rows=0))
+    Record(remote)
+    warm(remote)
+
+    def go_silent(count: int) -> None:
+        if count == 1:
+            lane.silent = True
+            threading.Timer(1.5, lane.reset).start()
+
+    assert _tokens(remote, go_silent) == undisturbed
+    assert remote.stats.reconnects >= 1
+    remote.close()
+
+
+def test_a_server_that_never_comes_back_is_an_error(llama: Any, lane: Proxy, free_port: int) -> None:
+    patience = Patience(connect_s=1.0, reply_s=0.5, prepare_s=1.0, retry_s=0.5, pause_s=0.02)
+    remote = llama.connect(lane.port, patience=patience)
+
+    def vanish(count: int) -> None:
+        if count == 1:
+            lane.target = free_port
+            lane.cut()
+
+    start = time.monotonic()
+    with pytest.raises(ServerUnreachable, match="is 'veil serve' running"):
+        _tokens(remote, vanish)
+    assert time.monotonic() - start < 10
+    remote.close()
+
+
+def test_a_slow_network_gives_the_same_answer(llama: Any, lane: Proxy, undisturbed: list[int]) -> None:
+    def harm(direction: Direction, index: int, frame: bytes) -> bytes:
+        time.sleep(0.005)
+        return frame
+
+    lane.harm = harm
+    result, stats = generate_through(llama, lane)
+    assert result == undisturbed
+    assert stats.reconnects == 0
+
+
+def test_the_proxy_sees_data_frames(lane: Proxy) -> None:
+    assert DATA == 0

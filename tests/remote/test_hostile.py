@@ -1,0 +1,253 @@
+"""Hostile input to a server: one error each, nothing allocated before the check, others are served on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from veil.kernels import cpu
+from veil.server.store import Limits
+from veil.server.tokens import Tokens, digest_of
+from veil.wire import failures, methods
+from veil.wire import veil_pb2 as pb
+from veil.wire.envelope import seal, unseal
+
+Q_GROUP = 0
+
+
+class Attack:
+    """A session opened by hand, its genuine uploads kept, and the parts of requests to bend."""
+
+    def __init__(self, llama: Any, server: Any, client: Any) -> None:
+        self.server, self.client = server, client
+        model = llama.engine.model
+        self.params, self.manifest = model.params, model.manifest
+        self.fingerprint = methods.fingerprint(model.params, model.seed, model.manifest)
+        self.session = self.open()
+        self.width = self.manifest.groups[Q_GROUP].width
+        self.row_bytes = cpu.packed_bytes(self.width, self.params.spec.input_bits)
+
+    def open(self) -> str:
+        request = pb.OpenRequest(protocol=methods.PROTOCOL, bundle="llama", fingerprint=self.fingerprint)
+        return str(unseal(self.client.unary("Open", seal(request)), pb.OpenReply).session)
+
+    def header(self, **changes: Any) -> bytes:
+        fields = {"session": self.session, "epoch": 0, "has_keys": True, "masks": 1, "segments": ["body"]} | changes
+        return seal(pb.PrepareRequest(header=pb.PrepareHeader(**fields)))
+
+    def keys(self, data: bytes | None = None) -> bytes:
+        return seal(pb.PrepareRequest(keys=pb.PrepareKeys(data=bytes(self.params.epoch_key_bytes) if data is None else data)))
+
+    def mask(self, number: int = 0, index: int = 0, data: bytes | None = None) -> bytes:
+        data = bytes(self.params.mask_bytes) if data is None else data
+        return seal(pb.PrepareRequest(mask=pb.PrepareMask(number=number, index=index, data=data)))
+
+    def rows(self, **changes: Any) -> bytes:
+        fields = {"session": self.session, "sequence": 1, "group": Q_GROUP, "masks": [0], "rows": bytes(self.row_bytes)}
+        return seal(pb.EvaluateRequest(**(fields | changes)))
+
+    def prepare(self) -> None:
+        self.client.upload([self.header(), self.keys(), self.mask()])
+
+
+@pytest.fixture
+def attack(llama: Any, serve: Any, raw: Any) -> Iterator[Attack]:
+    with serve(llama) as server, raw(server.port) as client:
+        yield Attack(llama, server, client)
+
+
+def refused(name: str, call: Callable[[], Any], match: str = "") -> None:
+    """The call fails with an error of this name and these words."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    metadata = dict(caught.value.trailing_metadata() or ())
+    assert metadata.get(failures.ERROR_KEY) == name, caught.value
+    assert match in (caught.value.details() or "")
+
+
+def test_a_genuine_upload_of_zeros_is_taken(attack: Attack) -> None:
+    attack.prepare()
+    (reply,) = attack.client.rows([attack.rows()])
+    assert unseal(reply, pb.EvaluateReply).sequence == 1
+
+
+UPLOADS: dict[str, tuple[str, Callable[[Attack], list[bytes]], str]] = {
+    "nothing": ("corrupt", lambda a: [], ""),
+    "empty bytes": ("corrupt", lambda a: [b""], ""),
+    "random bytes": ("corrupt", lambda a: [bytes(range(200))], ""),
+    "a cut header": ("corrupt", lambda a: [a.header()[:-7]], ""),
+    "no header": ("wire", lambda a: [a.mask()], "expected the header"),
+    "a foreign session": ("unknown-session", lambda a: [a.header(session="0" * 32)], "open a new one"),
+    "a huge count": ("wire", lambda a: [a.header(masks=1 << 31)], "masks at once"),
+    "an unknown segment": ("wire", lambda a: [a.header(segments=["tail"])], "segments"),
+    "a segment twice": ("wire", lambda a: [a.header(segments=["body", "body"])], "segments"),
+    "no segment": ("wire", lambda a: [a.header(segments=[])], "segments"),
+    "fewer masks": ("wire", lambda a: [a.header(), a.keys()], "0 masks came"),
+    "more masks": ("wire", lambda a: [a.header(), a.keys(), a.mask(), a.mask(1, 1)], "more masks"),
+    "keys twice": ("wire", lambda a: [a.header(), a.keys(), a.keys()], "expected the mask"),
+    "no keys": ("wire", lambda a: [a.header(has_keys=False), a.mask()], "epoch"),
+    "short keys": ("wire", lambda a: [a.header(), a.keys(b"123"), a.mask()], "epoch keys have 3 bytes"),
+    "a short mask": ("wire", lambda a: [a.header(), a.keys(), a.mask(data=b"1")], "a mask has 1 bytes"),
+    "keys out of range": (
+        "wire",
+        lambda a: [a.header(), a.keys(b"\xff" * a.params.epoch_key_bytes), a.mask()],
+        "not below its modulus",
+    ),
+    "a mask out of range": (
+        "wire",
+        lambda a: [a.header(), a.keys(), a.mask(data=b"\xff" * a.params.mask_bytes)],
+        "not below its modulus",
+    ),
+    "a set out of range": ("wire", lambda a: [a.header(), a.keys(), a.mask(index=1 << 30)], "set 1073741824"),
+    "a set twice": (
+        "wire",
+        lambda a: [a.header(masks=2), a.keys(), a.mask(0, 0), a.mask(1, 0)],
+        "used twice",
+    ),
+    "numbers that shrink": (
+        "wire",
+        lambda a: [a.header(masks=2), a.keys(), a.mask(5, 0), a.mask(4, 1)],
+        "do not grow",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UPLOADS)
+def test_a_bad_upload_is_one_error(name: str, attack: Attack) -> None:
+    error, parts, words = UPLOADS[name]
+    before = attack.server.store.used_bytes
+    refused(error, lambda: attack.client.upload(parts(attack)), words)
+    store = attack.server.store
+    assert store.mask_count == 0
+    assert store.used_bytes - before <= 4 * 6 * 16 * attack.params.N, "only keys may be held"
+    test_a_genuine_upload_of_zeros_is_taken(_again(attack))
+
+
+def _again(attack: Attack) -> Attack:
+    attack.session = attack.open()
+    return attack
+
+
+ROWS: dict[str, tuple[str, Callable[[Attack], bytes], str]] = {
+    "empty bytes": ("corrupt", lambda a: b"", ""),
+    "a flipped bit": ("corrupt", lambda a: a.rows()[:-9] + b"\x01" + a.rows()[-8:], "checksum"),
+    "a foreign session": ("unknown-session", lambda a: a.rows(session="f" * 32), ""),
+    "an unknown group": ("wire", lambda a: a.rows(group=10_000), "group 10000"),
+    "an unknown mask": ("unknown-mask", lambda a: a.rows(masks=[99]), "mask 99"),
+    "a mask of the other segment": ("unknown-mask", lambda a: _head_rows(a), "not prepared for the head"),
+    "short rows": ("wire", lambda a: a.rows(rows=b"12"), "2 bytes for 1 rows"),
+    "long rows": ("wire", lambda a: a.rows(rows=bytes(a.row_bytes + 1)), ""),
+    "more masks than rows": ("wire", lambda a: a.rows(masks=[0, 1]), ""),
+    "one mask for two rows": ("mask-reused", lambda a: a.rows(masks=[0, 0], rows=bytes(2 * a.row_bytes)), "one mask"),
+    "other bytes for a used mask": ("mask-reused", lambda a: a.rows(rows=b"\x01" + bytes(a.row_bytes - 1)), "other bytes"),
+}
+
+
+def _head_rows(a: Attack) -> bytes:
+    group = next(i for i, info in enumerate(a.manifest.groups) if info.segment == "head")
+    count = cpu.packed_bytes(a.manifest.groups[group].width, a.params.spec.input_bits)
+    return a.rows(group=group, rows=bytes(count))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_bad_rows_are_one_error(name: str, attack: Attack) -> None:
+    attack.prepare()
+    first = attack.client.rows([attack.rows()])
+    error, part, words = ROWS[name]
+    refused(error, lambda: attack.client.rows([part(attack)]), words)
+    assert attack.client.rows([attack.rows()]) == first, "the same bytes get the same answer"
+
+
+def test_an_oversized_message_is_refused_by_its_length(attack: Attack) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        attack.client.rows([bytes(16 << 20)])
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    attack.prepare()
+
+
+def test_an_epoch_does_not_come_twice(attack: Attack) -> None:
+    attack.prepare()
+    refused("wire", attack.prepare, "epoch 0 is not newer")
+
+
+def test_an_unknown_call_and_a_wrong_fingerprint(attack: Attack) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        attack.client.unary("Nothing", b"")
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    for fields, error in (
+        ({"fingerprint": "0" * 64}, "bundle"),
+        ({"bundle": "other"}, "bundle"),
+        ({"protocol": 99}, "incompatible"),
+    ):
+        request = {"protocol": methods.PROTOCOL, "bundle": "llama", "fingerprint": attack.fingerprint} | fields
+        refused(error, lambda request=request: attack.client.unary("Open", seal(pb.OpenRequest(**request))))
+
+
+def test_files_that_are_not_offered_do_not_leave(llama: Any, serve: Any, raw: Any) -> None:
+    with serve(llama, offer=True) as server, raw(server.port) as client:
+        fetch = client.channel.unary_stream(f"/{methods.SERVICE}/Fetch")
+        for path in ("../server/weights.safetensors", "/etc/passwd", "", "tokenizer", "config.json/../config.json"):
+            refused("wire", lambda path=path: list(fetch(seal(pb.FetchRequest(bundle="llama", path=path)), timeout=5)))
+        whole = b"".join(
+            unseal(piece, pb.FetchReply).data
+            for piece in fetch(seal(pb.FetchRequest(bundle="llama", path="config.json")), timeout=5)
+        )
+        assert whole == (llama.path / "client" / "config.json").read_bytes()
+
+
+def test_a_token_does_not_open_another_tokens_session(llama: Any, serve: Any, raw: Any) -> None:
+    with serve(llama, tokens=Tokens([digest_of("one"), digest_of("two")])) as server, raw(server.port) as client:
+        model = llama.engine.model
+        fingerprint = methods.fingerprint(model.params, model.seed, model.manifest)
+        request = seal(pb.OpenRequest(protocol=methods.PROTOCOL, bundle="llama", fingerprint=fingerprint))
+        one, two = ((("authorization", f"Bearer {name}"),) for name in ("one", "two"))
+        session = unseal(client.unary("Open", request, metadata=one), pb.OpenReply).session
+        close = seal(pb.CloseRequest(session=session))
+        refused("unknown-session", lambda: client.unary("Close", close, metadata=two))
+        refused("access", lambda: client.unary("Close", close))
+        refused("access", lambda: client.unary("Close", close, metadata=(("authorization", "Bearer " + "x" * 5000),)))
+        client.unary("Close", close, metadata=one)
+
+
+def test_a_flood_of_sessions_stops_at_the_limit_and_others_go_on(llama: Any, serve: Any, raw: Any, generated: Any) -> None:
+    with serve(llama, limits=Limits(max_sessions=8)) as server, raw(server.port) as client:
+        remote = llama.connect(server.port)
+        attack = Attack(llama, server, client)
+        outcomes = []
+
+        def flood() -> None:
+            for _ in range(10):
+                try:
+                    outcomes.append(attack.open())
+                except grpc.RpcError as error:
+                    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                    outcomes.append("")
+
+        threads = [threading.Thread(target=flood) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        tokens = generated(remote)
+        for thread in threads:
+            thread.join()
+        assert tokens == generated(llama.local)
+        assert sum(1 for outcome in outcomes if outcome) == 6
+        assert server.store.count == 8
+        remote.close()
+
+
+def test_a_silent_stream_is_ended(llama: Any, serve: Any, raw: Any) -> None:
+    with serve(llama, silent_s=0.3, sweep_s=0.1) as server, raw(server.port) as client:
+        release = threading.Event()
+
+        def silence() -> Iterator[bytes]:
+            release.wait(10)
+            yield b""
+
+        with pytest.raises(grpc.RpcError) as caught:
+            list(client.channel.stream_stream(f"/{methods.SERVICE}/Evaluate")(silence(), timeout=10))
+        release.set()
+        assert caught.value.code() is grpc.StatusCode.CANCELLED

@@ -1,0 +1,204 @@
+"""`veil serve`, `veil pull` and `veil generate --server` as separate processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+SOURCE = Path(__file__).parents[2] / "src"
+RUN = "import sys; from veil.cli import main; main()"
+PROMPT = "w23 w6 w7"
+WATCHED = ("veil.random", "veil.crypto.secret", "veil.crypto.mask", "veil.client", "transformers", "tokenizers", "torch")
+SERVE = f"""
+import atexit, json, sys
+atexit.register(lambda: print("modules", json.dumps([m for m in sys.modules if m in {WATCHED!r}]), file=sys.stderr))
+{RUN}
+"""
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(SOURCE), "NO_COLOR": "1", **changes}
+
+
+class ServeProcess:
+    """A `veil serve` that listens."""
+
+    def __init__(self, *arguments: str | Path, port: int = 0) -> None:
+        command = [sys.executable, "-c", SERVE, "serve", *map(str, arguments), "--port", str(port)]
+        self.process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+        self.lines: list[str] = []
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            found = re.match(r"veil: listening on \S+:(\d+)", line)
+            if found:
+                self.port = int(found[1])
+                return
+        raise AssertionError("".join(self.lines))
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        _, rest = self.process.communicate(timeout=40)
+        self.lines += rest.splitlines(keepends=True)
+        return self.process.returncode
+
+
+@pytest.fixture
+def serve_process() -> Iterator[Callable[..., ServeProcess]]:
+    made: list[ServeProcess] = []
+
+    def start(*arguments: str | Path, port: int = 0) -> ServeProcess:
+        made.append(ServeProcess(*arguments, port=port))
+        return made[-1]
+
+    yield start
+    for process in made:
+        process.end(signal.SIGKILL)
+
+
+def veil(*arguments: str | Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", RUN, *map(str, arguments)]
+    return subprocess.run(command, env=environment(**changes), capture_output=True, text=True, timeout=120)
+
+
+def test_two_processes_answer_as_one_does(llama: Any, serve_process: Any, tmp_path: Path) -> None:
+    alone = veil("generate", PROMPT, "--bundle", llama.path, "--max-new-tokens", "4", "--json")
+    assert alone.returncode == 0, alone.stderr
+    server = serve_process(llama.path / "server", "--offer", llama.path / "client", "--metrics-port", "0")
+    target = f"127.0.0.1:{server.port}"
+    pulled = veil("pull", target, tmp_path / "half")
+    assert pulled.returncode == 0, pulled.stderr
+    assert pulled.stdout.strip() == str(tmp_path / "half")
+    assert "bundle.json" in pulled.stderr and "digest" in pulled.stderr
+    again = veil("pull", target, tmp_path / "half")
+    assert again.returncode == 2 and "exists already" in again.stderr
+    options = ("--server", target, "--max-new-tokens", "4", "--json")
+    for bundle in (("--bundle", tmp_path / "half"), ()):
+        result = veil("generate", PROMPT, *options, *bundle, XDG_CACHE_HOME=str(tmp_path / "cache"))
+        assert result.returncode == 0, result.stderr
+        answer = json.loads(result.stdout)
+        assert answer["text"] == json.loads(alone.stdout)["text"]
+        assert answer["remote"]["rows"] == answer["prompt_tokens"] + 3
+    assert server.end() == 0
+    assert server.lines[-1] == "modules []\n", "the server loaded something that only a client needs"
+    events = [json.loads(line) for line in server.lines if line.startswith("{")]
+    assert {"opened", "prepared", "evaluated", "closed", "stopped"} <= {entry["event"] for entry in events}
+
+
+def test_a_killed_server_is_survived(llama: Any, serve_process: Any, generated: Any, expected: list[int]) -> None:
+    first = serve_process(llama.path / "server")
+    remote = llama.connect(first.port)
+    calls, original = [0], remote._remote._transport.evaluate
+
+    def evaluate(*arguments: Any) -> bytes:
+        calls[0] += 1
+        if calls[0] == 15:
+            first.end(signal.SIGKILL)
+            serve_process(llama.path / "server", port=first.port)
+        reply: bytes = original(*arguments)
+        return reply
+
+    remote._remote._transport.evaluate = evaluate
+    assert generated(remote) == expected
+    assert remote.stats.sessions_lost == 1
+    remote.close()
+
+
+def test_options_that_do_not_fit_are_one_line(llama: Any, tmp_path: Path) -> None:
+    half = llama.path / "server"
+    for arguments, words in (
+        ((llama.path,), "did you mean"),
+        ((tmp_path,), "not a half of a bundle"),
+        ((half, "--host", "0.0.0.0"), "--insecure"),
+        ((half, "--tls-cert", tmp_path / "c"), "go together"),
+        ((half, half), "NAME=PATH"),
+        ((half, "--offer", f"other={llama.path / 'client'}"), "not served"),
+        ((llama.path / "client",), "expected the server half"),
+    ):
+        result = veil("serve", *arguments, "--port", "0")
+        assert result.returncode == 2, result.stderr
+        assert words in result.stderr.splitlines()[-1]
+        assert "Traceback" not in result.stderr
+
+
+def test_generate_against_nobody_is_one_line(llama: Any, free_port: int) -> None:
+    result = veil("generate", PROMPT, "--server", f"127.0.0.1:{free_port}", "--bundle", llama.path)
+    assert result.returncode == 2
+    assert "is 'veil serve' running there" in result.stderr.splitlines()[-1]
+
+
+def test_health_and_metrics(llama: Any, serve: Any, generated: Any, free_port: int) -> None:
+    with serve(llama, metrics_port=free_port) as server:
+        remote = llama.connect(server.port)
+        generated(remote)
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            for name in ("", "veil.v1.Veil"):
+                reply = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
+                assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/metrics", timeout=5) as page:
+            text = page.read().decode()
+        values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        assert float(values["veil_masks_total"]) >= remote.stats.rows
+        assert float(values["veil_rows_total"]) > 0
+        assert float(values['veil_seconds_total{phase="prepare"}']) > 0
+        assert float(values['veil_bytes_total{direction="received"}']) > 0
+        assert float(values["veil_sessions"]) == 1
+        assert float(values['veil_calls_total{method="Open",result="ok"}']) == 1
+        remote.close()
+
+
+def test_logs_hold_no_payload_and_no_names(llama: Any, serve: Any, generated: Any, caplog: Any) -> None:
+    from veil.server.logs import LOGGER, JsonLines
+
+    caplog.set_level("INFO", logger=LOGGER.name)
+    with serve(llama) as server:
+        remote = llama.connect(server.port)
+        session = remote._remote._pool.session
+        generated(remote)
+        remote.close()
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
+    assert session not in json.dumps(lines)
+    allowed = {
+        "time", "level", "event", "session", "bundle", "owner", "masks", "segments", "bytes", "seconds", "rows",
+        "host", "port", "tls", "grace_s", "method", "error",
+    }  # fmt: skip
+    assert set().union(*lines) <= allowed
+    assert all(not isinstance(value, str) or len(value) <= 40 for line in lines for value in line.values())
+
+
+def test_a_graceful_stop_finishes_what_runs(llama: Any, serve: Any, generated: Any, expected: list[int]) -> None:
+    import threading
+
+    with serve(llama) as server:
+        remote = llama.connect(server.port)
+        stopping: list[threading.Thread] = []
+        calls, original = [0], remote._remote._transport.evaluate
+
+        def evaluate(*arguments: Any) -> bytes:
+            calls[0] += 1
+            if calls[0] == 3:
+                stopping.append(threading.Thread(target=server._grpc.stop, args=(30.0,)))
+                stopping[0].start()
+            reply: bytes = original(*arguments)
+            return reply
+
+        first = remote._remote
+        first.reserve(body=20, full=20)
+        remote._remote._transport.evaluate = evaluate
+        assert generated(remote) == expected, "masks and the stream were there before the stop"
+        remote.close()
+        stopping[0].join(5)

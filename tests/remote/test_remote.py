@@ -1,0 +1,206 @@
+"""A model whose remote layers run behind a real server: the same tokens, and clear errors."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from veil.client.session import Ahead
+from veil.errors import AccessDenied, BundleError, IncompatibleServer, NotCompiled, QuotaExceeded, ServerUnreachable
+from veil.server.store import Limits
+from veil.server.tokens import Tokens, digest_of
+from veil.wire import methods
+from veil.wire.patience import Patience
+
+BRIEF = Patience(connect_s=0.5, reply_s=1.0, retry_s=0.5, pause_s=0.02)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_remote_output_equals_in_process_output(name: str, bundle: Any, serve: Any, generated: Any) -> None:
+    model = bundle(name)
+    with serve(model) as server:
+        remote = model.connect(server.port)
+        assert generated(remote) == generated(model.local)
+        torch.manual_seed(7)
+        sampled = generated(remote, do_sample=True, temperature=1.5)
+        torch.manual_seed(7)
+        assert sampled == generated(model.local, do_sample=True, temperature=1.5)
+        remote.close()
+        assert server.store.count == 0
+
+
+def test_several_bundles_are_served_by_name(bundle: Any, serve: Any, generated: Any) -> None:
+    llama, gpt2 = bundle("llama"), bundle("gpt2")
+    with serve(llama, gpt2) as server:
+        for model in (llama, gpt2):
+            named, found = model.connect(server.port, name=model.name), model.connect(server.port)
+            assert generated(named) == generated(found) == generated(model.local)
+            named.close()
+            found.close()
+        with pytest.raises(BundleError, match="no bundle named 'other'; it serves 'llama', 'gpt2'"):
+            llama.connect(server.port, name="other")
+        with pytest.raises(BundleError, match="veil pull"):
+            llama.connect(server.port, name="gpt2")
+
+
+def test_a_server_without_the_other_half_says_so(bundle: Any, serve: Any) -> None:
+    with serve(bundle("gpt2")) as server, pytest.raises(BundleError, match="none of the server's bundles"):
+        bundle("llama").connect(server.port)
+
+
+def test_prompt_rows_do_not_prepare_the_head(llama: Any, serve: Any, generated: Any) -> None:
+    with serve(llama) as server:
+        remote = llama.connect(server.port, ahead=Ahead(tokens=1, prompt_rows=0))
+        seen: list[tuple[str, ...]] = []
+        factory = remote._remote._factory
+        original = factory._send
+        factory._send = lambda session, count, segments: (
+            seen.append(segments * 1 + (str(count),)) or original(session, count, segments)
+        )
+        generated(remote, 1)
+        body = sum(int(entry[-1]) for entry in seen if "head" not in entry)
+        assert body >= 7
+        remote.close()
+
+
+def test_a_warm_pool_has_every_row_ready(llama: Any, serve: Any, generated: Any, expected: list[int]) -> None:
+    with serve(llama) as server:
+        remote = llama.connect(server.port, ahead=Ahead(tokens=12, prompt_rows=12))
+        filler = remote._remote._filler
+        end = time.monotonic() + 20
+        while not filler.full and time.monotonic() < end:
+            time.sleep(0.02)
+        assert filler.full
+        assert generated(remote) == expected
+        assert remote.stats.rows_ready == remote.stats.rows == 9 + len(expected) - 1
+        assert remote.stats.seconds["wait"] == 0.0
+        remote.close()
+
+
+def test_the_pool_respects_its_memory_limit(llama: Any, serve: Any) -> None:
+    with serve(llama) as server:
+        remote = llama.connect(server.port, ahead=Ahead(tokens=1 << 20, prompt_rows=1 << 20, memory_mib=1))
+        filler, factory = remote._remote._filler, remote._remote._factory
+        assert (filler._tokens + filler._prompt_rows) * factory.mask_bytes <= 1 << 20
+        remote.close()
+
+
+def test_four_clients_at_once_each_get_their_own_answer(llama: Any, serve: Any, generated: Any) -> None:
+    answers: dict[int, tuple[list[int], list[int]]] = {}
+
+    alone = {number: generated(llama.local, suppress_tokens=[27 + number]) for number in range(4)}
+    lock = threading.Lock()
+
+    def run(number: int, port: int) -> None:
+        remote = llama.connect(port)
+        result = generated(remote, suppress_tokens=[27 + number])
+        with lock:
+            answers[number] = (result, alone[number])
+        remote.close()
+
+    with serve(llama) as server:
+        threads = [threading.Thread(target=run, args=(number, server.port)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert len(answers) == 4
+    assert all(result == wanted for result, wanted in answers.values())
+
+
+# Errors that say what to do ------------------------------------------------------------------------------------------------
+
+
+def test_nobody_listens(llama: Any, free_port: int) -> None:
+    start = time.monotonic()
+    with pytest.raises(ServerUnreachable, match=rf"127.0.0.1:{free_port}.*is 'veil serve' running"):
+        llama.connect(free_port, patience=BRIEF)
+    assert time.monotonic() - start < 5
+
+
+def test_a_token_is_asked_for_and_checked(llama: Any, serve: Any, generated: Any, expected: list[int]) -> None:
+    with serve(llama, tokens=Tokens([digest_of("right"), digest_of("other")])) as server:
+        with pytest.raises(AccessDenied, match="VEIL_TOKEN"):
+            llama.connect(server.port)
+        with pytest.raises(AccessDenied, match="does not accept"):
+            llama.connect(server.port, token="wrong")
+        remote = llama.connect(server.port, token="right")
+        assert generated(remote) == expected
+        remote.close()
+
+
+def test_the_session_quota_is_reported(llama: Any, serve: Any) -> None:
+    limits = Limits(max_sessions=2, max_sessions_per_owner=1)
+    with serve(llama, limits=limits) as server:
+        first = llama.connect(server.port)
+        with pytest.raises(QuotaExceeded, match="your token has its most sessions"):
+            llama.connect(server.port)
+        first.close()
+        llama.connect(server.port).close()
+
+
+def test_a_prompt_beyond_the_mask_quota_is_refused(llama: Any, serve: Any, generated: Any) -> None:
+    with serve(llama, limits=Limits(max_masks_per_session=5)) as server:
+        remote = llama.connect(server.port, ahead=Ahead(tokens=1, prompt_rows=0))
+        with pytest.raises(QuotaExceeded, match="shorter prompt"):
+            generated(remote)
+        remote.close()
+
+
+def test_a_server_without_memory_for_masks_says_so(llama: Any, serve: Any, generated: Any) -> None:
+    with serve(llama, limits=Limits(memory_bytes=45_000)) as server:
+        remote = llama.connect(server.port)
+        with pytest.raises(QuotaExceeded, match="memory for masks"):
+            generated(remote)
+        remote.close()
+
+
+def test_another_protocol_version_is_named(
+    llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch, describe_as: Callable[[Any, int], None]
+) -> None:
+    with serve(llama) as server:
+        describe_as(server, 9)
+        with pytest.raises(IncompatibleServer, match="the server speaks protocol 9"):
+            llama.connect(server.port)
+
+
+def test_a_grpc_server_of_another_kind_is_recognised(llama: Any, other_grpc_server: int) -> None:
+    with pytest.raises(IncompatibleServer, match="not a veil server"):
+        llama.connect(other_grpc_server, patience=BRIEF)
+
+
+def test_a_token_does_not_travel_in_clear(llama: Any) -> None:
+    with pytest.raises(ValueError, match="in clear"):
+        llama.connect("192.0.2.1:1", token="secret")
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        llama.connect("host:port:what")
+
+
+def test_mode_remote_needs_connect(llama: Any) -> None:
+    with pytest.raises(NotCompiled, match="connect"):
+        llama.local.set_fhe_mode("remote")
+
+
+def test_tls_with_a_private_authority(
+    llama: Any, serve: Any, generated: Any, expected: list[int], certificate: tuple[Path, Path]
+) -> None:
+    tokens = Tokens([digest_of("right")])
+    with serve(llama, tls=certificate, tokens=tokens) as server:
+        remote = llama.connect(f"localhost:{server.port}", token="right", tls=certificate[0])
+        assert generated(remote) == expected
+        remote.close()
+        with pytest.raises(ServerUnreachable, match="TLS"):
+            llama.connect(f"localhost:{server.port}", patience=BRIEF)
+        with pytest.raises(ServerUnreachable, match="TLS"):
+            llama.connect(f"localhost:{server.port}", tls=True, patience=BRIEF)
+
+
+def test_the_largest_message_follows_from_the_bundles(llama: Any) -> None:
+    model = llama.engine.model
+    assert methods.largest_message([(model.params, model.manifest)]) < 8 << 20

@@ -1,0 +1,76 @@
+"""What a server receives looks uniform without the key, and does not with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import chi2
+
+from veil.client.connection import Address
+from veil.client.factory import ClientModel
+from veil.client.remote import RemoteTransport
+from veil.client.session import ClientSession
+from veil.client.stats import Stats
+from veil.kernels import cpu
+from veil.random import SecretRng
+from veil.wire.patience import Patience
+
+GROUP = 0
+ROWS = 200
+FALSE_ALARM = 1e-6
+
+
+def statistic(words: NDArray[np.uint32]) -> float:
+    """Chi-square of the top bytes of 32-bit words against the uniform distribution, 255 degrees of freedom."""
+    counts = np.bincount((words >> np.uint32(24)).reshape(-1), minlength=256)
+    mean = counts.sum() / 256
+    return float(((counts - mean) ** 2 / mean).sum())
+
+
+def test_received_rows_are_uniform_without_the_right_key(llama: Any, serve: Any) -> None:
+    """200 equal rows of 32 values: 6,400 samples, 25 a bin; uniform data fails once in a million runs."""
+    compiled = llama.local._need_compiled()
+    model = ClientModel(compiled.params, compiled.seed, compiled.manifest, llama.local._tables)
+    width, bits = compiled.manifest.groups[GROUP].width, compiled.params.spec.input_bits
+    received: list[bytes] = []
+    right: list[NDArray[np.uint32]] = []
+    with serve(llama) as server:
+        address = Address(target=f"127.0.0.1:{server.port}")
+        session = ClientSession(
+            model, RemoteTransport(model, address, Stats(), Patience()), cpu, SecretRng(), Stats()
+        )
+        take = session._masks
+
+        def keep(*args: int) -> Any:
+            name, masks = take(*args)
+            first = session._factory.maker.group_start(GROUP)
+            right.extend(mask.rows[first : first + width] for mask in masks)
+            return name, masks
+
+        session._masks = keep  # type: ignore[method-assign]
+        _spy_on(server, received)
+        x = np.linspace(-1, 1, width, dtype=np.float32)[None]
+        for _ in range(ROWS):
+            session.evaluate(GROUP, x, np.array([2.0**20]))
+            session.begin_forward()
+        session.close()
+    packed = np.frombuffer(b"".join(received), dtype=np.uint8).reshape(ROWS, -1)
+    words = cpu.unpack(packed, width, bits) << np.uint32(32 - bits)
+    keys = np.stack(right)
+    limit = chi2.ppf(1 - FALSE_ALARM, 255)
+    assert statistic(words) < limit
+    assert statistic(words - np.roll(keys, 1, axis=0)) < limit, "a wrong key"
+    assert statistic(words - keys) > 100 * limit, "the right key shows the activations"
+
+
+def _spy_on(server: Any, received: list[bytes]) -> None:
+    engine = server.service._shared.bundles["llama"].engine
+    claim = engine.claim
+
+    def spy(session: Any, group: int, masks: Any, data: bytes) -> Any:
+        received.append(data)
+        return claim(session, group, masks, data)
+
+    engine.claim = spy

@@ -1,0 +1,150 @@
+"""Who computes when: sessions share a pass, stay in order, and online work does not wait for preparation."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from veil.errors import ServerUnreachable, VeilError, WireError
+from veil.server.engine import Admitted, Claim
+from veil.server.scheduler import OnlineTurns, PreparationWorker
+from veil.server.store import Session
+from veil.wire.messages import MaskUpload, Upload
+
+
+class FakeEngine:
+    """Records batches; ``gate`` holds preparation back."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[str, int]]] = []
+        self.answered: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failure: Exception | None = None
+
+    def make(self, batch: list[Admitted]) -> list[VeilError | None]:
+        self.batches.append([(item.session.name, item.upload.epoch) for item in batch])
+        self.gate.wait(5)
+        if self.failure:
+            raise self.failure
+        return [WireError("bad") if item.upload.epoch == 13 else None for item in batch]
+
+    def answer(self, claims: list[Claim]) -> list[bytes]:
+        self.answered.append(len(claims))
+        time.sleep(0.05)
+        return [claim.rows.tobytes() for claim in claims]
+
+
+def item(name: str, epoch: int, masks: int = 1, segments: tuple[str, ...] = ("body",)) -> Admitted:
+    uploads = tuple(MaskUpload(number, number, b"") for number in range(masks))
+    return Admitted(Session(name, "", None, 0.0), Upload(epoch, None, uploads, segments), 0)
+
+
+@pytest.fixture
+def engine() -> Any:
+    return FakeEngine()
+
+
+def test_waiting_sessions_share_a_pass_and_stay_in_order(engine: Any) -> None:
+    worker = PreparationWorker(batch_masks=4)
+    engine.gate.clear()
+    first = worker.submit(engine, item("x", 0))
+    while not engine.batches:
+        time.sleep(0.001)
+    waiting = [
+        item("a", 0, 2),
+        item("b", 0, 1, ("body", "head")),
+        item("b", 1, 1),  # must not overtake b's epoch 0
+        item("c", 0, 2),
+        item("d", 0, 2),
+    ]
+    futures = [worker.submit(engine, one) for one in waiting]
+    assert worker.waiting == 8
+    engine.gate.set()
+    for future in [first, *futures]:
+        future.result(5)
+    worker.stop()
+    assert engine.batches == [[("x", 0)], [("a", 0), ("c", 0)], [("b", 0)], [("b", 1), ("d", 0)]]
+
+
+def test_one_bad_upload_fails_alone(engine: Any) -> None:
+    worker = PreparationWorker()
+    engine.gate.clear()
+    worker.submit(engine, item("x", 0))
+    while not engine.batches:
+        time.sleep(0.001)
+    good, bad = worker.submit(engine, item("a", 0)), worker.submit(engine, item("b", 13))
+    engine.gate.set()
+    good.result(5)
+    with pytest.raises(WireError):
+        bad.result(5)
+    worker.stop()
+
+
+def test_a_failure_is_reported_and_the_worker_goes_on(engine: Any, caplog: pytest.LogCaptureFixture) -> None:
+    worker = PreparationWorker()
+    engine.failure = RuntimeError("kernel")
+    with pytest.raises(VeilError, match="its log says why"):
+        worker.submit(engine, item("a", 0)).result(5)
+    engine.failure = MemoryError()
+    with pytest.raises(VeilError, match="out of memory"):
+        worker.submit(engine, item("a", 0)).result(5)
+    engine.failure = None
+    worker.submit(engine, item("a", 0)).result(5)
+    worker.stop()
+    assert "preparing failed" in caplog.text
+    with pytest.raises(ServerUnreachable):
+        worker.submit(engine, item("a", 0)).result(5)
+
+
+def test_stopping_finishes_what_waits(engine: Any) -> None:
+    worker = PreparationWorker(batch_masks=1)
+    futures = [worker.submit(engine, item(str(number), 0)) for number in range(5)]
+    worker.stop()
+    assert all(future.done() for future in futures)
+
+
+def claim(group: int, row: int) -> Claim:
+    return Claim(group, np.full((1, 2), row, dtype=np.uint8), [np.zeros(1, dtype=np.uint32)])
+
+
+def test_rows_of_one_group_are_answered_together_and_each_gets_its_own(engine: Any) -> None:
+    turns = OnlineTurns()
+    replies: dict[int, bytes] = {}
+
+    def ask(row: int) -> None:
+        replies[row] = turns.answer(engine, claim(row % 2, row))
+
+    threads = [threading.Thread(target=ask, args=(row,)) for row in range(9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert replies == {row: bytes([row, row]) for row in range(9)}
+    assert len(engine.answered) <= 4
+    assert sum(engine.answered) == 9
+
+
+def test_a_failing_product_fails_those_who_asked() -> None:
+    turns = OnlineTurns()
+    broken = SimpleNamespace(answer=lambda claims: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        turns.answer(broken, claim(0, 1))  # type: ignore[arg-type]
+
+
+def test_online_work_does_not_wait_for_preparation(engine: Any) -> None:
+    worker, turns = PreparationWorker(), OnlineTurns()
+    engine.gate.clear()
+    slow = worker.submit(engine, item("a", 0))
+    while not engine.batches:
+        time.sleep(0.001)
+    assert turns.answer(engine, claim(0, 3)) == bytes([3, 3])
+    assert not slow.done()
+    engine.gate.set()
+    slow.result(5)
+    worker.stop()

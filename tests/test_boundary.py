@@ -1,0 +1,65 @@
+"""The trust boundary is in the import graph: what a server imports reaches neither secret-key code nor the client."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src"
+SECRET = ("veil.random", "veil.crypto.secret", "veil.crypto.mask", "veil.client", "veil.model.hybrid", "veil.model.bundle")
+
+
+def imported(statement: str) -> set[str]:
+    """Every module that a fresh interpreter has after one statement."""
+    code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    return set(json.loads(run.stdout.splitlines()[-1]))
+
+
+def within(modules: set[str], *names: str) -> list[str]:
+    return sorted(m for m in modules if any(m == name or m.startswith(name + ".") for name in names))
+
+
+@pytest.mark.parametrize("module", ["veil.server.engine", "veil.model.server_bundle"])
+def test_a_server_reaches_no_secret_key_code(module: str) -> None:
+    modules = imported(f"import {module}")
+    assert module in modules
+    assert within(modules, *SECRET) == []
+    assert within(modules, "transformers", "torch") == []
+
+
+def test_every_module_of_the_server_keeps_the_boundary() -> None:
+    """All of ``veil.server`` together, so that a new file cannot slip past the list above."""
+    names = [f"veil.server.{path.stem}" for path in sorted((SOURCE / "veil" / "server").glob("*.py")) if path.stem[0] != "_"]
+    assert "veil.server.engine" in names
+    modules = imported("\n".join(f"import {name}" for name in names))
+    assert within(modules, *SECRET) == []
+    assert within(modules, "transformers") == []
+
+
+def test_the_shared_code_reaches_neither_side() -> None:
+    modules = imported("import veil.crypto.hint, veil.crypto.public, veil.wire.codec, veil.wire.transport, veil.kernels.cpu")
+    assert within(modules, *SECRET, "veil.server") == []
+
+
+def test_import_veil_is_light() -> None:
+    modules = imported("import veil")
+    assert within(modules, "torch", "numpy", "numba", "transformers", "cryptography") == []
+    assert within(modules, "veil") == ["veil"]
+
+
+def test_a_public_name_loads_what_it_needs_and_no_more() -> None:
+    modules = imported("from veil import Params; Params.default()")
+    assert within(modules, "torch", "numpy", "numba", *SECRET) == []
+
+
+def test_the_client_reaches_no_server() -> None:
+    assert within(imported("import veil.client.session"), "veil.server") == []

@@ -1,0 +1,125 @@
+"""The snippet of the README, with the real parameters, on a GPT-2 with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
+
+from veil import HybridFHEModel, Params
+
+
+def small_gpt2() -> GPT2LMHeadModel:
+    config = GPT2Config(
+        vocab_size=200,
+        n_embd=64,
+        n_layer=1,
+        n_head=4,
+        n_positions=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture(scope="module")
+def hybrid() -> HybridFHEModel:
+    model = small_gpt2()
+    remote_names = [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
+    input_tensor = torch.arange(1, 9)[None]
+
+    hybrid = HybridFHEModel(model, module_names=remote_names)
+    hybrid.compile_model(input_tensor, n_bits=8, use_dynamic_quantization=True)
+    return hybrid
+
+
+PROMPT = {"input_ids": torch.tensor([[57, 14, 134, 138]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+GREEDY: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+
+
+def test_the_snippet(hybrid: HybridFHEModel) -> None:
+    """The best two logits of this prompt's tokens are 0.25 apart at least: 35 deviations of the noise, so no tie decides."""
+    hybrid.set_fhe_mode("execute")
+    out = hybrid.model.generate(**PROMPT, **GREEDY)
+    assert out.shape == (1, 12)
+    assert hybrid.stats.rows >= 11
+    hybrid.set_fhe_mode("disable")
+    clear = hybrid.model.generate(**PROMPT, **GREEDY, return_dict_in_generate=True, output_logits=True)
+    assert out.tolist() == clear.sequences.tolist()
+    best = torch.stack(clear.logits).topk(2).values
+    assert (best[..., 0] - best[..., 1]).min() > 0.25
+    y = hybrid(PROMPT["input_ids"], fhe="disable")
+    assert y.logits.shape == (1, 4, 200)
+
+
+def test_it_ran_with_the_real_parameters(hybrid: HybridFHEModel) -> None:
+    assert hybrid.params == Params.default()
+    assert hybrid.params.security_bits >= 128
+
+
+def test_every_mode_is_near_the_float_model(hybrid: HybridFHEModel) -> None:
+    """Signal to noise of the logits: 8-bit weights against float 30 dB at least, the noise against clear 45 dB at least."""
+    modes = ("torch", "disable", "simulate", "execute")
+    with torch.no_grad():
+        logits = {mode: hybrid(PROMPT["input_ids"], fhe=mode).logits for mode in modes}
+        untouched = small_gpt2()(PROMPT["input_ids"]).logits
+    assert torch.equal(logits["torch"], untouched)
+    assert decibels(untouched, logits["disable"]) > 30
+    assert decibels(logits["disable"], logits["simulate"]) > 45
+    assert decibels(logits["disable"], logits["execute"]) > 45
+    assert not torch.equal(logits["disable"], logits["simulate"])
+    assert not torch.equal(logits["disable"], logits["execute"])
+
+
+def decibels(signal: torch.Tensor, other: torch.Tensor) -> float:
+    return float(10 * torch.log10(signal.var() / (signal - other).var()))
+
+
+def test_bytes_online_are_those_of_the_protocol(hybrid: HybridFHEModel, calls: list[Any]) -> None:
+    """Section 6: 3 I up and 2.25 S down for a row with logits, within 2 %, counted at the byte boundary."""
+    hybrid.set_fhe_mode("execute")
+    hybrid.stats.reset()
+    for token in range(8):
+        hybrid(torch.tensor([[token]]))
+    up = sum(len(call.args[3]) for call in calls if call.method == "evaluate")
+    down = sum(len(call.reply) for call in calls if call.method == "evaluate")
+    manifest = hybrid.manifest
+    assert (manifest.total_inputs, manifest.total_slots) == (64 + 64 + 64 + 256 + 64, 192 + 64 + 256 + 64 + 200)
+    assert up / 8 == pytest.approx(3 * manifest.total_inputs, rel=0.02)
+    assert down / 8 == pytest.approx(2.25 * manifest.total_slots, rel=0.02)
+    assert (hybrid.stats.bytes_up_online, hybrid.stats.bytes_down_online) == (up, down)
+    assert hybrid.stats.rows == 8
+
+
+def test_bytes_ahead_are_those_of_the_protocol(hybrid: HybridFHEModel, calls: list[Any]) -> None:
+    """Section 6: 27.6 kB a mask and 946 kB an epoch of 16, nothing down; over two epochs of masks, wherever they begin."""
+    hybrid.set_fhe_mode("execute")
+    hybrid.reserve(rows_full=32)
+    hybrid.stats.reset()
+    del calls[:]
+    hybrid.reserve(rows_full=64)
+    keys = [call.args[2] for call in calls if call.method == "load_epoch"]
+    masks = [mask.data for call in calls if call.method == "prepare" for mask in call.args[2]]
+    assert (len(keys), len(masks), hybrid.stats.masks) == (2, 32, 32)
+    assert {len(data) for data in keys} == {946_176}
+    assert {len(data) for data in masks} == {27_648}
+    assert hybrid.stats.bytes_up_ahead / 32 == pytest.approx(27_648 + 946_176 / 16, rel=0.02)
+    assert hybrid.stats.bytes_down_ahead == 0
+    assert all(call.reply is None for call in calls)
+
+
+def test_a_saved_bundle_answers_alike(hybrid: HybridFHEModel, tmp_path: Path) -> None:
+    hybrid.save(tmp_path / "bundle")
+    opened = HybridFHEModel.load(tmp_path / "bundle")
+    assert opened.params == Params.default()
+    assert opened.fhe_mode == "disable"
+    hybrid.set_fhe_mode("disable")
+    assert torch.equal(opened(PROMPT["input_ids"]).logits, hybrid(PROMPT["input_ids"]).logits)
