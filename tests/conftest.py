@@ -267,3 +267,30 @@ def _recorded(method: str, original: Callable[..., Any], seen: list[Call]) -> Ca
         return call.reply
 
     return wrapper
+
+
+@pytest.fixture
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two repairs of Triton 3.6's interpreter: a scalar as a loop's bound with NumPy 2.4, and the speed of nested calls.
+
+    A call of a device function patches triton.language anew each time, which the launch has done already.
+    """
+    from triton.runtime import interpreter
+
+    from veil.kernels import cuda
+
+    if not cuda.interpreted():
+        return
+
+    patch_tensor, nested = interpreter._patch_lang_tensor, interpreter.InterpretedFunction.__call__
+
+    def patch(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ours = self.fn.__module__.startswith("veil.")
+        return self.rewrite()(*args, **kwargs) if ours else nested(self, *args, **kwargs)
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch)
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)

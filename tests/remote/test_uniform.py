@@ -38,9 +38,7 @@ def test_received_rows_are_uniform_without_the_right_key(llama: Any, serve: Any)
     right: list[NDArray[np.uint32]] = []
     with serve(llama) as server:
         address = Address(target=f"127.0.0.1:{server.port}")
-        session = ClientSession(
-            model, RemoteTransport(model, address, Stats(), Patience()), cpu, SecretRng(), Stats()
-        )
+        session = ClientSession(model, RemoteTransport(model, address, Stats(), Patience()), cpu, SecretRng(), Stats())
         take = session._masks
 
         def keep(*args: int) -> Any:

@@ -99,9 +99,7 @@ def _prepare(request: Request, progress: Progress) -> _Ready:
         model, origin = source.model, source.origin
         tokenizer, inputs = _encode(request, model, source.tokenizer, origin)
         if request.mode != "torch":
-            hybrid = compiled(
-                source, bits=request.bits, modules=request.modules, device=request.device, progress=progress
-            )
+            hybrid = compiled(source, bits=request.bits, modules=request.modules, device=request.device, progress=progress)
             model = hybrid.model
     if hybrid is not None:
         hybrid.set_fhe_mode(request.mode)
@@ -135,9 +133,7 @@ def _encode(
         encoded = tokenizer(request.prompt, return_tensors="pt")
     else:
         turns = [{"role": "user", "content": request.prompt}]
-        encoded = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     inputs = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
     rows = int(inputs["input_ids"].shape[1])
     if rows == 0:

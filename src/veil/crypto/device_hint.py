@@ -51,7 +51,9 @@ class DeviceHint:
         """See `hint.Hint.build`. Raises `DeviceUnavailable`, with figures, when the device's memory is too small."""
         ring = ring_of(params)
         report = progress or (lambda stage, done, total: None)
-        check_memory(params, [sum(len(part.weights) for part in rows) for rows in segments.values()], cuda.memory_bytes()[0])
+        if not cuda.interpreted():
+            slots = [sum(len(part.weights) for part in rows) for rows in segments.values()]
+            check_memory(params, slots, cuda.memory_bytes()[0])
         hints = {name: _build_hint(params, seed, rows, ring, name, report) for name, rows in segments.items()}
         keys = prepare_keys(public.key_halves(seed, params), params, cuda)
         halves = np.stack([public.mask_half(seed, params, m) for m in range(params.masks_per_epoch)])

@@ -148,9 +148,7 @@ class HybridFHEModel:
         from veil.client.remote import RemoteTransport
         from veil.model import bundle as bundles
 
-        address = Address(
-            target=server, token=token, tls=tls if isinstance(tls, bool) else Path(tls), insecure=insecure
-        )
+        address = Address(target=server, token=token, tls=tls if isinstance(tls, bool) else Path(tls), insecure=insecure)
         folder = Path(bundle)
         opened = bundles.load_client(folder / "client" if (folder / "client").is_dir() else folder)
         hybrid = cls.__new__(cls)

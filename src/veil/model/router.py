@@ -48,9 +48,7 @@ def clear_service(weights: tuple[I8, ...], kernels: ModuleType) -> Service:
     return lambda group, x, tau: clear_product(weights[group], x, tau, kernels)
 
 
-def simulated_service(
-    params: Params, weights: tuple[I8, ...], kernels: ModuleType, rng: np.random.Generator
-) -> Service:
+def simulated_service(params: Params, weights: tuple[I8, ...], kernels: ModuleType, rng: np.random.Generator) -> Service:
     """The exact product plus Gaussian noise of the predicted variance (mode ``simulate``)."""
     sigmas: dict[int, F64] = {}
 
@@ -116,9 +114,7 @@ class Router:
             del self._pending[group]
         constants = self.constants[group]
         values = np.ascontiguousarray(pending.values[:, part])
-        return torch.from_numpy(
-            self._kernels.dequantize(values, pending.tau, constants.scale[part], constants.bias[part])
-        )
+        return torch.from_numpy(self._kernels.dequantize(values, pending.tau, constants.scale[part], constants.bias[part]))
 
     def _evaluate(self, group: int, x: F32) -> tuple[I32, F64]:
         if self.service is None:

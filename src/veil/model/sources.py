@@ -146,9 +146,7 @@ def _load(
     options = {"local_files_only": local_only, "trust_remote_code": False}
     try:
         with quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                place, dtype=dtype, output_loading_info=True, **options
-            )
+            model, report = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, output_loading_info=True, **options)
             tokenizer = AutoTokenizer.from_pretrained(place, **options) if has_tokenizer else None
     except Exception as error:  # damaged files surface as errors of every kind
         raise ModelSourceError(f"cannot load a model from {place} ({one_line(error)}); {remedy}") from error

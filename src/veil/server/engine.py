@@ -200,9 +200,7 @@ class Engine:
         if session.keys is None or session.keys[0] != upload.epoch:
             raise WireError(f"the keys of epoch {upload.epoch} did not arrive, or newer ones did")
         keys = session.keys[1]
-        return [
-            MaskHalf(mask.index, codec.decode_mask(mask.data, params, cpu), keys) for mask in upload.masks
-        ]
+        return [MaskHalf(mask.index, codec.decode_mask(mask.data, params, cpu), keys) for mask in upload.masks]
 
     def _check_lengths(self, upload: Upload) -> None:
         params = self.model.params

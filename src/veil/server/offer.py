@@ -28,9 +28,7 @@ class Offer:
             raise ValueError(f"{folder} is not a half of a bundle: it has no {HEADER}")
         self._folder = folder
         found = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-        self.files = [
-            OfferedFile(path.relative_to(folder).as_posix(), path.stat().st_size, digest(path)) for path in found
-        ]
+        self.files = [OfferedFile(path.relative_to(folder).as_posix(), path.stat().st_size, digest(path)) for path in found]
 
     def read(self, path: str) -> Iterator[bytes]:
         """The bytes of a listed file in pieces; `WireError` for any other path."""

@@ -132,9 +132,7 @@ class Service:
         try:
             done.result(self._shared.call_s)
         except TimeoutError:
-            raise ServerUnreachable(
-                f"preparing took longer than {self._shared.call_s:g} s; the server is busy"
-            ) from None
+            raise ServerUnreachable(f"preparing took longer than {self._shared.call_s:g} s; the server is busy") from None
         self._shared.metrics.moved(received, 0)
         event(
             "prepared",

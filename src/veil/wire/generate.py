@@ -12,9 +12,7 @@ def main() -> int:
 
     here = Path(__file__).parent
     root = here.parents[1]
-    return int(
-        protoc.main(["protoc", f"-I{root}", f"--python_out={root}", f"--pyi_out={root}", str(here / "veil.proto")])
-    )
+    return int(protoc.main(["protoc", f"-I{root}", f"--python_out={root}", f"--pyi_out={root}", str(here / "veil.proto")]))
 
 
 if __name__ == "__main__":
