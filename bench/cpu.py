@@ -118,10 +118,10 @@ def generation(hybrid: HybridFHEModel, prompt: torch.Tensor, plain: float, recor
 def count_bytes(hybrid: HybridFHEModel, part: Stats, record: Record) -> None:
     """Bytes at the transport against the protocol's formulas 3 I, 2.25 S, mask + keys / M."""
     params, manifest = hybrid.params, hybrid.manifest
-    hybrid.reserve(0, params.masks_per_epoch)
-    hybrid.reserve(0, 1)
+    factory = hybrid._session._factory  # type: ignore[union-attr]
+    factory.make(len(factory._sets_left), full=True)
     before = hybrid.stats.copy()
-    hybrid.reserve(0, 2 * params.masks_per_epoch)
+    factory.make(2 * params.masks_per_epoch, full=True)
     ahead = (hybrid.stats - before).bytes_up_ahead / (2 * params.masks_per_epoch)
     before = hybrid.stats.copy()
     with torch.no_grad():
