@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAMS = (["cpu.py", "smollm2"], ["cpu.py", "gpt2"], ["quality.py"], ["remote.py"])
+PROGRAMS = (["cpu.py", "smollm2"], ["cpu.py", "gpt2"], ["quality.py"])
 
 
 def main() -> int:
