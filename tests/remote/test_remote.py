@@ -204,3 +204,20 @@ def test_tls_with_a_private_authority(
 def test_the_largest_message_follows_from_the_bundles(llama: Any) -> None:
     model = llama.engine.model
     assert methods.largest_message([(model.params, model.manifest)]) < 8 << 20
+
+
+def test_an_announced_generation_finds_every_row_ready(llama: Any, serve: Any, generated: Any, expected: list[int]) -> None:
+    with serve(llama) as server:
+        remote = llama.connect(server.port, ahead=Ahead(tokens=0, prompt_rows=0))
+        assert (remote.masks_ready.prompt_rows, remote.masks_ready.tokens) == (0, 0)
+        remote.expect(prompt_rows=9, new_tokens=len(expected))
+        end = time.monotonic() + 20
+        while (remote.masks_ready.prompt_rows, remote.masks_ready.tokens) != (8, len(expected)):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert generated(remote) == expected
+        assert remote.stats.rows_ready == remote.stats.rows
+        assert remote.stats.masks == remote.stats.rows, "none was made that nobody asked for"
+        with pytest.raises(ValueError, match="negative"):
+            remote.expect(prompt_rows=-1, new_tokens=0)
+        remote.close()

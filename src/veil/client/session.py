@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.client.factory import ClientModel, MaskFactory
-from veil.client.filler import Ahead, Filler
+from veil.client.filler import Ahead, Filler, Ready
 from veil.client.pool import MaskPool, Missing
 from veil.client.stats import Stats
 from veil.crypto.mask import ClientMask
@@ -19,7 +19,7 @@ from veil.wire import codec
 from veil.wire.patience import Patience
 from veil.wire.transport import Transport
 
-__all__ = ["Ahead", "ClientModel", "ClientSession"]
+__all__ = ["Ahead", "ClientModel", "ClientSession", "Ready"]
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -80,6 +80,16 @@ class ClientSession:
             if full:
                 self._factory.make(full, full=True)
 
+    def expect(self, prompt_rows: int, new_tokens: int) -> None:
+        """Begin to prepare in the background for a generation of about this size; nothing without a background."""
+        if self._filler is not None:
+            self._filler.expect(prompt_rows, new_tokens)
+
+    @property
+    def ready(self) -> Ready:
+        """Masks that are ready now."""
+        return Ready(tokens=self._pool.unused(full=True), prompt_rows=self._pool.unused(full=False))
+
     def evaluate(self, group: int, x: F32, tau: NDArray[np.float64]) -> I32:
         """``W_q·round(τ·x)`` plus noise for rows x [R, width] of one group → [R, rows] integers.
 
@@ -138,6 +148,8 @@ class ClientSession:
         if group == 0:
             self.stats.rows += rows
             self.stats.rows_ready += rows
+            if self._filler is not None:
+                self._filler.rows(rows)
         return 0 if head or self._expect_head else max(0, rows - 1)
 
     def _masks(self, group: int, rows: int, prompt_rows: int) -> tuple[str, list[ClientMask]]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from veil.client.session import Ahead, ClientModel, ClientSession
+from veil.client.session import Ahead, ClientModel, ClientSession, Ready
 from veil.client.stats import Stats
 from veil.crypto.hint import hint_bytes
 from veil.errors import NotCompiled
@@ -220,6 +220,25 @@ class HybridFHEModel:
         if session is None:
             raise NotCompiled("masks need a session; call set_fhe_mode('execute') first")
         session.reserve(rows_body, rows_full)
+
+    def expect(self, prompt_rows: int, new_tokens: int) -> None:
+        """Say that a generation of about ``prompt_rows`` rows and up to ``new_tokens`` tokens comes; returns at once.
+
+        In mode ``remote`` its masks are made in the background, the prompt's first, within the memory that `connect` was
+        given; a later call replaces an earlier one, so it may follow a prompt as it is typed. It is a hint: masks that
+        are not ready are made when they are needed, and in other modes nothing happens. `ValueError` for negative counts.
+        """
+        if prompt_rows < 0 or new_tokens < 0:
+            raise ValueError(f"expected rows and tokens are {prompt_rows} and {new_tokens}, neither can be negative")
+        session = self._active()
+        if session is not None:
+            session.expect(prompt_rows, new_tokens)
+
+    @property
+    def masks_ready(self) -> Ready:
+        """Masks that wait for their rows now: ``tokens`` and ``prompt_rows``."""
+        session = self._active()
+        return session.ready if session is not None else Ready()
 
     def __call__(self, *args: Any, fhe: str | None = None, **kwargs: Any) -> Any:
         """One forward pass, in mode ``fhe`` if given (the mode in force comes back afterwards)."""
