@@ -49,6 +49,7 @@ _MODULES_HELP = (
 )
 _BITS_HELP = "Bits of the remote layers' weights."
 _DEVICE_HELP = "Where the server's half runs; `auto` takes a GPU if veil can use one."
+_SERVER_HELP = "Use the server there, with --bundle's client half or the one that the server offers."
 _TOKEN_HELP = "The bearer token, if the server wants one; the environment variable keeps it out of the process list."
 _TLS_HELP = "Use TLS, with the certificates that the system trusts."
 _TLS_CA_HELP = "Use TLS, with this PEM file of the authority that signed the server's certificate."
@@ -118,7 +119,7 @@ def generate(
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Use the server there, with --bundle's client half or the one that the server offers.",
+            help=_SERVER_HELP,
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Which of the server's bundles.", show_default="the fitting one")] = None,
@@ -255,6 +256,73 @@ def pull(
     from veil.commands.pull import run
 
     run(_address(server, token, tls, tls_ca, insecure), out, name=name, as_json=as_json)
+
+
+@app.command()
+@one_line_errors
+def gateway(
+    model: Annotated[str | None, typer.Option(help=_MODEL_HELP, show_default="smollm2")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="A folder made by `veil compile`, or its client half.")] = None,
+    server: Annotated[str | None, typer.Option(metavar="HOST:PORT", help=_SERVER_HELP)] = None,
+    name: Annotated[str | None, typer.Option(help="Which of the server's bundles.", show_default="the fitting one")] = None,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; one that others reach needs --api-key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8472,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="VEIL_API_KEY", help="The key that clients must send; the page asks for it.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Another name that this machine is called by; may be repeated.")
+    ] = None,
+    at_once: Annotated[int, typer.Option(min=1, max=64, help="Answers that take turns, a token each.")] = 4,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that wait; more are refused with status 429.")] = 32,
+    device: Annotated[Device, typer.Option(help=_DEVICE_HELP)] = Device.auto,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the chat page in the browser.")] = False,
+    token: Annotated[str | None, typer.Option(envvar="VEIL_TOKEN", help=_TOKEN_HELP)] = None,
+    tls: Annotated[bool, typer.Option("--tls", help=_TLS_HELP)] = False,
+    tls_ca: Annotated[Path | None, typer.Option(help=_TLS_CA_HELP)] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help=_INSECURE_HELP)] = False,
+) -> None:
+    """Answer the OpenAI API and a chat page on this machine; the model may be on another that sees ciphertexts only.
+
+    Programs that speak the OpenAI API use `http://127.0.0.1:8472/v1` as their base URL and any API key; people open
+    `http://127.0.0.1:8472`. Keys, tokenizer and sampling stay in this process. Prompts and answers are not logged.
+    """
+    from veil.commands.gateway import GatewayRequest, run
+    from veil.gateway.app import Settings
+    from veil.gateway.guard import Access
+
+    run(
+        GatewayRequest(
+            choice=_choice(model, bundle, server, name, device, (token, tls, tls_ca, insecure)),
+            access=Access(host=host, api_key=api_key, hosts=tuple(name.lower() for name in allow_host or ())),
+            settings=Settings(at_once=at_once, most_waiting=queue),
+            port=port,
+            open_page=open_page,
+        )
+    )
+
+
+def _choice(
+    model: str | None,
+    bundle: Path | None,
+    server: str | None,
+    name: str | None,
+    device: Device,
+    access: tuple[str | None, bool, Path | None, bool],
+) -> Any:
+    if model is not None and (bundle is not None or server is not None):
+        raise ValueError("--bundle and --server have their own model; leave out --model")
+    from veil.commands.served import ModelChoice
+
+    return ModelChoice(
+        model=model or "smollm2",
+        bundle=bundle,
+        device=device.value,
+        server=None if server is None else _address(server, *access),
+        server_bundle=name,
+    )
 
 
 @app.command()

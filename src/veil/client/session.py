@@ -52,6 +52,7 @@ class ClientSession:
         self._pool = MaskPool(model.manifest)
         self._factory = MaskFactory(model, transport, kernels, rng, stats, self._pool, patience or Patience())
         self._filler = Filler(self._factory, self._pool, ahead) if ahead else None
+        self.last_sent = b""
         self._batch = 1
         self._body_rows = 0
         self._head_rows = 0
@@ -106,6 +107,7 @@ class ClientSession:
             session, masks = self._masks(group, len(x), prompt_rows)
             rows = _stack([mask.rows[first : first + info.width] for mask in masks], info.width)
             payload = self._kernels.encrypt(x, tau, rows, spec.input_bits).tobytes()
+            self.last_sent = payload
             try:
                 with self.stats.phase("online_server"):
                     reply = self._transport.evaluate(session, group, [mask.number for mask in masks], payload)

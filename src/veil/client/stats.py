@@ -53,10 +53,16 @@ class Stats:
             setattr(self, item.name, getattr(fresh, item.name))
 
     def __sub__(self, other: Stats) -> Stats:
+        return self._with(other, -1)
+
+    def __add__(self, other: Stats) -> Stats:
+        return self._with(other, 1)
+
+    def _with(self, other: Stats, sign: int) -> Stats:
         values = {
-            item.name: getattr(self, item.name) - getattr(other, item.name)
+            item.name: getattr(self, item.name) + sign * getattr(other, item.name)
             for item in fields(self)
             if item.name not in ("seconds", "kernels")
         }
-        seconds = {name: self.seconds[name] - other.seconds[name] for name in PHASES}
-        return Stats(**values, seconds=seconds, kernels=self.kernels)
+        seconds = {name: self.seconds[name] + sign * other.seconds[name] for name in PHASES}
+        return Stats(**values, seconds=seconds, kernels=self.kernels or other.kernels)

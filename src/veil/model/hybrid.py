@@ -37,6 +37,9 @@ class HybridFHEModel:
     ``model`` is changed in place: each module of ``module_names`` (one name or several, of nn.Linear, transformers'
     Conv1D or nn.Embedding) is replaced by a `RemoteLayer`. Then ``compile_model``, ``set_fhe_mode`` and use ``model``.
     Raises `TypeError` for a model that is not an ``nn.Module``, `ValueError` for a name that does not fit.
+
+    ``ahead``, set before the first ``execute``, has masks made in the background in that mode too. ``checkpoint`` is
+    called before every evaluation of a remote layer; what it raises ends the forward pass.
     """
 
     def __init__(self, model: nn.Module, module_names: str | list[str] | tuple[str, ...]) -> None:
@@ -59,6 +62,8 @@ class HybridFHEModel:
         self._router: Router | None = None
         self._mode = "torch"
         self._progress: Progress | None = None
+        self.ahead: Ahead | None = None
+        self.checkpoint: Callable[[], None] | None = None
         self._model_forward = model.forward
         model.forward = _like(model.forward, self._forward)
 
@@ -240,6 +245,12 @@ class HybridFHEModel:
         session = self._active()
         return session.ready if session is not None else Ready()
 
+    @property
+    def last_sent(self) -> bytes:
+        """The packed rows that were sent last, as the server got them; empty before the first."""
+        session = self._active()
+        return b"" if session is None else session.last_sent
+
     def __call__(self, *args: Any, fhe: str | None = None, **kwargs: Any) -> Any:
         """One forward pass, in mode ``fhe`` if given (the mode in force comes back afterwards)."""
         before = self._mode
@@ -297,7 +308,7 @@ class HybridFHEModel:
         engine = self._need_engine()
         compiled = self._need_compiled()
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, self._tables)
-        return ClientSession(model, engine, self._kernels, SecretRng(), self.stats)
+        return ClientSession(model, engine, self._kernels, SecretRng(), self.stats, ahead=self.ahead)
 
     def _active(self) -> ClientSession | None:
         """The session of the mode in force."""
@@ -312,6 +323,7 @@ class HybridFHEModel:
         if self._mode == "torch" or self._router is None:
             return self._model_forward(*args, **kwargs)
         self._router.begin_forward()
+        self._router.checkpoint = self.checkpoint
         session = self._active()
         if session is not None:
             session.begin_forward()

@@ -85,6 +85,7 @@ class Router:
         self._lock = threading.RLock()
         self.service: Service | None = None
         self.observer: Callable[[int, F32, F64, I32], None] | None = None
+        self.checkpoint: Callable[[], None] | None = None
 
     def begin_forward(self) -> None:
         """Forget results that nobody claimed."""
@@ -119,6 +120,8 @@ class Router:
     def _evaluate(self, group: int, x: F32) -> tuple[I32, F64]:
         if self.service is None:
             raise NotCompiled("call set_fhe_mode first")
+        if self.checkpoint is not None:
+            self.checkpoint()
         constants = self.constants[group]
         target = target_norm(self._params, constants.bound)
         tau = self._kernels.scales(x, target)

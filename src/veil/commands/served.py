@@ -1,0 +1,84 @@
+"""From the options that `veil gateway` and `veil chat` share to a model that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from veil.client.session import Ahead
+from veil.commands.models import compiled
+from veil.commands.terminal import Reporter
+from veil.gateway.served import ServedModel
+from veil.kernels.backend import kernels_for
+from veil.model.gguf import Progress
+from veil.model.hybrid import HybridFHEModel
+from veil.model.sources import load_model
+
+if TYPE_CHECKING:
+    from veil.client.connection import Address
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Which model answers: a server's, with a bundle's client half; a bundle's, or a model's, in this process."""
+
+    model: str = "smollm2"
+    bundle: Path | None = None
+    device: str = "auto"
+    server: Address | None = None
+    server_bundle: str | None = None
+    ahead: Ahead = Ahead()
+
+
+@contextmanager
+def opened(choice: ModelChoice) -> Iterator[ServedModel]:
+    """The model with its keys made and masks on their way; both are forgotten at the end. veil's errors."""
+    with Reporter() as reporter:
+        served = _open(choice, reporter.report)
+    try:
+        yield served
+    finally:
+        served.hybrid.close()
+
+
+def _open(choice: ModelChoice, progress: Progress) -> ServedModel:
+    if choice.server is not None:
+        return _connect(choice, choice.server, progress)
+    kernels_for(choice.device)  # an absent GPU is told of before the long work
+    if choice.bundle is not None:
+        hybrid = HybridFHEModel.load(choice.bundle, device=choice.device, progress=progress)
+        name, tokenizer = choice.bundle.resolve().name, hybrid.tokenizer
+    else:
+        source = load_model(choice.model, progress=progress)
+        hybrid = compiled(source, bits=8, modules="linear", device=choice.device, progress=progress)
+        name, tokenizer = source.name, source.tokenizer
+    hybrid.ahead = choice.ahead
+    hybrid.set_fhe_mode("execute")
+    return ServedModel(name, hybrid, tokenizer)
+
+
+def _connect(choice: ModelChoice, server: Address, progress: Progress) -> ServedModel:
+    from veil.commands.pull import cached
+
+    folder = choice.bundle or cached(server, name=choice.server_bundle)
+    progress(f"connecting to {server.target}", 0, 1)
+    hybrid = HybridFHEModel.connect(
+        server.target,
+        folder,
+        token=server.token,
+        tls=server.tls,
+        insecure=server.insecure,
+        name=choice.server_bundle,
+        ahead=choice.ahead,
+    )
+    progress(f"connecting to {server.target}", 1, 1)
+    return ServedModel(choice.server_bundle or _name_of(folder), hybrid, hybrid.tokenizer, server.target)
+
+
+def _name_of(folder: Path) -> str:
+    """What a bundle's folder is called; the folder above a half that is called ``client``."""
+    path = folder.resolve()
+    return path.parent.name if path.name == "client" else path.name

@@ -1,0 +1,116 @@
+"""From the threads that generate to the event loop that replies: one request's answers as a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+from veil.errors import VeilError
+from veil.gateway.failures import ApiError, from_generation
+from veil.gateway.generation import Account, Cancelled, End, Generator
+from veil.gateway.line import Job, Line
+from veil.gateway.sampling import Sampling
+from veil.gateway.transcript import Piece
+
+LOGGER = logging.getLogger("veil.gateway")
+
+
+@dataclass(frozen=True)
+class Event:
+    """A piece of answer ``index``, or its end."""
+
+    index: int
+    what: Piece | End
+
+
+class Answers:
+    """The answers to one request, as they come. Leaving ``async with`` cancels what still runs.
+
+    Iterating yields `Event` and raises `ApiError` where the generation failed. Making one raises it when the line is full.
+    """
+
+    def __init__(self, line: Line, caller: str, work: Callable[[Answers], None]) -> None:
+        self.account = Account()
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event | ApiError | None] = asyncio.Queue()
+        self._work = work
+        self._line = line
+        self.job = Job(caller, self._run)
+        line.submit(self.job)
+
+    def emit(self, event: Event) -> None:
+        """Pass an event on; called in the generating thread."""
+        self._put(event)
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self._iterate()
+
+    async def _iterate(self) -> AsyncIterator[Event]:
+        while True:
+            event = await self._events.get()
+            if event is None:
+                return
+            if isinstance(event, ApiError):
+                raise event
+            yield event
+
+    async def __aenter__(self) -> Answers:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Stop what runs or waits; nothing if it is over."""
+        self._line.cancel(self.job)
+
+    def _run(self) -> None:
+        """Generate in a thread of the line. Nothing that is logged here can hold a prompt or an answer."""
+        try:
+            self._work(self)
+            self._put(None)
+        except Cancelled:
+            self._put(None)
+        except Exception as error:
+            if not isinstance(error, VeilError | ApiError):
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                LOGGER.error("generation failed: %s in %s line %s", type(error).__name__, where.name, where.lineno)
+            self._put(from_generation(error))
+
+    def _put(self, event: Event | ApiError | None) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        except RuntimeError:  # the loop is closed: the gateway is stopping
+            self.job.cancelled.set()
+
+
+def texts(
+    line: Line, caller: str, generator: Generator, prompts: Sequence[list[int]], n: int, sampling: Sampling
+) -> Answers:
+    """``n`` answers to each prompt; answer ``j`` to prompt ``i`` has the index ``i·n + j``."""
+
+    def work(answers: Answers) -> None:
+        for place, ids in enumerate(prompts):
+            for branch in range(n):
+                index = place * n + branch
+
+                def emit(piece: Piece, index: int = index) -> None:
+                    answers.emit(Event(index, piece))
+
+                end = generator.answer(ids, sampling, branch, answers.account, answers.job.cancelled, emit)
+                answers.emit(Event(index, end))
+
+    return Answers(line, caller, work)
+
+
+def vectors(line: Line, caller: str, generator: Generator, inputs: Sequence[list[int]], found: list[list[float]]) -> Answers:
+    """Embeddings, put into ``found`` in order; no events."""
+
+    def work(answers: Answers) -> None:
+        for ids in inputs:
+            found.append(generator.embed(ids, answers.account, answers.job.cancelled))
+
+    return Answers(line, caller, work)

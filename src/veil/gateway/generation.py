@@ -1,0 +1,217 @@
+"""One answer after another from one model, token by token in turns, each with an account of what it cost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from transformers import GenerationConfig, StoppingCriteria
+
+from veil.client.stats import Stats
+from veil.gateway.line import TurnLock
+from veil.gateway.prefix import PrefixStore
+from veil.gateway.sampling import Sampler, Sampling
+from veil.gateway.served import ServedModel
+from veil.gateway.transcript import Piece, Transcript
+
+_PREFIX_BYTES = 512 << 20
+
+
+class Cancelled(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@dataclass
+class Account:
+    """What a request cost so far: prompt tokens and those not sent again, new tokens, the model's counters, moments."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
+    stats: Stats = field(default_factory=Stats)
+    asked: float = field(default_factory=time.perf_counter)
+    started: float = 0.0
+    first_token: float = 0.0
+    last_token: float = 0.0
+
+    def token(self) -> None:
+        """Count a token of the answer."""
+        self.last_token = time.perf_counter()
+        self.first_token = self.first_token or self.last_token
+        self.new_tokens += 1
+
+
+@dataclass(frozen=True)
+class End:
+    """Why an answer is over."""
+
+    reason: Literal["stop", "length"]
+
+
+Emit = Callable[[Piece], None]
+
+
+class Generator:
+    """Generates with one `ServedModel`; callers in several threads take turns, a token each, in the order they ask."""
+
+    def __init__(self, served: ServedModel) -> None:
+        self.served = served
+        self.totals = Stats()
+        self._lock = TurnLock()
+        self._prefixes = PrefixStore(_PREFIX_BYTES)
+
+    def answer(
+        self, ids: Sequence[int], sampling: Sampling, branch: int, account: Account, cancelled: threading.Event, emit: Emit
+    ) -> End:
+        """Continue ``ids`` until a stop, telling ``emit`` of every piece of text. `Cancelled`, and veil's errors.
+
+        ``branch`` numbers the answers of one request; the prompt is counted with the first.
+        """
+        served, turn = self.served, _Turn(self, account, cancelled)
+        room = min(sampling.max_tokens, served.context_length - len(ids))
+        ends = _end_tokens(served)
+        with turn:
+            known, cache = self._prefixes.take(ids)
+            if branch == 0:
+                account.prompt_tokens += len(ids)
+                account.cached_tokens += known
+            served.hybrid.expect(prompt_rows=len(ids) - known, new_tokens=room)
+            sampler = Sampler(sampling, len(ids), branch)
+            watch = _Watch(Transcript(served.tokenizer, sampling.stop), sampler, ends, turn, emit)
+            config = GenerationConfig(
+                do_sample=False,
+                max_new_tokens=room,
+                eos_token_id=sorted(ends) or None,
+                pad_token_id=min(ends, default=0),
+                return_dict_in_generate=True,
+            )
+            prompt = torch.tensor([list(ids)])
+            output: Any = served.hybrid.model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=config,
+                logits_processor=[sampler],
+                stopping_criteria=[watch],
+                streamer=watch,
+                **({} if cache is None else {"past_key_values": cache}),
+            )
+            self._prefixes.keep(output.sequences[0].tolist(), output.past_key_values)
+        watch.finish()
+        return End("stop" if watch.ended else "length")
+
+    def embed(self, ids: Sequence[int], account: Account, cancelled: threading.Event) -> list[float]:
+        """The mean of an encoder's last hidden states over the tokens, scaled to length one."""
+        with _Turn(self, account, cancelled):
+            account.prompt_tokens += len(ids)
+            inputs = torch.tensor([list(ids)])
+            output: Any = self.served.hybrid.model(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+            mean = output.last_hidden_state[0].float().mean(0)
+            account.token()
+        vector: list[float] = torch.nn.functional.normalize(mean, dim=0).tolist()
+        return vector
+
+    def forget(self) -> None:
+        """Forget past conversations' attention states."""
+        self._prefixes.clear()
+
+
+class _Turn:
+    """The right to use the model, handed on between tokens, and the counters of the time when it was held."""
+
+    def __init__(self, generator: Generator, account: Account, cancelled: threading.Event) -> None:
+        self._generator = generator
+        self._lock = generator._lock
+        self._hybrid = generator.served.hybrid
+        self.account = account
+        self._cancelled = cancelled
+        self._before = Stats()
+
+    def __enter__(self) -> _Turn:
+        self._lock.acquire()
+        self._begin()
+        self.account.started = self.account.started or time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        self._lock.release()
+
+    def offer(self) -> None:
+        """Bring the account up to date, and let the next one go first if someone waits."""
+        self._end()
+        if self._lock.wanted:
+            self._lock.release()
+            self._lock.acquire()
+        self._begin()
+
+    def check(self) -> None:
+        """`Cancelled` if nobody waits for the answer."""
+        if self._cancelled.is_set():
+            raise Cancelled
+
+    def _begin(self) -> None:
+        self._before = self._hybrid.stats.copy()
+        self._hybrid.checkpoint = self.check
+
+    def _end(self) -> None:
+        self._hybrid.checkpoint = None
+        spent = self._hybrid.stats - self._before
+        self.account.stats = self.account.stats + spent
+        self._generator.totals = self._generator.totals + spent
+
+
+class _Watch(StoppingCriteria):  # type: ignore[misc]
+    """The streamer and the stopping criterion of one generation: tokens in, text out, and whether it is over."""
+
+    def __init__(self, transcript: Transcript, sampler: Sampler, ends: set[int], turn: _Turn, emit: Emit) -> None:
+        self._transcript = transcript
+        self._sampler = sampler
+        self._ends = ends
+        self._turn = turn
+        self._emit = emit
+        self._prompt_seen = False
+        self.ended = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt's tokens first, then each generated token."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        token = int(value.reshape(-1)[-1])
+        self._turn.account.token()
+        if token in self._ends:
+            self.ended = True
+            return
+        self._show(self._transcript.add(token, self._sampler.last))
+        self.ended = self._transcript.stopped
+        if not self.ended:
+            self._turn.check()
+            self._turn.offer()
+
+    def end(self) -> None:
+        """The generation is over; `finish` shows the rest, outside the turn."""
+
+    def finish(self) -> None:
+        """Show what was held back."""
+        self._show(self._transcript.end())
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        """Whether to stop, as ``generate`` asks for it."""
+        return torch.full((input_ids.shape[0],), self.ended, dtype=torch.bool)
+
+    def _show(self, piece: Piece) -> None:
+        if piece.text or piece.tokens:
+            self._emit(piece)
+
+
+def _end_tokens(served: ServedModel) -> set[int]:
+    """The tokens that end an answer."""
+    config = getattr(served.hybrid.model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    found = set(ends) if isinstance(ends, list) else {ends}
+    found.add(served.tokenizer.eos_token_id)
+    return {int(token) for token in found if token is not None}

@@ -1,0 +1,182 @@
+"""Who may talk to the gateway: the Host that a request names, the page that it comes from, its key and its size."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from veil.gateway.failures import ApiError
+
+MOST_BODY_BYTES = 8 << 20
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_CSP = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "manifest-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+    )
+)
+_HEADERS = {
+    "Content-Security-Policy": _CSP,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=(), interest-cohort=()",
+}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Access:
+    """Where the gateway listens and whom it serves. ``hosts`` are further names by which it may be called.
+
+    `ValueError` for an address that others reach without an API key.
+    """
+
+    host: str = "127.0.0.1"
+    api_key: str | None = None
+    hosts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
+            raise ValueError("an API key is printable ASCII, at least one character")
+        if not self.api_key and self.host not in _LOOPBACK:
+            raise ValueError(f"others can reach {self.host}; set --api-key, or listen on 127.0.0.1")
+
+    def names(self, host: str) -> bool:
+        """Whether a Host header's value names this gateway; an attacker's domain that resolves to it does not."""
+        name = _host_of(host)
+        if name is None:
+            return False
+        everywhere = self.host in ("0.0.0.0", "::")
+        return name in _LOOPBACK | {self.host, *self.hosts} or (everywhere and _is_address(name))
+
+    def accepts(self, authorization: str | None) -> bool:
+        """Whether an Authorization header carries the key; compared in constant time."""
+        if self.api_key is None:
+            return True
+        scheme, _, key = (authorization or "").partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), self.api_key.encode())
+
+
+class Guard:
+    """ASGI middleware: refuses what may not come in, limits bodies, and adds the headers that protect the page."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        api = not _is_page(scope["path"])
+        refusal = self._refusal(scope, Headers(scope=scope), api)
+
+        async def guarded_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers[name] = value
+                headers["Cache-Control"] = "no-store" if api else "no-cache"
+            await send(message)
+
+        if refusal is not None:
+            await _refuse(refusal, guarded_send)
+            return
+        counted = _Counted(receive)
+        try:
+            await self._app(scope, counted, guarded_send)
+        except _TooLarge:
+            await _refuse(_too_large(), guarded_send)
+
+    def _refusal(self, scope: Scope, headers: Headers, api: bool) -> ApiError | None:
+        host = headers.get("host", "")
+        if not self._access.names(host):
+            return ApiError(403, "this Host is not the gateway's; call it by 127.0.0.1 or localhost", code="wrong_host")
+        origin = headers.get("origin")
+        if origin is not None and not _same_origin(origin, host):
+            return ApiError(403, "pages from elsewhere may not use this gateway", code="wrong_origin")
+        if origin is None and api and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            return ApiError(403, "pages from elsewhere may not use this gateway", code="wrong_origin")
+        if api and not self._access.accepts(headers.get("authorization")):
+            return ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:12]) > MOST_BODY_BYTES:
+            return _too_large()
+        return None
+
+
+class _TooLarge(Exception):
+    """More body than was announced, or allowed."""
+
+
+class _Counted:
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._bytes = 0
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._bytes += len(message.get("body", b""))
+        if self._bytes > MOST_BODY_BYTES:
+            raise _TooLarge
+        return message
+
+
+def _too_large() -> ApiError:
+    return ApiError(413, f"a request has at most {MOST_BODY_BYTES:,} bytes", code="request_too_large")
+
+
+async def _refuse(error: ApiError, send: Send) -> None:
+    body = json.dumps(error.body).encode()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body))} | error.headers
+    raw: Iterable[tuple[bytes, bytes]] = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": list(raw)})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _is_page(path: str) -> bool:
+    """Static files, which hold nothing of anybody."""
+    return path == "/" or path == "/favicon.ico" or path.startswith("/page/")
+
+
+def _host_of(value: str) -> str | None:
+    """The host of ``HOST[:PORT]`` in lower case; None for anything else."""
+    try:
+        parts = urlsplit(f"//{value}")
+        _ = parts.port
+    except ValueError:
+        return None
+    plain = not (parts.path or parts.query or parts.fragment or parts.username or parts.password)
+    return parts.hostname if plain else None
+
+
+def _same_origin(origin: str, host: str) -> bool:
+    scheme, _, authority = origin.partition("://")
+    return scheme in ("http", "https") and authority.lower() == host.lower()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

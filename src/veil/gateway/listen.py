@@ -1,0 +1,58 @@
+"""The gateway's web server: its socket, its signals, and an orderly end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+_GRACE_S = 5
+
+
+class Listener(uvicorn.Server):
+    """Serves an application on an open socket until SIGTERM or SIGINT; running requests have five seconds more.
+
+    Nothing is logged of a request: neither its path nor its body.
+    """
+
+    def __init__(self, app: FastAPI, opened: socket.socket) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_S,
+            h11_max_incomplete_event_size=64 << 10,
+        )
+        super().__init__(config)
+        self._opened = opened
+
+    def serve_until_told(self) -> None:
+        """Return when everything has ended."""
+        self.run(sockets=[self._opened])
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """End on SIGTERM and SIGINT, and leave them at that: uvicorn would raise them once more afterwards."""
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. `ValueError` for an address that cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"cannot listen on {host}:{port} ({reason}); choose another --port or --host") from None

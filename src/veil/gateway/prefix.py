@@ -1,0 +1,80 @@
+"""Attention state of past generations, so that a conversation's next turn sends rows for its new tokens only.
+
+The state is the client's own: keys and values of tokens that were computed before. It lives in memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    ids: tuple[int, ...]
+    cache: DynamicCache
+    bytes: int
+
+
+class PrefixStore:
+    """The most recent states within ``most_bytes``. Thread safe; what is handed out is a copy."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._entries: deque[_Entry] = deque()
+        self._lock = threading.Lock()
+
+    def take(self, ids: Sequence[int]) -> tuple[int, DynamicCache | None]:
+        """How many of the first tokens of a prompt are known, at most all but the last, and their state."""
+        with self._lock:
+            lengths = [_common(entry.ids, ids) for entry in self._entries]
+            best = max(range(len(lengths)), key=lengths.__getitem__, default=None)
+            if best is None or lengths[best] == 0:
+                return 0, None
+            entry = self._entries[best]
+            self._entries.remove(entry)
+            self._entries.append(entry)
+        return lengths[best], _copy(entry.cache, lengths[best])
+
+    def keep(self, ids: Sequence[int], cache: Any) -> None:
+        """Remember the state after a generation: ``ids`` are prompt and answer, the state may lack the last of them.
+
+        States that cannot be cut (sliding windows, recurrent layers) are not kept.
+        """
+        if not isinstance(cache, DynamicCache) or not all(type(layer) is DynamicLayer for layer in cache.layers):
+            return
+        length, size = cache.get_seq_length(), 2 * sum(layer.keys.nbytes for layer in cache.layers)
+        entry = _Entry(tuple(ids[:length]), cache, size)
+        if size > self._most_bytes or length > len(ids):
+            return
+        with self._lock:
+            self._entries = deque(old for old in self._entries if _common(old.ids, entry.ids, 0) < len(old.ids))
+            self._entries.append(entry)
+            while sum(old.bytes for old in self._entries) > self._most_bytes:
+                self._entries.popleft()
+
+    def clear(self) -> None:
+        """Forget every state."""
+        with self._lock:
+            self._entries.clear()
+
+
+def _common(known: Sequence[int], ids: Sequence[int], leave: int = 1) -> int:
+    """Tokens that both begin with, at least ``leave`` of ``ids`` left over."""
+    most = min(len(known), len(ids) - leave)
+    return next((place for place in range(most) if known[place] != ids[place]), max(0, most))
+
+
+def _copy(cache: DynamicCache, length: int) -> DynamicCache:
+    made = DynamicCache()
+    with torch.no_grad():
+        for index, layer in enumerate(cache.layers):
+            made.update(layer.keys[:, :, :length], layer.values[:, :, :length], index)
+    return made

@@ -1,0 +1,199 @@
+"""From events to the API's replies: whole ones, and the chunks of a stream."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from veil import __version__
+from veil.gateway import schemas
+from veil.gateway.answers import Answers
+from veil.gateway.failures import ApiError
+from veil.gateway.generation import Account, End
+from veil.gateway.served import ServedModel
+from veil.gateway.transcript import Piece, Scored
+
+
+def usage_of(served: ServedModel, account: Account) -> schemas.Usage:
+    """The counters of a request."""
+    return schemas.Usage(
+        prompt_tokens=account.prompt_tokens,
+        completion_tokens=account.new_tokens,
+        total_tokens=account.prompt_tokens + account.new_tokens,
+        prompt_tokens_details=schemas.CachedTokens(cached_tokens=account.cached_tokens),
+        veil=veil_usage_of(served, account),
+    )
+
+
+def veil_usage_of(served: ServedModel, account: Account) -> schemas.VeilUsage:
+    """veil's own counters of a request."""
+    stats, now = account.stats, time.perf_counter()
+    started, first, last = account.started or now, account.first_token or now, account.last_token or now
+    seconds = schemas.Seconds(
+        queue=round(started - account.asked, 4),
+        first_token=round(first - account.asked, 4),
+        total=round(now - account.asked, 4),
+        per_token=round((last - first) / max(1, account.new_tokens - 1), 4),
+        wait_for_masks=round(stats.seconds["wait"], 4),
+        online=round(stats.seconds["online_server"], 4),
+        client=round(stats.seconds["client"], 4),
+    )
+    return schemas.VeilUsage(
+        mode=served.mode,
+        security_bits=served.security_bits,
+        rows=stats.rows,
+        rows_ready=stats.rows_ready,
+        masks=stats.masks,
+        reconnects=stats.reconnects,
+        bytes_up_ahead=stats.bytes_up_ahead,
+        bytes_down_ahead=stats.bytes_down_ahead,
+        bytes_up_online=stats.bytes_up_online,
+        bytes_down_online=stats.bytes_down_online,
+        seconds=seconds,
+    )
+
+
+def sent_by(served: ServedModel, account: Account) -> schemas.Sent:
+    """What left this machine for a request so far."""
+    stats = account.stats
+    return schemas.Sent(
+        sample=served.sent_sample.hex(),
+        bytes_up=stats.bytes_up_online + stats.bytes_up_ahead,
+        bytes_down=stats.bytes_down_online + stats.bytes_down_ahead,
+        masks_ready=served.hybrid.masks_ready.tokens,
+    )
+
+
+@dataclass
+class _Whole:
+    text: str = ""
+    tokens: list[Scored] = field(default_factory=list)
+    end: End | None = None
+
+
+class Replies:
+    """The replies to one request. ``scored`` is for log-probabilities; streams carry usage and a trace if asked for."""
+
+    def __init__(
+        self, served: ServedModel, answers: Answers, *, chat: bool, scored: bool, usage: bool = False, trace: bool = False
+    ) -> None:
+        self._served = served
+        self._answers = answers
+        self._chat = chat
+        self._scored = scored
+        self._usage = usage
+        self._trace = trace
+        self._common = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": served.name,
+            "system_fingerprint": f"veil-{__version__}",
+        }
+
+    async def whole(self) -> schemas.ChatReply | schemas.CompletionReply:
+        """The reply when every answer is over. `ApiError`."""
+        found: dict[int, _Whole] = {}
+        async for event in self._answers:
+            answer = found.setdefault(event.index, _Whole())
+            if isinstance(event.what, End):
+                answer.end = event.what
+            else:
+                answer.text += event.what.text
+                answer.tokens += event.what.tokens
+        usage = usage_of(self._served, self._answers.account)
+        if self._chat:
+            return schemas.ChatReply(
+                **self._common, choices=[self._chat_choice(*item) for item in found.items()], usage=usage
+            )
+        choices = [self._choice(index, a.text, a.tokens, a.end) for index, a in found.items()]
+        return schemas.CompletionReply(**self._common, choices=choices, usage=usage)
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Server-sent events. An error before the first is raised as `ApiError`, a later one becomes an event."""
+        started: set[int] = set()
+        try:
+            async for event in self._answers:
+                if event.index not in started:
+                    started.add(event.index)
+                    if self._chat:
+                        yield self._chunk(event.index, schemas.Delta(role="assistant", content=""))
+                yield self._event(event.index, event.what)
+        except ApiError as error:
+            if not started:
+                raise
+            yield _sse(schemas.ErrorReply(error=schemas.ErrorBody(**error.body["error"])).model_dump_json())
+            return
+        if self._usage:
+            usage = usage_of(self._served, self._answers.account)
+            yield self._data([], usage=usage)
+        yield _sse("[DONE]")
+
+    def _event(self, index: int, what: Piece | End) -> bytes:
+        piece, end = (Piece(""), what) if isinstance(what, End) else (what, None)
+        if not self._chat:
+            return self._data([self._choice(index, piece.text, piece.tokens, end)])
+        delta = schemas.Delta() if end else schemas.Delta(content=piece.text)
+        return self._chunk(index, delta, piece.tokens, end)
+
+    def _chunk(self, index: int, delta: schemas.Delta, tokens: Sequence[Scored] = (), end: End | None = None) -> bytes:
+        logprobs = _chat_logprobs(tokens) if self._scored and tokens else None
+        finish = end.reason if end else None
+        return self._data([schemas.ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)])
+
+    def _data(
+        self, choices: list[schemas.ChunkChoice] | list[schemas.CompletionChoice], usage: schemas.Usage | None = None
+    ) -> bytes:
+        kind = schemas.ChatChunk if self._chat else schemas.CompletionReply
+        sent = sent_by(self._served, self._answers.account) if self._trace else None
+        chunk = kind(**self._common, choices=choices, usage=usage, veil=sent)
+        data = chunk.model_dump(mode="json")
+        if not self._usage:
+            del data["usage"]
+        if not self._trace:
+            del data["veil"]
+        for choice in data["choices"]:
+            if "delta" in choice:
+                choice["delta"] = {name: value for name, value in choice["delta"].items() if value is not None}
+        return _sse(json.dumps(data, ensure_ascii=False, separators=(",", ":")))
+
+    def _chat_choice(self, index: int, answer: _Whole) -> schemas.ChatChoice:
+        assert answer.end is not None
+        return schemas.ChatChoice(
+            index=index,
+            message=schemas.AnswerMessage(content=answer.text),
+            logprobs=_chat_logprobs(answer.tokens) if self._scored else None,
+            finish_reason=answer.end.reason,
+        )
+
+    def _choice(self, index: int, text: str, tokens: Sequence[Scored], end: End | None) -> schemas.CompletionChoice:
+        logprobs = None
+        if self._scored:
+            logprobs = schemas.CompletionLogprobs(
+                tokens=[token.text for token in tokens],
+                token_logprobs=[token.logprob for token in tokens],
+                top_logprobs=[dict(token.top) for token in tokens],
+                text_offset=[token.offset for token in tokens],
+            )
+        return schemas.CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=end.reason if end else None)
+
+
+def _chat_logprobs(tokens: Sequence[Scored]) -> schemas.ChatLogprobs:
+    content = []
+    for token in tokens:
+        top = [schemas.TopLogprob(token=text, logprob=logprob, bytes=_bytes(text)) for text, logprob in token.top]
+        content.append(
+            schemas.TokenLogprob(token=token.text, logprob=token.logprob, bytes=_bytes(token.text), top_logprobs=top)
+        )
+    return schemas.ChatLogprobs(content=content)
+
+
+def _bytes(text: str) -> list[int] | None:
+    """A token's UTF-8 bytes; None for a part of a character."""
+    return None if "\ufffd" in text else list(text.encode())
+
+
+def _sse(data: str) -> bytes:
+    return f"data: {data}\n\n".encode()

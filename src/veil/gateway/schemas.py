@@ -1,0 +1,372 @@
+"""The OpenAI API's requests and replies, as far as a text model has them, and veil's own fields beside them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+INT64 = 1 << 63
+
+Real = Annotated[float, Field(allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=1 << 20)]
+TokenId = Annotated[int, Field(ge=0, le=1 << 31)]
+StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+StopList = Annotated[list[StopText], Field(max_length=4)]
+
+
+class Reply(BaseModel):
+    """A reply, as JSON."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class Request(BaseModel):
+    """A request; fields that are not known are left aside, as other servers do."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+
+# Requests ------------------------------------------------------------------------------------------------------------
+
+
+class TextPart(Request):
+    """One part of a message."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(Request):
+    """One turn of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[TextPart] | None = None
+
+
+class StreamOptions(Request):
+    """What a stream carries besides the text."""
+
+    include_usage: bool = False
+
+
+class Trace(Request):
+    """veil's own options: with ``trace`` every chunk says what left this machine for it."""
+
+    trace: bool = False
+
+
+class SamplingRequest(Request):
+    """What chat and plain completions have in common."""
+
+    model: str
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    n: Annotated[int, Field(ge=1, le=16)] | None = None
+    stop: StopText | StopList | None = None
+    seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    veil: Trace | None = None
+
+
+class ChatRequest(SamplingRequest):
+    """``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=2048)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    functions: list[dict[str, Any]] | None = None
+    response_format: dict[str, Any] | None = None
+    modalities: list[str] | None = None
+    audio: dict[str, Any] | None = None
+
+
+class CompletionRequest(SamplingRequest):
+    """``POST /v1/completions``: text to continue, as strings or as token ids."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=64)]
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=64)]
+    )
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+
+
+class EmbeddingRequest(Request):
+    """``POST /v1/embeddings``: texts, as strings or as token ids."""
+
+    model: str
+    input: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=256)]
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=256)]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None
+
+
+class ExpectRequest(Request):
+    """``POST /veil/expect``: a prompt of about so many characters is being written."""
+
+    characters: Annotated[int, Field(ge=0, le=1 << 20)]
+    new_tokens: Annotated[int, Field(ge=0, le=1 << 16)] = 256
+
+
+# Replies -------------------------------------------------------------------------------------------------------------
+
+
+class ErrorBody(Reply):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorReply(Reply):
+    """Every error."""
+
+    error: ErrorBody
+
+
+class ModelCard(Reply):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "veil"
+    context_length: int
+    kind: Literal["text", "encoder"]
+
+
+class ModelList(Reply):
+    """``GET /v1/models``."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class CachedTokens(Reply):
+    """Prompt tokens whose attention state was still here, so that no row was sent for them."""
+
+    cached_tokens: int = 0
+
+
+class Seconds(Reply):
+    """Where a request's time went: waiting in line, until the first token, in all; and the parts of the work."""
+
+    queue: float
+    first_token: float
+    total: float
+    per_token: float
+    wait_for_masks: float
+    online: float
+    client: float
+
+
+class VeilUsage(Reply):
+    """What a request cost and sent: token rows, masks that were ready, payload bytes, security (0: nothing encrypted)."""
+
+    mode: str
+    security_bits: float
+    rows: int
+    rows_ready: int
+    masks: int
+    reconnects: int
+    bytes_up_ahead: int
+    bytes_down_ahead: int
+    bytes_up_online: int
+    bytes_down_online: int
+    seconds: Seconds
+
+
+class Usage(Reply):
+    """Tokens, as OpenAI counts them, and veil's own counters."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens = CachedTokens()
+    veil: VeilUsage | None = None
+
+
+class TopLogprob(Reply):
+    """A token that might have been, or was."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class TokenLogprob(TopLogprob):
+    """A token of the answer and the likeliest in its place."""
+
+    top_logprobs: list[TopLogprob] = []
+
+
+class ChatLogprobs(Reply):
+    """Log-probabilities by the model, before temperature, penalties and biases."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class AnswerMessage(Reply):
+    """The model's turn."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+Finish = Literal["stop", "length"]
+
+
+class ChatChoice(Reply):
+    """One answer."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Finish
+
+
+class ChatReply(Reply):
+    """A chat completion."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Delta(Reply):
+    """What is new in a chunk."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(Reply):
+    """The next piece of one answer."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Finish | None = None
+
+
+class Sent(Reply):
+    """What left this machine: the first bytes of the last packed rows, in hexadecimal, bytes so far, masks left."""
+
+    sample: str
+    bytes_up: int
+    bytes_down: int
+    masks_ready: int
+
+
+class ChatChunk(Reply):
+    """One event of a streamed chat completion."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    veil: Sent | None = None
+
+
+class CompletionLogprobs(Reply):
+    """Log-probabilities in the older form."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(Reply):
+    """One continuation, or in a stream its next piece."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: Finish | None = None
+
+
+class CompletionReply(Reply):
+    """A completion, or one event of a streamed one."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+    veil: Sent | None = None
+
+
+class Embedding(Reply):
+    """One text's vector: floats, or little-endian float32 in base64."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(Reply):
+    """Tokens of an embedding request, and veil's own counters."""
+
+    prompt_tokens: int
+    total_tokens: int
+    veil: VeilUsage | None = None
+
+
+class EmbeddingReply(Reply):
+    """``POST /v1/embeddings``."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+class Status(Reply):
+    """``GET /veil/status``: what the page shows about the machine behind it."""
+
+    version: str
+    model: str
+    kind: Literal["text", "encoder"]
+    context_length: int
+    mode: str
+    server: str | None
+    security_bits: float
+    masks_ready: int
+    prompt_masks_ready: int
+    running: int
+    waiting: int
+    sent: str
+    totals: dict[str, int]
