@@ -60,7 +60,8 @@ class ClientSession:
 
     def begin_forward(self) -> None:
         """Tell the session that a forward pass starts: groups are brought level, used masks are forgotten."""
-        self._expect_head = self._head_rows >= self._body_rows > 0
+        if self._body_rows > 1:  # a pass of one row says nothing about the next one of many
+            self._expect_head = self._head_rows >= self._body_rows
         self._body_rows = self._head_rows = 0
         if self._filler is not None:
             self._filler.forward()

@@ -30,7 +30,6 @@ class ModelChoice:
     device: str = "auto"
     server: Address | None = None
     server_bundle: str | None = None
-    ahead: Ahead = Ahead()
 
 
 @contextmanager
@@ -55,7 +54,7 @@ def _open(choice: ModelChoice, progress: Progress) -> ServedModel:
         source = load_model(choice.model, progress=progress)
         hybrid = compiled(source, bits=8, modules="linear", device=choice.device, progress=progress)
         name, tokenizer = source.name, source.tokenizer
-    hybrid.ahead = choice.ahead
+    hybrid.ahead = Ahead()
     hybrid.set_fhe_mode("execute")
     return ServedModel(name, hybrid, tokenizer)
 
@@ -72,7 +71,7 @@ def _connect(choice: ModelChoice, server: Address, progress: Progress) -> Served
         tls=server.tls,
         insecure=server.insecure,
         name=choice.server_bundle,
-        ahead=choice.ahead,
+        ahead=Ahead(),
     )
     progress(f"connecting to {server.target}", 1, 1)
     return ServedModel(choice.server_bundle or _name_of(folder), hybrid, hybrid.tokenizer, server.target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -90,16 +91,15 @@ class Generator:
                 return_dict_in_generate=True,
             )
             prompt = torch.tensor([list(ids)])
-            output: Any = served.hybrid.model.generate(
+            output: Any = served.net.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
                 generation_config=config,
                 logits_processor=[sampler],
                 stopping_criteria=[watch],
-                streamer=watch,
-                **({} if cache is None else {"past_key_values": cache}),
+                **({} if cache is None else {_cache_name(served.net): cache}),
             )
-            self._prefixes.keep(output.sequences[0].tolist(), output.past_key_values)
+            self._prefixes.keep(output.sequences[0].tolist(), output.get("cache", output.get("past_key_values")))
         watch.finish()
         return End("stop" if watch.ended else "length")
 
@@ -108,7 +108,7 @@ class Generator:
         with _Turn(self, account, cancelled):
             account.prompt_tokens += len(ids)
             inputs = torch.tensor([list(ids)])
-            output: Any = self.served.hybrid.model(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+            output: Any = self.served.net(input_ids=inputs, attention_mask=torch.ones_like(inputs))
             mean = output.last_hidden_state[0].float().mean(0)
             account.token()
         vector: list[float] = torch.nn.functional.normalize(mean, dim=0).tolist()
@@ -165,7 +165,7 @@ class _Turn:
 
 
 class _Watch(StoppingCriteria):  # type: ignore[misc]
-    """The streamer and the stopping criterion of one generation: tokens in, text out, and whether it is over."""
+    """The stopping criterion of one generation, asked after each token: tokens in, text out, and whether it is over."""
 
     def __init__(self, transcript: Transcript, sampler: Sampler, ends: set[int], turn: _Turn, emit: Emit) -> None:
         self._transcript = transcript
@@ -173,15 +173,15 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
         self._ends = ends
         self._turn = turn
         self._emit = emit
-        self._prompt_seen = False
         self.ended = False
 
-    def put(self, value: torch.Tensor) -> None:
-        """Take the prompt's tokens first, then each generated token."""
-        if not self._prompt_seen:
-            self._prompt_seen = True
-            return
-        token = int(value.reshape(-1)[-1])
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        """Take the last token of input_ids [1, tokens]; whether to stop, as ``generate`` asks for it."""
+        if not self.ended:
+            self._take(int(input_ids[0, -1]))
+        return torch.full((input_ids.shape[0],), self.ended, dtype=torch.bool)
+
+    def _take(self, token: int) -> None:
         self._turn.account.token()
         if token in self._ends:
             self.ended = True
@@ -192,25 +192,23 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
             self._turn.check()
             self._turn.offer()
 
-    def end(self) -> None:
-        """The generation is over; `finish` shows the rest, outside the turn."""
-
     def finish(self) -> None:
         """Show what was held back."""
         self._show(self._transcript.end())
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        """Whether to stop, as ``generate`` asks for it."""
-        return torch.full((input_ids.shape[0],), self.ended, dtype=torch.bool)
 
     def _show(self, piece: Piece) -> None:
         if piece.text or piece.tokens:
             self._emit(piece)
 
 
+def _cache_name(net: Any) -> str:
+    """What ``generate`` calls the attention state: it was renamed within transformers 5."""
+    return "cache" if "cache" in inspect.signature(net.forward).parameters else "past_key_values"
+
+
 def _end_tokens(served: ServedModel) -> set[int]:
     """The tokens that end an answer."""
-    config = getattr(served.hybrid.model, "generation_config", None)
+    config = getattr(served.net, "generation_config", None)
     ends = getattr(config, "eos_token_id", None)
     found = set(ends) if isinstance(ends, list) else {ends}
     found.add(served.tokenizer.eos_token_id)

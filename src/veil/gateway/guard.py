@@ -90,7 +90,9 @@ class Guard:
         api = not _is_page(scope["path"])
         refusal = self._refusal(scope, Headers(scope=scope), api)
 
-        async def guarded_send(message: Message) -> None:
+        counted = _Counted(receive)
+
+        async def protected(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
@@ -98,14 +100,16 @@ class Guard:
                 headers["Cache-Control"] = "no-store" if api else "no-cache"
             await send(message)
 
+        async def unless_too_large(message: Message) -> None:
+            if not counted.exceeded:
+                await protected(message)
+            elif message["type"] == "http.response.start":
+                await _refuse(_too_large(), protected)
+
         if refusal is not None:
-            await _refuse(refusal, guarded_send)
-            return
-        counted = _Counted(receive)
-        try:
-            await self._app(scope, counted, guarded_send)
-        except _TooLarge:
-            await _refuse(_too_large(), guarded_send)
+            await _refuse(refusal, protected)
+        else:
+            await self._app(scope, counted, unless_too_large)
 
     def _refusal(self, scope: Scope, headers: Headers, api: bool) -> ApiError | None:
         host = headers.get("host", "")
@@ -124,21 +128,21 @@ class Guard:
         return None
 
 
-class _TooLarge(Exception):
-    """More body than was announced, or allowed."""
-
-
 class _Counted:
+    """Receives a body and breaks off what is longer than allowed."""
+
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._bytes = 0
+        self.exceeded = False
 
     async def __call__(self) -> Message:
         message = await self._receive()
         self._bytes += len(message.get("body", b""))
-        if self._bytes > MOST_BODY_BYTES:
-            raise _TooLarge
-        return message
+        if self._bytes <= MOST_BODY_BYTES:
+            return message
+        self.exceeded = True
+        return {"type": "http.request", "body": b"", "more_body": False}
 
 
 def _too_large() -> ApiError:

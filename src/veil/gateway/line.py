@@ -70,9 +70,9 @@ class Line:
         """Drop what waits and tell what runs to stop; return when it has, or after ``within_s``."""
         with self._changed:
             self._closed = True
-            self._waiting.clear()
-            for job in self._active:
+            for job in [*self._active, *(job for jobs in self._waiting.values() for job in jobs)]:
                 job.cancelled.set()
+            self._waiting.clear()
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(within_s)

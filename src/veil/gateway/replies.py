@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from veil import __version__
 from veil.gateway import schemas
@@ -86,7 +87,7 @@ class Replies:
         self._scored = scored
         self._usage = usage
         self._trace = trace
-        self._common = {
+        self._common: dict[str, Any] = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": served.name,
@@ -143,9 +144,7 @@ class Replies:
         finish = end.reason if end else None
         return self._data([schemas.ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)])
 
-    def _data(
-        self, choices: list[schemas.ChunkChoice] | list[schemas.CompletionChoice], usage: schemas.Usage | None = None
-    ) -> bytes:
+    def _data(self, choices: list[Any], usage: schemas.Usage | None = None) -> bytes:
         kind = schemas.ChatChunk if self._chat else schemas.CompletionReply
         sent = sent_by(self._served, self._answers.account) if self._trace else None
         chunk = kind(**self._common, choices=choices, usage=usage, veil=sent)

@@ -12,10 +12,10 @@ from veil.gateway.served import ServedModel
 
 def sampling_of(body: schemas.SamplingRequest, served: ServedModel) -> Sampling:
     """The choices of a request; what it leaves open follows the model's own settings where it samples, else OpenAI's."""
-    default = getattr(served.hybrid.model, "generation_config", None)
-    samples = bool(getattr(default, "do_sample", False))
-    temperature = body.temperature if body.temperature is not None else (samples and default.temperature) or 1.0  # type: ignore[union-attr]
-    top_p = body.top_p if body.top_p is not None else (samples and default.top_p) or 1.0  # type: ignore[union-attr]
+    default = getattr(served.net, "generation_config", None)
+    default = default if getattr(default, "do_sample", False) else None
+    temperature = _first(body.temperature, getattr(default, "temperature", None))
+    top_p = _first(body.top_p, getattr(default, "top_p", None))
     if top_p == 0:
         temperature, top_p = 0.0, 1.0
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
@@ -56,10 +56,14 @@ def completion_prompts(body: schemas.CompletionRequest, served: ServedModel) -> 
 
 def embedding_inputs(body: schemas.EmbeddingRequest, served: ServedModel) -> list[list[int]]:
     """The token ids of the texts."""
-    width = int(served.hybrid.model.config.get_text_config().hidden_size)
-    if body.dimensions is not None and body.dimensions != width:
-        raise bad_parameter("dimensions", f"{served.name} makes vectors of {width}", "unsupported_value")
+    if body.dimensions is not None and body.dimensions != served.width:
+        raise bad_parameter("dimensions", f"{served.name} makes vectors of {served.width}", "unsupported_value")
     return [served.text_ids(text, "input") for text in _several(body.input)]
+
+
+def _first(*values: float | None) -> float:
+    """The first that is given, else 1."""
+    return next((value for value in values if value is not None), 1.0)
 
 
 def _max_tokens(body: schemas.SamplingRequest) -> int | None:

@@ -79,7 +79,7 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
         if not (options.bias or options.frequency_penalty or options.presence_penalty):
             return scores
         scores = scores.clone()
-        tokens, counts = input_ids[0, self._prompt_tokens :].unique(return_counts=True)
+        tokens, counts = torch.unique(input_ids[0, self._prompt_tokens :], return_counts=True)
         scores[0, tokens] -= options.frequency_penalty * counts + options.presence_penalty
         for token, bias in options.bias.items():
             scores[0, token] += bias

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -29,12 +29,14 @@ class ServedModel:
             raise ModelSourceError(f"{name} has no tokenizer; add tokenizer.json to it and compile it again")
         self.name = name
         self.hybrid = hybrid
+        self.net = cast(Any, hybrid.model)
         self.tokenizer = tokenizer
         self.server = server
-        config = hybrid.model.config.get_text_config()
+        config = self.net.config.get_text_config()
         self.context_length = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        self.width = int(getattr(config, "hidden_size", 0))
         self.vocabulary = int(config.vocab_size)
-        self.kind: Literal["text", "encoder"] = "text" if hybrid.model.can_generate() else "encoder"
+        self.kind: Literal["text", "encoder"] = "text" if self.net.can_generate() else "encoder"
 
     @property
     def mode(self) -> str:

@@ -1,0 +1,107 @@
+"""A tiny model behind a gateway that really listens, in the test's own process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from veil.client.session import Ahead
+from veil.gateway.app import Gateway, Settings, build_app
+from veil.gateway.guard import Access
+from veil.gateway.listen import Listener, open_socket
+from veil.gateway.served import ServedModel
+from veil.model.hybrid import HybridFHEModel
+from veil.model.modules import select_modules
+from veil.params import Params
+
+
+def make_served(model: Any, tokenizer: Any, name: str = "tiny", mode: str = "execute") -> ServedModel:
+    """A tiny model, encrypted with test parameters, masks made in the background."""
+    hybrid = HybridFHEModel(model, select_modules(model, "linear"))
+    hybrid.compile_model(torch.arange(1, 9).unsqueeze(0), params=Params.insecure_tiny(), device="cpu")
+    hybrid.ahead = Ahead(tokens=8, prompt_rows=8)
+    hybrid.set_fhe_mode(mode)
+    return ServedModel(name, hybrid, tokenizer)
+
+
+@dataclass
+class Running:
+    """A gateway that listens."""
+
+    port: int
+    gateway: Gateway
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def idle(self, within_s: float = 5.0) -> bool:
+        """Whether everything ended within the time."""
+        end = time.monotonic() + within_s
+        while time.monotonic() < end:
+            if self.gateway.line.running == self.gateway.line.waiting == 0:
+                return True
+            time.sleep(0.01)
+        return False
+
+    @contextmanager
+    def slowed(self, layer_s: float) -> Iterator[None]:
+        """Every remote layer takes so much longer."""
+        router = self.gateway.served.hybrid._router
+        assert router is not None
+        router.observer = lambda *_: time.sleep(layer_s)
+        try:
+            yield
+        finally:
+            router.observer = None
+
+
+@contextmanager
+def listening(served: ServedModel, access: Access | None = None, settings: Settings | None = None) -> Iterator[Running]:
+    app = build_app(served, access, settings)
+    with open_socket("127.0.0.1", 0) as opened:
+        listener = Listener(app, opened)
+        thread = threading.Thread(target=listener.serve_until_told)
+        thread.start()
+        try:
+            end = time.monotonic() + 10
+            while not listener.started and time.monotonic() < end:
+                time.sleep(0.01)
+            yield Running(opened.getsockname()[1], app.state.gateway)
+        finally:
+            listener.should_exit = True
+            thread.join(20)
+
+
+@pytest.fixture(scope="session")
+def served(new_model: Callable[[str], Any], tiny_tokenizer: Any) -> Iterator[ServedModel]:
+    """The tiny Llama, encrypted, as the model ``tiny``."""
+    made = make_served(new_model("llama"), tiny_tokenizer)
+    yield made
+    made.hybrid.close()
+
+
+@pytest.fixture(scope="session")
+def running(served: ServedModel) -> Iterator[Running]:
+    """One gateway for many tests."""
+    with listening(served) as made:
+        yield made
+
+
+@pytest.fixture
+def listen() -> Callable[..., Any]:
+    """`listening`, for tests that cannot import it."""
+    return listening
+
+
+@pytest.fixture
+def serve_model() -> Callable[..., ServedModel]:
+    """`make_served`, for tests that cannot import it."""
+    return make_served
