@@ -8,7 +8,7 @@ import pytest
 
 import veil
 
-NAMES = {"HybridFHEModel", "Params", "Spec", "VeilError", "__version__"}
+NAMES = {"HybridFHEModel", "Params", "Spec", "VeilError", "__version__", "linear_modules"}
 
 
 def test_all_is_exact() -> None:
@@ -20,7 +20,7 @@ def test_all_is_exact() -> None:
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_every_name_resolves(name: str) -> None:
     value = getattr(veil, name)
-    if inspect.isclass(value):
+    if inspect.isclass(value) or inspect.isfunction(value):
         assert value.__name__ == name
         assert value.__module__.startswith("veil.")
         assert value.__doc__

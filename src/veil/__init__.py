@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from veil.errors import VeilError as VeilError
     from veil.model.hybrid import HybridFHEModel as HybridFHEModel
+    from veil.model.modules import linear_modules as linear_modules
     from veil.params import Params as Params
     from veil.params import Spec as Spec
 
@@ -21,9 +22,10 @@ _HOMES = {
     "Params": "veil.params",
     "Spec": "veil.params",
     "VeilError": "veil.errors",
+    "linear_modules": "veil.model.modules",
 }
 
-__all__ = ["HybridFHEModel", "Params", "Spec", "VeilError", "__version__"]
+__all__ = ["HybridFHEModel", "Params", "Spec", "VeilError", "__version__", "linear_modules"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
-from veil.model.modules import select_modules
+from veil.model.modules import linear_modules, select_modules
 
 
 def test_linear_takes_every_linear_layer_and_the_head(tiny_llama: LlamaForCausalLM) -> None:
@@ -75,3 +75,12 @@ def test_a_shared_module_is_listed_once() -> None:
     model = nn.Sequential(shared, nn.ReLU(), shared)
     assert select_modules(model, "linear") == ["0"]
     assert model(torch.zeros(1, 3)).shape == (1, 3)
+
+
+def test_linear_modules_with_and_without_head_and_embedding(tiny_llama: LlamaForCausalLM) -> None:
+    names = linear_modules(tiny_llama)
+    assert names == select_modules(tiny_llama, "linear")
+    assert linear_modules(tiny_llama, include_head=False) == [name for name in names if name != "lm_head"]
+    both = linear_modules(tiny_llama, include_embedding=True)
+    assert both == select_modules(tiny_llama, "linear+embedding") == ["model.embed_tokens", *names]
+    assert linear_modules(tiny_llama, include_head=False, include_embedding=True) == both[:-1]

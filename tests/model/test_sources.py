@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -286,3 +287,34 @@ def assert_one_line_with_remedy(error: ModelSourceError) -> None:
     text = str(error)
     assert "\n" not in text
     assert ";" in text, f"no remedy in {text!r}"
+
+
+def tiny_bert(name: str, **settings: Any) -> Any:
+    config = transformers.BertConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, num_labels=3
+    )
+    return getattr(transformers, name)(config, **settings)
+
+
+def test_the_class_is_the_checkpoint_s(tmp_path: Path) -> None:
+    for name in ("BertModel", "BertForSequenceClassification", "BertForMaskedLM"):
+        tiny_bert(name).save_pretrained(tmp_path / name)
+        assert type(load_model(str(tmp_path / name)).model).__name__ == name
+
+
+def test_vectors_come_without_a_head_or_an_untrained_pooler(tmp_path: Path) -> None:
+    tiny_bert("BertForMaskedLM").save_pretrained(tmp_path / "bert")
+    model = load_model(str(tmp_path / "bert"), task="embed").model
+    assert type(model).__name__ == "BertModel"
+    assert model.pooler is None
+    assert not model.can_generate()
+
+
+def test_sharded_safetensors_in_half_precision(tmp_path: Path, tiny_llama: LlamaForCausalLM) -> None:
+    half = tiny_llama.to(torch.float16)
+    half.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    model = load_model(str(tmp_path / "shards")).model
+    assert model.dtype == torch.float32
+    for name, tensor in half.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor.float())

@@ -129,6 +129,8 @@ def _encode(
 ) -> tuple[PreTrainedTokenizerBase, dict[str, torch.Tensor]]:
     if tokenizer is None:
         raise ModelSourceError(f"{origin} has no tokenizer; add tokenizer.json to it")
+    if not model.can_generate():
+        raise ModelSourceError(f"{origin} is an encoder ({type(model).__name__}): it has vectors for an answer, not text")
     if request.raw or not tokenizer.chat_template:
         encoded = tokenizer(request.prompt, return_tensors="pt")
     else:
@@ -169,7 +171,8 @@ def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) ->
         if ready.hybrid is not None and remote:
             ready.hybrid.close()
     costs = meter.costs(load_s=load_s, prompt_tokens=rows)
-    text = ready.tokenizer.decode(output[0, rows:], skip_special_tokens=True)
+    answer = output[0] if ready.model.config.is_encoder_decoder else output[0, rows:]
+    text = ready.tokenizer.decode(answer, skip_special_tokens=True)
     return str(text), costs
 
 

@@ -18,7 +18,10 @@ def compiled(
 ) -> HybridFHEModel:
     """Compile a loaded model, on a fixed sample of tokens so that nothing of a prompt enters a bundle."""
     vocabulary = int(source.model.config.get_text_config().vocab_size)
-    sample = torch.arange(1, 1 + _SAMPLE_TOKENS).unsqueeze(0) % vocabulary
+    tokens = torch.arange(1, 1 + _SAMPLE_TOKENS).unsqueeze(0) % vocabulary
+    sample = {"input_ids": tokens}
+    if source.model.config.is_encoder_decoder:
+        sample["decoder_input_ids"] = tokens
     hybrid = HybridFHEModel(source.model, module_names=select_modules(source.model, modules))
     with quiet():
         hybrid.compile_model(sample, n_bits=bits, use_dynamic_quantization=True, device=device, progress=progress)

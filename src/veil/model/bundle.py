@@ -104,6 +104,7 @@ def load_client(path: Path, *, verify: bool = True) -> Opened:
 
 def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: Any, tokenizer: Any) -> None:
     path.mkdir()
+    model.config.dtype = model.dtype
     model.config.save_pretrained(path)
     if model.can_generate():
         model.generation_config.save_pretrained(path)
@@ -184,7 +185,8 @@ def _load_model(
             shape = (layer.out_features, layer.in_features)
             if kind_of(module) != layer.kind or float_weight_shape(module, layer.kind) != shape:
                 raise BundleError(f"{path}: the model's {layer.name!r} is not the {layer.kind} of the manifest")
-            layers[layer.name] = RemoteLayer(layer.name, layer.kind, None, (layer.in_features, layer.out_features))
+            sizes, dtype = (layer.in_features, layer.out_features), module.weight.dtype
+            layers[layer.name] = RemoteLayer(layer.name, layer.kind, None, sizes, dtype)
     for place, name in places.items():
         parent, _, child = place.rpartition(".")
         model.get_submodule(parent)._modules[child] = layers[name]

@@ -46,7 +46,8 @@ def compile_layers(
 ) -> Compiled:
     """Calibrate with one forward pass (``run``), group, and quantize every layer.
 
-    Raises `ValueError` for bits outside 2 to 8, a name in ``n_bits`` that is not remote, or a weight that is not finite.
+    Raises `ValueError` for bits outside 2 to 8, a name in ``n_bits`` that is not remote, a weight that is not finite, and
+    a layer that computes something else or that the model goes around.
     """
     bits = _bits_by_name(layers, n_bits)
     seen = _calibrate(layers, run)
@@ -108,6 +109,8 @@ def _calibrate(layers: dict[str, RemoteLayer], run: Callable[[], Any]) -> list[t
 
         return hook
 
+    for layer in layers.values():
+        layer.weight_read = False
     handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
     try:
         with torch.no_grad():
@@ -115,6 +118,9 @@ def _calibrate(layers: dict[str, RemoteLayer], run: Callable[[], Any]) -> list[t
     finally:
         for handle in handles:
             handle.remove()
+    around = next((name for name, layer in layers.items() if layer.weight_read and name not in seen), None)
+    if around is not None:
+        raise ValueError(f"the model uses the weight of {around!r} without calling it; leave it out of module_names")
     return [(name, tensor, norm) for name, (tensor, norm) in seen.items()]
 
 

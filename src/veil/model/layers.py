@@ -20,28 +20,38 @@ F32 = NDArray[np.float32]
 class RemoteLayer(nn.Module):
     """Stands for one remote module. Without a router it runs the float module (mode ``torch``)."""
 
-    def __init__(self, name: str, kind: Kind, inner: nn.Module | None, shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        inner: nn.Module | None,
+        shape: tuple[int, int],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.name = name
         self.kind = kind
         self.inner = inner
         self.in_features, self.out_features = shape
+        self.dtype = dtype
         self.router: Router | None = None
+        self.weight_read = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Input [..., in] (or token ids [...]) → output [..., out] in the input's dtype."""
+        """Input [..., in] (or token ids [...]) → output [..., out] in the input's dtype (the weight's for token ids)."""
         if self.router is None:
             if self.inner is None:
                 raise RuntimeError(f"{self.name} has no float weights here; choose a mode other than 'torch'")
             out: torch.Tensor = self.inner(x)
             return out
         if self.kind == "embedding":
-            return self.router.embedding(self.name, x)
+            return self.router.embedding(self.name, x).to(self.dtype)
         return self.router.linear(self.name, x).to(x.dtype)
 
     @property
     def weight(self) -> Any:
         """The float weight, where there is one: transformers looks at its dtype and device."""
+        self.weight_read = True
         return None if self.inner is None else self.inner.weight
 
     @property
@@ -66,10 +76,29 @@ def kind_of(module: nn.Module) -> Kind | None:
 
 
 def float_weight(module: nn.Module, kind: Kind) -> F32:
-    """The weight as [out, in] float32 whatever the kind stores."""
-    weight = module.weight.detach().to(device="cpu", dtype=torch.float32)  # type: ignore[operator]
-    array: F32 = weight.numpy()
+    """The weight as [out, in] float32 whatever the kind stores; of an embedding, the table that it answers with.
+
+    Raises `ValueError` for a subclass whose output is not its weight times the input plus its bias.
+    """
+    with torch.no_grad():
+        if kind == "embedding":
+            table = module(torch.arange(module.weight.shape[0], device=module.weight.device))  # type: ignore[index, arg-type]
+        else:
+            table = module.weight.detach()  # type: ignore[operator]
+            _check_linear(module, table if kind == "linear" else table.T)
+    array: F32 = table.to(device="cpu", dtype=torch.float32).numpy()
     return array if kind == "linear" else np.ascontiguousarray(array.T)
+
+
+def _check_linear(module: nn.Module, weight: torch.Tensor) -> None:
+    """Try a subclass with a ``forward`` of its own on one row."""
+    if type(module).forward is nn.Linear.forward:
+        return
+    row = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)[None]
+    bias = getattr(module, "bias", None)
+    expected = (row @ weight.T if bias is None else row @ weight.T + bias).float()
+    if not torch.allclose(module(row).float(), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+        raise ValueError(f"a {type(module).__name__} computes more than a linear layer; leave it out of module_names")
 
 
 def float_bias(module: nn.Module) -> F32 | None:
@@ -102,20 +131,30 @@ def find_modules(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]
 
 
 def replace_modules(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, RemoteLayer]:
-    """Put a `RemoteLayer` wherever each module stands (a shared module stands in several places)."""
-    layers = {}
+    """Put a `RemoteLayer` wherever each module stands (a shared module, or a shared table, stands in several places)."""
+    layers: dict[str, RemoteLayer] = {}
     for name, module in modules.items():
         kind = kind_of(module)
         assert kind is not None
         out_features, in_features = float_weight_shape(module, kind)
-        layers[name] = RemoteLayer(name, kind, module, (in_features, out_features))
+        dtype = module.weight.dtype
+        assert isinstance(dtype, torch.dtype)
+        same = next((layer for layer in layers.values() if _same_table(layer, module)), None)
+        stand_in = same or RemoteLayer(name, kind, module, (in_features, out_features), dtype)
+        layers[stand_in.name] = stand_in
         for parent in list(model.modules()):
             if isinstance(parent, RemoteLayer):
                 continue
             for child_name, child in list(parent._modules.items()):
                 if child is module:
-                    parent._modules[child_name] = layers[name]
+                    parent._modules[child_name] = stand_in
     return layers
+
+
+def _same_table(layer: RemoteLayer, module: nn.Module) -> bool:
+    """Whether an embedding has the table of one that is remote already, as an encoder's and a decoder's have."""
+    inner = layer.inner
+    return isinstance(inner, nn.Embedding) and type(inner) is type(module) and inner.weight is module.weight
 
 
 def float_weight_shape(module: nn.Module, kind: Kind) -> tuple[int, int]:

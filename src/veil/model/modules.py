@@ -12,6 +12,24 @@ from veil.model.layers import kind_of
 _NOT_TOKENS = re.compile(r"pos|wpe|type|relative", re.IGNORECASE)
 
 
+def linear_modules(model: nn.Module, include_head: bool = True, include_embedding: bool = False) -> list[str]:
+    """Names of every ``nn.Linear`` and ``Conv1D`` of a model, in its order, for ``HybridFHEModel(module_names=...)``.
+
+    ``include_head``: the output layer over the vocabulary too. ``include_embedding``: the token embeddings too, not the
+    positional ones. Raises `ValueError` for a model that has none.
+    """
+    supported = _supported(model)
+    chosen = {name for name, module in supported.items() if not isinstance(module, nn.Embedding)}
+    if not include_head:
+        head = _head(model)
+        chosen = {name for name in chosen if supported[name] is not head}
+    if include_embedding:
+        chosen |= _token_embeddings(model, supported)
+    if not chosen:
+        raise ValueError(f"{type(model).__name__} has no module of a kind that can be remote (nn.Linear, Conv1D)")
+    return [name for name in supported if name in chosen]
+
+
 def select_modules(model: nn.Module, what: str) -> list[str]:
     """Names of the modules to make remote, in the model's order.
 
@@ -20,16 +38,10 @@ def select_modules(model: nn.Module, what: str) -> list[str]:
 
     Raises `ValueError` for a pattern that is not a regular expression or selects nothing.
     """
-    supported = {name: module for name, module in model.named_modules() if kind_of(module) is not None}
-    linear = {name for name, module in supported.items() if not isinstance(module, nn.Embedding)}
-    if what == "linear":
-        chosen = linear
-    elif what == "linear+embedding":
-        chosen = linear | _token_embeddings(model, supported)
-    else:
-        chosen = _matching(what, model, list(supported))
-    if not chosen:
-        raise ValueError(f"{type(model).__name__} has no module of a kind that can be remote (nn.Linear, Conv1D)")
+    if what in ("linear", "linear+embedding"):
+        return linear_modules(model, include_embedding=what == "linear+embedding")
+    supported = _supported(model)
+    chosen = _matching(what, model, list(supported))
     return [name for name in supported if name in chosen]
 
 
@@ -37,6 +49,16 @@ def nearest_names(name: str, candidates: list[str]) -> str:
     """A help text with the candidates that look most like a name, or an empty one."""
     close = difflib.get_close_matches(name, candidates, n=3, cutoff=0.3)
     return f"; the nearest names are {', '.join(close)}" if close else ""
+
+
+def _supported(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if kind_of(module) is not None}
+
+
+def _head(model: nn.Module) -> nn.Module | None:
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    return head if isinstance(head, nn.Module) else None
 
 
 def _token_embeddings(model: nn.Module, supported: dict[str, nn.Module]) -> set[str]:

@@ -6,15 +6,19 @@ import importlib.metadata
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import RepositoryNotFoundError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from veil.errors import ModelSourceError
 from veil.model.gguf import Progress, converted_folder, one_line, require_complete
 from veil.model.quiet import quiet
+
+Task = Literal["auto", "embed"]
 
 BUILT_IN = "smollm2"
 """The name of the built-in model, SmolLM2-135M-Instruct."""
@@ -37,8 +41,13 @@ class Source:
     origin: str
 
 
-def load_model(source: str, *, dtype: torch.dtype = torch.float32, progress: Progress | None = None) -> Source:
-    """Load a causal language model and its tokenizer.
+def load_model(
+    source: str, *, task: Task = "auto", dtype: torch.dtype = torch.float32, progress: Progress | None = None
+) -> Source:
+    """Load a model and its tokenizer.
+
+    ``task`` ``auto`` takes the class that the checkpoint names (a causal model, an encoder, an encoder-decoder, a
+    classifier), ``embed`` the model without any head, which answers with vectors of its tokens.
 
     ``source`` is ``smollm2`` (built in), a folder in Hugging Face layout, a ``.gguf`` file, or the id of a model on the
     Hugging Face Hub; a folder called ``smollm2`` is written ``./smollm2``. A GGUF file is converted once and kept in
@@ -49,18 +58,19 @@ def load_model(source: str, *, dtype: torch.dtype = torch.float32, progress: Pro
     if source == BUILT_IN:
         file, version = _built_in_file()
         origin = f"built-in SmolLM2-135M-Instruct ({file.name} of {_BUILT_IN_DISTRIBUTION} {version})"
-        return _from_folder(converted_folder(file, progress), BUILT_IN, origin, dtype, progress)
+        return _from_folder(converted_folder(file, progress), BUILT_IN, origin, task, dtype, progress)
     path = _as_path(source)
     if path.is_dir():
         _require_model_files(path)
-        return _from_folder(path, path.resolve().name, f"folder {path}", dtype, progress)
+        return _from_folder(path, path.resolve().name, f"folder {path}", task, dtype, progress)
     if path.is_file():
-        return _from_folder(converted_folder(path, progress), path.stem, f"GGUF file {path}", dtype, progress)
+        folder = converted_folder(path, progress)
+        return _from_folder(folder, path.stem, f"GGUF file {path}", task, dtype, progress)
     if path.suffix.lower() == ".gguf":
         raise ModelSourceError(f"there is no file {path}; check the path")
     if not _HUB_ID.fullmatch(source):
         raise ModelSourceError(f"there is no folder or file {source!r}; check the path, or use `{BUILT_IN}`")
-    return _from_hub(source, dtype, progress)
+    return _from_hub(source, task, dtype, progress)
 
 
 def _as_path(source: str) -> Path:
@@ -100,13 +110,13 @@ def _require_model_files(folder: Path) -> None:
         )
 
 
-def _from_folder(folder: Path, name: str, origin: str, dtype: torch.dtype, progress: Progress | None) -> Source:
+def _from_folder(folder: Path, name: str, origin: str, task: Task, dtype: torch.dtype, progress: Progress | None) -> Source:
     has_tokenizer = any((folder / file).is_file() for file in _TOKENIZER_FILES)
-    remedy = "check that the folder is complete and holds a language model"
-    return _load(str(folder), True, has_tokenizer, name, origin, remedy, dtype, progress)
+    remedy = "check that the folder is complete and holds a model that transformers knows"
+    return _load(str(folder), True, has_tokenizer, name, origin, remedy, task, dtype, progress)
 
 
-def _from_hub(hub_id: str, dtype: torch.dtype, progress: Progress | None) -> Source:
+def _from_hub(hub_id: str, task: Task, dtype: torch.dtype, progress: Progress | None) -> Source:
     remedy = "check the id, the network and your access to it (`hf auth login`), or pass a local folder"
     with quiet():
         try:  # one quick question first: without a network a download would retry for half a minute
@@ -123,7 +133,7 @@ def _from_hub(hub_id: str, dtype: torch.dtype, progress: Progress | None) -> Sou
                     f"id ({one_line(error)}); {remedy}"
                 ) from error
             local_only = True
-    return _load(hub_id, local_only, True, hub_id, f"Hugging Face Hub, {hub_id}", remedy, dtype, progress)
+    return _load(hub_id, local_only, True, hub_id, f"Hugging Face Hub, {hub_id}", remedy, task, dtype, progress)
 
 
 def _is_downloaded(hub_id: str) -> bool:
@@ -137,16 +147,17 @@ def _load(
     name: str,
     origin: str,
     remedy: str,
+    task: Task,
     dtype: torch.dtype,
     progress: Progress | None,
 ) -> Source:
     stage = f"loading {name}"
     if progress:
         progress(stage, 0, 1)
-    options = {"local_files_only": local_only, "trust_remote_code": False}
+    options: dict[str, Any] = {"local_files_only": local_only, "trust_remote_code": False}
     try:
         with quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, output_loading_info=True, **options)
+            model, report = _weights(place, task, {"dtype": dtype, "output_loading_info": True, **options})
             tokenizer = AutoTokenizer.from_pretrained(place, **options) if has_tokenizer else None
     except Exception as error:  # damaged files surface as errors of every kind
         raise ModelSourceError(f"cannot load a model from {place} ({one_line(error)}); {remedy}") from error
@@ -155,3 +166,24 @@ def _load(
     if progress:
         progress(stage, 1, 1)
     return Source(name=name, model=model.eval(), tokenizer=tokenizer, origin=origin)
+
+
+def _weights(place: str, task: Task, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+    config = AutoConfig.from_pretrained(
+        place, local_files_only=options["local_files_only"], trust_remote_code=options["trust_remote_code"]
+    )
+    model_class = transformers.AutoModel if task == "embed" else _class_of(config)
+    model, report = model_class.from_pretrained(place, **options)
+    absent = [*report["missing_keys"], *report["mismatched_keys"]]
+    if absent and all(str(name).startswith("pooler.") for name in absent):  # a checkpoint trained without one
+        model, report = model_class.from_pretrained(place, add_pooling_layer=False, **options)
+    return model, report
+
+
+def _class_of(config: Any) -> Any:
+    """The class that wrote the checkpoint, by the name in its config; a causal model where it names none."""
+    name = next(iter(config.architectures or ()), "")
+    named = getattr(transformers, name, None)
+    if isinstance(named, type) and issubclass(named, PreTrainedModel):
+        return named
+    return transformers.AutoModelForCausalLM

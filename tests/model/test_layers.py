@@ -1,0 +1,71 @@
+"""The stand-ins of remote modules: what they take for a layer, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from veil import HybridFHEModel
+from veil.params import Params
+
+TINY = Params.insecure_tiny()
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+class Transposed(nn.Linear):
+    """Another way to compute the same, as Falcon has."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.T + self.bias
+
+
+class Scaled(nn.Embedding):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(ids)
+
+
+def test_a_layer_that_computes_more_is_refused() -> None:
+    hybrid = HybridFHEModel(nn.Sequential(Doubled(8, 4)), "0")
+    with pytest.raises(ValueError, match="0: a Doubled computes more than a linear layer; leave it out"):
+        hybrid.compile_model(torch.ones(1, 8), params=TINY)
+
+
+def test_a_linear_layer_of_another_class_is_taken() -> None:
+    hybrid = HybridFHEModel(nn.Sequential(Transposed(8, 4)), "0")
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    hybrid.compile_model(x, params=TINY)
+    torch.testing.assert_close(hybrid(x, fhe="disable"), hybrid(x, fhe="torch"), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_embedding_is_what_it_answers_in_its_own_type(dtype: torch.dtype) -> None:
+    hybrid = HybridFHEModel(nn.Sequential(Scaled(9, 6)).to(dtype), "0")
+    ids = torch.tensor([[0, 8, 3]])
+    hybrid.compile_model(ids, params=TINY)
+    for mode in ("disable", "execute"):
+        out = hybrid(ids, fhe=mode)
+        assert out.dtype == dtype
+        torch.testing.assert_close(out, hybrid(ids, fhe="torch"), atol=0.1, rtol=0.05)
+
+
+def test_two_embeddings_with_one_table_are_one_layer() -> None:
+    first, second = nn.Embedding(9, 6), nn.Embedding(9, 6)
+    second.weight = first.weight
+    model = nn.ModuleDict({"a": first, "b": second, "c": nn.Embedding(9, 6)})
+    hybrid = HybridFHEModel(model, ["a", "b", "c"])
+    assert hybrid.module_names == ["a", "c"]
+    assert model["b"] is model["a"]
+
+
+def test_a_weight_that_is_used_without_its_layer_is_named() -> None:
+    """nn.MultiheadAttention multiplies with its output projection's weight itself, so nothing would be remote."""
+    model = nn.MultiheadAttention(8, 2, batch_first=True)
+    hybrid = HybridFHEModel(model, "out_proj")
+    x = torch.ones(1, 3, 8)
+    with pytest.raises(ValueError, match="uses the weight of 'out_proj' without calling it; leave it out"):
+        hybrid.compile_model({"query": x, "key": x, "value": x}, params=TINY)
