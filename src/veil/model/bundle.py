@@ -23,7 +23,7 @@ from veil.model import folder
 from veil.model.compiled import Compiled
 from veil.model.layers import RemoteLayer, float_weight_shape, kind_of
 from veil.model.manifest import Manifest
-from veil.model.router import GroupConstants
+from veil.model.router import FoldConstants, GroupConstants
 from veil.model.server_bundle import load_server, save_server
 from veil.params import Params
 from veil.server.engine import ServerModel
@@ -115,6 +115,8 @@ def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: 
     for index, group in enumerate(compiled.constants):
         arrays[f"scale.{index}"] = group.scale
         arrays[f"bias.{index}"] = group.bias
+        if group.fold is not None:
+            arrays[f"smooth.{index}"], arrays[f"shift.{index}"] = group.fold.smooth, group.fold.shift
     save_arrays(arrays, path / REMOTE)
     bits = compiled.params.spec.public_mask_bits
     save_arrays({name: cpu.pack(np.ascontiguousarray(table), bits) for name, table in tables.items()}, path / MASKS)
@@ -146,12 +148,18 @@ def _load_constants(path: Path, manifest: Manifest, norms: list[Any]) -> tuple[G
     arrays = load_arrays(path / REMOTE)
     constants = []
     for index, group in enumerate(manifest.groups):
-        scale, bias = arrays[f"scale.{index}"], arrays[f"bias.{index}"]
-        for array in (scale, bias):
-            if array.dtype != np.float32 or array.shape != (group.rows,):
-                raise BundleError(f"{path / REMOTE}: group {index} does not have {group.rows} float32 values")
+        sizes = {"scale": group.rows, "bias": group.rows}
+        sizes |= {"smooth": group.width, "shift": group.rows} if group.fold else {}
+        own = {name: arrays[f"{name}.{index}"] for name in sizes}
+        for name, size in sizes.items():
+            if own[name].dtype != np.float32 or own[name].shape != (size,):
+                raise BundleError(f"{path / REMOTE}: group {index} does not have {size} float32 values of {name}")
+        fold = FoldConstants(own["smooth"], own["shift"]) if group.fold else None
+        if fold is not None and not (fold.smooth > 0).all():
+            raise BundleError(f"{path / REMOTE}: group {index} divides its inputs by something that is not positive")
         bound, fixed = norms[index]
-        constants.append(GroupConstants(scale, bias, float(bound), None if fixed is None else float(fixed)))
+        fixed_norm = None if fixed is None else float(fixed)
+        constants.append(GroupConstants(own["scale"], own["bias"], float(bound), fixed_norm, fold))
     return tuple(constants)
 
 

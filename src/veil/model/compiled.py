@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from veil.model.fold_weights import quantize_folded
+from veil.model.folds import Folds, StreamWatch, fold_groups
 from veil.model.layers import RemoteLayer, float_bias, float_weight
 from veil.model.manifest import Layer, Manifest, make_groups
 from veil.model.quantize import quantize_weight, row_norms
@@ -19,6 +22,7 @@ from veil.params import Params
 from veil.seed import PublicSeed
 
 I8 = NDArray[np.int8]
+FOLD_NORMS = ("auto", "on", "off")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +37,8 @@ class Compiled:
     manifest: Manifest
     constants: tuple[GroupConstants, ...]
     weights: tuple[I8, ...] | None
+    unfolded: tuple[str, ...] = ()
+    """Why norms stayed that folding was tried on; known when a model is compiled, not kept in a bundle."""
 
 
 def compile_layers(
@@ -43,14 +49,19 @@ def compile_layers(
     dynamic: bool,
     params: Params,
     report: Callable[[str, int, int], None],
+    fold_norms: str = "off",
 ) -> Compiled:
-    """Calibrate with one forward pass (``run``), group, and quantize every layer.
+    """Calibrate with one forward pass (``run``), group, and quantize every layer; ``fold_norms`` is auto, on or off.
 
-    Raises `ValueError` for bits outside 2 to 8, a name in ``n_bits`` that is not remote, a weight that is not finite, and
-    a layer that computes something else or that the model goes around.
+    Raises `ValueError` for bits outside 2 to 8, a name in ``n_bits`` that is not remote, a weight that is not finite, a
+    layer that computes something else or that the model goes around, or a norm that ``on`` wants folded and that cannot be.
     """
+    if fold_norms not in FOLD_NORMS:
+        raise ValueError(f"fold_norms is {fold_norms!r}, expected one of {', '.join(FOLD_NORMS)}")
     bits = _bits_by_name(layers, n_bits)
-    seen = _calibrate(layers, run)
+    watch = StreamWatch(model, layers)
+    with nullcontext() if fold_norms == "off" else watch:
+        seen = _calibrate(layers, run)
     described = {
         name: Layer(
             name, layer.kind, layer.in_features, layer.out_features, bits[name], float_bias(_inner(layer)) is not None
@@ -61,17 +72,38 @@ def compile_layers(
     missing = [name for name in layers if name not in {name for name, _, _ in seen}]
     order += [(described[name], -2 - position) for position, name in enumerate(missing)]
     manifest = make_groups(order, _head_name(model, layers))
+    folds = _folds(watch, manifest, fold_norms)
+    manifest = fold_groups(manifest, folds.found)
+    by_producer = {fold.producer: fold for fold in folds.found}
+    modules = {name: _inner(layer) for name, layer in layers.items()}
     norms = {name: norm for name, _, norm in seen}
     weights, constants = [], []
     for index, group in enumerate(manifest.groups):
         report("quantizing", index, len(manifest.groups))
-        matrix, parts = _quantize_group([(layer, _inner(layers[layer.name])) for layer in group.layers])
+        if group.fold is not None:
+            found = by_producer[group.layers[0].name]
+            matrix, parts = quantize_folded(group, found, modules, params, dynamic=dynamic)
+            weights.append(matrix)
+            constants.append(parts)
+            continue
+        matrix, parts = _quantize_group([(layer, modules[layer.name]) for layer in group.layers])
         if not dynamic:
             parts = replace(parts, fixed_norm=max(norms.get(group.layers[0].name, 0.0), 1e-30))
         weights.append(matrix)
         constants.append(parts)
     report("quantizing", len(manifest.groups), len(manifest.groups))
-    return Compiled(params, PublicSeed.fresh(), manifest, tuple(constants), tuple(weights))
+    return Compiled(params, PublicSeed.fresh(), manifest, tuple(constants), tuple(weights), folds.reasons)
+
+
+def _folds(watch: StreamWatch, manifest: Manifest, fold_norms: str) -> Folds:
+    """What is to be folded; ``auto`` takes what there is, ``on`` insists on everything."""
+    if fold_norms == "off":
+        return Folds((), ())
+    folds = watch.folds(manifest)
+    if fold_norms == "on" and (folds.reasons or not folds.found):
+        reason = folds.reasons[0] if folds.reasons else "no norm stands between two remote layers"
+        raise ValueError(f"the norms cannot all be folded: {reason}; use fold_norms='auto' or 'off'")
+    return folds
 
 
 def _quantize_group(members: list[tuple[Layer, nn.Module]]) -> tuple[I8, GroupConstants]:

@@ -1,7 +1,8 @@
 """Which layers are remote, in which groups, and where their outputs (slots) stand.
 
 A group is a set of layers that read the same tensor: its input goes up once and one reply carries all outputs. Groups
-belong to a segment: ``body``, or ``head`` for the output embedding, which most prompt rows do not need.
+belong to a segment: ``body``, or ``head`` for the output embedding, which most prompt rows do not need. A group with a
+`Fold` reads the residual stream and a layer's input together, and answers for the layers behind the next norm as well.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ SEGMENTS = ("body", "head")
 
 MAX_WIDTH = 1 << 20
 MAX_SLOTS = 1 << 24
+_NAME = r"[\w.\-]{1,256}"
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,25 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """A norm that a group was folded over: names of the norms whose inputs are the stream before and after, its width."""
+
+    before: str
+    after: str
+    width: int
+
+
+@dataclass(frozen=True)
 class Group:
-    """Layers that read the same tensor, stacked in this order."""
+    """Layers that read the same tensor, stacked in this order.
+
+    With a ``fold`` the input is the residual stream, then what the first layer reads; the first layer adds to the stream,
+    and the others read it through the norm ``fold.after``.
+    """
 
     layers: tuple[Layer, ...]
     segment: str
+    fold: Fold | None = None
 
     @property
     def name(self) -> str:
@@ -48,7 +64,7 @@ class Group:
     @property
     def width(self) -> int:
         """Width of the shared input."""
-        return self.layers[0].in_features
+        return self.layers[0].in_features + (self.fold.width if self.fold else 0)
 
     @property
     def rows(self) -> int:
@@ -105,14 +121,25 @@ class Manifest:
         return sum(self.widths)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """As JSON types."""
-        return [{"segment": g.segment, "layers": [asdict(layer) for layer in g.layers]} for g in self.groups]
+        """As JSON types; ``fold`` is there only where there is one."""
+        return [
+            {"segment": g.segment, "layers": [asdict(layer) for layer in g.layers]}
+            | ({"fold": asdict(g.fold)} if g.fold else {})
+            for g in self.groups
+        ]
 
     @classmethod
     def from_json(cls, value: Any) -> Manifest:
         """Checked inverse of `to_json`; anything unexpected raises `BundleError`."""
         try:
-            groups = tuple(Group(tuple(Layer(**fields) for fields in g["layers"]), g["segment"]) for g in value)
+            groups = tuple(
+                Group(
+                    tuple(Layer(**fields) for fields in g["layers"]),
+                    g["segment"],
+                    Fold(**g["fold"]) if "fold" in g else None,
+                )
+                for g in value
+            )
         except (TypeError, KeyError) as error:
             raise BundleError(f"the manifest is not what this version writes: {error}") from None
         manifest = cls(groups)
@@ -133,16 +160,32 @@ class Manifest:
 def _check_group(group: Group) -> None:
     if group.segment not in SEGMENTS:
         raise BundleError(f"group {group.name!r} is in segment {group.segment!r}, expected one of {SEGMENTS}")
-    if not group.layers or len({layer.in_features for layer in group.layers}) != 1:
+    read = [layer.in_features for layer in group.layers]
+    if group.fold is not None:
+        _check_fold(group)
+        read = read[1:]
+    if not group.layers or len(set(read)) != 1:
         raise BundleError(f"group {group.name!r} does not have one input width")
     for layer in group.layers:
         sizes = (layer.in_features, layer.out_features, layer.bits)
         if not all(isinstance(size, int) for size in sizes) or not isinstance(layer.name, str):
             raise BundleError("the manifest has a field of the wrong type")
-        if not re.fullmatch(r"[\w.\-]{1,256}", layer.name) or layer.kind not in ("linear", "conv1d", "embedding"):
+        if not re.fullmatch(_NAME, layer.name) or layer.kind not in ("linear", "conv1d", "embedding"):
             raise BundleError(f"the manifest has a layer named {layer.name!r} of kind {layer.kind!r}")
         if not (1 <= layer.in_features <= MAX_WIDTH and 1 <= layer.out_features <= MAX_SLOTS and 2 <= layer.bits <= 8):
             raise BundleError(f"layer {layer.name!r} has sizes {sizes}, outside the limits")
+
+
+def _check_fold(group: Group) -> None:
+    fold = group.fold
+    assert fold is not None
+    if not isinstance(fold.width, int) or not 1 <= fold.width <= MAX_WIDTH:
+        raise BundleError(f"group {group.name!r} is folded over a stream of width {fold.width!r}, outside the limits")
+    if not all(isinstance(name, str) and re.fullmatch(_NAME, name) for name in (fold.before, fold.after)):
+        raise BundleError(f"group {group.name!r} is folded over norms with names that no module has")
+    sizes = [layer.out_features for layer in group.layers[:1]] + [layer.in_features for layer in group.layers[1:]]
+    if len(sizes) < 2 or set(sizes) != {fold.width} or any(layer.kind == "embedding" for layer in group.layers):
+        raise BundleError(f"the layers of group {group.name!r} do not fit the norm that it is folded over")
 
 
 def make_groups(inputs: Sequence[tuple[Layer, int]], head: str | None) -> Manifest:

@@ -14,14 +14,23 @@ from numpy.typing import NDArray
 
 from veil import noise
 from veil.errors import NotCompiled, NotFiniteActivation
-from veil.model.manifest import Manifest
+from veil.model.manifest import Fold, Manifest
 from veil.model.quantize import clear_product, row_norms, target_norm
+from veil.model.residual import ResidualStream
 from veil.params import Params
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I8 = NDArray[np.int8]
 I32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class FoldConstants:
+    """What the client keeps of a folded group besides: divisors of the inputs [width], and what is added after ρ [rows]."""
+
+    smooth: F32
+    shift: F32
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +44,7 @@ class GroupConstants:
     bias: F32
     bound: float
     fixed_norm: float | None = None
+    fold: FoldConstants | None = None
 
 
 class Service(Protocol):
@@ -71,17 +81,34 @@ class _Pending:
     claimed: set[str]
 
 
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """A folded group's result, with the stream that was read and what the first layer added to it."""
+
+    values: I32
+    tau: F64
+    before: torch.Tensor
+    added: torch.Tensor
+
+
 class Router:
     """Evaluates groups for their layers. The layers of a group that read the same tensor share one evaluation."""
 
     def __init__(
-        self, params: Params, manifest: Manifest, constants: tuple[GroupConstants, ...], kernels: ModuleType
+        self,
+        params: Params,
+        manifest: Manifest,
+        constants: tuple[GroupConstants, ...],
+        kernels: ModuleType,
+        stream: ResidualStream | None = None,
     ) -> None:
         self.manifest = manifest
         self.constants = constants
+        self.stream = stream
         self._params = params
         self._kernels = kernels
         self._pending: dict[int, _Pending] = {}
+        self._answers: dict[int, _Answer] = {}
         self._lock = threading.RLock()
         self.service: Service | None = None
         self.observer: Callable[[int, F32, F64, I32], None] | None = None
@@ -90,11 +117,20 @@ class Router:
     def begin_forward(self) -> None:
         """Forget results that nobody claimed."""
         self._pending.clear()
+        self._answers.clear()
+        if self.stream is not None:
+            self.stream.clear()
 
     def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """The output [..., out] of a remote linear layer for its input [..., in]."""
+        group = self.manifest.groups[self.manifest.by_layer[name][0]]
         with self._lock:
-            flat = self._output(name, x, lambda: _rows(x))
+            if group.fold is None:
+                flat = self._output(name, x, lambda: _rows(x))
+            elif name == group.layers[0].name:
+                flat = self._add(name, group.fold, x)
+            else:
+                flat = self._read(name, group.fold, x)
             return flat.reshape(*x.shape[:-1], flat.shape[-1]).to(x.device)
 
     def embedding(self, name: str, ids: torch.Tensor) -> torch.Tensor:
@@ -113,9 +149,34 @@ class Router:
         pending.claimed.add(name)
         if len(pending.claimed) == len(self.manifest.groups[group].layers):
             del self._pending[group]
-        constants = self.constants[group]
-        values = np.ascontiguousarray(pending.values[:, part])
-        return torch.from_numpy(self._kernels.dequantize(values, pending.tau, constants.scale[part], constants.bias[part]))
+        return self._floats(group, part, pending.values, pending.tau)
+
+    def _add(self, name: str, fold: Fold, x: torch.Tensor) -> torch.Tensor:
+        """The output of the layer that adds to the stream; what reads the stream next is answered by the same trip."""
+        group, part = self.manifest.by_layer[name]
+        constants, stream = self.constants[group].fold, self.stream
+        assert constants is not None
+        assert stream is not None
+        before = stream.before(fold, x)
+        rows = np.concatenate([_rows(before), _rows(x)], axis=1) / constants.smooth
+        values, tau = self._evaluate(group, rows)
+        added = self._floats(group, part, values, tau)
+        self._answers[group] = _Answer(values, tau, before, added.to(x.dtype))
+        return added
+
+    def _read(self, name: str, fold: Fold, x: torch.Tensor) -> torch.Tensor:
+        """The output of a layer behind the norm, from the answer that came with the layer before it: times ρ."""
+        group, part = self.manifest.by_layer[name]
+        constants, stream, answer = self.constants[group].fold, self.stream, self._answers.get(group)
+        assert constants is not None
+        assert stream is not None
+        factor = stream.factor(fold, x, *((answer.before, answer.added) if answer else (None, None)))
+        assert answer is not None
+        return self._floats(group, part, answer.values, answer.tau) * factor + torch.from_numpy(constants.shift[part])
+
+    def _floats(self, group: int, part: slice, values: I32, tau: F64) -> torch.Tensor:
+        constants, own = self.constants[group], np.ascontiguousarray(values[:, part])
+        return torch.from_numpy(self._kernels.dequantize(own, tau, constants.scale[part], constants.bias[part]))
 
     def _evaluate(self, group: int, x: F32) -> tuple[I32, F64]:
         if self.service is None:

@@ -1,0 +1,78 @@
+"""The residual stream of a folded model, as the norms see it during one forward pass. It stays with the client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from veil.errors import BundleError, StreamChanged
+from veil.model.manifest import Fold, Manifest
+from veil.model.norms import Norm, norm_of
+
+_REMEDY = "compile the model with fold_norms='off'"
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    source: torch.Tensor
+    result: torch.Tensor
+
+
+class ResidualStream:
+    """Keeps what the norms of a manifest's folds read and gave, from `clear` to `clear`, while ``active``.
+
+    Raises `BundleError` for a norm that is not there or is none.
+    """
+
+    def __init__(self, model: nn.Module, manifest: Manifest) -> None:
+        self.active = False
+        self._seen: dict[str, _Seen] = {}
+        self._norms: dict[str, Norm] = {}
+        folds = [group.fold for group in manifest.groups if group.fold]
+        for name in dict.fromkeys(name for fold in folds for name in (fold.before, fold.after)):
+            try:
+                module = model.get_submodule(name)
+            except AttributeError:
+                raise BundleError(f"the model has no module {name!r} to fold over") from None
+            norm = norm_of(module)
+            if norm is None:
+                raise BundleError(f"the model's {name!r} is no norm that can be folded over")
+            self._norms[name] = norm
+            module.register_forward_hook(self._note(name))
+
+    def clear(self) -> None:
+        """Forget the last pass."""
+        self._seen.clear()
+
+    def before(self, fold: Fold, x: torch.Tensor) -> torch.Tensor:
+        """The stream that the layer reading ``x`` [..., in] is about to add to: [..., width], as many rows."""
+        seen = self._seen.get(fold.before)
+        if seen is None or seen.source.shape[-1] != fold.width or _count(seen.source) != _count(x):
+            raise StreamChanged(f"no stream of these rows passed {fold.before} in this forward pass; {_REMEDY}")
+        return seen.source
+
+    def factor(
+        self, fold: Fold, x: torch.Tensor, before: torch.Tensor | None, added: torch.Tensor | None
+    ) -> torch.Tensor:
+        """ρ [T, 1] for a layer that reads ``x``, which must be the norm of ``before + added``, the sum taken exactly."""
+        seen = self._seen.get(fold.after)
+        if seen is None or before is None or added is None or seen.result is not x:
+            raise StreamChanged(f"a layer behind {fold.after} reads something else; {_REMEDY}")
+        rows = seen.source.reshape(-1, fold.width)
+        if not torch.equal(rows, (before.reshape(-1, fold.width) + added.reshape(-1, fold.width))):
+            raise StreamChanged(f"the stream was changed on its way to {fold.after}; {_REMEDY}")
+        return self._norms[fold.after].factor(rows)
+
+    def _note(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+            if self.active and args:
+                self._seen[name] = _Seen(args[0], result)
+
+        return hook
+
+
+def _count(x: torch.Tensor) -> int:
+    return x.numel() // x.shape[-1]
