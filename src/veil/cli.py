@@ -30,6 +30,14 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+class FoldNorms(str, Enum):
+    """Whether layers on both sides of a norm share a round trip."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 app = typer.Typer(
     name="veil",
     no_args_is_help=True,
@@ -181,6 +189,13 @@ def compile_(
     out: Annotated[Path, typer.Argument(help="The folder to make; it must not exist, or be empty.")],
     bits: Annotated[int, typer.Option(min=2, max=8, help=_BITS_HELP)] = 8,
     modules: Annotated[str, typer.Option(help=_MODULES_HELP)] = "linear",
+    fold_norms: Annotated[
+        FoldNorms,
+        typer.Option(
+            help="Fold norms into the weights: half the round trips, about twice the weights. `auto` folds what the model "
+            "allows, `on` fails with a reason if something cannot be folded."
+        ),
+    ] = FoldNorms.auto,
     as_json: Annotated[bool, typer.Option("--json", help=_JSON_HELP)] = False,
 ) -> None:
     """Split a model into a bundle: `OUT/client` for you, `OUT/server` for the machine that computes.
@@ -189,7 +204,7 @@ def compile_(
     """
     from veil.commands.compile import run
 
-    run(model, out, bits=bits, modules=modules, as_json=as_json)
+    run(model, out, bits=bits, modules=modules, fold_norms=fold_norms.value, as_json=as_json)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from veil.commands.terminal import Reporter, error_console
 from veil.model.sources import load_model
 
 
-def run(model: str, out: Path, *, bits: int, modules: str, as_json: bool) -> None:
+def run(model: str, out: Path, *, bits: int, modules: str, fold_norms: str, as_json: bool) -> None:
     """Compile ``model`` into the folder ``out`` and say what it holds.
 
     Raises `ValueError` when ``out`` exists and is not an empty folder, before any work.
@@ -24,7 +24,7 @@ def run(model: str, out: Path, *, bits: int, modules: str, as_json: bool) -> Non
     start = time.perf_counter()
     with Reporter() as reporter:
         source = load_model(model, progress=reporter.report)
-        hybrid = compiled(source, bits=bits, modules=modules, progress=reporter.report)
+        hybrid = compiled(source, bits=bits, modules=modules, progress=reporter.report, fold_norms=fold_norms)
         count = len(hybrid.module_names)
         hybrid.save(out, tokenizer=source.tokenizer)
     summary = {
@@ -32,6 +32,9 @@ def run(model: str, out: Path, *, bits: int, modules: str, as_json: bool) -> Non
         "path": str(out),
         "bits": bits,
         "remote_modules": count,
+        "trips": len(hybrid.manifest.groups),
+        "folded_norms": len([group for group in hybrid.manifest.groups if group.fold]),
+        "unfolded_norms": list(hybrid.unfolded),
         "security_bits": hybrid.params.security_bits,
         "client_bytes": _bytes_under(out / "client"),
         "server_bytes": _bytes_under(out / "server"),
@@ -44,6 +47,8 @@ def run(model: str, out: Path, *, bits: int, modules: str, as_json: bool) -> Non
     table = Table(show_header=False)
     table.add_row("model", source.origin)
     table.add_row("remote modules", f"{count}, weights of {bits} bits")
+    folded = f"{summary['trips']} round trips a token, {summary['folded_norms']} norms folded"
+    table.add_row("network", folded + "".join(f"\nnot folded: {reason}" for reason in hybrid.unfolded[:1]))
     table.add_row("client's half", f"{summary['client_bytes']:,} bytes")
     table.add_row("server's half", f"{summary['server_bytes']:,} bytes")
     table.add_row("time", f"{summary['seconds']:.1f} s")

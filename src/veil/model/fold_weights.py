@@ -142,12 +142,12 @@ def _scheme(norms: F64, params: Params) -> F64:
     return variance
 
 
-def _geometric(square: F64, weights: F32) -> F64:
+def _geometric(square: F64, weights: F32) -> F32:
     """√(rms(x_i) / rms(column i)), with a floor for inputs and columns that are silent here."""
     column = np.sqrt(_mean_square(weights))
     x = np.sqrt(square)
     x, column = np.maximum(x, 1e-3 * x.mean() + 1e-12), np.maximum(column, 1e-3 * column.mean() + 1e-12)
-    scales: F64 = np.sqrt(x / column)
+    scales: F32 = np.sqrt(x / column).astype(np.float32)
     return scales
 
 

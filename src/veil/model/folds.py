@@ -72,9 +72,7 @@ class StreamWatch:
             self._hooks.append(module.register_forward_hook(self._note(name, norm=name not in self._layers)))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for hook in self._hooks:
             hook.remove()
 

@@ -127,6 +127,11 @@ class HybridFHEModel:
         return self._need_compiled().manifest
 
     @property
+    def unfolded(self) -> tuple[str, ...]:
+        """Why norms were not folded that `compile_model` was asked to fold; empty for a bundle from disk."""
+        return self._need_compiled().unfolded
+
+    @property
     def hint_bytes(self) -> int:
         """Memory that the server side needs for Ĥ and digits, known before it is built."""
         compiled = self._need_compiled()

@@ -54,9 +54,7 @@ class ResidualStream:
             raise StreamChanged(f"no stream of these rows passed {fold.before} in this forward pass; {_REMEDY}")
         return seen.source
 
-    def factor(
-        self, fold: Fold, x: torch.Tensor, before: torch.Tensor | None, added: torch.Tensor | None
-    ) -> torch.Tensor:
+    def factor(self, fold: Fold, x: torch.Tensor, before: torch.Tensor | None, added: torch.Tensor | None) -> torch.Tensor:
         """ρ [T, 1] for a layer that reads ``x``, which must be the norm of ``before + added``, the sum taken exactly."""
         seen = self._seen.get(fold.after)
         if seen is None or before is None or added is None or seen.result is not x:

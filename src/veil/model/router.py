@@ -158,7 +158,7 @@ class Router:
         assert constants is not None
         assert stream is not None
         before = stream.before(fold, x)
-        rows = np.concatenate([_rows(before), _rows(x)], axis=1) / constants.smooth
+        rows: F32 = np.divide(np.concatenate([_rows(before), _rows(x)], axis=1), constants.smooth, dtype=np.float32)
         values, tau = self._evaluate(group, rows)
         added = self._floats(group, part, values, tau)
         self._answers[group] = _Answer(values, tau, before, added.to(x.dtype))
