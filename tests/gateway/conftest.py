@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -105,3 +107,40 @@ def listen() -> Callable[..., Any]:
 def serve_model() -> Callable[..., ServedModel]:
     """`make_served`, for tests that cannot import it."""
     return make_served
+
+
+# A browser ------------------------------------------------------------------------------------------------------------
+
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",  # it runs as root in CI, and opens pages of this machine only
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,800",
+)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A headless Chromium. Without one the test is skipped, and fails where the variable ``CI`` is set."""
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        reason = "chromium and chromedriver are not installed; on Debian: apt-get install chromium chromium-driver"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in (*_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    made = webdriver.Chrome(options=options, service=Service(driver))
+    made.set_script_timeout(10)
+    yield made
+    made.quit()

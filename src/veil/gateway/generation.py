@@ -99,7 +99,7 @@ class Generator:
                 stopping_criteria=[watch],
                 **({} if cache is None else {_cache_name(served.net): cache}),
             )
-            self._prefixes.keep(output.sequences[0].tolist(), output.get("cache", output.get("past_key_values")))
+            self._prefixes.keep(output.sequences[0].tolist(), output.get(_cache_name(served.net)))
         watch.finish()
         return End("stop" if watch.ended else "length")
 
