@@ -21,7 +21,7 @@ from numba import njit, prange
 from record import Measurement, Record
 from veil import HybridFHEModel
 from veil.client.stats import Stats
-from veil.kernels import cpu, cpu_outer
+from veil.kernels import cpu, cpu_tile
 from veil.kernels.ring import ring_of
 from veil.model.modules import select_modules
 
@@ -231,17 +231,17 @@ def read_bandwidth() -> float:
 @njit(cache=True, parallel=True)
 def _peak(rows, leaves, repeats):  # type: ignore[no-untyped-def]
     for _ in prange(repeats):
-        sums = np.empty((leaves.shape[0], rows.shape[0]), np.uint64)
+        sums = np.empty((rows.shape[0], leaves.shape[1]), np.uint64)
         for _repeat in range(64):
-            cpu_outer.dots(rows, leaves, sums)
+            cpu_tile.dots(rows, leaves, sums)
 
 
 def multiply_add_peak() -> float:
     """Multiply-adds a second of the product's inner loop when everything is in the first-level cache."""
-    rows = np.ones((8, 128), dtype=np.uint64)
-    leaves = np.ones((8, 128), dtype=np.uint64)
+    rows = np.ones((4, 256), dtype=np.uint32)
+    leaves = np.ones((256, 16), dtype=np.uint32)
     _peak(rows, leaves, 2)
-    return 8 * 8 * 256 * 64 * 512 / min(best(lambda: _peak(rows, leaves, 512)) for _ in range(5))
+    return 4 * 16 * 256 * 64 * 512 / min(best(lambda: _peak(rows, leaves, 512)) for _ in range(5))
 
 
 if __name__ == "__main__":

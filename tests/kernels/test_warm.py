@@ -8,7 +8,7 @@ from numba.core.dispatcher import Dispatcher
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from veil import HybridFHEModel
-from veil.kernels import cpu_hint, cpu_ntt, cpu_online, cpu_outer, warm
+from veil.kernels import cpu_hint, cpu_ntt, cpu_online, cpu_outer, cpu_tile, warm
 from veil.kernels.ring import ring_of
 from veil.model.modules import select_modules
 from veil.params import Params
@@ -16,7 +16,7 @@ from veil.params import Params
 
 def signatures() -> dict[str, list[object]]:
     found = {}
-    for module in (cpu_hint, cpu_ntt, cpu_online, cpu_outer):
+    for module in (cpu_hint, cpu_ntt, cpu_online, cpu_outer, cpu_tile):
         for name, value in vars(module).items():
             if isinstance(value, Dispatcher):
                 found[f"{module.__name__}.{name}"] = list(value.signatures)

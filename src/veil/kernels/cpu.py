@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.kernels import cpu_hint, cpu_ntt, cpu_online, cpu_outer
+from veil.kernels import cpu_hint, cpu_ntt, cpu_online, cpu_outer, cpu_tile
 from veil.kernels.reference import unmoved
 from veil.kernels.ring import Ring
 from veil.kernels.tables import NttTable
@@ -147,10 +147,13 @@ def expand_b(b: U32, digits: list[U32], keys: list[U32], ring: Ring) -> U32:
 
 def product(hint: U32, leaves: U32, ring: Ring) -> U32:
     """See `reference.product`; quickest for leaves as `expand_b` returns them."""
-    out = np.empty((leaves.shape[2], hint.shape[2], 2, ring.N), dtype=np.uint32)
+    rows = hint.shape[2]
+    if 0 < rows < cpu_tile.ROWS:
+        return np.ascontiguousarray(product(np.repeat(hint, cpu_tile.ROWS, axis=2), leaves, ring)[:, :: cpu_tile.ROWS])
+    out = np.empty((leaves.shape[2], rows, 2, ring.N), dtype=np.uint32)
     if out.size:
         by_mask = np.ascontiguousarray(leaves.transpose(2, 0, 1, 3))
-        cpu_outer.product(hint.view(np.uint64), by_mask.view(np.uint64), out, constants(ring))
+        cpu_outer.product(hint, by_mask, out, constants(ring))
     return out
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit, prange
 
 from veil.kernels.cpu_ntt import forward, inverse
+from veil.kernels.cpu_tile import dots, masks_at_once, transpose
 
 LINE = 16  # words of a cache line: transposed results are written a line at a time
 
@@ -125,89 +126,66 @@ def expand_b(b, digits, keys, nodes, leaves, k):  # type: ignore[no-untyped-def]
                     leaves[prime, j, group * line + i] = flat[i, prime, j]
 
 
-@njit(cache=True, inline="always")
-def _two_by_two(h0, h1, s0, s1):  # type: ignore[no-untyped-def]
-    """Four dot products of packed pairs of 32-bit words: even words by the low halves, odd words by the high halves."""
-    a = b = c = d = np.uint64(0)
-    low = np.uint64(0xFFFFFFFF)
-    up = np.uint64(32)
-    for i in range(h0.size):
-        x, y, u, v = h0[i], h1[i], s0[i], s1[i]
-        xh, yh, uh, vh = x >> up, y >> up, u >> up, v >> up
-        x, y, u, v = x & low, y & low, u & low, v & low
-        a += x * u + xh * uh
-        b += x * v + xh * vh
-        c += y * u + yh * uh
-        d += y * v + yh * vh
-    return a, b, c, d
-
-
-@njit(cache=True, inline="always")
-def _four_by_one(h0, h1, h2, h3, leaf):  # type: ignore[no-untyped-def]
-    """Four dot products with one leaf, for a last or only mask: nothing is multiplied twice."""
-    a = b = c = d = np.uint64(0)
-    low = np.uint64(0xFFFFFFFF)
-    up = np.uint64(32)
-    for i in range(leaf.size):
-        u = leaf[i]
-        uh, u = u >> up, u & low
-        x, y, z, w = h0[i], h1[i], h2[i], h3[i]
-        a += (x & low) * u + (x >> up) * uh
-        b += (y & low) * u + (y >> up) * uh
-        c += (z & low) * u + (z >> up) * uh
-        d += (w & low) * u + (w >> up) * uh
-    return a, b, c, d
-
-
 @njit(cache=True)
-def dots(rows, leaves, sums):  # type: ignore[no-untyped-def]
-    """``sums[t, r] = Σ_i rows[r, i]·leaves[t, i]`` of packed pairs, 2 × 2 at a time; sums stay below 2^62."""
-    count, masks = rows.shape[0], leaves.shape[0]
-    for r in range(0, count, 2):
-        r1 = min(r + 1, count - 1)
-        for t in range(0, masks - 1, 2):
-            a, b, c, d = _two_by_two(rows[r], rows[r1], leaves[t], leaves[t + 1])
-            sums[t, r] = a
-            sums[t + 1, r] = b
-            sums[t, r1] = c
-            sums[t + 1, r1] = d
-    if masks % 2 == 1:
-        last = masks - 1
-        for r in range(0, count, 4):
-            r1, r2, r3 = min(r + 1, count - 1), min(r + 2, count - 1), min(r + 3, count - 1)
-            a, b, c, d = _four_by_one(rows[r], rows[r1], rows[r2], rows[r3], leaves[last])
-            sums[last, r] = a
-            sums[last, r1] = b
-            sums[last, r2] = c
-            sums[last, r3] = d
-
-
-@njit(cache=True)
-def _reduce_sums(sums, t, r, out, square, p, pn):  # type: ignore[no-untyped-def]
-    for j in range(out.size):
-        v = montgomery(sums[j, t, r], p, pn)
+def _reduce_all(sums, out, square, p, pn):  # type: ignore[no-untyped-def]
+    for j in range(sums.size):
+        v = montgomery(sums[j], p, pn)
         v = montgomery(np.uint64(v) * np.uint64(square), p, pn)
         out[j] = min(v, np.uint32(v - p))
 
 
+@njit(cache=True)
+def _interleave(leaves, prime, point, tile):  # type: ignore[no-untyped-def]
+    """``tile[i, t]`` = leaf i of mask t at one point; the last mask fills unused lanes."""
+    count, width = tile.shape
+    masks = leaves.shape[0]
+    source, target = leaves.reshape(leaves.size), tile.reshape(tile.size)
+    step = leaves.size // masks
+    start = (prime * leaves.shape[2] + point) * count
+    if width == 1:
+        target[:] = source[start : start + count]
+        return
+    for i in range(0, count, width):
+        transpose(source, start + i, step, masks, target, i * width, width, width, width)
+
+
+@njit(cache=True)
+def _write_lines(reduced, out, prime, first):  # type: ignore[no-untyped-def]
+    """Residues [LINE, rows, W] of one line of points → out [T, rows, 2, N], a cache line at a time."""
+    points, rows, width = reduced.shape
+    masks, N = out.shape[0], out.shape[3]
+    if width == 1:
+        for r in range(rows):
+            for j in range(points):
+                out[0, r, prime, first + j] = reduced[j, r, 0]
+        return
+    source, target = reduced.reshape(reduced.size), out.reshape(out.size)
+    for r in range(rows):
+        for j in range(0, points, width):
+            place = (r * 2 + prime) * N + first + j
+            transpose(source, (j * rows + r) * width, rows * width, width, target, place, rows * 2 * N, masks, width)
+
+
 @njit(cache=True, parallel=True, nogil=True)
 def product(hint, leaves, out, k):  # type: ignore[no-untyped-def]
-    """Ĥ product on packed pairs: hint [2, N, rows, I/2], leaves [T, 2, N, I/2] → out [T, rows, 2, N]."""
-    points = hint.shape[1]
-    lines = points // LINE
+    """Ĥ product: hint [2, N, rows, I], rows ≥ ROWS, leaves [T, 2, N, I] → out [T, rows, 2, N]."""
+    lines = hint.shape[1] // LINE
     rows, masks = hint.shape[2], leaves.shape[0]
+    most = min(masks_at_once(), leaves.shape[3])
     for job in prange(2 * lines):
         prime, first = job // lines, job % lines * LINE
-        sums = np.empty((LINE, masks, rows), np.uint64)
-        tile = np.empty((masks, leaves.shape[3]), np.uint64)
-        for j in range(LINE):
-            for t in range(masks):
-                tile[t] = leaves[t, prime, first + j]
-            dots(hint[prime, first + j], tile, sums[j])
         p, pn, square = k.primes[prime], k.negatives[prime], k.squares[prime]
-        for t in range(masks):
-            for r in range(rows):
-                _reduce_sums(sums, t, r, out[t, r, prime, first : first + LINE], square, p, pn)
+        for start in range(0, masks, most):
+            part = min(most, masks - start)
+            width = 1 if part == 1 else 4 if part <= 4 else 8 if part <= 8 else 16
+            tile = np.empty((leaves.shape[3], width), np.uint32)
+            sums = np.empty((rows, width), np.uint64)
+            reduced = np.empty((LINE, rows, width), np.uint32)
+            for j in range(LINE):
+                _interleave(leaves[start : start + part], prime, first + j, tile)
+                dots(hint[prime, first + j], tile, sums)
+                _reduce_all(sums.ravel(), reduced[j].ravel(), square, p, pn)
+            _write_lines(reduced, out[start : start + part], prime, first)
 
 
 @njit(cache=True)
