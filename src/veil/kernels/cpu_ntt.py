@@ -10,6 +10,9 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from veil.kernels.cpu_butterfly import BACK, BACK_COLUMNS, FORWARD, FORWARD_COLUMNS, stages
+from veil.kernels.cpu_tile import transpose
+from veil.kernels.cpu_vector import lanes
 from veil.kernels.tables import NttTable, shoup
 
 U32 = NDArray[np.uint32]
@@ -34,127 +37,57 @@ def _twiddles(table: NttTable, first: U32, lanes: U32) -> U32:
 
 
 @njit(cache=True)
-def _forward_run(a, x, y, w, ws, p):  # type: ignore[no-untyped-def]
-    p2 = np.uint32(2) * p
-    for j in range(a.shape[1]):
-        u = a[x, j]
-        u = min(u, np.uint32(u - p2))
-        v = a[y, j]
-        q = np.uint32((np.uint64(v) * np.uint64(ws)) >> np.uint64(32))
-        t = np.uint32(np.uint32(v * w) - np.uint32(q * p))
-        a[x, j] = np.uint32(u + t)
-        a[y, j] = np.uint32(np.uint32(u - t) + p2)
-
-
-@njit(cache=True)
-def _forward_lanes(a, x, y, w, ws, p):  # type: ignore[no-untyped-def]
-    p2 = np.uint32(2) * p
-    for j in range(a.shape[1]):
-        u = a[x, j]
-        u = min(u, np.uint32(u - p2))
-        v = a[y, j]
-        q = np.uint32((np.uint64(v) * np.uint64(ws[j])) >> np.uint64(32))
-        t = np.uint32(np.uint32(v * w[j]) - np.uint32(q * p))
-        a[x, j] = np.uint32(u + t)
-        a[y, j] = np.uint32(np.uint32(u - t) + p2)
-
-
-@njit(cache=True)
-def _inverse_run(a, x, y, w, ws, p):  # type: ignore[no-untyped-def]
-    p2 = np.uint32(2) * p
-    for j in range(a.shape[1]):
-        u = a[x, j]
-        v = a[y, j]
-        total = np.uint32(u + v)
-        a[x, j] = min(total, np.uint32(total - p2))
-        d = np.uint32(np.uint32(u - v) + p2)
-        q = np.uint32((np.uint64(d) * np.uint64(ws)) >> np.uint64(32))
-        a[y, j] = np.uint32(np.uint32(d * w) - np.uint32(q * p))
-
-
-@njit(cache=True)
-def _inverse_lanes(a, x, y, w, ws, p):  # type: ignore[no-untyped-def]
-    p2 = np.uint32(2) * p
-    for j in range(a.shape[1]):
-        u = a[x, j]
-        v = a[y, j]
-        total = np.uint32(u + v)
-        a[x, j] = min(total, np.uint32(total - p2))
-        d = np.uint32(np.uint32(u - v) + p2)
-        q = np.uint32((np.uint64(d) * np.uint64(ws[j])) >> np.uint64(32))
-        a[y, j] = np.uint32(np.uint32(d * w[j]) - np.uint32(q * p))
-
-
-@njit(cache=True)
 def _transpose(a, b):  # type: ignore[no-untyped-def]
     side = a.shape[0]
-    for i0 in range(0, side, 8):
-        for j0 in range(0, side, 8):
-            for j in range(8):
-                for i in range(8):
-                    b[j0 + j, i0 + i] = a[i0 + i, j0 + j]
-
-
-@njit(cache=True)
-def _reduce(b, out, p):  # type: ignore[no-untyped-def]
-    p2 = np.uint32(2) * p
-    for r in range(b.shape[0]):
-        for j in range(b.shape[1]):
-            u = b[r, j]
-            u = min(u, np.uint32(u - p2))
-            out[r, j] = min(u, np.uint32(u - p))
-
-
-@njit(cache=True)
-def _scale(a, out, w, ws, p):  # type: ignore[no-untyped-def]
-    for r in range(a.shape[0]):
-        for j in range(a.shape[1]):
-            v = a[r, j]
-            q = np.uint32((np.uint64(v) * np.uint64(ws)) >> np.uint64(32))
-            t = np.uint32(np.uint32(v * w) - np.uint32(q * p))
-            out[r, j] = min(t, np.uint32(t - p))
+    width = lanes() if side >= 16 else 8
+    source, target = a.reshape(a.size), b.reshape(b.size)
+    for i in range(0, side, width):
+        for j in range(0, side, width):
+            transpose(source, i * side + j, side, width, target, j * side + i, side, width, width)
 
 
 @njit(cache=True)
 def forward(a, out, scratch, twiddles, p):  # type: ignore[no-untyped-def]
     """Transform ``a`` [R, R] (below 4p, destroyed) into ``out`` (below p); ``scratch`` has the same size."""
-    w, ws = twiddles[0], twiddles[1]
     side = a.shape[0]
-    groups, half = 1, side // 2
-    while half:
-        for g in range(groups):
-            for k in range(2 * half * g, 2 * half * g + half):
-                _forward_run(a, k, k + half, w[0, groups + g], ws[0, groups + g], p)
-        groups, half = 2 * groups, half // 2
-    _transpose(a, scratch)
-    groups, half = 1, side // 2
-    while half:
-        for g in range(groups):
-            for k in range(2 * half * g, 2 * half * g + half):
-                _forward_lanes(scratch, k, k + half, w[groups + g], ws[groups + g], p)
-        groups, half = 2 * groups, half // 2
-    _reduce(scratch, out, p)
+    if side == 64:
+        stages(64, FORWARD, a, a, twiddles, p)
+        _transpose(a, scratch)
+        stages(64, FORWARD_COLUMNS, scratch, out, twiddles, p)
+    elif side == 32:
+        stages(32, FORWARD, a, a, twiddles, p)
+        _transpose(a, scratch)
+        stages(32, FORWARD_COLUMNS, scratch, out, twiddles, p)
+    elif side == 16:
+        stages(16, FORWARD, a, a, twiddles, p)
+        _transpose(a, scratch)
+        stages(16, FORWARD_COLUMNS, scratch, out, twiddles, p)
+    else:
+        stages(8, FORWARD, a, a, twiddles, p)
+        _transpose(a, scratch)
+        stages(8, FORWARD_COLUMNS, scratch, out, twiddles, p)
 
 
 @njit(cache=True)
 def inverse(a, out, scratch, twiddles, p):  # type: ignore[no-untyped-def]
     """Inverse of `forward`: ``a`` (below 2p, destroyed) into ``out`` (below p)."""
-    w, ws = twiddles[0], twiddles[1]
     side = a.shape[0]
-    groups, half = side // 2, 1
-    while groups:
-        for g in range(groups):
-            for k in range(2 * half * g, 2 * half * g + half):
-                _inverse_lanes(a, k, k + half, w[groups + g], ws[groups + g], p)
-        groups, half = groups // 2, 2 * half
-    _transpose(a, scratch)
-    groups, half = side // 2, 1
-    while groups:
-        for g in range(groups):
-            for k in range(2 * half * g, 2 * half * g + half):
-                _inverse_run(scratch, k, k + half, w[0, groups + g], ws[0, groups + g], p)
-        groups, half = groups // 2, 2 * half
-    _scale(scratch, out, w[0, 0], ws[0, 0], p)
+    if side == 64:
+        stages(64, BACK_COLUMNS, a, a, twiddles, p)
+        _transpose(a, scratch)
+        stages(64, BACK, scratch, out, twiddles, p)
+    elif side == 32:
+        stages(32, BACK_COLUMNS, a, a, twiddles, p)
+        _transpose(a, scratch)
+        stages(32, BACK, scratch, out, twiddles, p)
+    elif side == 16:
+        stages(16, BACK_COLUMNS, a, a, twiddles, p)
+        _transpose(a, scratch)
+        stages(16, BACK, scratch, out, twiddles, p)
+    else:
+        stages(8, BACK_COLUMNS, a, a, twiddles, p)
+        _transpose(a, scratch)
+        stages(8, BACK, scratch, out, twiddles, p)
 
 
 @njit(cache=True, parallel=True, nogil=True)

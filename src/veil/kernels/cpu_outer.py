@@ -9,7 +9,8 @@ import numpy as np
 from numba import njit, prange
 
 from veil.kernels.cpu_ntt import forward, inverse
-from veil.kernels.cpu_tile import dots, masks_at_once, transpose
+from veil.kernels.cpu_tile import dots, transpose
+from veil.kernels.cpu_vector import lanes
 
 LINE = 16  # words of a cache line: transposed results are written a line at a time
 
@@ -171,7 +172,7 @@ def product(hint, leaves, out, k):  # type: ignore[no-untyped-def]
     """Ĥ product: hint [2, N, rows, I], rows ≥ ROWS, leaves [T, 2, N, I] → out [T, rows, 2, N]."""
     lines = hint.shape[1] // LINE
     rows, masks = hint.shape[2], leaves.shape[0]
-    most = min(masks_at_once(), leaves.shape[3])
+    most = min(lanes(), leaves.shape[3])
     for job in prange(2 * lines):
         prime, first = job // lines, job % lines * LINE
         p, pn, square = k.primes[prime], k.negatives[prime], k.squares[prime]
