@@ -259,6 +259,12 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen on an address that others reach without TLS or tokens.")
     ] = False,
+    rows_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="The port for rows, which saves gRPC's time; 0 for none.", show_default="port + 1"
+        ),
+    ] = None,
     max_sessions: Annotated[int, typer.Option(min=1, help="The most sessions at once.")] = 64,
     memory_gib: Annotated[float, typer.Option(min=0.01, help="Memory for the sessions' keys and masks.")] = 4.0,
     metrics_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Answer Prometheus on this port.")] = None,
@@ -276,6 +282,7 @@ def serve(
             offers=offer or [],
             host=host,
             port=port,
+            rows_port=rows_port,
             device=device.value,
             tls_cert=tls_cert,
             tls_key=tls_key,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from veil.client.connection import Address, Connection
 from veil.client.factory import ClientModel
 from veil.client.stats import Stats
-from veil.client.stream import RowStream
+from veil.client.stream import GrpcStream, LaneStream, RowStream
 from veil.errors import BundleError, CorruptMessage, ServerUnreachable, VeilError
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
@@ -40,7 +40,14 @@ class RemoteTransport:
         self._sequence = 0
         self._released: list[int] = []
         self._keys: dict[int, bytes] = {}
+        bits, groups = model.params.spec.input_bits, range(len(model.manifest.groups))
+        self._row_sizes = [
+            (packed_bytes(width, bits), methods.rows_in_message(model.params, model.manifest, group))
+            for group, width in zip(groups, model.manifest.widths, strict=True)
+        ]
         self._met = False
+        self._lane_port = 0
+        self._largest_reply = methods.largest_message([(model.params, model.manifest)])
         self.mask_ttl_s = float("inf")
         self.most_masks = 0
 
@@ -52,6 +59,7 @@ class RemoteTransport:
         self._keys.clear()
         self._released = []
         self.mask_ttl_s, self.most_masks = float(reply.mask_ttl_s), reply.most_masks
+        self._lane_port = reply.rows_port if reply.rows_port < 65536 else 0
         return str(reply.session)
 
     def load_epoch(self, session: str, epoch: int, keys: bytes) -> None:
@@ -78,7 +86,7 @@ class RemoteTransport:
             while True:
                 try:
                     if self._stream is None:
-                        self._stream = RowStream(self._online, self._patience.reply_s)
+                        self._stream = self._open_stream(session)
                     return b"".join(self._stream.exchange(requests, sequences))
                 except (ServerUnreachable, CorruptMessage):
                     self._drop_stream()
@@ -106,6 +114,18 @@ class RemoteTransport:
             self._online.close()
             self._ahead.close()
 
+    def _open_stream(self, session: str) -> RowStream:
+        """The row lane where it can be reached, else gRPC; a lane that failed is not tried again in this session."""
+        if self._lane_port:
+            port, self._lane_port = self._lane_port, 0
+            try:
+                lane = LaneStream(self._online, session, port, self._patience, self._largest_reply)
+                self._lane_port = port
+                return lane
+            except (OSError, ServerUnreachable, CorruptMessage):
+                pass
+        return GrpcStream(self._online, self._patience.reply_s)
+
     def _open(self) -> pb.OpenReply:
         request = pb.OpenRequest(protocol=methods.PROTOCOL, bundle=self._choose(), fingerprint=self._fingerprint)
         return self._ahead.unary("Open", request, pb.OpenReply, self._patience.connect_s)
@@ -126,9 +146,7 @@ class RemoteTransport:
         )
 
     def _requests(self, session: str, group: int, masks: Sequence[int], data: bytes) -> tuple[list[int], list[bytes]]:
-        params, manifest = self._model.params, self._model.manifest
-        row_bytes = packed_bytes(manifest.groups[group].width, params.spec.input_bits)
-        step = methods.rows_in_message(params, manifest, group)
+        row_bytes, step = self._row_sizes[group]
         sequences, requests = [], []
         for first in range(0, max(1, len(masks)), step):
             last = min(len(masks), first + step)
