@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -249,9 +248,7 @@ def compare(record: Record) -> None:
     """The overhead of the network on a token whose mask is ready."""
     found = {row.name: row.value for row in record.rows}
     overhead = found["remote, a token, pool warm"] / found["in process, a token, masks ready"] - 1
-    record.add(
-        Measurement(name="remote online overhead, pool warm", value=100 * overhead, unit="%", target="≤ 15")
-    )
+    record.add(Measurement(name="remote online overhead, pool warm", value=100 * overhead, unit="%", target="≤ 15"))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from veil.wire.envelope import seal
 from veil.wire.messages import MaskUpload
 from veil.wire.patience import Patience
 
+_LANE_TRIES = 2
+"""Tries of one exchange on the row lane before the others go over gRPC."""
+
 
 class RemoteTransport:
     """A `veil.wire.transport.Transport` to the bundle on a server that is the other half of ``model``'s.
@@ -46,7 +49,7 @@ class RemoteTransport:
             for group, width in zip(groups, model.manifest.widths, strict=True)
         ]
         self._met = False
-        self._lane_port = 0
+        self._lane: tuple[int, str] | None = None
         self._largest_reply = methods.largest_message([(model.params, model.manifest)])
         self.mask_ttl_s = float("inf")
         self.most_masks = 0
@@ -59,7 +62,7 @@ class RemoteTransport:
         self._keys.clear()
         self._released = []
         self.mask_ttl_s, self.most_masks = float(reply.mask_ttl_s), reply.most_masks
-        self._lane_port = reply.rows_port if reply.rows_port < 65536 else 0
+        self._lane = (reply.rows_port, reply.rows_ticket) if 0 < reply.rows_port < 65536 else None
         return str(reply.session)
 
     def load_epoch(self, session: str, epoch: int, keys: bytes) -> None:
@@ -86,7 +89,7 @@ class RemoteTransport:
             while True:
                 try:
                     if self._stream is None:
-                        self._stream = self._open_stream(session)
+                        self._stream = self._open_stream(session, tries.count)
                     return b"".join(self._stream.exchange(requests, sequences))
                 except (ServerUnreachable, CorruptMessage):
                     self._drop_stream()
@@ -114,14 +117,15 @@ class RemoteTransport:
             self._online.close()
             self._ahead.close()
 
-    def _open_stream(self, session: str) -> RowStream:
-        """The row lane where it can be reached, else gRPC; a lane that failed is not tried again in this session."""
-        if self._lane_port:
-            port, self._lane_port = self._lane_port, 0
+    def _open_stream(self, session: str, tried: int) -> RowStream:
+        """The row lane where it works, else gRPC; a lane that cannot be reached is not tried again in this session."""
+        lane = self._lane
+        if lane is not None and tried <= _LANE_TRIES:
+            self._lane = None
             try:
-                lane = LaneStream(self._online, session, port, self._patience, self._largest_reply)
-                self._lane_port = port
-                return lane
+                stream = LaneStream(self._online, session, lane, self._patience, self._largest_reply)
+                self._lane = lane
+                return stream
             except (OSError, ServerUnreachable, CorruptMessage):
                 pass
         return GrpcStream(self._online, self._patience.reply_s)

@@ -82,13 +82,13 @@ class GrpcStream:
 class LaneStream:
     """The server's row lane: a plain connection that the calling thread reads and writes itself."""
 
-    def __init__(self, connection: Connection, session: str, port: int, patience: Patience, limit: int) -> None:
+    def __init__(self, connection: Connection, session: str, lane: tuple[int, str], patience: Patience, limit: int) -> None:
+        port, ticket = lane
         self._connection = connection
         self._reply_s = patience.reply_s
         self._frames = Frames(connection.address.socket(port, min(patience.connect_s, _REACH_S)), limit)
         try:
-            token = connection.address.token or ""
-            hello = pb.LaneHello(protocol=methods.PROTOCOL, session=session, token=token)
+            hello = pb.LaneHello(protocol=methods.PROTOCOL, session=session, ticket=ticket)
             self.exchange([seal(hello)], [0])
         except BaseException:
             self._frames.close()

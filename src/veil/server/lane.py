@@ -7,6 +7,7 @@ small model is a hundred messages. The lane carries the same sealed messages und
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import ssl
 import threading
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from veil.errors import IncompatibleServer, VeilError
+from veil.server.calls import IDLE_S
 from veil.server.logs import event
 from veil.server.rows import RowStream
 from veil.wire import failures, methods
@@ -22,25 +24,44 @@ from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
 from veil.wire.frames import Frames
 
-_HELLO_S = 10.0
+_LOG = logging.getLogger("veil.server")
 _HELLO_BYTES = 4096
+_HELLO_S = 10.0
+
+
+class _Connection:
+    """One accepted connection: what ends it, when it was last heard of, and whether it has shown a ticket."""
+
+    def __init__(self, plain: socket.socket) -> None:
+        self.socket = plain
+        self.heard = time.monotonic()
+        self.known = False
+        self.busy = False
+
+    def end(self) -> None:
+        """End it, from any thread; see `Frames.end`."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
 
 class RowLane:
-    """Listens on a port of its own. ``stream(token, cancel)`` makes the stream of a connection or refuses its token."""
+    """Listens on a port of its own. ``stream(session, ticket, cancel)`` makes the stream of a connection or refuses it.
+
+    ``most`` connections may be open, half of them without having shown a ticket yet; ``ended(result)`` counts them.
+    """
 
     def __init__(
         self,
         address: tuple[str, int],
         tls: tuple[Path, Path] | None,
-        stream: Callable[[str, Callable[[], object]], RowStream],
+        stream: Callable[[str, str, Callable[[], object]], RowStream],
+        ended: Callable[[str], None],
         *,
         message_bytes: int,
         most: int,
-        silent_s: float,
     ) -> None:
-        self._stream = stream
-        self._message_bytes, self._most, self._silent_s = message_bytes, most, silent_s
+        self._stream, self._ended = stream, ended
+        self._message_bytes, self._most = message_bytes, most
         self._tls: ssl.SSLContext | None = None
         if tls is not None:
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -51,7 +72,7 @@ class RowLane:
         self._listener = socket.create_server((host, address[1]), family=family)
         self.port = int(self._listener.getsockname()[1])
         self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
+        self._open: set[_Connection] = set()
         self._stopping = False
         self._accepting = threading.Thread(target=self._accept, name="veil-lane", daemon=True)
 
@@ -64,72 +85,91 @@ class RowLane:
         """Begin to accept connections."""
         self._accepting.start()
 
+    def cut_silent(self, silent_s: float) -> None:
+        """End connections that sent no whole message for so long, or no hello within its time."""
+        self._cut(lambda one, silent: silent > (silent_s if one.known else min(_HELLO_S, silent_s)))
+
     def stop(self, grace_s: float) -> None:
-        """Accept no more, let open connections end by themselves for ``grace_s``, then end them."""
+        """Accept no more, let what is under way end by itself for ``grace_s``, then end it."""
         self._stopping = True
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         end = time.monotonic() + grace_s
         while self._open and time.monotonic() < end:
+            self._cut(lambda one, silent: not one.busy and silent > IDLE_S)
             time.sleep(0.02)
+        self._cut(lambda one, silent: True)
+
+    def _cut(self, which: Callable[[_Connection, float], bool]) -> None:
+        now = time.monotonic()
         with self._lock:
-            left = list(self._open)
-        for connection in left:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            chosen = [one for one in self._open if which(one, now - one.heard)]
+        for connection in chosen:
+            connection.end()
 
     def _accept(self) -> None:
         while not self._stopping:
             try:
-                connection, _ = self._listener.accept()
+                accepted, _ = self._listener.accept()
             except OSError:
                 time.sleep(0.01)
                 continue
+            connection = _Connection(accepted)
             with self._lock:
-                full = len(self._open) >= self._most
+                unknown = sum(1 for one in self._open if not one.known)
+                full = len(self._open) >= self._most or unknown >= max(1, self._most // 2)
                 if not full:
                     self._open.add(connection)
             if full:
-                connection.close()
+                self._ended("quota")
+                accepted.close()
             else:
                 threading.Thread(target=self._serve, args=(connection,), name="veil-row", daemon=True).start()
 
-    def _serve(self, connection: socket.socket) -> None:
-        secured = connection
+    def _serve(self, connection: _Connection) -> None:
+        result = "broken"
         try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.settimeout(_HELLO_S)
+            connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.socket.settimeout(_HELLO_S)
             if self._tls is not None:
-                secured = self._tls.wrap_socket(connection, server_side=True)
-                with self._lock:
-                    self._open.discard(connection)
-                    self._open.add(secured)
-            self._answer(Frames(secured, _HELLO_BYTES))
+                connection.socket = self._tls.wrap_socket(connection.socket, server_side=True)
+            result = self._answer(connection, Frames(connection.socket, _HELLO_BYTES))
         except OSError:
             pass
+        except Exception:
+            _LOG.exception("a row stream failed")
+            result = "internal"
         finally:
             with self._lock:
-                self._open -= {connection, secured}
-            secured.close()
+                self._open.discard(connection)
+            connection.end()
+            connection.socket.close()
+            self._ended(result)
 
-    def _answer(self, frames: Frames) -> None:
+    def _answer(self, connection: _Connection, frames: Frames) -> str:
+        """Serve one connection to its end; the result for the metrics."""
         stream: RowStream | None = None
         try:
             hello = unseal(frames.receive(), pb.LaneHello)
             if hello.protocol != methods.PROTOCOL:
                 raise IncompatibleServer(f"the server speaks protocol {methods.PROTOCOL}")
-            stream = self._stream(hello.token, frames.end)
-            stream.adopt(hello.session)
+            stream = self._stream(hello.session, hello.ticket, connection.end)
+            connection.known, connection.heard = True, time.monotonic()
             frames.send(seal(pb.EvaluateReply()))
-            frames.connection.settimeout(self._silent_s)
+            frames.connection.settimeout(None)
             frames.limit = self._message_bytes
             while (data := frames.receive()) is not None:
-                frames.send(stream.answer(data))
+                connection.busy = True
+                reply = stream.answer(data)
+                connection.busy, connection.heard = False, time.monotonic()
+                frames.send(reply)
+            return "ok"
         except VeilError as error:
             _, name = failures.status_of(error)
-            event("refused", method="lane", error=name)
+            event("refused", method="Rows", error=name)
             frames.send(seal(pb.EvaluateReply(error=name, details=str(error))))
+            return name
         finally:
             if stream is not None:
                 stream.end()

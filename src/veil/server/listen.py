@@ -155,7 +155,8 @@ class Server:
         ended = self._grpc.stop(grace_s)
         if self._lane is not None:
             self._lane.stop(grace_s)
-        ended.wait()
+        while not ended.wait(0.1):
+            self.service.calls.cancel_idle()
         self._worker.stop()
         self._ended.set()
         self._pool.shutdown(wait=True)
@@ -185,9 +186,9 @@ class Server:
                 (config.host, config.rows_port),
                 config.tls,
                 self.service.lane_stream,
+                partial(self.metrics.ended, "Rows"),
                 message_bytes=message_bytes,
                 most=most,
-                silent_s=config.silent_s,
             )
         except OSError as error:
             self._worker.stop()
@@ -210,3 +211,5 @@ class Server:
         while not self._ended.wait(self.config.sweep_s):
             self.store.expire()
             self.service.calls.cancel_silent(self.config.silent_s)
+            if self._lane is not None:
+                self._lane.cut_silent(self.config.silent_s)

@@ -99,6 +99,7 @@ class Service:
             most_masks=_whole(limits.max_masks_per_session),
             message_bytes=self._shared.message_bytes,
             rows_port=self.rows_port,
+            rows_ticket=session.ticket if self.rows_port else "",
         )
 
     def close(self, request: Any, owner: str) -> Message:
@@ -160,9 +161,11 @@ class Service:
         """A new stream of rows of an owner."""
         return RowStream(self._shared.store, self._shared.turns, self._shared.metrics, owner, cancel)
 
-    def lane_stream(self, token: str, cancel: Callable[[], object]) -> RowStream:
-        """A new stream of rows on the row lane; `AccessDenied` for a wrong token."""
-        return self.stream("" if self._shared.tokens is None else self._shared.tokens.owner(token), cancel)
+    def lane_stream(self, session: str, ticket: str, cancel: Callable[[], object]) -> RowStream:
+        """A stream of rows on the row lane for a session that ``ticket`` belongs to; `UnknownSession` for another."""
+        stream = self.stream(self._shared.store.admit(session, ticket).owner, cancel)
+        stream.adopt(session)
+        return stream
 
     def fetch(self, request: Any, owner: str) -> Iterator[bytes]:
         """The bytes of one offered file."""

@@ -8,7 +8,7 @@ import socket
 from veil.errors import CorruptMessage
 
 LENGTH_BYTES = 4
-_BUFFER = 1 << 17
+_BUFFER = 32 << 10
 
 
 class Frames:
@@ -41,9 +41,12 @@ class Frames:
         return data
 
     def end(self) -> None:
-        """End the connection, from any thread; one that reads from it comes back."""
+        """End the connection, from any thread; one that reads from it comes back.
+
+        Not by ``SSLSocket.shutdown``, after which a thread that writes at this moment would go on in clear.
+        """
         with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(self.connection, socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End the connection and free it; for the thread that uses it."""
