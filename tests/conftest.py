@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -269,8 +269,8 @@ def _recorded(method: str, original: Callable[..., Any], seen: list[Call]) -> Ca
     return wrapper
 
 
-@pytest.fixture
-def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[None]:
     """Two repairs of Triton 3.6's interpreter: a scalar as a loop's bound with NumPy 2.4, and the speed of nested calls.
 
     A call of a device function patches triton.language anew each time, which the launch has done already.
@@ -280,6 +280,7 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     from veil.kernels import cuda
 
     if not cuda.interpreted():
+        yield
         return
 
     patch_tensor, nested = interpreter._patch_lang_tensor, interpreter.InterpretedFunction.__call__
@@ -292,5 +293,7 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
         ours = self.fn.__module__.startswith("veil.")
         return self.rewrite()(*args, **kwargs) if ours else nested(self, *args, **kwargs)
 
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch)
-    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(interpreter, "_patch_lang_tensor", patch)
+        patches.setattr(interpreter.InterpretedFunction, "__call__", call)
+        yield

@@ -72,6 +72,9 @@ class ClientSession:
             except UnknownSession:
                 self._factory.reopen(session)
 
+    def end_forward(self) -> None:
+        """Tell the session that a forward pass ended."""
+
     def reserve(self, body: int = 0, full: int = 0) -> None:
         """Have at least ``body`` masks without the head and ``full`` masks with it ready; returns when they are."""
         body = max(0, body - self._pool.unused(full=False)) if "body" in self.model.manifest.segments else 0

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from veil.crypto import public
-from veil.crypto.hint import SHARE_BITS, HintRows, MaskHalf, Progress, hint_bytes, prepare_keys
+from veil.crypto.hint import SHARE_BITS, HintRows, MaskHalf, PreparedKeys, Progress, hint_bytes, prepare_keys
 from veil.errors import DeviceUnavailable
 from veil.kernels import cuda
 from veil.kernels.ring import Ring, ring_of
@@ -80,9 +80,14 @@ class DeviceHint:
         places = {id(keys): place for place, keys in enumerate(epochs)}
         sets = cuda.asarray(np.array([mask.index for mask in masks], dtype=np.int32))
         which = cuda.asarray(np.array([places[id(mask.keys)] for mask in masks], dtype=np.int32))
+        return self.shares(cuda.asarray(np.stack([mask.half for mask in masks])), sets, which, epochs, segments)
+
+    def shares(
+        self, halves: Tensor, sets: Tensor, which: Tensor, epochs: Sequence[PreparedKeys], segments: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """`prepare` for halves [T, 2, N] on the device, of public sets ``sets`` [T], with keys ``epochs[which[t]]``."""
         expansion = torch.stack([keys.expansion for keys in epochs])
         combination = torch.stack([keys.combination for keys in epochs])
-        halves = cuda.asarray(np.stack([mask.half for mask in masks]))
         leaves = cuda.expand_b(halves, self._digits, expansion, self._ring, sets, which)
         shares = {}
         for name in segments:

@@ -60,19 +60,31 @@ def to_numpy(values: Tensor) -> NDArray[Any]:
     return np.array(values.cpu().numpy())
 
 
-def capture(step: Callable[[], None]) -> Callable[[], None]:
-    """Record the launches of ``step`` (fixed shapes, fixed buffers) as one CUDA graph; the result replays it."""
+def capture(step: Callable[[], None], pool: Any = None, *, warm: bool = True) -> Callable[[], None]:
+    """Record the launches of ``step`` (fixed shapes, fixed buffers) as one CUDA graph; the result replays it.
+
+    The step runs once before, unless all that it launches is known to be ``warm`` (False). Graphs of one ``pool``
+    (`graph_pool`) share the memory of what they make on the way, so the results of one are gone when another is replayed.
+    """
     if interpreted():
+        if warm:
+            step()
         return step
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
+    if warm:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         step()
     return graph.replay
+
+
+def graph_pool() -> Any:
+    """A pool of memory for `capture`."""
+    return None if interpreted() else torch.cuda.graph_pool_handle()
 
 
 def _k(ring: Ring, like: Tensor) -> Constants:
@@ -382,12 +394,17 @@ def answer(data: Tensor, weights: Tensor, h: Tensor, input_bits: int, result_bit
 
 
 def secret_products(public: Tensor, secret: Tensor, tables: tuple[NttTable, ...], ring: Ring) -> Tensor:
-    """See `reference.secret_products`; ``tables`` is the ring's outer or inner tables."""
+    """See `reference.secret_products`; ``tables`` is the ring's outer or inner tables.
+
+    Also takes T secrets at once: [T, 2, degree] → [T, C, degree].
+    """
+    if secret.ndim == 2:
+        return secret_products(public, secret[None], tables, ring)[0]
     k, degree = _k(ring, public), tables[0].degree
-    out = _empty((len(public), degree), public)
+    out = _empty((len(secret), len(public), degree), public)
     inner = tables is ring.inner_tables
-    if len(public):
-        cuda_hint.secret_product[(len(public),)](
+    if out.numel():
+        cuda_hint.secret_product[(len(public), len(secret))](
             public.contiguous(), secret.contiguous(), out, k.inner_twiddles if inner else k.twiddles, k.words,
             _log(degree), inner, num_warps=warps(degree),
         )  # fmt: skip
@@ -454,11 +471,11 @@ def dequantize(values: Tensor, tau: Tensor, scale: Tensor, bias: Tensor) -> Tens
     return out
 
 
-def encrypt_scaled(x: Tensor, target: float, masks: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """`scales` and `encrypt` in one launch, for ``bits`` of whole bytes: packed rows, τ [T]."""
+def encrypt_scaled(x: Tensor, target: float, masks: Tensor, bits: int, tau: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`scales` and `encrypt` in one launch, for ``bits`` of whole bytes: packed rows, τ [T] (in ``tau`` if it is given)."""
     rows, width = x.shape
     out = _empty((rows, packed_bytes(width, bits)), x, torch.uint8)
-    tau = _empty((rows,), x, torch.float64)
+    tau = _empty((rows,), x, torch.float64) if tau is None else tau
     if rows:
         block = min(4096, max(32, 1 << (width - 1).bit_length()))
         cuda_online.encrypt_scaled[(rows,)](

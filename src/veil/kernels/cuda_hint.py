@@ -97,10 +97,12 @@ def fold_columns(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def secret_product(public, secret, out, twiddles, words, LOG: tl.constexpr, INNER: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Public points [C, 2, 2^LOG] times secret points [2, 2^LOG] → exact integers modulo 2^32 [C, 2^LOG]."""
+    """Public points [C, 2, 2^LOG] times secrets [T, 2, 2^LOG] → exact integers modulo 2^32 [T, C, 2^LOG]; grid (C, T)."""
     size: tl.constexpr = 1 << LOG
     e = tl.arange(0, size)
-    c = tl.program_id(0).to(tl.int64)
+    c, t = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    secret += 2 * t * size
+    out += t * tl.num_programs(0) * size
     p1, p2 = tl.load(words + PRIME), tl.load(words + COLUMNS + PRIME)
     pn1, pn2 = tl.load(words + NEGATIVE), tl.load(words + COLUMNS + NEGATIVE)
     x1 = _residue(public + 2 * c * size, secret, words, twiddles, p1, pn1, e, LOG, INNER)

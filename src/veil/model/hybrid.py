@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,19 +16,23 @@ from torch import nn
 from veil.client.session import Ahead, ClientModel, ClientSession, Ready
 from veil.client.stats import Stats
 from veil.crypto.hint import hint_bytes
-from veil.errors import NotCompiled
+from veil.errors import DeviceUnavailable, NotCompiled
 from veil.kernels.backend import kernels_for
 from veil.kernels.warm import warm_up
 from veil.model.compiled import Compiled, compile_layers
-from veil.model.experts import EXPERT_LEAKS, ExpertLeak
-from veil.model.layers import RemoteLayer
-from veil.model.modules import find_modules, replace_modules
+from veil.model.layers import RemoteLayer, find_modules, replace_modules
 from veil.model.residual import ResidualStream
 from veil.model.router import Router, clear_service, simulated_service
 from veil.params import Params
 from veil.random import SecretRng
 from veil.server.engine import Engine, ServerModel
 from veil.wire.patience import Patience
+
+if TYPE_CHECKING:
+    from veil.client.device_session import DeviceSession
+    from veil.model.card import Card
+    from veil.model.device_router import DeviceRouter
+    from veil.model.token_graph import TokenGraph
 
 MODES = ("torch", "disable", "simulate", "execute", "remote")
 Progress = Callable[[str, int, int], None]
@@ -38,24 +42,18 @@ class HybridFHEModel:
     """A torch model with remote layers, under the names that Concrete ML's users know.
 
     ``model`` is changed in place: each module of ``module_names`` (one name or several, of nn.Linear, transformers'
-    Conv1D, nn.Embedding or a mixture's experts) is replaced by a `RemoteLayer`. Then ``compile_model``, ``set_fhe_mode``
-    and use ``model``. ``expert_leak="reveal"`` evaluates only the experts that a row is routed to, and so shows the server
-    which they are; ``"none"`` evaluates all. Raises `TypeError` for a model that is not an ``nn.Module``, `ValueError` for
-    a name that does not fit.
+    Conv1D or nn.Embedding) is replaced by a `RemoteLayer`. Then ``compile_model``, ``set_fhe_mode`` and use ``model``.
+    Raises `TypeError` for a model that is not an ``nn.Module``, `ValueError` for a name that does not fit.
 
     ``ahead``, set before the first ``execute``, has masks made in the background in that mode too. ``checkpoint`` is
     called before every evaluation of a remote layer; what it raises ends the forward pass.
     """
 
-    def __init__(
-        self, model: nn.Module, module_names: str | list[str] | tuple[str, ...], *, expert_leak: ExpertLeak = "none"
-    ) -> None:
+    def __init__(self, model: nn.Module, module_names: str | list[str] | tuple[str, ...]) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
         names = [module_names] if isinstance(module_names, str) else list(module_names)
-        if expert_leak not in EXPERT_LEAKS:
-            raise ValueError(f"expert_leak is {expert_leak!r}, expected one of {', '.join(EXPERT_LEAKS)}")
-        self._attach(model, replace_modules(model, find_modules(model, names, expert_leak), expert_leak))
+        self._attach(model, replace_modules(model, find_modules(model, names)))
 
     def _attach(self, model: nn.Module, layers: dict[str, RemoteLayer]) -> None:
         self.model = model
@@ -66,13 +64,18 @@ class HybridFHEModel:
         self._compiled: Compiled | None = None
         self._engine: Engine | None = None
         self._tables: dict[str, Any] = {}
-        self._session: ClientSession | None = None
+        self._session: ClientSession | DeviceSession | None = None
         self._remote: ClientSession | None = None
-        self._router: Router | None = None
+        self._router: Router | DeviceRouter | None = None
+        self._card: Card | None = None
+        self._graph: TokenGraph | None = None
         self._mode = "torch"
         self._progress: Progress | None = None
         self.ahead: Ahead | None = None
         self.checkpoint: Callable[[], None] | None = None
+        generation = getattr(model, "generation_config", None)
+        if generation is not None:
+            generation.disable_compile = True  # torch.compile cannot look into a remote layer
         self._model_forward = model.forward
         model.forward = _like(model.forward, self._forward)
 
@@ -116,10 +119,34 @@ class HybridFHEModel:
 
     def _adopt(self, compiled: Compiled, kernels: Any) -> None:
         self._server_kernels = kernels
+        self._compiled = compiled
+        self._choose_client()
+
+    def _choose_client(self) -> None:
+        """Put the client's half where the model is: on the card beside the server's half, or on this processor."""
+        compiled, kernels = self._need_compiled(), self._server_kernels
+        on_card = kernels.name == "cuda" and self._remote is None and _is_on_card(self.model)
+        if self._router is not None and on_card == (self._card is not None):
+            return
+        if self._session is not None:
+            self._session.close()
+            self._session = self._graph = None
+        if on_card:
+            if any(group.fold is not None for group in compiled.manifest.groups):
+                raise DeviceUnavailable(
+                    "folded norms spare trips to a server elsewhere and have no kernels on a card; "
+                    "compile without them, or leave the model on the CPU"
+                )
+            from veil.model.card import Card
+
+            self._card = Card(compiled)
+            self._router = self._card.router
+            self.stats.kernels = "client cuda, server cuda"
+            return
+        self._card = None
         self._kernels = kernels_for("cpu") if kernels.name == "cuda" else kernels
         if self._kernels.name == "cpu":
             warm_up(self._progress)
-        self._compiled = compiled
         stream = ResidualStream(self.model, compiled.manifest)
         self._router = Router(compiled.params, compiled.manifest, compiled.constants, self._kernels, stream)
         self.stats.kernels = kernels.name if self._kernels is kernels else f"client cpu, server {kernels.name}"
@@ -194,7 +221,7 @@ class HybridFHEModel:
         for session in (self._session, self._remote):
             if session is not None:
                 session.close()
-        self._session = self._remote = None
+        self._session = self._remote = self._graph = None
         if self._mode in ("execute", "remote"):
             self.set_fhe_mode("torch")
 
@@ -209,7 +236,8 @@ class HybridFHEModel:
         """Choose how remote layers run.
 
         ``torch``: the float layers. ``disable``: the integer layers in clear. ``simulate``: those plus predicted noise.
-        ``execute``: real encryption, client and server as two objects of this process. ``remote``: the server that
+        ``execute``: real encryption, client and server as two objects of this process; with the CUDA kernels the client's
+        half is where the model is, on the card (``model.to("cuda")``) or on this processor. ``remote``: the server that
         `connect` reached. ``execute`` builds the server's hint at its first use, and makes a session with fresh keys.
         """
         if mode not in MODES:
@@ -218,12 +246,14 @@ class HybridFHEModel:
             self._select(mode, None)
             return
         compiled = self._need_compiled()
-        router = self._router
-        assert router is not None
+        self._choose_client()
+        router: Any = self._router
         if mode in ("disable", "simulate"):
             if compiled.weights is None:
                 raise NotCompiled(f"mode {mode!r} needs the weights, and only the client half of the bundle is here")
-            if mode == "disable":
+            if self._card is not None:
+                router.service = self._card.clear(simulate=mode == "simulate")
+            elif mode == "disable":
                 router.service = clear_service(compiled.weights, self._kernels)
             else:
                 rng = np.random.default_rng()
@@ -323,17 +353,21 @@ class HybridFHEModel:
             self._tables = self._tables or tables
         return self._engine
 
-    def _open_session(self) -> ClientSession:
+    def _open_session(self) -> ClientSession | DeviceSession:
         engine = self._need_engine()
         compiled = self._need_compiled()
+        if self._card is not None:
+            session = self._card.open(engine, self._tables, self.stats)
+            self._graph = self._card.graph(self._model_forward, session)
+            return session
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, self._tables)
         return ClientSession(model, engine, self._kernels, SecretRng(), self.stats, ahead=self.ahead)
 
-    def _active(self) -> ClientSession | None:
+    def _active(self) -> ClientSession | DeviceSession | None:
         """The session of the mode in force."""
         return self._remote if self._mode == "remote" else self._session if self._mode == "execute" else None
 
-    def _select(self, mode: str, router: Router | None) -> None:
+    def _select(self, mode: str, router: Any) -> None:
         self._mode = mode
         if self._router is not None and self._router.stream is not None:
             self._router.stream.active = router is not None
@@ -349,12 +383,23 @@ class HybridFHEModel:
         if session is not None:
             session.begin_forward()
         start, before = time.perf_counter(), dict(self.stats.seconds)
-        with _one_torch_thread(), torch.no_grad():
-            result = self._model_forward(*args, **kwargs)
+        if self._card is not None and self.checkpoint is not None:
+            self.checkpoint()
+        result = self._graph(kwargs) if self._graph is not None and self._mode == "execute" and not args else None
+        if result is None:
+            with nullcontext() if self._card is not None else _one_torch_thread(), torch.no_grad():
+                result = self._model_forward(*args, **kwargs)
+        if session is not None:
+            session.end_forward()
         elapsed, seconds = time.perf_counter() - start, self.stats.seconds
         elsewhere = sum(seconds[name] - before[name] for name in ("wait", "online_server"))
         seconds["client"] += elapsed - elsewhere
         return result
+
+
+def _is_on_card(model: nn.Module) -> bool:
+    first = next(model.parameters(), None)
+    return first is not None and first.is_cuda
 
 
 def _like(forward: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -199,7 +199,7 @@ class Router:
         return values, shown
 
 
-def _same(pending: _Pending, source: torch.Tensor) -> bool:
+def _same(pending: Any, source: torch.Tensor) -> bool:
     """Whether the tensor is the one that was evaluated, and still has the values that it had."""
     if pending.source is not source:
         return False

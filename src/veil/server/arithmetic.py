@@ -55,7 +55,7 @@ class DeviceArithmetic:
         from veil.kernels import cuda
 
         self._cuda = cuda
-        self._weights = [cuda.asarray(matrix) for matrix in weights]
+        self.weights = [cuda.asarray(matrix) for matrix in weights]
 
     def own(self, share: Any) -> Any:
         """See `Arithmetic`."""
@@ -65,7 +65,7 @@ class DeviceArithmetic:
         """See `Arithmetic`."""
         import torch
 
-        weights = self._weights[group]
+        weights = self.weights[group]
         if not shares:
             return np.empty((0, self._cuda.packed_bytes(len(weights), result_bits)), dtype=np.uint8)
         h = shares[0][None] if len(shares) == 1 else torch.stack(list(shares))
