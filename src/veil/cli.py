@@ -38,6 +38,20 @@ class FoldNorms(str, Enum):
     off = "off"
 
 
+class Task(str, Enum):
+    """What a model is loaded for."""
+
+    auto = "auto"
+    embed = "embed"
+
+
+class ExpertLeak(str, Enum):
+    """What a mixture of experts tells the server of its routing."""
+
+    none = "none"
+    reveal = "reveal"
+
+
 app = typer.Typer(
     name="veil",
     no_args_is_help=True,
@@ -196,6 +210,16 @@ def compile_(
             "allows, `on` fails with a reason if something cannot be folded."
         ),
     ] = FoldNorms.auto,
+    task: Annotated[
+        Task, typer.Option(help="`auto` takes the class that the checkpoint names, `embed` the model without a head.")
+    ] = Task.auto,
+    expert_leak: Annotated[
+        ExpertLeak,
+        typer.Option(
+            help="For mixtures of experts: `none` evaluates every expert for every row; `reveal` only the routed ones, "
+            "which shows the server which they are."
+        ),
+    ] = ExpertLeak.none,
     as_json: Annotated[bool, typer.Option("--json", help=_JSON_HELP)] = False,
 ) -> None:
     """Split a model into a bundle: `OUT/client` for you, `OUT/server` for the machine that computes.
@@ -204,7 +228,16 @@ def compile_(
     """
     from veil.commands.compile import run
 
-    run(model, out, bits=bits, modules=modules, fold_norms=fold_norms.value, as_json=as_json)
+    run(
+        model,
+        out,
+        bits=bits,
+        modules=modules,
+        fold_norms=fold_norms.value,
+        task=task.value,
+        expert_leak=expert_leak.value,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -226,6 +259,12 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen on an address that others reach without TLS or tokens.")
     ] = False,
+    rows_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="The port for rows, which saves gRPC's time; 0 for none.", show_default="port + 1"
+        ),
+    ] = None,
     max_sessions: Annotated[int, typer.Option(min=1, help="The most sessions at once.")] = 64,
     memory_gib: Annotated[float, typer.Option(min=0.01, help="Memory for the sessions' keys and masks.")] = 4.0,
     metrics_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Answer Prometheus on this port.")] = None,
@@ -243,6 +282,7 @@ def serve(
             offers=offer or [],
             host=host,
             port=port,
+            rows_port=rows_port,
             device=device.value,
             tls_cert=tls_cert,
             tls_key=tls_key,

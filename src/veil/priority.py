@@ -1,4 +1,4 @@
-"""Giving way: background threads that leave the processor to whoever waits for an answer."""
+"""Giving way: background work that leaves the processor to whoever waits for an answer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import contextlib
 import os
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+R = TypeVar("R")
 
 _NICENESS = 10
 
@@ -19,3 +24,26 @@ def lower_thread_priority() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
+def in_thread_of_its_own(work: Callable[[], R], *, background: bool = False) -> R:
+    """Do some work in a thread that ends with it, of low priority if ``background``; its result, or its exception.
+
+    A thread that has run parallel kernels keeps their helper threads until it ends, and GNU OpenMP stops its helpers
+    from waiting actively while there are more of them than cores: every online product would pay for waking one
+    (0.30 ms instead of 0.14 ms a call, measured on 2 cores). So kernels of long work run in threads that go away.
+    """
+    done: Future[R] = Future()
+
+    def run() -> None:
+        if background:
+            lower_thread_priority()
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = threading.Thread(target=run, name="veil-work", daemon=True)
+    thread.start()
+    thread.join()
+    return done.result()

@@ -74,6 +74,8 @@ _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3}
 _OPT = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "init_std": 0.3}
 _T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "initializer_factor": 2.0}
+_OSS = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 4}
+_OSS |= {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 _GEMMA = {"head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8, "initializer_range": 0.1}
 _BERT = {"num_key_value_heads": None, "type_vocab_size": 2}
 
@@ -159,8 +161,15 @@ FAMILIES = (
         name="Qwen2-MoE",
         model="Qwen2MoeForCausalLM",
         config=_sized("Qwen2MoeConfig", shared_expert_intermediate_size=32, decoder_sparse_step=1, **_MOE),
-        seed=3,
+        seed=5,
         special="a shared expert with a gate beside the routed ones",
+    ),
+    Family(
+        name="gpt-oss",
+        model="GptOssForCausalLM",
+        config=_sized("GptOssConfig", **_OSS),
+        seed=6,
+        special="experts with biases and weights the other way round, attention sinks",
     ),
     Family(
         name="BERT, embeddings",

@@ -153,7 +153,7 @@ def test_the_client_half_holds_no_remote_weight(whole: tuple[HybridFHEModel, Pat
             for weight in weights:
                 assert tensor.shape not in (weight.shape, weight.T.shape) or not np.isin(tensor, weight).all()
     held = load_file(path / "client" / "remote.safetensors")
-    assert {name.split(".")[0] for name in held} == {"scale", "bias"}
+    assert {name.split(".")[0] for name in held} <= {"scale", "bias"}
     assert {array.ndim for array in held.values()} == {1}
     packed = load_file(path / "client" / "masks.safetensors")
     assert set(packed) == {"body", "head"}

@@ -210,12 +210,12 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def proxy_to() -> Iterator[Callable[[int], Proxy]]:
+def proxy_to() -> Iterator[Callable[..., Proxy]]:
     """Makes proxies to ports."""
     made: list[Proxy] = []
 
-    def make(port: int) -> Proxy:
-        made.append(Proxy(port))
+    def make(port: int, plain: bool = False) -> Proxy:
+        made.append(Proxy(port, plain))
         return made[-1]
 
     yield make

@@ -1,4 +1,4 @@
-"""A TCP proxy that knows HTTP/2 frames, so that a test can harm the n-th message of a connection and nothing else."""
+"""A TCP proxy that knows where messages begin, so that a test can harm the n-th one and nothing else."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ class Proxy:
     """Forwards to a port. ``harm(direction, index, frame)`` sees every DATA frame and returns what to send instead.
 
     ``index`` counts a direction's DATA frames over all connections; `Cut` ends both sides of a connection. ``silent``
-    keeps connections open and forwards nothing, as a half-open connection does.
+    keeps connections open and forwards nothing, as a half-open connection does. Frames are HTTP/2's or, with ``plain``,
+    messages with 4 bytes of length before them, as on the row lane.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, plain: bool = False) -> None:
         self.target = target
+        self._plain = plain
         self.harm: Callable[[Direction, int, bytes], bytes] = lambda direction, index, frame: frame
         self.silent = False
         self.counts: dict[Direction, int] = {"up": 0, "down": 0}
@@ -78,14 +80,15 @@ class Proxy:
 
     def _pump(self, direction: Direction, source: socket.socket, sink: socket.socket) -> None:
         try:
-            if direction == "up":
+            if direction == "up" and not self._plain:
                 sink.sendall(_read(source, len(PREFACE)))
             while True:
-                head = _read(source, 9)
-                frame = head + _read(source, int.from_bytes(head[:3], "big"))
+                head = _read(source, 4 if self._plain else 9)
+                length = int.from_bytes(head, "little") if self._plain else int.from_bytes(head[:3], "big")
+                frame = head + _read(source, length)
                 while self.silent and not self._closed:
                     time.sleep(0.01)
-                if head[3] == DATA and len(frame) > 9:
+                if self._plain or (head[3] == DATA and len(frame) > 9):
                     with self._lock:
                         index = self.counts[direction]
                         self.counts[direction] += 1

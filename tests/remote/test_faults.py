@@ -85,9 +85,9 @@ def generate_through(llama: Any, proxy: Proxy) -> tuple[list[int] | VeilError, A
 
 
 @pytest.fixture
-def lane(llama: Any, serve: Any, proxy_to: Callable[[int], Proxy]) -> Iterator[Proxy]:
+def line(llama: Any, serve: Any, proxy_to: Callable[[int], Proxy]) -> Iterator[Proxy]:
     """A proxy to a server of the tiny Llama."""
-    with serve(llama) as server:
+    with serve(llama, rows_port=None) as server:
         yield proxy_to(server.port)
 
 
@@ -146,36 +146,36 @@ def warm(remote: Any) -> None:
         time.sleep(0.01)
 
 
-def frames_of_a_generation(llama: Any, lane: Proxy) -> dict[Direction, int]:
-    lane.reset()
-    remote = llama.connect(lane.port, patience=PATIENCE, ahead=Ahead(tokens=2, prompt_rows=0))
+def frames_of_a_generation(llama: Any, line: Proxy) -> dict[Direction, int]:
+    line.reset()
+    remote = llama.connect(line.port, patience=PATIENCE, ahead=Ahead(tokens=2, prompt_rows=0))
     _tokens(remote)
-    counts = dict(lane.counts)
+    counts = dict(line.counts)
     remote.close()
-    lane.reset()
+    line.reset()
     return counts
 
 
-def test_the_connection_drops_at_every_message(llama: Any, lane: Proxy, undisturbed: list[int]) -> None:
-    counts = frames_of_a_generation(llama, lane)
+def test_the_connection_drops_at_every_message(llama: Any, line: Proxy, undisturbed: list[int]) -> None:
+    counts = frames_of_a_generation(llama, line)
     assert min(counts.values()) > 30
     survived = 0
     for direction in DIRECTIONS:
         for index in range(counts[direction]):
-            lane.harm = at(direction, index, cut)
-            result, stats = generate_through(llama, lane)
+            line.harm = at(direction, index, cut)
+            result, stats = generate_through(llama, line)
             assert result == undisturbed, f"{direction} {index}: {result!r}"
             survived += stats.reconnects
     assert survived > 20
 
 
 @pytest.mark.parametrize("name", HARMS)
-def test_one_frame_is_harmed(name: str, llama: Any, lane: Proxy, undisturbed: list[int]) -> None:
-    counts = frames_of_a_generation(llama, lane)
+def test_one_frame_is_harmed(name: str, llama: Any, line: Proxy, undisturbed: list[int]) -> None:
+    counts = frames_of_a_generation(llama, line)
     for direction in DIRECTIONS:
         for index in range(4, counts[direction], max(1, counts[direction] // 4)):
-            lane.harm = at(direction, index, HARMS[name])
-            result, _ = generate_through(llama, lane)
+            line.harm = at(direction, index, HARMS[name])
+            result, _ = generate_through(llama, line)
             assert result == undisturbed or isinstance(result, VeilError), f"{direction} {index}: {result!r}"
             if name in ("delayed", "bit of the payload", "bit of the check", "other payload"):
                 assert result == undisturbed, f"{direction} {index}: {result!r}"
@@ -184,7 +184,7 @@ def test_one_frame_is_harmed(name: str, llama: Any, lane: Proxy, undisturbed: li
 def test_a_restart_in_mid_generation_is_survived(
     llama: Any, serve: Any, proxy_to: Callable[[int], Proxy], undisturbed: list[int]
 ) -> None:
-    with serve(llama) as first, serve(llama) as second:
+    with serve(llama, rows_port=None) as first, serve(llama, rows_port=None) as second:
         proxy = proxy_to(first.port)
         remote = llama.connect(proxy.port, patience=PATIENCE, ahead=Ahead(tokens=2, prompt_rows=0))
         Record(remote)
@@ -247,29 +247,29 @@ def test_an_expired_session_says_so_and_is_replaced(llama: Any, serve: Any, undi
         remote.close()
 
 
-def test_a_half_open_connection_is_noticed(llama: Any, lane: Proxy, undisturbed: list[int]) -> None:
-    remote = llama.connect(lane.port, patience=PATIENCE, ahead=Ahead(tokens=10, prompt_rows=0))
+def test_a_half_open_connection_is_noticed(llama: Any, line: Proxy, undisturbed: list[int]) -> None:
+    remote = llama.connect(line.port, patience=PATIENCE, ahead=Ahead(tokens=10, prompt_rows=0))
     Record(remote)
     warm(remote)
 
     def go_silent(count: int) -> None:
         if count == 1:
-            lane.silent = True
-            threading.Timer(1.5, lane.reset).start()
+            line.silent = True
+            threading.Timer(1.5, line.reset).start()
 
     assert _tokens(remote, go_silent) == undisturbed
     assert remote.stats.reconnects >= 1
     remote.close()
 
 
-def test_a_server_that_never_comes_back_is_an_error(llama: Any, lane: Proxy, free_port: int) -> None:
+def test_a_server_that_never_comes_back_is_an_error(llama: Any, line: Proxy, free_port: int) -> None:
     patience = Patience(connect_s=1.0, reply_s=0.5, prepare_s=1.0, retry_s=0.5, pause_s=0.02)
-    remote = llama.connect(lane.port, patience=patience)
+    remote = llama.connect(line.port, patience=patience)
 
     def vanish(count: int) -> None:
         if count == 1:
-            lane.target = free_port
-            lane.cut()
+            line.target = free_port
+            line.cut()
 
     start = time.monotonic()
     with pytest.raises(ServerUnreachable, match="is 'veil serve' running"):
@@ -278,16 +278,16 @@ def test_a_server_that_never_comes_back_is_an_error(llama: Any, lane: Proxy, fre
     remote.close()
 
 
-def test_a_slow_network_gives_the_same_answer(llama: Any, lane: Proxy, undisturbed: list[int]) -> None:
+def test_a_slow_network_gives_the_same_answer(llama: Any, line: Proxy, undisturbed: list[int]) -> None:
     def harm(direction: Direction, index: int, frame: bytes) -> bytes:
         time.sleep(0.005)
         return frame
 
-    lane.harm = harm
-    result, stats = generate_through(llama, lane)
+    line.harm = harm
+    result, stats = generate_through(llama, line)
     assert result == undisturbed
     assert stats.reconnects == 0
 
 
-def test_the_proxy_sees_data_frames(lane: Proxy) -> None:
+def test_the_proxy_sees_data_frames(line: Proxy) -> None:
     assert DATA == 0

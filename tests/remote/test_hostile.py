@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from veil.server.tokens import Tokens, digest_of
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
+from veil.wire.frames import Frames
 
 Q_GROUP = 0
 
@@ -27,13 +29,29 @@ class Attack:
         model = llama.engine.model
         self.params, self.manifest = model.params, model.manifest
         self.fingerprint = methods.fingerprint(model.params, model.seed, model.manifest)
+        self.ticket = ""
         self.session = self.open()
         self.width = self.manifest.groups[Q_GROUP].width
         self.row_bytes = cpu.packed_bytes(self.width, self.params.spec.input_bits)
 
     def open(self) -> str:
         request = pb.OpenRequest(protocol=methods.PROTOCOL, bundle="llama", fingerprint=self.fingerprint)
-        return str(unseal(self.client.unary("Open", seal(request)), pb.OpenReply).session)
+        reply = unseal(self.client.unary("Open", seal(request)), pb.OpenReply)
+        self.ticket = reply.rows_ticket
+        return str(reply.session)
+
+    def lane_rows(self, request: bytes, length: int | None = None) -> bytes:
+        """The reply on the row lane to one message, which may announce another length."""
+        hello = seal(pb.LaneHello(protocol=methods.PROTOCOL, session=self.session, ticket=self.ticket))
+        with socket.create_connection(("127.0.0.1", self.server.service.rows_port), 3) as connection:
+            frames = Frames(connection, 1 << 20)
+            frames.send(hello)
+            assert unseal(frames.receive(), pb.EvaluateReply).error == ""
+            connection.sendall((len(request) if length is None else length).to_bytes(4, "little") + request)
+            reply = frames.receive()
+            frames.close()
+        assert reply is not None
+        return reply
 
     def header(self, **changes: Any) -> bytes:
         fields = {"session": self.session, "epoch": 0, "has_keys": True, "masks": 1, "segments": ["body"]} | changes
@@ -162,6 +180,24 @@ def test_bad_rows_are_one_error(name: str, attack: Attack) -> None:
     error, part, words = ROWS[name]
     refused(error, lambda: attack.client.rows([part(attack)]), words)
     assert attack.client.rows([attack.rows()]) == first, "the same bytes get the same answer"
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_bad_rows_are_one_error_on_the_lane(name: str, attack: Attack) -> None:
+    attack.prepare()
+    first = attack.lane_rows(attack.rows())
+    assert unseal(first, pb.EvaluateReply).error == ""
+    error, part, words = ROWS[name]
+    reply = unseal(attack.lane_rows(part(attack)), pb.EvaluateReply)
+    assert (reply.error, reply.rows) == (error, b"")
+    assert words in reply.details
+    assert attack.lane_rows(attack.rows()) == first, "the same bytes get the same answer"
+
+
+def test_an_oversized_message_on_the_lane_is_refused_by_its_length(attack: Attack) -> None:
+    for length in (attack.server.service._shared.message_bytes + 1, 1 << 31, (1 << 32) - 1):
+        reply = unseal(attack.lane_rows(b"", length=length), pb.EvaluateReply)
+        assert reply.error == "corrupt" and f"{length} bytes" in reply.details
 
 
 def test_an_oversized_message_is_refused_by_its_length(attack: Attack) -> None:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -181,8 +182,6 @@ def test_logs_hold_no_payload_and_no_names(llama: Any, serve: Any, generated: An
 
 
 def test_a_graceful_stop_finishes_what_runs(llama: Any, serve: Any, generated: Any, expected: list[int]) -> None:
-    import threading
-
     with serve(llama) as server:
         remote = llama.connect(server.port)
         stopping: list[threading.Thread] = []
@@ -191,7 +190,7 @@ def test_a_graceful_stop_finishes_what_runs(llama: Any, serve: Any, generated: A
         def evaluate(*arguments: Any) -> bytes:
             calls[0] += 1
             if calls[0] == 3:
-                stopping.append(threading.Thread(target=server._grpc.stop, args=(30.0,)))
+                stopping.append(threading.Thread(target=server.stop, args=(30.0,)))
                 stopping[0].start()
             reply: bytes = original(*arguments)
             return reply
@@ -201,4 +200,5 @@ def test_a_graceful_stop_finishes_what_runs(llama: Any, serve: Any, generated: A
         remote._remote._transport.evaluate = evaluate
         assert generated(remote) == expected, "masks and the stream were there before the stop"
         remote.close()
-        stopping[0].join(5)
+        stopping[0].join(10)
+        assert not stopping[0].is_alive()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -51,6 +53,21 @@ class Address:
             return grpc.insecure_channel(self.target, options)
         roots = None if self.tls is True else Path(self.tls).read_bytes()
         return grpc.secure_channel(self.target, grpc.ssl_channel_credentials(roots), options)
+
+    def socket(self, port: int, within_s: float) -> socket.socket:
+        """A connection to another port of the same host, protected in the same way; `OSError` if there is none."""
+        host = _split(self.target)[0].strip("[]")
+        plain = socket.create_connection((host, port), within_s)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not self.tls:
+            return plain
+        try:
+            context = ssl.create_default_context(cafile=None if self.tls is True else str(self.tls))
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            return context.wrap_socket(plain, server_hostname=host)
+        except BaseException:
+            plain.close()
+            raise
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from veil.client.connection import Address, Connection
 from veil.client.factory import ClientModel
 from veil.client.stats import Stats
-from veil.client.stream import RowStream
+from veil.client.stream import GrpcStream, LaneStream, RowStream
 from veil.errors import BundleError, CorruptMessage, ServerUnreachable, VeilError
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
@@ -16,6 +16,9 @@ from veil.wire.codec import packed_bytes
 from veil.wire.envelope import seal
 from veil.wire.messages import MaskUpload
 from veil.wire.patience import Patience
+
+_LANE_TRIES = 2
+"""Tries of one exchange on the row lane before the others go over gRPC."""
 
 
 class RemoteTransport:
@@ -40,7 +43,14 @@ class RemoteTransport:
         self._sequence = 0
         self._released: list[int] = []
         self._keys: dict[int, bytes] = {}
+        bits, groups = model.params.spec.input_bits, range(len(model.manifest.groups))
+        self._row_sizes = [
+            (packed_bytes(width, bits), methods.rows_in_message(model.params, model.manifest, group))
+            for group, width in zip(groups, model.manifest.widths, strict=True)
+        ]
         self._met = False
+        self._lane: tuple[int, str] | None = None
+        self._largest_reply = methods.largest_message([(model.params, model.manifest)])
         self.mask_ttl_s = float("inf")
         self.most_masks = 0
 
@@ -52,6 +62,7 @@ class RemoteTransport:
         self._keys.clear()
         self._released = []
         self.mask_ttl_s, self.most_masks = float(reply.mask_ttl_s), reply.most_masks
+        self._lane = (reply.rows_port, reply.rows_ticket) if 0 < reply.rows_port < 65536 else None
         return str(reply.session)
 
     def load_epoch(self, session: str, epoch: int, keys: bytes) -> None:
@@ -78,7 +89,7 @@ class RemoteTransport:
             while True:
                 try:
                     if self._stream is None:
-                        self._stream = RowStream(self._online, self._patience.reply_s)
+                        self._stream = self._open_stream(session, tries.count)
                     return b"".join(self._stream.exchange(requests, sequences))
                 except (ServerUnreachable, CorruptMessage):
                     self._drop_stream()
@@ -106,6 +117,19 @@ class RemoteTransport:
             self._online.close()
             self._ahead.close()
 
+    def _open_stream(self, session: str, tried: int) -> RowStream:
+        """The row lane where it works, else gRPC; a lane that cannot be reached is not tried again in this session."""
+        lane = self._lane
+        if lane is not None and tried <= _LANE_TRIES:
+            self._lane = None
+            try:
+                stream = LaneStream(self._online, session, lane, self._patience, self._largest_reply)
+                self._lane = lane
+                return stream
+            except (OSError, ServerUnreachable, CorruptMessage):
+                pass
+        return GrpcStream(self._online, self._patience.reply_s)
+
     def _open(self) -> pb.OpenReply:
         request = pb.OpenRequest(protocol=methods.PROTOCOL, bundle=self._choose(), fingerprint=self._fingerprint)
         return self._ahead.unary("Open", request, pb.OpenReply, self._patience.connect_s)
@@ -126,9 +150,7 @@ class RemoteTransport:
         )
 
     def _requests(self, session: str, group: int, masks: Sequence[int], data: bytes) -> tuple[list[int], list[bytes]]:
-        params, manifest = self._model.params, self._model.manifest
-        row_bytes = packed_bytes(manifest.groups[group].width, params.spec.input_bits)
-        step = methods.rows_in_message(params, manifest, group)
+        row_bytes, step = self._row_sizes[group]
         sequences, requests = [], []
         for first in range(0, max(1, len(masks)), step):
             last = min(len(masks), first + step)

@@ -1,4 +1,4 @@
-"""One bidirectional stream of rows: requests go out at once, replies come back in order, each within a deadline."""
+"""Streams of rows: requests go out, replies come back in order, each within a deadline. Two kinds, used alike."""
 
 from __future__ import annotations
 
@@ -6,16 +6,32 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 import grpc
 
 from veil.client.connection import Connection
 from veil.errors import CorruptMessage
+from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
-from veil.wire.envelope import unseal
+from veil.wire.envelope import seal, unseal
+from veil.wire.frames import Frames
+from veil.wire.patience import Patience
+
+_REACH_S = 2.0
 
 
-class RowStream:
+class RowStream(Protocol):
+    """What carries rows until its first failure; then it is closed and another one has to be opened."""
+
+    def exchange(self, requests: Sequence[bytes], sequences: Sequence[int]) -> list[bytes]:
+        """The rows of the replies to sealed requests; raises what the server said, or `ServerUnreachable`."""
+
+    def close(self) -> None:
+        """End the stream."""
+
+
+class GrpcStream:
     """A stream until its first failure; then it is closed and another one has to be opened."""
 
     def __init__(self, connection: Connection, reply_s: float) -> None:
@@ -61,3 +77,42 @@ class RowStream:
                 self._late = True
                 self._call.cancel()
                 return
+
+
+class LaneStream:
+    """The server's row lane: a plain connection that the calling thread reads and writes itself."""
+
+    def __init__(self, connection: Connection, session: str, lane: tuple[int, str], patience: Patience, limit: int) -> None:
+        port, ticket = lane
+        self._connection = connection
+        self._reply_s = patience.reply_s
+        self._frames = Frames(connection.address.socket(port, min(patience.connect_s, _REACH_S)), limit)
+        try:
+            hello = pb.LaneHello(protocol=methods.PROTOCOL, session=session, ticket=ticket)
+            self.exchange([seal(hello)], [0])
+        except BaseException:
+            self._frames.close()
+            raise
+        self._frames.connection.settimeout(self._reply_s)
+
+    def exchange(self, requests: Sequence[bytes], sequences: Sequence[int]) -> list[bytes]:
+        """The rows of the replies to sealed requests; raises what the server said, or `ServerUnreachable`."""
+        rows = []
+        try:
+            for request, sequence in zip(requests, sequences, strict=True):
+                self._frames.send(request)
+                reply = unseal(self._frames.receive(), pb.EvaluateReply)
+                if reply.error:
+                    raise failures.named(reply.error, reply.details)
+                if reply.sequence != sequence:
+                    raise CorruptMessage(f"reply {reply.sequence} came where {sequence} was expected")
+                rows.append(reply.rows)
+        except TimeoutError:
+            raise self._connection.unreachable(f"no reply within {self._reply_s:g} s") from None
+        except OSError as error:
+            raise self._connection.unreachable(f"the connection for rows broke: {error}") from None
+        return rows
+
+    def close(self) -> None:
+        """End the connection."""
+        self._frames.close()

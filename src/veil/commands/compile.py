@@ -5,16 +5,29 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.table import Table
 
 from veil.commands.models import compiled
 from veil.commands.terminal import Reporter, error_console
-from veil.model.sources import load_model
+from veil.model.bundle import MASKS, TOKENIZER
+from veil.model.experts import ExpertLeak
+from veil.model.sources import Task, load_model
 
 
-def run(model: str, out: Path, *, bits: int, modules: str, fold_norms: str, as_json: bool) -> None:
+def run(
+    model: str,
+    out: Path,
+    *,
+    bits: int,
+    modules: str,
+    fold_norms: str,
+    as_json: bool,
+    task: Task = "auto",
+    expert_leak: ExpertLeak = "none",
+) -> None:
     """Compile ``model`` into the folder ``out`` and say what it holds.
 
     Raises `ValueError` when ``out`` exists and is not an empty folder, before any work.
@@ -23,11 +36,18 @@ def run(model: str, out: Path, *, bits: int, modules: str, fold_norms: str, as_j
         raise ValueError(f"{out} exists already; remove it, or choose another folder")
     start = time.perf_counter()
     with Reporter() as reporter:
-        source = load_model(model, progress=reporter.report)
-        hybrid = compiled(source, bits=bits, modules=modules, progress=reporter.report, fold_norms=fold_norms)
+        source = load_model(model, task=task, progress=reporter.report)
+        hybrid = compiled(
+            source,
+            bits=bits,
+            modules=modules,
+            progress=reporter.report,
+            fold_norms=fold_norms,
+            expert_leak=expert_leak,
+        )
         count = len(hybrid.module_names)
         hybrid.save(out, tokenizer=source.tokenizer)
-    summary = {
+    summary: dict[str, Any] = {
         "model": source.name,
         "path": str(out),
         "bits": bits,
@@ -38,6 +58,8 @@ def run(model: str, out: Path, *, bits: int, modules: str, fold_norms: str, as_j
         "security_bits": hybrid.params.security_bits,
         "client_bytes": _bytes_under(out / "client"),
         "server_bytes": _bytes_under(out / "server"),
+        "tokenizer_bytes": _bytes_under(out / "client" / TOKENIZER),
+        "mask_table_bytes": (out / "client" / MASKS).stat().st_size,
         "seconds": round(time.perf_counter() - start, 3),
     }
     if as_json:
@@ -49,7 +71,12 @@ def run(model: str, out: Path, *, bits: int, modules: str, fold_norms: str, as_j
     table.add_row("remote modules", f"{count}, weights of {bits} bits")
     folded = f"{summary['trips']} round trips a token, {summary['folded_norms']} norms folded"
     table.add_row("network", folded + "".join(f"\nnot folded: {reason}" for reason in hybrid.unfolded[:1]))
+    tokenizer, tables = summary["tokenizer_bytes"], summary["mask_table_bytes"]
+    rest = summary["client_bytes"] - tokenizer - tables
     table.add_row("client's half", f"{summary['client_bytes']:,} bytes")
+    table.add_row("  the model's rest", f"{rest:,} bytes")
+    table.add_row("  public tables of the masks", f"{tables:,} bytes")
+    table.add_row("  tokenizer", f"{tokenizer:,} bytes")
     table.add_row("server's half", f"{summary['server_bytes']:,} bytes")
     table.add_row("time", f"{summary['seconds']:.1f} s")
     error_console().print(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from veil.model.experts import ExpertLeak
 from veil.model.gguf import Progress
 from veil.model.hybrid import HybridFHEModel
 from veil.model.modules import select_modules
@@ -22,6 +23,7 @@ def compiled(
     device: str = "cpu",
     progress: Progress | None = None,
     fold_norms: str = "off",
+    expert_leak: ExpertLeak = "none",
 ) -> HybridFHEModel:
     """Compile a loaded model, on a fixed sample of tokens so that nothing of a prompt enters a bundle."""
     vocabulary = int(source.model.config.get_text_config().vocab_size)
@@ -31,7 +33,8 @@ def compiled(
     sample = {"input_ids": tokens}
     if source.model.config.is_encoder_decoder:
         sample["decoder_input_ids"] = tokens
-    hybrid = HybridFHEModel(source.model, module_names=select_modules(source.model, modules))
+    names = select_modules(source.model, modules)
+    hybrid = HybridFHEModel(source.model, module_names=names, expert_leak=expert_leak)
     with quiet():
         hybrid.compile_model(
             sample, n_bits=bits, use_dynamic_quantization=True, device=device, progress=progress, fold_norms=fold_norms

@@ -27,6 +27,7 @@ class ServeRequest:
     offers: list[str]
     host: str
     port: int
+    rows_port: int | None
     device: str
     tls_cert: Path | None
     tls_key: Path | None
@@ -49,6 +50,7 @@ def run(request: ServeRequest) -> None:
     config = ServerConfig(
         host=request.host,
         port=request.port,
+        rows_port=_rows_port(request),
         tls=tls,
         tokens=None if request.tokens is None else Tokens.read(request.tokens),
         insecure=request.insecure,
@@ -70,6 +72,14 @@ def run(request: ServeRequest) -> None:
     while not stop.wait(1.0):
         pass
     server.stop(_GRACE_S)
+
+
+def _rows_port(request: ServeRequest) -> int | None:
+    if request.rows_port == 0:
+        return None
+    if request.rows_port is None:
+        return request.port + 1 if 0 < request.port < 65535 else 0
+    return request.rows_port
 
 
 def _named(values: list[str]) -> dict[str, Path]:

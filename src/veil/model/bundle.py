@@ -21,8 +21,10 @@ from veil.errors import BundleError
 from veil.kernels import cpu
 from veil.model import folder
 from veil.model.compiled import Compiled
+from veil.model.experts import EXPERT_LEAKS, ExpertLeak, RemoteExperts, is_experts
 from veil.model.layers import RemoteLayer, float_weight_shape, kind_of
 from veil.model.manifest import Manifest
+from veil.model.modules import replace_modules
 from veil.model.router import FoldConstants, GroupConstants
 from veil.model.server_bundle import load_server, save_server
 from veil.params import Params
@@ -93,7 +95,7 @@ def load_client(path: Path, *, verify: bool = True) -> Opened:
     try:
         constants = _load_constants(path, manifest, header["norms"])
         tables = _load_tables(path, params, manifest)
-        model, layers = _load_model(path, header["class"], manifest, header["places"])
+        model, layers = _load_model(path, header, manifest)
     except BundleError:
         raise
     except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError) as error:
@@ -114,16 +116,20 @@ def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: 
     arrays = {}
     for index, group in enumerate(compiled.constants):
         arrays[f"scale.{index}"] = group.scale
-        arrays[f"bias.{index}"] = group.bias
+        if group.bias.any():
+            arrays[f"bias.{index}"] = group.bias
         if group.fold is not None:
             arrays[f"smooth.{index}"], arrays[f"shift.{index}"] = group.fold.smooth, group.fold.shift
     save_arrays(arrays, path / REMOTE)
     bits = compiled.params.spec.public_mask_bits
     save_arrays({name: cpu.pack(np.ascontiguousarray(table), bits) for name, table in tables.items()}, path / MASKS)
+    mixtures = {name: part.leak for name, part in model.named_modules() if isinstance(part, RemoteExperts)}
     norms = [[group.bound, group.fixed_norm] for group in compiled.constants]
     fields = folder.common_fields(compiled.params, compiled.seed, compiled.manifest)
     places = {name: part.name for name, part in model.named_modules(remove_duplicate=False) if isinstance(part, RemoteLayer)}
-    folder.write_header(path, "client", fields | {"class": type(model).__name__, "norms": norms, "places": places})
+    folder.write_header(
+        path, "client", fields | {"class": type(model).__name__, "norms": norms, "places": places, "experts": mixtures}
+    )
 
 
 def _client_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -150,6 +156,7 @@ def _load_constants(path: Path, manifest: Manifest, norms: list[Any]) -> tuple[G
     for index, group in enumerate(manifest.groups):
         sizes = {"scale": group.rows, "bias": group.rows}
         sizes |= {"smooth": group.width, "shift": group.rows} if group.fold else {}
+        arrays.setdefault(f"bias.{index}", np.zeros(group.rows, dtype=np.float32))
         own = {name: arrays[f"{name}.{index}"] for name in sizes}
         for name, size in sizes.items():
             if own[name].dtype != np.float32 or own[name].shape != (size,):
@@ -175,20 +182,28 @@ def _load_tables(path: Path, params: Params, manifest: Manifest) -> dict[str, ND
     return tables
 
 
-def _load_model(
-    path: Path, class_name: str, manifest: Manifest, places: dict[str, str]
-) -> tuple[nn.Module, dict[str, RemoteLayer]]:
+def _load_model(path: Path, header: dict[str, Any], manifest: Manifest) -> tuple[nn.Module, dict[str, RemoteLayer]]:
     import transformers
 
+    class_name, places = header["class"], header["places"]
     model_class = getattr(transformers, class_name, None)
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise BundleError(f"the bundle's model is a {class_name!r}, which this transformers does not have")
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
     with torch.device("meta"):
         model = model_class._from_config(config)  # type: ignore[attr-defined]
+    mixtures = _empty_experts(model, header["experts"])
     layers = {}
     for group in manifest.groups:
         for layer in group.layers:
+            if layer.name in mixtures:
+                layers[layer.name] = mixtures[layer.name]
+                if (layers[layer.name].in_features, layers[layer.name].out_features) != (
+                    layer.in_features,
+                    layer.out_features,
+                ):
+                    raise BundleError(f"{path}: the model's {layer.name!r} is not the one of the manifest")
+                continue
             module = model.get_submodule(layer.name)
             shape = (layer.out_features, layer.in_features)
             if kind_of(module) != layer.kind or float_weight_shape(module, layer.kind) != shape:
@@ -202,6 +217,20 @@ def _load_model(
     if (path / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
     return model.eval(), layers
+
+
+def _empty_experts(model: nn.Module, leaks: dict[str, ExpertLeak]) -> dict[str, RemoteLayer]:
+    """Stand-ins without weights in the place of each module of experts."""
+    found = {name: model.get_submodule(name) for name in leaks}
+    layers: dict[str, RemoteLayer] = {}
+    for name, module in found.items():
+        if not is_experts(module) or leaks[name] not in EXPERT_LEAKS:
+            raise BundleError(f"the bundle's {name!r} is not a module of experts in this transformers")
+        layers |= replace_modules(model, {name: module}, leaks[name])
+        stand_in = model.get_submodule(name)
+        assert isinstance(stand_in, RemoteExperts)
+        stand_in.forget_weights()
+    return layers
 
 
 def _assign(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from veil.model.experts import calibrating
 from veil.model.fold_weights import quantize_folded
 from veil.model.folds import Folds, StreamWatch, fold_groups
 from veil.model.layers import RemoteLayer, float_bias, float_weight
@@ -60,7 +61,7 @@ def compile_layers(
         raise ValueError(f"fold_norms is {fold_norms!r}, expected one of {', '.join(FOLD_NORMS)}")
     bits = _bits_by_name(layers, n_bits)
     watch = StreamWatch(model, layers)
-    with nullcontext() if fold_norms == "off" else watch:
+    with calibrating(model), nullcontext() if fold_norms == "off" else watch:
         seen = _calibrate(layers, run)
     described = {
         name: Layer(

@@ -20,7 +20,9 @@ from veil.errors import DeviceUnavailable, NotCompiled
 from veil.kernels.backend import kernels_for
 from veil.kernels.warm import warm_up
 from veil.model.compiled import Compiled, compile_layers
-from veil.model.layers import RemoteLayer, find_modules, replace_modules
+from veil.model.experts import EXPERT_LEAKS, ExpertLeak
+from veil.model.layers import RemoteLayer
+from veil.model.modules import find_modules, replace_modules
 from veil.model.residual import ResidualStream
 from veil.model.router import Router, clear_service, simulated_service
 from veil.params import Params
@@ -42,18 +44,24 @@ class HybridFHEModel:
     """A torch model with remote layers, under the names that Concrete ML's users know.
 
     ``model`` is changed in place: each module of ``module_names`` (one name or several, of nn.Linear, transformers'
-    Conv1D or nn.Embedding) is replaced by a `RemoteLayer`. Then ``compile_model``, ``set_fhe_mode`` and use ``model``.
-    Raises `TypeError` for a model that is not an ``nn.Module``, `ValueError` for a name that does not fit.
+    Conv1D, nn.Embedding or a mixture's experts) is replaced by a `RemoteLayer`. Then ``compile_model``, ``set_fhe_mode``
+    and use ``model``. ``expert_leak="reveal"`` evaluates only the experts that a row is routed to, and so shows the server
+    which they are; ``"none"`` evaluates all. Raises `TypeError` for a model that is not an ``nn.Module``, `ValueError` for
+    a name that does not fit.
 
     ``ahead``, set before the first ``execute``, has masks made in the background in that mode too. ``checkpoint`` is
     called before every evaluation of a remote layer; what it raises ends the forward pass.
     """
 
-    def __init__(self, model: nn.Module, module_names: str | list[str] | tuple[str, ...]) -> None:
+    def __init__(
+        self, model: nn.Module, module_names: str | list[str] | tuple[str, ...], *, expert_leak: ExpertLeak = "none"
+    ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
         names = [module_names] if isinstance(module_names, str) else list(module_names)
-        self._attach(model, replace_modules(model, find_modules(model, names)))
+        if expert_leak not in EXPERT_LEAKS:
+            raise ValueError(f"expert_leak is {expert_leak!r}, expected one of {', '.join(EXPERT_LEAKS)}")
+        self._attach(model, replace_modules(model, find_modules(model, names, expert_leak), expert_leak))
 
     def _attach(self, model: nn.Module, layers: dict[str, RemoteLayer]) -> None:
         self.model = model

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,53 +109,6 @@ def float_bias(module: nn.Module) -> F32 | None:
         return None
     array: F32 = bias.detach().to(device="cpu", dtype=torch.float32).numpy()
     return array
-
-
-def find_modules(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
-    """The modules of these names; `ValueError` names one that is not there and the nearest, or is of no remote kind."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    modules.pop("", None)
-    found: dict[str, nn.Module] = {}
-    for name in names:
-        if name not in modules:
-            near = difflib.get_close_matches(name, modules, n=1, cutoff=0.0)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
-            raise ValueError(f"the model has no module named {name!r}{hint}")
-        if kind_of(modules[name]) is None:
-            kind = type(modules[name]).__name__
-            raise ValueError(f"{name!r} is a {kind}; a remote module is an nn.Linear, a Conv1D or an nn.Embedding")
-        if modules[name] not in found.values():
-            found[name] = modules[name]
-    if not found:
-        raise ValueError("no module names were given")
-    return found
-
-
-def replace_modules(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, RemoteLayer]:
-    """Put a `RemoteLayer` wherever each module stands (a shared module, or a shared table, stands in several places)."""
-    layers: dict[str, RemoteLayer] = {}
-    for name, module in modules.items():
-        kind = kind_of(module)
-        assert kind is not None
-        out_features, in_features = float_weight_shape(module, kind)
-        dtype = module.weight.dtype
-        assert isinstance(dtype, torch.dtype)
-        same = next((layer for layer in layers.values() if _same_table(layer, module)), None)
-        stand_in = same or RemoteLayer(name, kind, module, (in_features, out_features), dtype)
-        layers[stand_in.name] = stand_in
-        for parent in list(model.modules()):
-            if isinstance(parent, RemoteLayer):
-                continue
-            for child_name, child in list(parent._modules.items()):
-                if child is module:
-                    parent._modules[child_name] = stand_in
-    return layers
-
-
-def _same_table(layer: RemoteLayer, module: nn.Module) -> bool:
-    """Whether an embedding has the table of one that is remote already, as an encoder's and a decoder's have."""
-    inner = layer.inner
-    return isinstance(inner, nn.Embedding) and type(inner) is type(module) and inner.weight is module.weight
 
 
 def float_weight_shape(module: nn.Module, kind: Kind) -> tuple[int, int]:

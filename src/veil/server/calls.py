@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import grpc
+
+IDLE_S = 2.0
+"""Seconds without a message after which a stream is not under way when the server stops."""
 
 
 class OpenCall:
@@ -16,13 +19,16 @@ class OpenCall:
     def __init__(self, context: grpc.ServicerContext) -> None:
         self.context = context
         self.heard = time.monotonic()
+        self.waiting = False
 
     def each(self, messages: Iterator[bytes]) -> Iterator[bytes]:
         """Pass messages on and note when they came."""
+        self.waiting = True
         for message in messages:
-            self.heard = time.monotonic()
+            self.waiting, self.heard = False, time.monotonic()
             yield message
-            self.heard = time.monotonic()
+            self.waiting, self.heard = True, time.monotonic()
+        self.waiting = False
 
 
 class OpenCalls:
@@ -51,8 +57,15 @@ class OpenCalls:
 
     def cancel_silent(self, silent_s: float) -> None:
         """End streams that were silent for longer; their clients come back on a new one when they need it."""
+        self._cancel(lambda call, silent: silent > silent_s)
+
+    def cancel_idle(self) -> None:
+        """End streams that are not under way, because the server stops."""
+        self._cancel(lambda call, silent: call.waiting and silent > IDLE_S)
+
+    def _cancel(self, which: Callable[[OpenCall, float], bool]) -> None:
         now = time.monotonic()
         with self._lock:
-            late = [call for call in self._open if now - call.heard > silent_s]
+            late = [call for call in self._open if which(call, now - call.heard)]
         for call in late:
             call.context.cancel()

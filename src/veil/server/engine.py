@@ -77,6 +77,10 @@ class Engine:
         self.store = store or SessionStore()
         self._kernels = kernels
         self._admission = threading.Lock()
+        self._places = [
+            (group.segment, group.width, start, start + group.rows)
+            for group, start in zip(model.manifest.groups, model.manifest.starts, strict=True)
+        ]
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -229,16 +233,15 @@ class Engine:
         The same bytes for the same mask and group may come again (a lost reply); other bytes raise `MaskReused`. Raises
         `UnknownMask`, and `WireError` for what does not fit the manifest.
         """
-        manifest = self.model.manifest
-        if not 0 <= group < len(manifest.groups):
-            raise WireError(f"group {group} is not one of {len(manifest.groups)}")
-        info, start = manifest.groups[group], manifest.starts[group]
-        rows = codec.rows_from(data, len(masks), info.width, self.model.params.spec.input_bits)
-        if len(set(masks)) != len(masks):
+        if not 0 <= group < len(self._places):
+            raise WireError(f"group {group} is not one of {len(self._places)}")
+        segment, width, start, stop = self._places[group]
+        rows = codec.rows_from(data, len(masks), width, self.model.params.spec.input_bits)
+        if len(masks) > 1 and len(set(masks)) != len(masks):
             raise MaskReused("one mask for two rows")
+        claim = self.store.claim
         shares = [
-            self.store.claim(session, number, group, info.segment, row.data)[start : start + info.rows]
-            for number, row in zip(masks, rows, strict=True)
+            claim(session, number, group, segment, row.data)[start:stop] for number, row in zip(masks, rows, strict=True)
         ]
         return Claim(group, rows, shares)
 

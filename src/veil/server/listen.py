@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from veil.crypto.hint import Progress
 from veil.model.server_bundle import load_server
+from veil.priority import in_thread_of_its_own
 from veil.server.engine import Engine
+from veil.server.lane import RowLane
 from veil.server.logs import event
 from veil.server.metrics import Metrics
 from veil.server.offer import Offer
@@ -43,11 +46,13 @@ def server_limits(max_sessions: int = 64, memory_gib: float = 4.0) -> Limits:
 class ServerConfig:
     """How a server listens. ``port`` 0 takes a free one; ``tls`` are the PEM files of certificate and key.
 
-    ``insecure`` allows an address that others can reach without TLS or without tokens.
+    ``insecure`` allows an address that others can reach without TLS or without tokens. ``rows_port`` is the row lane's, None
+    for no lane.
     """
 
     host: str = "127.0.0.1"
     port: int = methods.DEFAULT_PORT
+    rows_port: int | None = 0
     tls: tuple[Path, Path] | None = None
     tokens: Tokens | None = None
     insecure: bool = False
@@ -94,7 +99,7 @@ def build_bundles(
     bundles = {}
     for name, path in halves.items():
         offer = Offer(offers[name]) if name in offers else None
-        engine, _ = Engine.build(load_server(path), kernels, progress, store)
+        engine, _ = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, store))
         bundles[name] = Served(engine, offer)
     return bundles
 
@@ -127,6 +132,7 @@ class Server:
         self._ended = threading.Event()
         self._stop_metrics: Callable[[], None] | None = None
         self.port = self._listen()
+        self._lane = self._open_lane(message_bytes, threads)
         self._gauges()
 
     def start(self) -> None:
@@ -134,6 +140,8 @@ class Server:
         if self.config.metrics_port is not None:
             self._stop_metrics = self.metrics.serve(self.config.host, self.config.metrics_port)
         self._grpc.start()
+        if self._lane is not None:
+            self._lane.start()
         for name in ("", methods.SERVICE):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._sweeper = threading.Thread(target=self._sweep, name="veil-sweep", daemon=True)
@@ -144,7 +152,11 @@ class Server:
         """Take no new calls, let running ones finish for ``grace_s``, then end them."""
         event("stopping", grace_s=grace_s)
         self._health.enter_graceful_shutdown()
-        self._grpc.stop(grace_s).wait()
+        ended = self._grpc.stop(grace_s)
+        if self._lane is not None:
+            self._lane.stop(grace_s)
+        while not ended.wait(0.1):
+            self.service.calls.cancel_idle()
         self._worker.stop()
         self._ended.set()
         self._pool.shutdown(wait=True)
@@ -165,13 +177,32 @@ class Server:
             self._worker.stop()
             raise ValueError(f"cannot listen on {address}: is the port taken, or the certificate not PEM?") from None
 
+    def _open_lane(self, message_bytes: int, most: int) -> RowLane | None:
+        config = self.config
+        if config.rows_port is None:
+            return None
+        try:
+            lane = RowLane(
+                (config.host, config.rows_port),
+                config.tls,
+                self.service.lane_stream,
+                partial(self.metrics.ended, "Rows"),
+                message_bytes=message_bytes,
+                most=most,
+            )
+        except OSError as error:
+            self._worker.stop()
+            raise ValueError(f"cannot listen on {config.host}:{config.rows_port} for rows: {error}") from None
+        self.service.rows_port = lane.port
+        return lane
+
     def _gauges(self) -> None:
         readings: dict[str, tuple[str, Any]] = {
             "sessions": ("Open sessions", lambda: self.store.count),
             "masks_ready": ("Prepared masks that wait for their rows", lambda: self.store.mask_count),
             "masks_queued": ("Masks that wait to be prepared", lambda: self._worker.waiting),
             "mask_memory_bytes": ("Memory of keys and masks", lambda: self.store.used_bytes),
-            "streams": ("Open streams", lambda: self.service.calls.count),
+            "streams": ("Open streams", lambda: self.service.calls.count + (self._lane.count if self._lane else 0)),
         }
         for name, (text, read) in readings.items():
             self.metrics.gauge(name, text, read)
@@ -180,3 +211,5 @@ class Server:
         while not self._ended.wait(self.config.sweep_s):
             self.store.expire()
             self.service.calls.cancel_silent(self.config.silent_s)
+            if self._lane is not None:
+                self._lane.cut_silent(self.config.silent_s)

@@ -17,6 +17,8 @@ class Metrics:
         self._seconds = self._counter("seconds", "Seconds of computation", ["phase"])
         self._bytes = self._counter("bytes", "Payload bytes", ["direction"])
         self._calls = self._counter("calls", "Calls that ended", ["method", "result"])
+        self._seconds_of = {phase: self._seconds.labels(phase) for phase in ("prepare", "evaluate")}
+        self._received, self._sent = self._bytes.labels("received"), self._bytes.labels("sent")
 
     def _counter(self, name: str, text: str, labels: list[str] | None = None) -> Counter:
         return Counter(f"veil_{name}", text, labels or [], registry=self.registry)
@@ -28,12 +30,12 @@ class Metrics:
     def computed(self, phase: str, count: int, seconds: float) -> None:
         """``count`` masks (phase ``prepare``) or rows (phase ``evaluate``) took this long."""
         (self._masks if phase == "prepare" else self._rows).inc(count)
-        self._seconds.labels(phase).inc(seconds)
+        self._seconds_of[phase].inc(seconds)
 
     def moved(self, received: int, sent: int) -> None:
         """Payload bytes of a message."""
-        self._bytes.labels("received").inc(received)
-        self._bytes.labels("sent").inc(sent)
+        self._received.inc(received)
+        self._sent.inc(sent)
 
     def ended(self, method: str, result: str) -> None:
         """A call ended, with ``ok`` or an error's name."""

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 
 from veil.errors import QuotaExceeded, ServerUnreachable, VeilError
-from veil.priority import lower_thread_priority
+from veil.priority import in_thread_of_its_own
 from veil.server.engine import Admitted, Claim, Engine
 
 _LOG = logging.getLogger("veil.server")
@@ -32,7 +33,7 @@ class _Job:
 class PreparationWorker:
     """One thread that prepares waiting uploads, several sessions' at once, ``batch_masks`` or one upload a pass.
 
-    On Linux the thread, and with it the kernels' threads that it starts, yields the cores to online work.
+    On Linux each pass, and with it the kernels' threads that it starts, yields the cores to online work.
     """
 
     def __init__(self, batch_masks: int = 16, observer: Observer = _unobserved) -> None:
@@ -69,7 +70,6 @@ class PreparationWorker:
         self._thread.join()
 
     def _run(self) -> None:
-        lower_thread_priority()
         while True:
             with self._changed:
                 while not self._jobs and not self._stopping:
@@ -77,7 +77,7 @@ class PreparationWorker:
                 if not self._jobs:
                     return
                 batch = self._take()
-            self._make(batch)
+            in_thread_of_its_own(partial(self._make, batch), background=True)
 
     def _take(self) -> list[_Job]:
         """The oldest job and those that can share its pass; a session's jobs stay in order."""
@@ -133,14 +133,12 @@ class OnlineTurns:
         self._batch_rows = batch_rows
         self._observe = observer
         self._turn = threading.Lock()
-        self._guard = threading.Lock()
         self._waiting: list[_Asked] = []
 
     def answer(self, engine: Engine, claim: Claim) -> bytes:
         """The packed results for a claim."""
         asked = _Asked(engine, claim)
-        with self._guard:
-            self._waiting.append(asked)
+        self._waiting.append(asked)
         with self._turn:
             if asked.reply is None and asked.failed is None:
                 self._serve(asked)
@@ -150,14 +148,15 @@ class OnlineTurns:
         return asked.reply
 
     def _serve(self, first: _Asked) -> None:
+        """Answer ``first`` and those who fit with it; the turn is held, so nobody else takes from the queue."""
         batch, rows = [first], len(first.claim.shares)
-        with self._guard:
-            for other in self._waiting:
-                same = other.engine is first.engine and other.claim.group == first.claim.group
-                if other is not first and same and rows + len(other.claim.shares) <= self._batch_rows:
-                    batch.append(other)
-                    rows += len(other.claim.shares)
-            self._waiting = [asked for asked in self._waiting if asked not in batch]
+        self._waiting.remove(first)
+        for other in list(self._waiting):
+            same = other.engine is first.engine and other.claim.group == first.claim.group
+            if same and rows + len(other.claim.shares) <= self._batch_rows:
+                self._waiting.remove(other)
+                batch.append(other)
+                rows += len(other.claim.shares)
         start = time.perf_counter()
         try:
             replies = first.engine.answer([asked.claim for asked in batch])

@@ -17,8 +17,9 @@ from veil.server.engine import Engine
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
 from veil.server.offer import Offer
+from veil.server.rows import RowStream
 from veil.server.scheduler import OnlineTurns, PreparationWorker
-from veil.server.store import Session, SessionStore
+from veil.server.store import SessionStore
 from veil.server.tokens import Tokens
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
@@ -54,6 +55,7 @@ class Service:
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self.calls = OpenCalls()
+        self.rows_port = 0
         self._described = self._describe()
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -96,6 +98,8 @@ class Service:
             mask_ttl_s=_whole(limits.mask_ttl_s),
             most_masks=_whole(limits.max_masks_per_session),
             message_bytes=self._shared.message_bytes,
+            rows_port=self.rows_port,
+            rows_ticket=session.ticket if self.rows_port else "",
         )
 
     def close(self, request: Any, owner: str) -> Message:
@@ -146,27 +150,22 @@ class Service:
 
     def evaluate(self, messages: Iterator[bytes], owner: str, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Answer rows in order; a new stream of a session ends its older one."""
-        session: Session | None = None
-        count = 0
+        stream = self.stream(owner, context.cancel)
         try:
             for data in messages:
-                request = unseal(data, pb.EvaluateRequest)
-                if session is None or session.name != request.session:
-                    session = self._adopt(request.session, owner, context)
-                elif session.closed:
-                    self._shared.store.find(request.session, owner)
-                self._shared.store.touch(session)
-                if request.release:
-                    self._shared.store.release(session, request.release)
-                claim = session.engine.claim(session, request.group, request.masks, request.rows)
-                rows = self._shared.turns.answer(session.engine, claim)
-                reply = seal(pb.EvaluateReply(sequence=request.sequence, rows=rows))
-                self._shared.metrics.moved(len(data), len(reply))
-                count += len(claim.shares)
-                yield reply
+                yield stream.answer(data)
         finally:
-            if session is not None:
-                event("evaluated", session=alias(session.name), rows=count)
+            stream.end()
+
+    def stream(self, owner: str, cancel: Callable[[], object]) -> RowStream:
+        """A new stream of rows of an owner."""
+        return RowStream(self._shared.store, self._shared.turns, self._shared.metrics, owner, cancel)
+
+    def lane_stream(self, session: str, ticket: str, cancel: Callable[[], object]) -> RowStream:
+        """A stream of rows on the row lane for a session that ``ticket`` belongs to; `UnknownSession` for another."""
+        stream = self.stream(self._shared.store.admit(session, ticket).owner, cancel)
+        stream.adopt(session)
+        return stream
 
     def fetch(self, request: Any, owner: str) -> Iterator[bytes]:
         """The bytes of one offered file."""
@@ -230,13 +229,6 @@ class Service:
         context.set_trailing_metadata(((failures.ERROR_KEY, name),))
         context.abort(code, str(error))
         raise AssertionError
-
-    def _adopt(self, name: str, owner: str, context: grpc.ServicerContext) -> Session:
-        session: Session = self._shared.store.find(name, owner)
-        before, session.on_close = session.on_close, context.cancel
-        if before is not None and before != session.on_close:
-            before()
-        return session
 
     def _bundle(self, name: str) -> Served:
         served = self._shared.bundles.get(name)

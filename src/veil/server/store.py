@@ -62,7 +62,8 @@ class Session:
     waiting: int = 0
     nbytes: int = 0
     closed: bool = False
-    on_close: Callable[[], None] | None = None
+    on_close: Callable[[], object] | None = None
+    ticket: str = field(default_factory=lambda: secrets.token_hex(16))
 
 
 class SessionStore:
@@ -118,6 +119,15 @@ class SessionStore:
                         f"the session expired after {self.limits.session_ttl_s:g} s without use; "
                         "open a new one with fresh keys"
                     )
+                raise UnknownSession("the server does not know this session; open a new one with fresh keys")
+            session.touched = self._clock()
+            return session
+
+    def admit(self, name: str, ticket: str) -> Session:
+        """The session of this name for who has its ticket; `UnknownSession` for anybody else."""
+        with self._lock:
+            session = self._sessions.get(name)
+            if session is None or not hmac.compare_digest(session.ticket.encode(), ticket.encode()):
                 raise UnknownSession("the server does not know this session; open a new one with fresh keys")
             session.touched = self._clock()
             return session

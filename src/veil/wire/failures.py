@@ -48,9 +48,15 @@ def error_from(failure: grpc.RpcError) -> VeilError:
     metadata = failure.trailing_metadata() or ()
     name = next((str(value) for key, value in metadata if key == ERROR_KEY), "")
     if name in _KINDS:
-        return _KINDS[name][0](details)
+        return named(name, details)
     code = failure.code()
     return ServerUnreachable(f"{code.name.lower().replace('_', ' ')}: {details}" if code else details)
+
+
+def named(name: str, details: str) -> VeilError:
+    """The error of this name; `ServerUnreachable` for a name that veil does not have."""
+    kind = _KINDS[name][0] if name in _KINDS else ServerUnreachable
+    return kind(printable(details))
 
 
 def printable(text: str) -> str:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14veil/wire/veil.proto\x12\x07veil.v1\"2\n\x0f\x44\x65scribeRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"c\n\rDescribeReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12 \n\x07\x62undles\x18\x03 \x03(\x0b\x32\x0f.veil.v1.Bundle\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"Y\n\x06\x42undle\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0e\n\x06header\x18\x03 \x01(\t\x12\x1c\n\x05\x66iles\x18\x04 \x03(\x0b\x32\r.veil.v1.File\"2\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"S\n\x0bOpenRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"\x81\x01\n\tOpenReply\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rsession_ttl_s\x18\x02 \x01(\r\x12\x12\n\nmask_ttl_s\x18\x03 \x01(\r\x12\x12\n\nmost_masks\x18\x04 \x01(\r\x12\x15\n\rmessage_bytes\x18\x05 \x01(\r\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"\x9d\x01\n\x0ePrepareRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.veil.v1.PrepareHeaderH\x00\x12$\n\x04keys\x18\x02 \x01(\x0b\x32\x14.veil.v1.PrepareKeysH\x00\x12$\n\x04mask\x18\x03 \x01(\x0b\x32\x14.veil.v1.PrepareMaskH\x00\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\x42\x06\n\x04part\"b\n\rPrepareHeader\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08has_keys\x18\x03 \x01(\x08\x12\r\n\x05masks\x18\x04 \x01(\r\x12\x10\n\x08segments\x18\x05 \x03(\t\"\x1b\n\x0bPrepareKeys\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\":\n\x0bPrepareMask\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\",\n\x0cPrepareReply\x12\r\n\x05masks\x18\x01 \x01(\r\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"\x80\x01\n\x0f\x45valuateRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\r\n\x05group\x18\x03 \x01(\r\x12\r\n\x05masks\x18\x04 \x03(\x04\x12\x0f\n\x07release\x18\x05 \x03(\x04\x12\x0c\n\x04rows\x18\x06 \x01(\x0c\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\">\n\rEvaluateReply\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\".\n\x0c\x43loseRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"\x1b\n\nCloseReply\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\";\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\")\n\nFetchReply\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\x32\xe1\x02\n\x04Veil\x12<\n\x08\x44\x65scribe\x12\x18.veil.v1.DescribeRequest\x1a\x16.veil.v1.DescribeReply\x12\x30\n\x04Open\x12\x14.veil.v1.OpenRequest\x1a\x12.veil.v1.OpenReply\x12;\n\x07Prepare\x12\x17.veil.v1.PrepareRequest\x1a\x15.veil.v1.PrepareReply(\x01\x12@\n\x08\x45valuate\x12\x18.veil.v1.EvaluateRequest\x1a\x16.veil.v1.EvaluateReply(\x01\x30\x01\x12\x33\n\x05\x43lose\x12\x15.veil.v1.CloseRequest\x1a\x13.veil.v1.CloseReply\x12\x35\n\x05\x46\x65tch\x12\x15.veil.v1.FetchRequest\x1a\x13.veil.v1.FetchReply0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14veil/wire/veil.proto\x12\x07veil.v1\"2\n\x0f\x44\x65scribeRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"c\n\rDescribeReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12 \n\x07\x62undles\x18\x03 \x03(\x0b\x32\x0f.veil.v1.Bundle\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"Y\n\x06\x42undle\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0e\n\x06header\x18\x03 \x01(\t\x12\x1c\n\x05\x66iles\x18\x04 \x03(\x0b\x32\r.veil.v1.File\"2\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"S\n\x0bOpenRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"\xa9\x01\n\tOpenReply\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rsession_ttl_s\x18\x02 \x01(\r\x12\x12\n\nmask_ttl_s\x18\x03 \x01(\r\x12\x12\n\nmost_masks\x18\x04 \x01(\r\x12\x15\n\rmessage_bytes\x18\x05 \x01(\r\x12\x11\n\trows_port\x18\x06 \x01(\r\x12\x13\n\x0brows_ticket\x18\x07 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"\x9d\x01\n\x0ePrepareRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.veil.v1.PrepareHeaderH\x00\x12$\n\x04keys\x18\x02 \x01(\x0b\x32\x14.veil.v1.PrepareKeysH\x00\x12$\n\x04mask\x18\x03 \x01(\x0b\x32\x14.veil.v1.PrepareMaskH\x00\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\x42\x06\n\x04part\"b\n\rPrepareHeader\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08has_keys\x18\x03 \x01(\x08\x12\r\n\x05masks\x18\x04 \x01(\r\x12\x10\n\x08segments\x18\x05 \x03(\t\"\x1b\n\x0bPrepareKeys\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\":\n\x0bPrepareMask\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\",\n\x0cPrepareReply\x12\r\n\x05masks\x18\x01 \x01(\r\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"\x80\x01\n\x0f\x45valuateRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\r\n\x05group\x18\x03 \x01(\r\x12\r\n\x05masks\x18\x04 \x03(\x04\x12\x0f\n\x07release\x18\x05 \x03(\x04\x12\x0c\n\x04rows\x18\x06 \x01(\x0c\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"^\n\rEvaluateReply\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x65tails\x18\x04 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"M\n\tLaneHello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0e\n\x06ticket\x18\x03 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\".\n\x0c\x43loseRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"\x1b\n\nCloseReply\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\";\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\")\n\nFetchReply\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\x32\xe1\x02\n\x04Veil\x12<\n\x08\x44\x65scribe\x12\x18.veil.v1.DescribeRequest\x1a\x16.veil.v1.DescribeReply\x12\x30\n\x04Open\x12\x14.veil.v1.OpenRequest\x1a\x12.veil.v1.OpenReply\x12;\n\x07Prepare\x12\x17.veil.v1.PrepareRequest\x1a\x15.veil.v1.PrepareReply(\x01\x12@\n\x08\x45valuate\x12\x18.veil.v1.EvaluateRequest\x1a\x16.veil.v1.EvaluateReply(\x01\x30\x01\x12\x33\n\x05\x43lose\x12\x15.veil.v1.CloseRequest\x1a\x13.veil.v1.CloseReply\x12\x35\n\x05\x46\x65tch\x12\x15.veil.v1.FetchRequest\x1a\x13.veil.v1.FetchReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,29 +42,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENREQUEST']._serialized_start=329
   _globals['_OPENREQUEST']._serialized_end=412
   _globals['_OPENREPLY']._serialized_start=415
-  _globals['_OPENREPLY']._serialized_end=544
-  _globals['_PREPAREREQUEST']._serialized_start=547
-  _globals['_PREPAREREQUEST']._serialized_end=704
-  _globals['_PREPAREHEADER']._serialized_start=706
-  _globals['_PREPAREHEADER']._serialized_end=804
-  _globals['_PREPAREKEYS']._serialized_start=806
-  _globals['_PREPAREKEYS']._serialized_end=833
-  _globals['_PREPAREMASK']._serialized_start=835
-  _globals['_PREPAREMASK']._serialized_end=893
-  _globals['_PREPAREREPLY']._serialized_start=895
-  _globals['_PREPAREREPLY']._serialized_end=939
-  _globals['_EVALUATEREQUEST']._serialized_start=942
-  _globals['_EVALUATEREQUEST']._serialized_end=1070
-  _globals['_EVALUATEREPLY']._serialized_start=1072
-  _globals['_EVALUATEREPLY']._serialized_end=1134
-  _globals['_CLOSEREQUEST']._serialized_start=1136
-  _globals['_CLOSEREQUEST']._serialized_end=1182
-  _globals['_CLOSEREPLY']._serialized_start=1184
-  _globals['_CLOSEREPLY']._serialized_end=1211
-  _globals['_FETCHREQUEST']._serialized_start=1213
-  _globals['_FETCHREQUEST']._serialized_end=1272
-  _globals['_FETCHREPLY']._serialized_start=1274
-  _globals['_FETCHREPLY']._serialized_end=1315
-  _globals['_VEIL']._serialized_start=1318
-  _globals['_VEIL']._serialized_end=1671
+  _globals['_OPENREPLY']._serialized_end=584
+  _globals['_PREPAREREQUEST']._serialized_start=587
+  _globals['_PREPAREREQUEST']._serialized_end=744
+  _globals['_PREPAREHEADER']._serialized_start=746
+  _globals['_PREPAREHEADER']._serialized_end=844
+  _globals['_PREPAREKEYS']._serialized_start=846
+  _globals['_PREPAREKEYS']._serialized_end=873
+  _globals['_PREPAREMASK']._serialized_start=875
+  _globals['_PREPAREMASK']._serialized_end=933
+  _globals['_PREPAREREPLY']._serialized_start=935
+  _globals['_PREPAREREPLY']._serialized_end=979
+  _globals['_EVALUATEREQUEST']._serialized_start=982
+  _globals['_EVALUATEREQUEST']._serialized_end=1110
+  _globals['_EVALUATEREPLY']._serialized_start=1112
+  _globals['_EVALUATEREPLY']._serialized_end=1206
+  _globals['_LANEHELLO']._serialized_start=1208
+  _globals['_LANEHELLO']._serialized_end=1285
+  _globals['_CLOSEREQUEST']._serialized_start=1287
+  _globals['_CLOSEREQUEST']._serialized_end=1333
+  _globals['_CLOSEREPLY']._serialized_start=1335
+  _globals['_CLOSEREPLY']._serialized_end=1362
+  _globals['_FETCHREQUEST']._serialized_start=1364
+  _globals['_FETCHREQUEST']._serialized_end=1423
+  _globals['_FETCHREPLY']._serialized_start=1425
+  _globals['_FETCHREPLY']._serialized_end=1466
+  _globals['_VEIL']._serialized_start=1469
+  _globals['_VEIL']._serialized_end=1822
 # @@protoc_insertion_point(module_scope)

@@ -61,20 +61,24 @@ class OpenRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., bundle: _Optional[str] = ..., fingerprint: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
 
 class OpenReply(_message.Message):
-    __slots__ = ("session", "session_ttl_s", "mask_ttl_s", "most_masks", "message_bytes", "check")
+    __slots__ = ("session", "session_ttl_s", "mask_ttl_s", "most_masks", "message_bytes", "rows_port", "rows_ticket", "check")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_TTL_S_FIELD_NUMBER: _ClassVar[int]
     MASK_TTL_S_FIELD_NUMBER: _ClassVar[int]
     MOST_MASKS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ROWS_PORT_FIELD_NUMBER: _ClassVar[int]
+    ROWS_TICKET_FIELD_NUMBER: _ClassVar[int]
     CHECK_FIELD_NUMBER: _ClassVar[int]
     session: str
     session_ttl_s: int
     mask_ttl_s: int
     most_masks: int
     message_bytes: int
+    rows_port: int
+    rows_ticket: str
     check: int
-    def __init__(self, session: _Optional[str] = ..., session_ttl_s: _Optional[int] = ..., mask_ttl_s: _Optional[int] = ..., most_masks: _Optional[int] = ..., message_bytes: _Optional[int] = ..., check: _Optional[int] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., session_ttl_s: _Optional[int] = ..., mask_ttl_s: _Optional[int] = ..., most_masks: _Optional[int] = ..., message_bytes: _Optional[int] = ..., rows_port: _Optional[int] = ..., rows_ticket: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
 
 class PrepareRequest(_message.Message):
     __slots__ = ("header", "keys", "mask", "check")
@@ -145,14 +149,30 @@ class EvaluateRequest(_message.Message):
     def __init__(self, session: _Optional[str] = ..., sequence: _Optional[int] = ..., group: _Optional[int] = ..., masks: _Optional[_Iterable[int]] = ..., release: _Optional[_Iterable[int]] = ..., rows: _Optional[bytes] = ..., check: _Optional[int] = ...) -> None: ...
 
 class EvaluateReply(_message.Message):
-    __slots__ = ("sequence", "rows", "check")
+    __slots__ = ("sequence", "rows", "error", "details", "check")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
     CHECK_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     rows: bytes
+    error: str
+    details: str
     check: int
-    def __init__(self, sequence: _Optional[int] = ..., rows: _Optional[bytes] = ..., check: _Optional[int] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., rows: _Optional[bytes] = ..., error: _Optional[str] = ..., details: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
+
+class LaneHello(_message.Message):
+    __slots__ = ("protocol", "session", "ticket", "check")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    session: str
+    ticket: str
+    check: int
+    def __init__(self, protocol: _Optional[int] = ..., session: _Optional[str] = ..., ticket: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
     __slots__ = ("session", "check")

@@ -1,0 +1,176 @@
+"""The row lane: rows over a plain TCP or TLS connection, one thread each, with nothing between socket and kernel.
+
+gRPC's Python server hands a message from thread to thread, which costs about half a millisecond a message; a token of a
+small model is a hundred messages. The lane carries the same sealed messages under the same checks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from veil.errors import IncompatibleServer, VeilError
+from veil.server.calls import IDLE_S
+from veil.server.logs import event
+from veil.server.rows import RowStream
+from veil.wire import failures, methods
+from veil.wire import veil_pb2 as pb
+from veil.wire.envelope import seal, unseal
+from veil.wire.frames import Frames
+
+_LOG = logging.getLogger("veil.server")
+_HELLO_BYTES = 4096
+_HELLO_S = 10.0
+
+
+class _Connection:
+    """One accepted connection: what ends it, when it was last heard of, and whether it has shown a ticket."""
+
+    def __init__(self, plain: socket.socket) -> None:
+        self.socket = plain
+        self.heard = time.monotonic()
+        self.known = False
+        self.busy = False
+
+    def end(self) -> None:
+        """End it, from any thread; see `Frames.end`."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
+
+class RowLane:
+    """Listens on a port of its own. ``stream(session, ticket, cancel)`` makes the stream of a connection or refuses it.
+
+    ``most`` connections may be open, half of them without having shown a ticket yet; ``ended(result)`` counts them.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        tls: tuple[Path, Path] | None,
+        stream: Callable[[str, str, Callable[[], object]], RowStream],
+        ended: Callable[[str], None],
+        *,
+        message_bytes: int,
+        most: int,
+    ) -> None:
+        self._stream, self._ended = stream, ended
+        self._message_bytes, self._most = message_bytes, most
+        self._tls: ssl.SSLContext | None = None
+        if tls is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
+            self._tls.load_cert_chain(*tls)
+        host = address[0].strip("[]")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, address[1]), family=family)
+        self.port = int(self._listener.getsockname()[1])
+        self._lock = threading.Lock()
+        self._open: set[_Connection] = set()
+        self._stopping = False
+        self._accepting = threading.Thread(target=self._accept, name="veil-lane", daemon=True)
+
+    @property
+    def count(self) -> int:
+        """Open connections."""
+        return len(self._open)
+
+    def start(self) -> None:
+        """Begin to accept connections."""
+        self._accepting.start()
+
+    def cut_silent(self, silent_s: float) -> None:
+        """End connections that sent no whole message for so long, or no hello within its time."""
+        self._cut(lambda one, silent: silent > (silent_s if one.known else min(_HELLO_S, silent_s)))
+
+    def stop(self, grace_s: float) -> None:
+        """Accept no more, let what is under way end by itself for ``grace_s``, then end it."""
+        self._stopping = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        end = time.monotonic() + grace_s
+        while self._open and time.monotonic() < end:
+            self._cut(lambda one, silent: not one.busy and silent > IDLE_S)
+            time.sleep(0.02)
+        self._cut(lambda one, silent: True)
+
+    def _cut(self, which: Callable[[_Connection, float], bool]) -> None:
+        now = time.monotonic()
+        with self._lock:
+            chosen = [one for one in self._open if which(one, now - one.heard)]
+        for connection in chosen:
+            connection.end()
+
+    def _accept(self) -> None:
+        while not self._stopping:
+            try:
+                accepted, _ = self._listener.accept()
+            except OSError:
+                time.sleep(0.01)
+                continue
+            connection = _Connection(accepted)
+            with self._lock:
+                unknown = sum(1 for one in self._open if not one.known)
+                full = len(self._open) >= self._most or unknown >= max(1, self._most // 2)
+                if not full:
+                    self._open.add(connection)
+            if full:
+                self._ended("quota")
+                accepted.close()
+            else:
+                threading.Thread(target=self._serve, args=(connection,), name="veil-row", daemon=True).start()
+
+    def _serve(self, connection: _Connection) -> None:
+        result = "broken"
+        try:
+            connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.socket.settimeout(_HELLO_S)
+            if self._tls is not None:
+                connection.socket = self._tls.wrap_socket(connection.socket, server_side=True)
+            result = self._answer(connection, Frames(connection.socket, _HELLO_BYTES))
+        except OSError:
+            pass
+        except Exception:
+            _LOG.exception("a row stream failed")
+            result = "internal"
+        finally:
+            with self._lock:
+                self._open.discard(connection)
+            connection.end()
+            connection.socket.close()
+            self._ended(result)
+
+    def _answer(self, connection: _Connection, frames: Frames) -> str:
+        """Serve one connection to its end; the result for the metrics."""
+        stream: RowStream | None = None
+        try:
+            hello = unseal(frames.receive(), pb.LaneHello)
+            if hello.protocol != methods.PROTOCOL:
+                raise IncompatibleServer(f"the server speaks protocol {methods.PROTOCOL}")
+            stream = self._stream(hello.session, hello.ticket, connection.end)
+            connection.known, connection.heard = True, time.monotonic()
+            frames.send(seal(pb.EvaluateReply()))
+            frames.connection.settimeout(None)
+            frames.limit = self._message_bytes
+            while (data := frames.receive()) is not None:
+                connection.busy = True
+                reply = stream.answer(data)
+                connection.busy, connection.heard = False, time.monotonic()
+                frames.send(reply)
+            return "ok"
+        except VeilError as error:
+            _, name = failures.status_of(error)
+            event("refused", method="Rows", error=name)
+            frames.send(seal(pb.EvaluateReply(error=name, details=str(error))))
+            return name
+        finally:
+            if stream is not None:
+                stream.end()
+            frames.close()

@@ -1,0 +1,70 @@
+"""The online step for one stream of rows, whatever carries it: find the session, claim the masks, multiply, reply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from veil.server.logs import alias, event
+from veil.server.metrics import Metrics
+from veil.server.scheduler import OnlineTurns
+from veil.server.store import Session, SessionStore
+from veil.wire import veil_pb2 as pb
+from veil.wire.envelope import seal, unseal
+
+_TELL_BYTES = 1 << 18
+"""Bytes that move between two updates of the metrics."""
+
+
+class RowStream:
+    """Answers sealed requests of one stream; a session's new stream ends its older one through ``cancel``."""
+
+    def __init__(
+        self, store: SessionStore, turns: OnlineTurns, metrics: Metrics, owner: str, cancel: Callable[[], object]
+    ) -> None:
+        self._store, self._turns, self._metrics = store, turns, metrics
+        self._owner = owner
+        self._cancel = cancel
+        self._session: Session | None = None
+        self._rows = self._received = self._sent = 0
+
+    def answer(self, data: bytes) -> bytes:
+        """The sealed reply; raises the `VeilError` that ends the stream."""
+        request = unseal(data, pb.EvaluateRequest)
+        session = self._find(request.session)
+        if request.release:
+            self._store.release(session, request.release)
+        claim = session.engine.claim(session, request.group, request.masks, request.rows)
+        rows = self._turns.answer(session.engine, claim)
+        reply = seal(pb.EvaluateReply(sequence=request.sequence, rows=rows))
+        self._received += len(data)
+        self._sent += len(reply)
+        self._rows += len(claim.shares)
+        if self._received + self._sent > _TELL_BYTES:
+            self._tell()
+        return reply
+
+    def adopt(self, name: str) -> Session:
+        """Make a session this stream's; `UnknownSession` if it is not its owner's."""
+        session = self._store.find(name, self._owner)
+        before, session.on_close = session.on_close, self._cancel
+        if before is not None and before != self._cancel:
+            before()
+        self._session = session
+        return session
+
+    def end(self) -> None:
+        """Say in the metrics and the log that the stream ended."""
+        self._tell()
+        if self._session is not None:
+            event("evaluated", session=alias(self._session.name), rows=self._rows)
+
+    def _tell(self) -> None:
+        self._metrics.moved(self._received, self._sent)
+        self._received = self._sent = 0
+
+    def _find(self, name: str) -> Session:
+        session = self._session
+        if session is None or session.name != name or session.closed:
+            return self.adopt(name)
+        self._store.touch(session)
+        return session
