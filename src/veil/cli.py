@@ -149,16 +149,33 @@ def generate(
     tls: Annotated[bool, typer.Option("--tls", help=_TLS_HELP)] = False,
     tls_ca: Annotated[Path | None, typer.Option(help=_TLS_CA_HELP)] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help=_INSECURE_HELP)] = False,
+    speculate: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|lookup|MODEL|off",
+            help="Check several guessed tokens in one set of round trips: `lookup` guesses what followed the same words "
+            "before, MODEL is a small model with the same tokenizer that runs here. The text is the same. `auto` looks up "
+            "when there is a server, as much as its distance is worth.",
+        ),
+    ] = "auto",
+    fold_norms: Annotated[
+        FoldNorms,
+        typer.Option(
+            help="Which of a server's bundles of one model to fetch: `on` the one with folded norms (half the round trips), "
+            "`off` the other, `auto` what the distance to the server makes faster."
+        ),
+    ] = FoldNorms.auto,
     as_json: Annotated[bool, typer.Option("--json", help=_JSON_HELP)] = False,
 ) -> None:
     """Answer a prompt through encryption, client and server in one process or, with `--server`, in two.
 
     Tokens appear as they come. A table follows with what they cost: seconds a token, split into making masks ahead
-    (prepare), the server's online product and the client's work; bytes a token, ahead and online; the security level.
+    (prepare), the server's online product and the client's work; bytes a token, ahead and online; the security level; with
+    `--server` also what of it was round trips, transfer and computing, and how many guesses were right.
 
     With `--json`: `text`, `prompt_tokens`, `new_tokens`, `security_bits` (0 when nothing is encrypted), `seconds` with
     `load`, `prompt` (until the first token), `per_token` (each one after it, its mask included), `prepare`, `online`,
-    `client` (a generated token's shares), with `--server` also `remote`, and `bytes_per_token` with `up_ahead`,
+    `client` (a generated token's shares), with `--server` also `remote`, with guesses `guesses`, and `bytes_per_token` with `up_ahead`,
     `down_ahead`, `up_online`, `down_online`.
     """
     if bundle is not None and (model, bits, modules) != (None, None, None):
@@ -185,6 +202,8 @@ def generate(
             raw=raw,
             server=None if server is None else _address(server, token, tls, tls_ca, insecure),
             server_bundle=name,
+            speculate=speculate,
+            fold_norms=fold_norms.value,
         ),
         as_json=as_json,
     )

@@ -120,6 +120,7 @@ class ClientSession:
                     raise
                 self._factory.reopen(session)
                 continue
+            self.stats.trips += 1
             self.stats.bytes_up_online += len(payload)
             self.stats.bytes_down_online += len(reply)
             return self._decrypt(group, masks, reply)

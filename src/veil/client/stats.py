@@ -16,13 +16,17 @@ class Stats:
 
     ``rows`` are token rows through the model's body, ``masks`` masks made; ``rows_ready`` of the rows found their masks
     made ahead. ``sessions_lost`` were opened anew because the server had forgotten them, ``reconnects`` are streams that
-    broke. Bytes are payload bytes at the transport. ``seconds`` has the phases prepare (making masks, both sides, in the
-    background or not), wait (a forward pass that waits for masks), online_server (waiting for replies) and client (the
-    rest of a forward pass: encryption, decryption and every layer that stays with the client).
+    broke. ``trips`` are round trips that a forward pass waited for. Of ``guessed`` tokens ``accepted`` were right; the rows
+    of the others spent their masks for nothing. Bytes are payload bytes at the transport. ``seconds`` has the phases prepare
+    (making masks, both sides, in the background or not), wait (a forward pass that waits for masks), online_server (waiting
+    for replies) and client (the rest of a forward pass: encryption, decryption and every layer that stays with the client).
     """
 
     rows: int = 0
     rows_ready: int = 0
+    trips: int = 0
+    guessed: int = 0
+    accepted: int = 0
     masks: int = 0
     sessions_lost: int = 0
     reconnects: int = 0

@@ -15,11 +15,28 @@ from veil.params import Params
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """What using a server adds: rows whose masks were ready when they were needed, and streams that broke."""
+    """What using a server adds: rows whose masks were ready when they were needed, and streams that broke.
+
+    ``rtt_s`` and ``bytes_per_s`` are the link's; of a token's seconds, ``trips_s`` are round trips and ``transfer_s`` bytes.
+    """
 
     rows: int
     rows_ready: int
     reconnects: int
+    rtt_s: float
+    bytes_per_s: float
+    trips_s: float
+    transfer_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guesses:
+    """What speculation did: tokens guessed and accepted, forward passes, and masks that wrong guesses spent."""
+
+    guessed: int
+    accepted: int
+    passes: int
+    masks_for_nothing: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +60,9 @@ class Costs:
     down_ahead_bytes: float
     up_online_bytes: float
     down_online_bytes: float
+    trips: float = 0.0
     remote: Remote | None = None
+    guesses: Guesses | None = None
 
     def to_json(self, security_bits: float) -> dict[str, Any]:
         """The fields that `veil generate --json` prints beside the text."""
@@ -65,7 +84,8 @@ class Costs:
                 "up_online": round(self.up_online_bytes),
                 "down_online": round(self.down_online_bytes),
             },
-        } | ({"remote": asdict(self.remote)} if self.remote else {})
+            "trips_per_token": round(self.trips, 3),
+        } | {name: asdict(part) for name, part in (("remote", self.remote), ("guesses", self.guesses)) if part}
 
     def table(self, origin: str, mode: str, security_bits: float) -> Table:
         """The same for a person to read."""
@@ -78,6 +98,9 @@ class Costs:
         if self.remote:
             ready = f"{self.remote.rows_ready} of {self.remote.rows} rows found their masks ready"
             remote = [("made ahead", ready + (f", {self.remote.reconnects} reconnects" if self.remote.reconnects else ""))]
+            remote.append(("network", self._network(self.remote)))
+        if self.guesses:
+            remote.append(("guesses", _guesses(self.guesses)))
         for name, value in (
             ("model", origin),
             ("mode", mode),
@@ -96,6 +119,22 @@ class Costs:
             table.add_row(name, value)
         return table
 
+    def _network(self, remote: Remote) -> str:
+        rest = max(0.0, self.token_s - remote.trips_s - remote.transfer_s)
+        link = f"{1000 * remote.rtt_s:.1f} ms, {8e-6 * remote.bytes_per_s:,.0f} Mbit/s"
+        return (
+            f"a token: {self.trips:.1f} trips {remote.trips_s:.3f} s, transfer {remote.transfer_s:.3f} s, "
+            f"computing {rest:.3f} s ({link})"
+        )
+
+
+def _guesses(guesses: Guesses) -> str:
+    tokens = 1 + guesses.accepted / max(1, guesses.passes)
+    return (
+        f"{guesses.accepted} of {guesses.guessed} accepted, {tokens:.2f} tokens a pass, "
+        f"{guesses.masks_for_nothing} masks spent on wrong ones"
+    )
+
 
 class Meter:
     """Measures one generation by the clock and, when it is encrypted, by the model's counters.
@@ -105,8 +144,11 @@ class Meter:
     Calls: `start`, `prompt_masks_made`, `token` for each token, `costs`.
     """
 
-    def __init__(self, hybrid: HybridFHEModel | None, *, remote: bool = False) -> None:
+    def __init__(self, hybrid: HybridFHEModel | None, *, remote: bool = False, guesses: bool = False) -> None:
         self._remote = remote
+        self._guesses = guesses
+        self._link = hybrid.link if hybrid and remote else None
+        self._groups = len(hybrid.manifest.groups) if hybrid else 1
         self._stats = hybrid.stats if hybrid else Stats()
         self._params = hybrid.params if hybrid else Params.default()
         self._ahead = self._online = Stats()
@@ -136,6 +178,7 @@ class Meter:
         seconds = self._last - (self._first if several else self._start) - (0.0 if self._remote else online.seconds["wait"])
         tokens = self._tokens - 1 if several else max(1, online.rows)
         rows = max(1, online.rows)
+        share = tokens if self._guesses and several else rows  # a rejected guess is a row, and part of some token's cost
         ahead = self._stats - self._ahead
         prepare_s = ahead.seconds["prepare"] / max(1, ahead.masks)
         return Costs(
@@ -143,20 +186,40 @@ class Meter:
             new_tokens=self._tokens,
             load_s=load_s,
             prompt_s=self._first - self._start,
-            token_s=seconds / tokens + (0.0 if self._remote else prepare_s),
-            prepare_s=prepare_s,
-            online_s=online.seconds["online_server"] / rows,
-            client_s=online.seconds["client"] / rows,
+            token_s=seconds / tokens + (0.0 if self._remote else prepare_s * rows / share),
+            prepare_s=prepare_s * rows / share,
+            online_s=online.seconds["online_server"] / share,
+            client_s=online.seconds["client"] / share,
             up_ahead_bytes=self._up_ahead_bytes(),
             down_ahead_bytes=self._stats.bytes_down_ahead / max(1, self._stats.masks),
-            up_online_bytes=online.bytes_up_online / rows,
-            down_online_bytes=online.bytes_down_online / rows,
-            remote=self._remote_part() if self._remote else None,
+            up_online_bytes=online.bytes_up_online / share,
+            down_online_bytes=online.bytes_down_online / share,
+            trips=online.trips / share,
+            remote=self._remote_part(online, share) if self._remote else None,
+            guesses=self._guesses_part() if self._guesses else None,
         )
 
-    def _remote_part(self) -> Remote:
+    def _remote_part(self, online: Stats, share: int) -> Remote:
+        stats, link = self._stats, self._link
+        assert link is not None
+        return Remote(
+            rows=stats.rows,
+            rows_ready=stats.rows_ready,
+            reconnects=stats.reconnects,
+            rtt_s=link.rtt_s,
+            bytes_per_s=link.bytes_per_s,
+            trips_s=online.trips * link.rtt_s / share,
+            transfer_s=link.transfer_s(online.bytes_up_online + online.bytes_down_online) / share,
+        )
+
+    def _guesses_part(self) -> Guesses:
         stats = self._stats
-        return Remote(rows=stats.rows, rows_ready=stats.rows_ready, reconnects=stats.reconnects)
+        return Guesses(
+            guessed=stats.guessed,
+            accepted=stats.accepted,
+            passes=stats.trips // self._groups,
+            masks_for_nothing=stats.guessed - stats.accepted,
+        )
 
     def _up_ahead_bytes(self) -> float:
         if not self._stats.masks:

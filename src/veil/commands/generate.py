@@ -6,6 +6,7 @@ import copy
 import json
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from veil.model.sources import load_model
 
 if TYPE_CHECKING:
     from veil.client.connection import Address
+    from veil.model.speculation import Speculation
 
 _POOL_TOKENS = 48
 """Masks for generated tokens that are kept ready in the background when a server is used."""
@@ -54,6 +56,8 @@ class Request:
     raw: bool
     server: Address | None = None
     server_bundle: str | None = None
+    speculate: str = "off"
+    fold_norms: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +113,7 @@ def _prepare(request: Request, progress: Progress) -> _Ready:
 def _connect(request: Request, server: Address) -> _Ready:
     from veil.commands.pull import cached
 
-    folder = request.bundle or cached(server, name=request.server_bundle)
+    folder = request.bundle or cached(server, name=request.server_bundle, fold_norms=request.fold_norms)
     hybrid = HybridFHEModel.connect(
         server.target,
         folder,
@@ -153,7 +157,8 @@ def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) ->
     rows = int(ready.inputs["input_ids"].shape[1])
     encrypted = ready.hybrid is not None and request.mode in ("execute", "remote")
     remote = request.server is not None
-    meter = Meter(ready.hybrid if encrypted else None, remote=remote)
+    speculation = _speculation(request, ready)
+    meter = Meter(ready.hybrid if encrypted else None, remote=remote, guesses=speculation is not None and encrypted)
     streamer = AnswerStreamer(ready.tokenizer, write=_write if write else None, on_token=meter.token)
     if request.seed is not None:
         torch.manual_seed(request.seed)
@@ -163,10 +168,11 @@ def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) ->
         meter.prompt_masks_made()
         ready.hybrid.reserve(rows_full=1 + min(request.max_new_tokens - 1, _TOKENS_AHEAD))
     try:
-        with quiet():
-            output = ready.model.generate(
-                **ready.inputs, generation_config=_generation_config(request, ready.model), streamer=streamer
-            )
+        with quiet(), speculation or nullcontext({}) as options:
+            config = _generation_config(request, ready.model)
+            for name in [name for name in options if name != "assistant_model"]:
+                setattr(config, name, options.pop(name))
+            output = ready.model.generate(**ready.inputs, generation_config=config, streamer=streamer, **options)
     finally:
         if ready.hybrid is not None and remote:
             ready.hybrid.close()
@@ -174,6 +180,20 @@ def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) ->
     answer = output[0] if ready.model.config.is_encoder_decoder else output[0, rows:]
     text = ready.tokenizer.decode(answer, skip_special_tokens=True)
     return str(text), costs
+
+
+def _speculation(request: Request, ready: _Ready) -> Speculation | None:
+    """Guessing as the user asked; ``auto`` looks up in the text when a server answers, as the pace allows."""
+    wanted = request.speculate
+    if wanted == "auto":
+        wanted = "lookup" if request.server is not None else "off"
+    if wanted == "off":
+        return None
+    if ready.hybrid is None:
+        raise ValueError("--speculate needs remote layers; leave out --mode torch")
+    if wanted == "lookup":
+        return ready.hybrid.speculate("lookup")
+    return ready.hybrid.speculate(load_model(wanted).model)
 
 
 def _generation_config(request: Request, model: PreTrainedModel) -> GenerationConfig:

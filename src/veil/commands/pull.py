@@ -14,14 +14,18 @@ from rich.table import Table
 from rich.text import Text
 
 from veil.client.connection import Address, Connection, ServedBundle
+from veil.client.link import measure_link
 from veil.commands.terminal import Reporter, error_console
 from veil.errors import BundleError, ServerUnreachable
 from veil.model import folder
+from veil.model.manifest import Manifest
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.patience import Patience
 
 _MOST_FILES = 1000
+_WORTH_FOLDING_S = 0.0005
+"""A round trip that takes longer than the arithmetic that folding adds for each trip it saves, on two cores."""
 _FILE_S = 3600.0
 
 
@@ -46,12 +50,16 @@ def run(address: Address, out: Path, *, name: str | None, as_json: bool) -> None
         typer.echo(str(out))
 
 
-def cached(address: Address, *, name: str | None) -> Path:
-    """The client half that a server offers, from the user's cache; fetched, checked and shown the first time."""
+def cached(address: Address, *, name: str | None, fold_norms: str = "auto") -> Path:
+    """The client half that a server offers, from the user's cache; fetched, checked and shown the first time.
+
+    Of two halves of one model, with folded norms and without, ``fold_norms`` chooses: on, off, or auto by the distance.
+    """
     patience = Patience()
     connection = Connection(address, patience)
     try:
-        bundle = _choose(connection.retrying(connection.describe, patience.tries(patience.connect_s)), name)
+        served = connection.retrying(connection.describe, patience.tries(patience.connect_s))
+        bundle = _choose(_suitable(served, name, fold_norms, address), name)
         if not re.fullmatch(r"[0-9a-f]{64}", bundle.fingerprint):
             raise BundleError("the server names a bundle by something that is not a digest")
         out = user_cache_path("veil") / "bundles" / bundle.fingerprint
@@ -91,6 +99,29 @@ def _choose(served: list[ServedBundle], name: str | None) -> ServedBundle:
     if name not in offered:
         raise BundleError(f"the server does not offer {name!r}; it serves {names}")
     return offered[name]
+
+
+def _suitable(served: list[ServedBundle], name: str | None, fold_norms: str, address: Address) -> list[ServedBundle]:
+    """All bundles, or of an unfolded and a folded one of the same layers the one that suits."""
+    offered = [bundle for bundle in served if bundle.files]
+    if name is not None or (fold_norms == "auto" and len(offered) != 2):
+        return served
+    manifests = [folder.parse_common(bundle.header)[2] for bundle in offered]
+    folded = [any(group.fold for group in manifest.groups) for manifest in manifests]
+    if fold_norms == "auto":
+        if folded[0] == folded[1] or _layers(manifests[0]) != _layers(manifests[1]):
+            return served
+        wanted = measure_link(address, Patience()).rtt_s >= _WORTH_FOLDING_S
+    else:
+        wanted = fold_norms == "on"
+    chosen = [bundle for bundle, is_folded in zip(offered, folded, strict=True) if is_folded == wanted]
+    if not chosen:
+        raise BundleError(f"the server offers no client half {'with' if wanted else 'without'} folded norms")
+    return chosen
+
+
+def _layers(manifest: Manifest) -> set[tuple[str, int, int]]:
+    return {(layer.name, layer.in_features, layer.out_features) for group in manifest.groups for layer in group.layers}
 
 
 def _show(bundle: ServedBundle) -> None:

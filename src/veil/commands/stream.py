@@ -25,8 +25,8 @@ class AnswerStreamer(TextStreamer):
         self._prompt_seen = False
 
     def put(self, value: torch.Tensor) -> None:
-        """Take the prompt's tokens first, then each generated token."""
-        if self._prompt_seen:
+        """Take the prompt's tokens first, then generated tokens, one or several."""
+        for _ in range(value.numel() if self._prompt_seen else 0):
             self._on_token()
         self._prompt_seen = True
         super().put(value)

@@ -23,6 +23,7 @@ from veil.model.compiled import Compiled, compile_layers
 from veil.model.experts import EXPERT_LEAKS, ExpertLeak
 from veil.model.layers import RemoteLayer
 from veil.model.modules import find_modules, replace_modules
+from veil.model.pace import Pace
 from veil.model.residual import ResidualStream
 from veil.model.router import Router, clear_service, simulated_service
 from veil.params import Params
@@ -32,9 +33,14 @@ from veil.wire.patience import Patience
 
 if TYPE_CHECKING:
     from veil.client.device_session import DeviceSession
+    from veil.client.link import Link
     from veil.model.card import Card
     from veil.model.device_router import DeviceRouter
+    from veil.model.speculation import Speculation
     from veil.model.token_graph import TokenGraph
+
+_ROW_S = 0.05
+"""Seconds of a row, as believed before the first pass."""
 
 MODES = ("torch", "disable", "simulate", "execute", "remote")
 Progress = Callable[[str, int, int], None]
@@ -77,6 +83,8 @@ class HybridFHEModel:
         self._router: Router | DeviceRouter | None = None
         self._card: Card | None = None
         self._graph: TokenGraph | None = None
+        self._address: Any = None
+        self._link: Link | None = None
         self._mode = "torch"
         self._progress: Progress | None = None
         self.ahead: Ahead | None = None
@@ -217,6 +225,7 @@ class HybridFHEModel:
         compiled = opened.compiled
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, opened.tables)
         patience = patience or Patience()
+        hybrid._address = address
         transport = RemoteTransport(model, address, hybrid.stats, patience, name)
         hybrid._remote = ClientSession(
             model, transport, hybrid._kernels, SecretRng(), hybrid.stats, ahead=ahead or Ahead(), patience=patience
@@ -282,6 +291,31 @@ class HybridFHEModel:
         if session is None:
             raise NotCompiled("masks need a session; call set_fhe_mode('execute') first")
         session.reserve(rows_body, rows_full)
+
+    @property
+    def link(self) -> Link | None:
+        """Round-trip time and bandwidth to the server, measured at first use; None without a server."""
+        if self._link is None and self._address is not None:
+            from veil.client.link import measure_link
+
+            self._link = measure_link(self._address, Patience())
+        return self._link
+
+    def speculate(self, draft: Any = "lookup", *, most: int = 16) -> Speculation:
+        """Generate several tokens a pass: ``with hybrid.speculate() as options: hybrid.model.generate(..., **options)``.
+
+        ``draft`` is ``lookup`` (what followed the last words where they stood before) or a small transformers model with
+        the same vocabulary, which stays on the client. Up to ``most`` tokens are guessed and checked in one set of round
+        trips; how many follows from what is accepted and what the passes take. Greedy output is the same as without,
+        samples are of the same distribution, one sequence at a time. `ValueError` for another draft.
+        """
+        from veil.model.speculation import Speculation
+
+        compiled, session = self._need_compiled(), self._active()
+        fixed_s = len(compiled.manifest.groups) * self.link.rtt_s if self._mode == "remote" and self.link else 0.0
+        pace = Pace(fixed_s=fixed_s, row_s=_ROW_S, most=most)
+        ready = (lambda: session.ready.tokens) if session is not None else (lambda: most + 1)
+        return Speculation(self.model, draft, self.stats, pace, ready)
 
     def expect(self, prompt_rows: int, new_tokens: int) -> None:
         """Say that a generation of about ``prompt_rows`` rows and up to ``new_tokens`` tokens comes; returns at once.

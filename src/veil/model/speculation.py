@@ -1,0 +1,108 @@
+"""Several tokens a pass: guesses from the text itself or from a small model on the client, checked in one set of trips.
+
+transformers' assisted generation does the guessing and the checking, so greedy output is the same and sampling follows the
+same distribution. What is added here is the number of guesses, which follows what they bring (`veil.model.pace`). The
+rows of rejected guesses have spent their masks; they are counted.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.generation.candidate_generator import CandidateGenerator
+
+from veil.client.stats import Stats
+from veil.model.pace import Pace
+
+MOST_GUESSES = 16
+_LONGEST_MATCH = 3
+
+
+class Speculation:
+    """A context in which ``model.generate(**inputs, **options)`` guesses; ``with`` gives the options.
+
+    ``draft`` is ``lookup`` (continue as the text did where its last words stood before) or a model with the same
+    vocabulary. Raises `ValueError` for another one.
+    """
+
+    def __init__(self, model: PreTrainedModel, draft: str | PreTrainedModel, stats: Stats, pace: Pace, ready: Any) -> None:
+        self._model = model
+        self._draft = draft
+        self._stats = stats
+        self._pace = pace
+        self._ready = ready
+        if isinstance(draft, str):
+            if draft != "lookup":
+                raise ValueError(f"the draft is {draft!r}, expected 'lookup' or a model")
+            return
+        own, other = (int(m.config.get_text_config().vocab_size) for m in (model, draft))
+        if own != other:
+            raise ValueError(f"the draft model knows {other} tokens, the model {own}; it needs the same tokenizer")
+
+    def __enter__(self) -> dict[str, Any]:
+        make = self._model._get_candidate_generator
+
+        def paced(*args: Any, **kwargs: Any) -> CandidateGenerator:
+            return _Paced(make(*args, **kwargs), self._stats, self._pace, self._ready)
+
+        self._model._get_candidate_generator = paced
+        if isinstance(self._draft, str):
+            return {"prompt_lookup_num_tokens": self._pace.most, "max_matching_ngram_size": _LONGEST_MATCH}
+        return {"assistant_model": self._draft}
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        del self._model._get_candidate_generator
+
+
+class _Paced(CandidateGenerator):  # type: ignore[misc]
+    """Another generator's guesses, as many as the pace says."""
+
+    def __init__(self, inner: CandidateGenerator, stats: Stats, pace: Pace, ready: Any) -> None:
+        self._inner = inner
+        self._stats = stats
+        self._pace = pace
+        self._ready = ready
+        self._prompt_done = False
+        self._rows = self._length = 0
+        self._started, self._waited = 0.0, 0.0
+
+    def get_candidates(self, input_ids: torch.LongTensor, **kwargs: Any) -> tuple[torch.LongTensor, Any]:
+        """The tokens so far with guesses behind them, and the draft's logits where there are any."""
+        length = int(input_ids.shape[1])
+        candidates, logits = input_ids, None
+        count = self._pace.guesses(self._ready(), self._stats.seconds["prepare"] / max(1, self._stats.masks))
+        if not self._prompt_done:
+            count = max(1, count)  # a draft model has to see the prompt with the first pass
+        if count:
+            self._limit(count)
+            candidates, logits = self._inner.get_candidates(input_ids, **kwargs)
+            if candidates.shape[1] - length > count:
+                candidates = candidates[:, : length + count]
+                logits = None if logits is None else logits[:, :count]
+        self._length = int(candidates.shape[1]) - length
+        self._rows = self._length + (1 if self._prompt_done else length)
+        self._started, self._waited = time.perf_counter(), self._stats.seconds["wait"]
+        return candidates, logits
+
+    def update_candidate_strategy(self, input_ids: torch.LongTensor, scores: torch.Tensor, num_matches: int) -> None:
+        """Learn from a pass: what it took and how many guesses were right."""
+        matches = int(num_matches)
+        waited = self._stats.seconds["wait"] - self._waited
+        seconds = time.perf_counter() - self._started - waited
+        learn = self._pace.saw_pass if self._prompt_done else self._pace.saw_prompt
+        learn(self._rows, seconds)
+        self._prompt_done = True
+        self._pace.saw_guesses(self._length, matches)
+        self._stats.guessed += self._length
+        self._stats.accepted += matches
+        if self._length:
+            self._inner.update_candidate_strategy(input_ids, scores, num_matches)
+
+    def _limit(self, count: int) -> None:
+        for name in ("num_output_tokens", "num_assistant_tokens"):
+            if hasattr(self._inner, name):
+                setattr(self._inner, name, count)
