@@ -175,13 +175,15 @@ def generate(
 
     With `--json`: `text`, `prompt_tokens`, `new_tokens`, `security_bits` (0 when nothing is encrypted), `seconds` with
     `load`, `prompt` (until the first token), `per_token` (each one after it, its mask included), `prepare`, `online`,
-    `client` (a generated token's shares), with `--server` also `remote`, with guesses `guesses`, and `bytes_per_token` with `up_ahead`,
-    `down_ahead`, `up_online`, `down_online`.
+    `client` (a generated token's shares), `trips_per_token`, with `--server` also `remote`, with guesses `guesses`, and
+    `bytes_per_token` with `up_ahead`, `down_ahead`, `up_online`, `down_online`.
     """
     if bundle is not None and (model, bits, modules) != (None, None, None):
         raise ValueError("--bundle has its own model; leave out --model, --bits and --modules")
     if server is not None and (mode is not Mode.execute or (model, bits, modules) != (None, None, None)):
         raise ValueError("--server uses a bundle and encryption; leave out --mode, --model, --bits and --modules")
+    if mode is Mode.torch and speculate not in ("auto", "off"):
+        raise ValueError("--speculate needs remote layers; leave out --mode torch")
     if top_p == 0.0:
         raise ValueError("--top-p has to be above 0; for the likeliest token every time use --temperature 0")
     from veil.commands.generate import Request, run

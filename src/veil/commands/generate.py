@@ -187,10 +187,8 @@ def _speculation(request: Request, ready: _Ready) -> Speculation | None:
     wanted = request.speculate
     if wanted == "auto":
         wanted = "lookup" if request.server is not None else "off"
-    if wanted == "off":
+    if wanted == "off" or ready.hybrid is None:
         return None
-    if ready.hybrid is None:
-        raise ValueError("--speculate needs remote layers; leave out --mode torch")
     if wanted == "lookup":
         return ready.hybrid.speculate("lookup")
     return ready.hybrid.speculate(load_model(wanted).model)

@@ -1,0 +1,186 @@
+"""Seconds a token over a network: plain, with folded norms, and with guesses as well, on SmolLM2 and GPT-2's shapes.
+
+    python bench/trips.py smollm2 --mbit 1000 --out bench/results/trips-smollm2-1000.json
+
+A server in a process of its own answers over loopback. The client's transport is held back as the link would hold it: a
+call takes a round-trip time and its bytes at the given bandwidth longer. ``--bundles FOLDER`` keeps the compiled
+bundles between runs. A token is what the clock says after the first one, the masks made in the background meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from record import Measurement, Record
+from veil import HybridFHEModel
+from veil.client.link import Link
+from veil.client.remote import RemoteTransport
+from veil.client.session import Ahead
+from veil.commands.models import compiled
+from veil.model.quiet import quiet
+from veil.model.sources import Source, load_model
+
+RTTS_MS = (0, 5, 20, 50)
+REPEATING = (
+    "Summarize the following text by repeating its important sentences.\n\nThe harbour office opens at six. Every boat that "
+    "enters the harbour has to report to the harbour office. Boats longer than twelve metres pay a fee of forty crowns a "
+    "night. Boats shorter than twelve metres pay a fee of twenty crowns a night. The fee is paid at the harbour office."
+)
+FRESH = "Write a short story about a fox that learns to read."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", choices=["smollm2", "gpt2"])
+    parser.add_argument("--mbit", type=float, default=1000)
+    parser.add_argument("--rtt-ms", type=float, nargs="*", default=list(RTTS_MS))
+    parser.add_argument("--tokens", type=int, default=3, help="tokens without guesses; with guesses eight times as many")
+    parser.add_argument("--bundles", type=Path)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    folder = args.bundles or Path(tempfile.mkdtemp())
+    record = Record(benchmark=f"trips, {args.model}", parameters={"mbit_per_s": args.mbit, "tokens": args.tokens})
+    for variant in ("plain", "folded"):
+        path = folder / f"{args.model}-{variant}"
+        if not path.exists():
+            source = load_model("smollm2") if args.model == "smollm2" else gpt2()
+            compiled(source, bits=8, modules="linear", fold_norms="on" if variant == "folded" else "off").save(
+                path, tokenizer=source.tokenizer
+            )
+        with server(path) as port:
+            hybrid = HybridFHEModel.connect(f"127.0.0.1:{port}", path, ahead=Ahead(tokens=48, prompt_rows=0))
+            measure(hybrid, variant, args, record)
+            hybrid.close()
+    record.show()
+    record.write(args.out or Path(f"bench/results/trips-{args.model}-{args.mbit:g}.json"))
+
+
+def gpt2() -> Source:
+    """GPT-2's shapes with random weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    return Source(name="gpt2", model=GPT2LMHeadModel(GPT2Config()).eval(), tokenizer=None, origin="random weights")
+
+
+@contextmanager
+def server(bundle: Path) -> Iterator[int]:
+    """``veil serve`` of a bundle on a free port."""
+    command = [sys.executable, "-c", "from veil.cli import main; main()", "serve", str(bundle / "server"), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
+    try:
+        assert process.stderr is not None
+        port = next(int(found[1]) for line in process.stderr if (found := re.search(r"listening on \S+:(\d+)", line)))
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        yield port
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@contextmanager
+def held_back(link: Link) -> Iterator[None]:
+    """Inside the block rows and uploads take as much longer as the link would."""
+    rows, masks = RemoteTransport.evaluate, RemoteTransport.prepare
+
+    def evaluate(self: Any, session: str, group: int, numbers: Any, data: bytes) -> bytes:
+        reply = rows(self, session, group, numbers, data)
+        time.sleep(link.rtt_s + link.transfer_s(len(data) + len(reply)))
+        return reply
+
+    def prepare(self: Any, session: str, epoch: int, uploads: Any, segments: Any) -> None:
+        masks(self, session, epoch, uploads, segments)
+        time.sleep(link.rtt_s + link.transfer_s(sum(len(upload.data) for upload in uploads)))
+
+    RemoteTransport.evaluate, RemoteTransport.prepare = evaluate, prepare  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        RemoteTransport.evaluate, RemoteTransport.prepare = rows, masks  # type: ignore[method-assign]
+
+
+def prompts(hybrid: HybridFHEModel) -> dict[str, torch.Tensor]:
+    """A text whose continuation repeats it, and one whose does not."""
+    if hybrid.tokenizer is None:
+        cycle = torch.randint(0, 50257, (1, 12), generator=torch.Generator().manual_seed(1))
+        return {"repeating": cycle.repeat(1, 4), "fresh": torch.randint(0, 50257, (1, 16))}
+    texts = {"repeating": REPEATING, "fresh": FRESH}
+    return {
+        name: hybrid.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).input_ids
+        for name, text in texts.items()
+    }
+
+
+def measure(hybrid: HybridFHEModel, variant: str, args: Any, record: Record) -> None:
+    """Every round-trip time, without guesses and, for the folded bundle, with them on both texts."""
+    trips = len(hybrid.manifest.groups)
+    record.add(Measurement(name=f"{variant}, round trips a pass", value=trips, unit=""))
+    texts = prompts(hybrid)
+    generation(hybrid, texts["fresh"], 2)
+    for rtt_ms in args.rtt_ms:
+        link = Link(rtt_s=rtt_ms / 1000, bytes_per_s=args.mbit * 1e6 / 8)
+        hybrid._link = link
+        seconds, _ = generation(hybrid, texts["fresh"], args.tokens, link)
+        record.add(Measurement(name=f"{variant}, {rtt_ms:g} ms, a token", value=seconds, unit="s"))
+        if variant != "folded":
+            continue
+        for text, prompt in texts.items():
+            seconds, part = generation(hybrid, prompt, 8 * args.tokens, link, guess=True)
+            record.add(Measurement(name=f"folded and guesses, {text} text, {rtt_ms:g} ms, a token", value=seconds, unit="s"))
+            passes = part.trips / trips
+            record.notes.append(
+                f"{rtt_ms:g} ms, {text}: {part.accepted} of {part.guessed} guesses accepted in {passes:.0f} passes, "
+                f"{(8 * args.tokens) / passes:.2f} tokens a pass, waited {part.seconds['wait']:.2f} s for masks"
+            )
+
+
+class Clock:
+    """A streamer that keeps the time and number of tokens."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[float, int]] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append((time.perf_counter(), value.numel()))
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+def generation(
+    hybrid: HybridFHEModel, prompt: torch.Tensor, tokens: int, link: Link | None = None, *, guess: bool = False
+) -> tuple[float, Any]:
+    """Seconds a token after the first pass, and the counters of all of it."""
+    hybrid.expect(prompt.shape[1], tokens)
+    ready = time.monotonic() + 120
+    while time.monotonic() < ready and not hybrid._remote._filler.full:  # type: ignore[union-attr]
+        time.sleep(0.05)
+    before, clock = hybrid.stats.copy(), Clock()
+    speculation = hybrid.speculate() if guess else nullcontext({})
+    with quiet(), torch.no_grad(), speculation as options, held_back(link) if link else nullcontext():
+        hybrid.model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=1 + tokens, streamer=clock,
+            min_new_tokens=1 + tokens, pad_token_id=0, **options,
+        )  # fmt: skip
+    first, last = clock.times[1], clock.times[-1]
+    made = sum(count for _, count in clock.times[2:])
+    return (last[0] - first[0]) / max(1, made), hybrid.stats - before
+
+
+if __name__ == "__main__":
+    main()

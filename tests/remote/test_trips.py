@@ -1,0 +1,149 @@
+"""Round trips over a real server: two a block and two more, guesses, and what a link is measured to cost."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from veil import HybridFHEModel
+from veil.cli import app
+from veil.client.connection import Address
+from veil.client.link import measure_link
+from veil.client.remote import RemoteTransport
+from veil.errors import BundleError
+from veil.model.modules import select_modules
+from veil.params import Params
+from veil.wire.patience import Patience
+
+BLOCKS = 2
+
+
+@pytest.fixture(scope="module")
+def folded(bundle: Any, new_model: Callable[[str], Any], tiny_tokenizer: Any, tmp_path_factory: Any) -> Any:
+    """The tiny Llama with folded norms, as a bundle beside the plain one of `bundle`."""
+    model = new_model("llama")
+    hybrid = HybridFHEModel(model, select_modules(model, "linear"))
+    sample = torch.arange(1, 60).unsqueeze(0)
+    hybrid.compile_model(sample, params=Params.insecure_tiny(), device="cpu", fold_norms="on")
+    path: Path = tmp_path_factory.mktemp("bundles") / "folded"
+    hybrid.save(path, tokenizer=tiny_tokenizer)
+    hybrid.set_fhe_mode("execute")
+    return type(bundle("llama"))("folded", path, hybrid, hybrid._engine)
+
+
+@pytest.fixture
+def trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The group of every round trip of rows, in order."""
+    seen: list[int] = []
+    original = RemoteTransport.evaluate
+
+    def evaluate(self: Any, session: str, group: int, masks: Any, data: bytes) -> bytes:
+        seen.append(group)
+        return original(self, session, group, masks, data)
+
+    monkeypatch.setattr(RemoteTransport, "evaluate", evaluate)
+    return seen
+
+
+def test_two_trips_a_block_and_two_more(folded: Any, serve: Any, generated: Any, trips: list[int]) -> None:
+    with serve(folded) as server:
+        remote = folded.connect(server.port)
+        assert generated(remote) == generated(folded.local)
+        assert trips == list(range(2 * BLOCKS + 2)) * 6
+        assert remote.stats.trips == len(trips)
+        remote.close()
+
+
+def test_guesses_share_their_trips(folded: Any, serve: Any, generated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("veil.model.pace.Pace.guesses", lambda self, ready, prepare_s: 3)
+    with serve(folded) as server:
+        remote = folded.connect(server.port)
+        expected = generated(remote, 12)
+        remote.stats.reset()
+        with remote.speculate() as options:
+            assert generated(remote, 12, **options) == expected
+        stats = remote.stats
+        assert stats.trips == (12 - stats.accepted) * (2 * BLOCKS + 2)
+        assert stats.guessed > stats.accepted > 0
+        remote.close()
+
+
+def test_the_link_is_measured(llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 30 ms added to every reply of the server, the round-trip time is 30 ms and a little."""
+    from veil.server.service import Service
+
+    original = Service._owner
+
+    def slow(self: Any, context: Any) -> str:
+        time.sleep(0.03)
+        return original(self, context)
+
+    with serve(llama) as server:
+        address, patience = Address(target=f"127.0.0.1:{server.port}"), Patience()
+        near = measure_link(address, patience)
+        monkeypatch.setattr(Service, "_owner", slow)
+        far = measure_link(address, patience)
+    assert 0 < near.rtt_s < far.rtt_s
+    assert 0.03 <= far.rtt_s < 0.2
+    assert far.bytes_per_s > 0
+    assert far.transfer_s(far.bytes_per_s) == pytest.approx(1.0)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr("veil.commands.pull.user_cache_path", lambda name: tmp_path)
+    yield tmp_path / "bundles"
+
+
+@pytest.mark.parametrize(("choice", "rtt_s", "groups"), [("on", 0, 6), ("off", 9, 9), ("auto", 0.02, 6), ("auto", 0.0, 9)])
+def test_the_bundle_that_suits_the_distance_is_fetched(
+    choice: str, rtt_s: float, groups: int, folded: Any, llama: Any, serve: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from veil.client.link import Link
+    from veil.commands.pull import cached
+
+    monkeypatch.setattr("veil.commands.pull.measure_link", lambda address, patience: Link(rtt_s=rtt_s, bytes_per_s=1e9))
+    with serve(llama, folded, offer=True) as server:
+        address = Address(target=f"127.0.0.1:{server.port}")
+        path = cached(address, name=None, fold_norms=choice)
+        assert len(json.loads((path / "bundle.json").read_text())["manifest"]) == groups
+
+
+def test_a_choice_that_is_not_offered_is_an_error(llama: Any, serve: Any, cache: Path) -> None:
+    from veil.commands.pull import cached
+
+    with serve(llama, offer=True) as server, pytest.raises(BundleError, match="no client half with folded norms"):
+        cached(Address(target=f"127.0.0.1:{server.port}"), name=None, fold_norms="on")
+
+
+def test_generate_says_what_a_token_cost(folded: Any, serve: Any) -> None:
+    arguments = ["generate", "w3 w4 w5 w3 w4 w5 w3 w4", "--raw", "--max-new-tokens", "6", "--bundle", str(folded.path)]
+    with serve(folded) as server:
+        arguments += ["--server", f"127.0.0.1:{server.port}", "--speculate", "lookup"]
+        found = CliRunner().invoke(app, [*arguments, "--json"])
+        assert found.exit_code == 0, found.output
+        result = json.loads(found.stdout)
+        shown = CliRunner().invoke(app, arguments)
+    remote, guesses = result["remote"], result["guesses"]
+    assert 0 < result["trips_per_token"] <= 2 * BLOCKS + 2
+    assert remote["rtt_s"] > 0
+    assert remote["trips_s"] == pytest.approx(result["trips_per_token"] * remote["rtt_s"], rel=0.01)
+    assert guesses["masks_for_nothing"] == guesses["guessed"] - guesses["accepted"]
+    assert guesses["passes"] + guesses["accepted"] >= result["new_tokens"]
+    assert "trips" in shown.stderr
+    assert "Mbit/s" in shown.stderr
+    assert "tokens a pass" in shown.stderr
+
+
+def test_speculation_needs_remote_layers(llama_folder: Path) -> None:
+    arguments = ["generate", "w3 w4", "--model", str(llama_folder), "--mode", "torch", "--speculate", "lookup"]
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 2
+    assert "needs remote layers" in found.stderr
