@@ -61,7 +61,8 @@ def test_json_has_exactly_this_shape(
     assert result.exit_code == 0, result.output
     assert result.stdout.endswith("}\n") and result.stdout.count("\n") == 1
     answer = json.loads(result.stdout)
-    assert list(answer) == ["text", "prompt_tokens", "new_tokens", "security_bits", "seconds", "bytes_per_token"]
+    fields = ["text", "prompt_tokens", "new_tokens", "security_bits", "seconds", "bytes_per_token", "trips_per_token"]
+    assert list(answer) == fields
     assert list(answer["seconds"]) == ["load", "prompt", "per_token", "prepare", "online", "client"]
     assert list(answer["bytes_per_token"]) == ["up_ahead", "down_ahead", "up_online", "down_online"]
     assert answer["text"] == greedy(tiny_llama, tiny_tokenizer, 4)
@@ -74,6 +75,7 @@ def test_json_has_exactly_this_shape(
         shares = seconds["prepare"] + seconds["online"] + seconds["client"]
         assert shares <= seconds["per_token"] + 0.001
         assert sizes == expected_bytes(tiny_llama)
+        assert answer["trips_per_token"] == 4 * tiny_llama.config.num_hidden_layers + 1
     else:
         assert answer["security_bits"] == 0
         assert set(sizes.values()) == {0}
