@@ -23,7 +23,7 @@ class Mode(str, Enum):
 
 
 class Device(str, Enum):
-    """Where the server's half runs."""
+    """Where veil computes."""
 
     auto = "auto"
     cpu = "cpu"
@@ -70,7 +70,10 @@ _MODULES_HELP = (
     "embedding too), or a regular expression that matches whole module names."
 )
 _BITS_HELP = "Bits of the remote layers' weights."
-_DEVICE_HELP = "Where the server's half runs; `auto` takes a GPU if veil can use one."
+_DEVICE_HELP = (
+    "Where it computes, both halves and the layers between them; `auto` takes a GPU if veil can use one. With --server "
+    "the client's half stays on the processor."
+)
 _SERVER_HELP = "Use the server there, with --bundle's client half or the one that the server offers."
 _TOKEN_HELP = "The bearer token, if the server wants one; the environment variable keeps it out of the process list."
 _TLS_HELP = "Use TLS, with the certificates that the system trusts."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from veil.crypto import public
-from veil.crypto.device_hint import DeviceHint, check_memory
+from veil.crypto.device_hint import DeviceHint, check_memory, needed_bytes
 from veil.crypto.hint import Hint, HintRows, MaskHalf, hint_bytes, prepare_keys
 from veil.crypto.secret import OuterKey, inner_secret
 from veil.errors import DeviceUnavailable
@@ -62,9 +64,10 @@ def test_device_and_host_agree_exactly(params: Params) -> None:
         np.testing.assert_array_equal(expected, got)
 
 
-def test_a_hint_that_does_not_fit_is_refused_with_figures() -> None:
-    params = Params.default()
-    needed = hint_bytes(params, [155_520, 49_152])
-    with pytest.raises(DeviceUnavailable, match=r"204,672 outputs needs 3\.4 GB .* 2\.0 GB are free"):
-        check_memory(params, [155_520, 49_152], 2 * 10**9)
-    check_memory(params, [155_520, 49_152], needed + (2 << 30))
+def test_memory_is_stated_and_what_does_not_fit_is_refused_with_figures() -> None:
+    params, slots, weights = Params.default(), [155_520, 49_152], 134_000_000
+    needed = needed_bytes(params, slots, weights)
+    assert hint_bytes(params, slots) + weights < needed < hint_bytes(params, slots) + weights + (2 << 30)
+    with pytest.raises(DeviceUnavailable, match=r"3\.5 GB on the card .* 204,672 outputs, but 2\.0 GB are free"):
+        check_memory(params, slots, weights, 2 * 10**9)
+    assert re.search(r"3\.5 GB on the card .*, 80\.0 GB are free", check_memory(params, slots, weights, 80 * 10**9))

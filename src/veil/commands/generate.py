@@ -89,17 +89,19 @@ def run(request: Request, *, as_json: bool) -> None:
 def _prepare(request: Request, progress: Progress) -> _Ready:
     if request.server is not None:
         return _connect(request, request.server)
-    if request.mode != "torch":
-        kernels_for(request.device)  # an absent GPU is told of before the long work
-    elif request.bundle is not None:
+    place = "cuda" if kernels_for(request.device).name == "cuda" else "cpu"  # no GPU is told of before the long work
+    if request.mode == "torch" and request.bundle is not None:
         raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or --model")
     hybrid: HybridFHEModel | None = None
     if request.bundle is not None:
         hybrid = HybridFHEModel.load(request.bundle, device=request.device, progress=progress)
+        place = "cpu" if hybrid.is_folded else place
+        hybrid.model.to(place)
         model, tokenizer, origin = hybrid.model, hybrid.tokenizer, f"bundle {request.bundle}"
         tokenizer, inputs = _encode(request, model, tokenizer, origin)
     else:
         source = load_model(request.model, progress=progress)
+        source.model.to(place)
         model, origin = source.model, source.origin
         tokenizer, inputs = _encode(request, model, source.tokenizer, origin)
         if request.mode != "torch":
@@ -107,6 +109,7 @@ def _prepare(request: Request, progress: Progress) -> _Ready:
             model = hybrid.model
     if hybrid is not None:
         hybrid.set_fhe_mode(request.mode)
+    inputs = {name: tensor.to(place) for name, tensor in inputs.items()}
     return _Ready(model=model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin)
 
 
@@ -205,6 +208,8 @@ def _generation_config(request: Request, model: PreTrainedModel) -> GenerationCo
     if config.pad_token_id is None:
         end = config.eos_token_id
         changes["pad_token_id"] = end[0] if isinstance(end, list) else end
+    if model.device.type == "cuda" and getattr(model, "_can_compile_fullgraph", False):
+        changes |= {"cache_implementation": "static", "disable_compile": True}  # one graph a token
     for name, value in changes.items():
         setattr(config, name, value)
     return config

@@ -30,6 +30,7 @@ def compiled(
     tokens = torch.arange(1, 1 + _SAMPLE_TOKENS).unsqueeze(0) % vocabulary
     if fold_norms != "off":
         tokens = sample_tokens(source)
+    tokens = tokens.to(source.model.device)
     sample = {"input_ids": tokens}
     if source.model.config.is_encoder_decoder:
         sample["decoder_input_ids"] = tokens

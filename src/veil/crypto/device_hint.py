@@ -21,7 +21,7 @@ from veil.seed import PublicSeed
 U32 = NDArray[np.uint32]
 Tensor = torch.Tensor
 
-_WORKING_BYTES = 1 << 30
+_SLACK_BYTES = 384 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,8 @@ class DeviceHint:
         report = progress or (lambda stage, done, total: None)
         if not cuda.interpreted():
             slots = [sum(len(part.weights) for part in rows) for rows in segments.values()]
-            check_memory(params, slots, cuda.memory_bytes()[0])
+            weight_bytes = sum(part.weights.nbytes for rows in segments.values() for part in rows)
+            report(check_memory(params, slots, weight_bytes, cuda.memory_bytes()[0]), 1, 1)
         hints = {name: _build_hint(params, seed, rows, ring, name, report) for name, rows in segments.items()}
         keys = prepare_keys(public.key_halves(seed, params), params, cuda)
         halves = np.stack([public.mask_half(seed, params, m) for m in range(params.masks_per_epoch)])
@@ -98,14 +99,21 @@ class DeviceHint:
         return shares
 
 
-def check_memory(params: Params, slots: Sequence[int], free_bytes: int) -> None:
-    """Refuse, with figures, a hint that does not fit into the device's free memory."""
-    needed = hint_bytes(params, slots) + _WORKING_BYTES
+def needed_bytes(params: Params, slots: Sequence[int], weight_bytes: int) -> int:
+    """Device memory for segments of these sizes: int8 weights, Ĥ, digits, and what the making of M masks takes meanwhile."""
+    rows = params.fold * max((params.blocks(count) for count in slots), default=0)
+    polynomial = 4 * params.N
+    working = params.masks_per_epoch * polynomial * (8 * params.leaves + 2 * rows) + _SLACK_BYTES
+    return hint_bytes(params, slots) + weight_bytes + working
+
+
+def check_memory(params: Params, slots: Sequence[int], weight_bytes: int, free_bytes: int) -> str:
+    """Say what a server's half takes of the device's free memory; `DeviceUnavailable`, with figures, if it is more."""
+    needed = needed_bytes(params, slots, weight_bytes)
+    figures = f"{needed / 1e9:.1f} GB on the card for weights and hint of {sum(slots):,} outputs"
     if needed > free_bytes:
-        raise DeviceUnavailable(
-            f"the hint of {sum(slots):,} outputs needs {needed / 1e9:.1f} GB on the device with its working space, "
-            f"and {free_bytes / 1e9:.1f} GB are free; use a larger card or device='cpu'"
-        )
+        raise DeviceUnavailable(f"{figures}, but {free_bytes / 1e9:.1f} GB are free; use a larger card or device='cpu'")
+    return f"{figures}, {free_bytes / 1e9:.1f} GB are free"
 
 
 def _build_hint(

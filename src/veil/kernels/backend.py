@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import sys
 from types import ModuleType
 
@@ -12,16 +13,19 @@ DEVICES = ("auto", "cpu", "cuda", "reference")
 
 
 def kernels_for(device: str) -> ModuleType:
-    """The kernel module for ``cpu``, ``cuda``, ``reference`` or ``auto`` (CUDA where there is one, else the CPU).
+    """The kernel module for ``cpu``, ``cuda``, ``reference`` or ``auto`` (CUDA where it can be used, else the CPU).
 
-    Raises `DeviceUnavailable` when CUDA is asked for and is not there, `ValueError` for another name.
+    Raises `DeviceUnavailable` when CUDA is asked for and is not there, or Triton is not, `ValueError` for another name.
     """
     if device not in DEVICES:
         raise ValueError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
     if device in ("auto", "cuda") and _has_cuda():
-        from veil.kernels import cuda
+        if importlib.util.find_spec("triton") is not None:
+            from veil.kernels import cuda
 
-        return cuda
+            return cuda
+        if device == "cuda":
+            raise DeviceUnavailable("device='cuda' needs Triton: pip install 'veil-llm[cuda]'; or use device='cpu'")
     if device == "cuda":
         raise DeviceUnavailable("device='cuda' was asked for, but torch sees no CUDA device; use device='cpu'")
     if device == "reference":

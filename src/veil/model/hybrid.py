@@ -148,7 +148,7 @@ class HybridFHEModel:
             self._session.close()
             self._session = self._graph = None
         if on_card:
-            if any(group.fold is not None for group in compiled.manifest.groups):
+            if self.is_folded:
                 raise DeviceUnavailable(
                     "folded norms spare trips to a server elsewhere and have no kernels on a card; "
                     "compile without them, or leave the model on the CPU"
@@ -181,6 +181,11 @@ class HybridFHEModel:
     def unfolded(self) -> tuple[str, ...]:
         """Why norms were not folded that `compile_model` was asked to fold; empty for a bundle from disk."""
         return self._need_compiled().unfolded
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether it was compiled with folded norms."""
+        return any(group.fold is not None for group in self._need_compiled().manifest.groups)
 
     @property
     def hint_bytes(self) -> int:
