@@ -3,16 +3,21 @@
     python bench/gpu.py --out bench/results/gpu-h100.json --commit $(git rev-parse --short HEAD)
 
 Weights and polynomials are random: the work does not depend on their values, and every result is compared with NumPy.
-Times are of CUDA graph replays, between events, after a warm-up; bytes are the least that the step has to move.
+Times are of CUDA graph replays, between events, after a warm-up; bytes are the least that the step has to move. Whole
+tokens (bench/gpu_token.py) are timed by the clock. concrete-ml-extensions (bench/gpu_rival.py) is measured if it is
+installed. The record is written after each section, so that a run that is cut off leaves what it had.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib.util
 import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -22,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "src"), str(Path(__file__).resolve().parent)]
 
 from veil.kernels import cuda, reference
 from veil.kernels.ring import Ring, ring_of
@@ -464,15 +469,64 @@ def bench_launches(bench: Bench) -> None:
 
 def bench_comparison(bench: Bench) -> None:
     """Integer, int8 and float64 forms of the product of many masks."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from gpu_compare import compare
+    from gpu_compare import compare, compare_rows
 
     compare(bench, time_calls)
+    compare_rows(bench, time_graph)
+
+
+def bench_tokens(bench: Bench, name: str) -> None:
+    """Whole tokens of `generate`."""
+    from gpu_token import bench_token
+
+    bench_token(bench, name)
+
+
+def rival_command(*options: str) -> list[str]:
+    return [sys.executable, str(Path(__file__).resolve().parent / "gpu_rival.py"), *options]
+
+
+def bench_rival(bench: Bench) -> None:
+    """GPT-2's products by concrete-ml-extensions, and how many times veil's whole server work for a token that is."""
+    if importlib.util.find_spec("concrete_ml_extensions") is None:
+        print("concrete-ml-extensions is not installed: not measured")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rival.json"
+        subprocess.run(rival_command("--out", str(out), "--limit", "2"), check=True, timeout=150)
+        rival = json.loads(out.read_text())
+    ours = next((row.median_us for row in bench.rows if row.name == "one token: prepare + answer"), 0.0)
+    rival["times_veil_server_work"] = round(rival["token_product_ms"] * 1e3 / ours) if ours else 0
+    bench.notes["concrete-ml-extensions"] = rival
+    print("concrete-ml-extensions:", rival["token_product_ms"], "ms a token,", rival["times_veil_server_work"], "times veil")
+
+
+def warm(bench: Bench, sections: list[str]) -> None:
+    """Compile what most sections use, while the driver compiles the rival's kernels beside it: nothing is timed yet."""
+    started = time.perf_counter()
+    measured = "rival" in sections and importlib.util.find_spec("concrete_ml_extensions") is not None
+    rival = subprocess.Popen(rival_command("--warm")) if measured else None
+    model = Model(bench, GPT2, sets=16, epochs=4)
+    for masks in (1, 4, 16, 64):
+        b, index = bench.residues(masks), bench.indices(t % 16 for t in range(masks))
+        model.prepare(bench, b, index, bench.indices(t // 16 for t in range(masks)))
+    for rows in (1, 16, 64):
+        shares = [bench.words(rows, segment.blocks * bench.ring.N) for segment in model.segments]
+        model.online(model.inputs(bench, rows), shares)
+    torch.cuda.synchronize()
+    compiled = time.perf_counter() - started
+    if rival is not None:
+        rival.wait(timeout=240)
+    bench.notes["compile_s"] = {"kernels": round(compiled, 1), "with the rival's": round(time.perf_counter() - started, 1)}
+    print(bench.notes["compile_s"], flush=True)
 
 
 SECTIONS: dict[str, Callable[[Bench], None]] = {
     "gpt2": lambda bench: bench_server(bench, GPT2, batch=True),
+    "token-gpt2": lambda bench: bench_tokens(bench, "gpt2"),
+    "rival": bench_rival,
     "llama-1b": lambda bench: bench_server(bench, LLAMA_1B, batch=False),
+    "token-llama-1b": lambda bench: bench_tokens(bench, "llama-1b"),
     "llama-8b": lambda bench: bench_server(bench, LLAMA_8B, batch=False),
     "comparison": bench_comparison,
     "host": bench_launches,
@@ -499,23 +553,32 @@ def main() -> None:
         raise SystemExit("no CUDA device")
     import triton
 
+    started = time.perf_counter()
     params = Params.default()
     bench = Bench(ring_of(params))
+
+    def record() -> Record:
+        return Record(
+            card=torch.cuda.get_device_name(), memory_bytes=cuda.memory_bytes()[1], torch=torch.__version__,
+            triton=triton.__version__, commit=options.commit or commit_here(), params=params.spec.to_dict(),
+            copy_bytes_per_s=round(bench.copy_bytes_per_s), rows=bench.rows, checks=bench.checks, notes=bench.notes,
+        )  # fmt: skip
+
     bench.measure_copy()
+    warm(bench, options.sections)
     for section in options.sections:
         SECTIONS[section](bench)
+        gc.collect()
         torch.cuda.empty_cache()
-    record = Record(
-        card=torch.cuda.get_device_name(), memory_bytes=cuda.memory_bytes()[1], torch=torch.__version__,
-        triton=triton.__version__, commit=options.commit or commit_here(), params=params.spec.to_dict(),
-        copy_bytes_per_s=round(bench.copy_bytes_per_s), rows=bench.rows, checks=bench.checks, notes=bench.notes,
-    )  # fmt: skip
-    print(f"\n{record.card}, copy {record.copy_bytes_per_s / 1e12:.2f} TB/s, {len(record.checks)} checks exact")
+        bench.notes["run_s"] = round(time.perf_counter() - started)
+        if options.out:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(asdict(record()), indent=1) + "\n")
+    done = record()
+    print(f"\n{done.card}, copy {done.copy_bytes_per_s / 1e12:.2f} TB/s, {len(done.checks)} checks exact")
+    print(f"{bench.notes['run_s']} s")
     for row in bench.rows:
         print(line(row))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(asdict(record), indent=1) + "\n")
 
 
 if __name__ == "__main__":

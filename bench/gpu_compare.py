@@ -87,6 +87,28 @@ def compare(bench: Any, time_calls: Any, rows: int = 136, masks: int = 64) -> No
     compare_float64(bench, time_calls, rows, masks)
 
 
+def compare_rows(bench: Any, time_graph: Any) -> None:
+    """``W·b - h`` of 16 and 64 rows: matrix units (what veil runs), the kernel of one row for each, float64."""
+    for rows, width in ((2304, 768), (16384, 2048)):
+        weights = bench.weights(rows, width)
+        wide = weights.double()
+        for masks in (16, 64):
+            data = bench.words(masks, width * 3 // 4).view(torch.uint8)
+            h = bench.words(masks, rows)
+            one = [(data[t : t + 1].contiguous(), h[t : t + 1]) for t in range(masks)]
+            words = torch.randint(0, 1 << 32, (width, masks), device="cuda").double()
+            together = cuda.answer(data, weights, h, 24, 18)
+            alone = torch.cat([cuda.answer(d, weights, share, 24, 18) for d, share in one])
+            bench.check(f"rows, {rows} x {width}, T = {masks}: one at a time", together, cuda.to_numpy(alone))
+            for name, step in (
+                ("int8 limbs, matrix units", lambda d=data, w=weights, s=h: cuda.answer(d, w, s, 24, 18)),
+                ("32-bit multiply-add, row by row", lambda o=one, w=weights: [cuda.answer(d, w, s, 24, 18) for d, s in o]),
+                ("float64 product alone (cuBLAS)", lambda a=wide, b=words: a @ b),
+            ):
+                label = f"rows {rows} x {width}, T = {masks}: {name}"
+                bench.row("comparison", label, time_graph(step, 10), parts=masks, per="row")
+
+
 def compare_limbs(bench: Any, time_calls: Any, hint: torch.Tensor, leaves: torch.Tensor) -> None:
     ring, rows, masks = bench.ring, len(hint), len(leaves)
     hint_limbs, leaf_limbs = limbs(hint), limbs(leaves)

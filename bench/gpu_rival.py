@@ -56,6 +56,7 @@ def measure(library: Any, width: int, out: int, keys: Any, params: Any, poly_siz
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--warm", action="store_true", help="only compile: it has no code for Hopper, the driver makes it")
     parser.add_argument("--limit", type=float, default=6.0, help="seconds for each of the three timings of a shape")
     options = parser.parse_args()
     import concrete_ml_extensions as library
@@ -65,6 +66,11 @@ def main() -> None:
     fields = json.loads(library.default_params())
     params = library.MatmulCryptoParameters.deserialize(json.dumps(fields))
     keys = library.cuda_create_private_key(params)
+    if options.warm:
+        started = time.perf_counter()
+        measure(library, 768, 768, keys, params, fields["packing_ks_polynomial_size"], 0.0)
+        print(f"compiled in {time.perf_counter() - started:.0f} s")
+        return
     record: dict[str, Any] = {
         "card": torch.cuda.get_device_name(), "version": version("concrete-ml-extensions"), "params": fields, "rows": [],
         "token_product_ms": 0.0,

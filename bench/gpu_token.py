@@ -24,6 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.generation.streamers import BaseStreamer
 
 from veil import noise
+from veil.crypto.device_hint import needed_bytes
 from veil.kernels import cuda, reference
 from veil.model.hybrid import HybridFHEModel
 from veil.model.modules import select_modules
@@ -123,8 +124,11 @@ def bench_token(bench: Any, name: str) -> None:
     hybrid.compile_model(prompt, device="cuda")
     seconds["compile"] = round(time.perf_counter() - started, 2)
     started = time.perf_counter()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
     hybrid.set_fhe_mode("execute")
     torch.cuda.synchronize()
+    loading = torch.cuda.max_memory_allocated() - held
     seconds["hint_and_session"] = round(time.perf_counter() - started, 2)
     started = time.perf_counter()
     generate(model, prompt, 20)
@@ -141,9 +145,12 @@ def bench_token(bench: Any, name: str) -> None:
         bench.row(section, f"encrypted, {label}, mean with masks", [means[label]], per="token", target_us=TARGETS_US[name])
         rows = TOKENS + PROMPT_ROWS - 1
         seconds[f"prepare_us_a_token, {label}"] = round(spent.seconds["prepare"] * 1e6 / rows, 1)
-    graph = hybrid._graph
+    graph: Any = hybrid._graph
+    slots = list(hybrid.manifest.segments.values())
+    weight_bytes = sum(group.width * group.rows for group in hybrid.manifest.groups)
     bench.notes[section] = {
         "kernels": hybrid.stats.kernels, "seconds": seconds, "peak_bytes": torch.cuda.max_memory_allocated(),
+        "loading_bytes": loading, "stated_bytes": needed_bytes(hybrid.params, slots, weight_bytes),
         "graph_recorded": graph is not None and graph._recorded is not None,
         "ratio_to_eager_plaintext": {label: round(mean / statistics.fmean(plain), 3) for label, mean in means.items()},
         "ratio_of_graphs": round(means["one graph a token"] / statistics.fmean(plain_graph), 3),

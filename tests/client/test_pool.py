@@ -152,3 +152,16 @@ def test_masks_that_the_server_forgot_are_not_handed_out(pair: Any) -> None:
     assert pool.unused(full=True) == 1
     assert take(pool, Q, 1) == [2]
     assert pool.level() == ("s", [0, 1, 2])
+
+
+def test_one_mask_for_all_groups_while_they_are_level(pool: MaskPool) -> None:
+    """`take_level` spends the mask for each group, and gives none once a group is ahead of the others."""
+    first, second, third = fill(pool, 0, 1, 2)
+    assert pool.take_level([Q, UP, HEAD]) is first
+    assert all(first.is_spent(group) for group in (Q, UP, HEAD))
+    assert take(pool, UP, 1) == [1]
+    assert pool.take_level([Q, UP, HEAD]) is None
+    assert not second.is_spent(Q)
+    pool.level()
+    assert pool.take_level([Q, UP, HEAD]) is third
+    assert pool.take_level([Q, UP, HEAD]) is None

@@ -35,6 +35,7 @@ class DeviceTransport(Protocol):
         self, epoch: int, numbers: Sequence[int], sets: Sequence[int], data: Tensor, segments: Sequence[str]
     ) -> None: ...
     def claim(self, group: int, numbers: Sequence[int]) -> None: ...
+    def claim_all(self, groups: Sequence[int], number: int) -> None: ...
     def answer(self, group: int, numbers: Sequence[int], data: Tensor) -> Tensor: ...
     def select(self, number: int) -> None: ...
     def answer_current(self, group: int, data: Tensor) -> Tensor: ...
@@ -191,17 +192,24 @@ class DeviceSession:
 
         False if the groups are not level, so that there is no such mask.
         """
-        masks = [self._masks(group, 1, self._count(group, 1))[0] for group in groups]
-        if any(mask is not masks[0] for mask in masks):
+        if not groups:
+            return True
+        missing = self._pool.missing(groups[0], 1, 0)
+        if missing:
+            with self.stats.phase("wait"):
+                self._make(missing)
+        mask = self._pool.take_level(groups)
+        if mask is None:
             return False
+        self._transport.claim_all(groups, mask.number)
         for group in groups:
-            self._transport.claim(group, [masks[0].number])
+            self._count(group, 1)
             up, down = self._row_bytes[group]
             self.stats.bytes_up_online += up
             self.stats.bytes_down_online += down
+        self.stats.rows_ready -= bool(missing)
         self._pass += groups
-        if masks:
-            self._select(masks[0])
+        self._select(mask)
         return True
 
     def _evaluate_current(self, group: int, x: Tensor) -> Tensor:

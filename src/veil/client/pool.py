@@ -52,6 +52,17 @@ class _Line:
             mask.spend(group)
         return taken
 
+    def take_level(self, groups: Sequence[int]) -> ClientMask | None:
+        places = {max(self._next[group], self._first) for group in groups}
+        place = min(places, default=self._first)
+        if len(places) != 1 or place - self._first >= len(self._masks):
+            return None
+        mask = self._masks[place - self._first][1]
+        for group in groups:
+            self._next[group] = place + 1
+            mask.spend(group)
+        return mask
+
     def level(self) -> list[int]:
         """Bring the groups level and drop masks that the furthest leading group has passed; their numbers."""
         floor = self._place()
@@ -151,6 +162,12 @@ class MaskPool:
             first = min(prompt_rows, self._prompt.ready(group), rows)
             taken = self._prompt.take(group, first) if first else []
             return self.session, taken + self._full.take(group, rows - first)
+
+    def take_level(self, groups: Sequence[int]) -> ClientMask | None:
+        """The full line's mask that all these groups have next, marked spent for each; None if there is no such mask."""
+        with self.changed:
+            self._expire()
+            return self._full.take_level(groups)
 
     def level(self) -> tuple[str, list[int]]:
         """Start a forward pass; the session, and the numbers of masks that will not be used again."""

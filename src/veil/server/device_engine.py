@@ -103,6 +103,11 @@ class DeviceEngine:
                 raise MaskReused(f"mask {number} was already used for group {group}")
             claimed.add(group)
 
+    def claim_all(self, groups: Sequence[int], number: int) -> None:
+        """`claim` of one mask for a row of all these groups."""
+        for group in groups:
+            self.claim(group, (number,))
+
     def answer(self, group: int, numbers: Sequence[int], data: Tensor) -> Tensor:
         """``W·b - h`` for packed rows [T, bytes] of one group under claimed masks; packed results [T, bytes]."""
         info, start = self.model.manifest.groups[group], self.model.manifest.starts[group]
