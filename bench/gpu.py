@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "src"), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from veil.kernels import cuda, reference
 from veil.kernels.ring import Ring, ring_of
