@@ -78,7 +78,7 @@ _SERVER_HELP = "Use the server there, with --bundle's client half or the one tha
 _TOKEN_HELP = "The bearer token, if the server wants one; the environment variable keeps it out of the process list."
 _TLS_HELP = "Use TLS, with the certificates that the system trusts."
 _TLS_CA_HELP = "Use TLS, with this PEM file of the authority that signed the server's certificate."
-_INSECURE_HELP = "Let a token go to another machine without TLS."
+_INSECURE_HELP = "Let a token go to another machine without TLS, and take parameters without security from the server."
 _JSON_HELP = "Print one JSON object on standard output and nothing else there."
 
 

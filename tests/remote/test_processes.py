@@ -80,13 +80,16 @@ def test_two_processes_answer_as_one_does(llama: Any, serve_process: Any, tmp_pa
     assert alone.returncode == 0, alone.stderr
     server = serve_process(llama.path / "server", "--offer", llama.path / "client", "--metrics-port", "0")
     target = f"127.0.0.1:{server.port}"
-    pulled = veil("pull", target, tmp_path / "half")
+    refused = veil("pull", target, tmp_path / "half")
+    assert refused.returncode == 2 and "protect nothing" in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / "half").exists()
+    pulled = veil("pull", target, tmp_path / "half", "--insecure")
     assert pulled.returncode == 0, pulled.stderr
     assert pulled.stdout.strip() == str(tmp_path / "half")
     assert "bundle.json" in pulled.stderr and "digest" in pulled.stderr
-    again = veil("pull", target, tmp_path / "half")
+    again = veil("pull", target, tmp_path / "half", "--insecure")
     assert again.returncode == 2 and "exists already" in again.stderr
-    options = ("--server", target, "--max-new-tokens", "4", "--json")
+    options = ("--server", target, "--max-new-tokens", "4", "--json", "--insecure")
     for bundle in (("--bundle", tmp_path / "half"), ()):
         result = veil("generate", PROMPT, *options, *bundle, XDG_CACHE_HOME=str(tmp_path / "cache"))
         assert result.returncode == 0, result.stderr

@@ -19,6 +19,8 @@ from veil.commands.terminal import Reporter, error_console
 from veil.errors import BundleError, ServerUnreachable
 from veil.model import folder
 from veil.model.manifest import Manifest
+from veil.params import Params
+from veil.seed import PublicSeed
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.patience import Patience
@@ -40,7 +42,7 @@ def run(address: Address, out: Path, *, name: str | None, as_json: bool) -> None
     connection = Connection(address, patience)
     try:
         bundle = _choose(connection.retrying(connection.describe, patience.tries(patience.connect_s)), name)
-        _fetch_all(connection, bundle, out)
+        _fetch_all(connection, bundle, out, weak=address.insecure)
     finally:
         connection.close()
     if as_json:
@@ -65,13 +67,14 @@ def cached(address: Address, *, name: str | None, fold_norms: str = "auto") -> P
         out = user_cache_path("veil") / "bundles" / bundle.fingerprint
         if not out.exists():
             out.parent.mkdir(parents=True, exist_ok=True)
-            _fetch_all(connection, bundle, out)
+            _fetch_all(connection, bundle, out, weak=address.insecure)
+        _common(out, weak=address.insecure)
         return out
     finally:
         connection.close()
 
 
-def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path) -> None:
+def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path, *, weak: bool) -> None:
     if len(bundle.files) > _MOST_FILES:
         raise BundleError(f"the server offers {len(bundle.files)} files, more than {_MOST_FILES}")
     _show(bundle)
@@ -83,7 +86,8 @@ def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path) -> None:
                 reporter.report("fetching", index, len(bundle.files))
                 _fetch(connection, bundle.name, path, size, sha256, partial)
             reporter.report("fetching", len(bundle.files), len(bundle.files))
-        _verify(partial, bundle)
+        if methods.fingerprint(*_common(partial, weak=weak)) != bundle.fingerprint:
+            raise BundleError("the client half is not of the bundle that the server serves; distrust the server")
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -161,7 +165,12 @@ def _safe(path: str) -> Path:
     return Path(*parts)
 
 
-def _verify(partial: Path, bundle: ServedBundle) -> None:
-    params, seed, manifest = folder.parse_common(folder.read_header(partial, "client"))
-    if methods.fingerprint(params, seed, manifest) != bundle.fingerprint:
-        raise BundleError("the client half is not of the bundle that the server serves; distrust the server")
+def _common(half: Path, *, weak: bool) -> tuple[Params, PublicSeed, Manifest]:
+    """What a fetched half describes; the server chose the parameters, so ones for tests are refused unless ``weak``."""
+    params, seed, manifest = folder.parse_common(folder.read_header(half, "client"))
+    if params.security_bits == 0 and not weak:
+        raise BundleError(
+            "the server offers a bundle with parameters for tests, which protect nothing; distrust the server, "
+            "or allow it with --insecure"
+        )
+    return params, seed, manifest

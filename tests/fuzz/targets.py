@@ -1,0 +1,358 @@
+"""Every decoder of bytes that another party chose, as a function that fails for anything but the documented errors.
+
+Used by ``test_decoders.py`` (Hypothesis, in `make test`) and ``run.py`` (atheris, as long as one likes).
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from veil.client.connection import Address, _served
+from veil.commands.pull import _safe
+from veil.errors import VeilError
+from veil.kernels import cpu
+from veil.model import folder
+from veil.model.manifest import Group, Layer, Manifest
+from veil.params import Params
+from veil.seed import PublicSeed
+from veil.server.engine import Engine, ServerModel
+from veil.server.metrics import Metrics
+from veil.server.rows import RowStream
+from veil.server.scheduler import OnlineTurns, PreparationWorker
+from veil.server.service import Served, Service, Shared
+from veil.server.store import Limits, SessionStore
+from veil.server.tokens import Tokens
+from veil.wire import codec, failures, methods
+from veil.wire import veil_pb2 as pb
+from veil.wire.envelope import seal, unseal
+from veil.wire.frames import Frames
+
+PARAMS = Params.insecure_tiny()
+MANIFEST = Manifest(
+    (
+        Group((Layer("a", "linear", 70, 9, 8, False),), "body"),
+        Group((Layer("b", "linear", 9, 12, 8, False),), "head"),
+    )
+)
+MEMORY = 1 << 20
+
+refusals: deque[VeilError] = deque(maxlen=8)
+"""The latest errors that were right answers."""
+
+KINDS: tuple[type, ...] = (
+    pb.DescribeRequest,
+    pb.DescribeReply,
+    pb.OpenRequest,
+    pb.OpenReply,
+    pb.PrepareRequest,
+    pb.PrepareReply,
+    pb.EvaluateRequest,
+    pb.EvaluateReply,
+    pb.LaneHello,
+    pb.CloseRequest,
+    pb.CloseReply,
+    pb.FetchRequest,
+    pb.FetchReply,
+)
+
+
+@lru_cache(maxsize=1)
+def server() -> Service:
+    """A server's calls, no network, over a model of two small groups."""
+    draw = np.random.default_rng(5)
+    weights = tuple(draw.integers(-127, 128, (g.rows, g.width), dtype=np.int8) for g in MANIFEST.groups)
+    store = SessionStore(Limits(memory_bytes=MEMORY, max_masks_per_session=32))
+    model = ServerModel(PARAMS, PublicSeed(bytes(32)), MANIFEST, weights)
+    engine, _ = Engine.build(model, cpu, None, store)
+    size = methods.largest_message([(PARAMS, MANIFEST)])
+    shared = Shared({"m": Served(engine)}, store, PreparationWorker(), OnlineTurns(), Metrics(), None, size, 5.0)
+    return Service(shared)
+
+
+def new_session() -> str:
+    """A session of the server; sessions of earlier inputs are closed."""
+    shared = server()._shared
+    for session in list(shared.store._sessions.values()):
+        shared.store.close(session)
+    return shared.store.open("", shared.bundles["m"].engine).name
+
+
+@lru_cache(maxsize=1)
+def genuine_keys() -> bytes:
+    """Packed keys of the right length and range."""
+    zeros = np.zeros((len(PARAMS.automorphisms), 2, 3, PARAMS.N), dtype=np.uint32)
+    return codec.encode_keys(zeros, PARAMS, cpu)
+
+
+def pieces(data: bytes) -> Iterator[bytes]:
+    """Cut at lengths that the data itself gives, two bytes each."""
+    at = 0
+    while at + 2 <= len(data):
+        length = int.from_bytes(data[at : at + 2], "little")
+        yield data[at + 2 : at + 2 + length]
+        at += 2 + length
+
+
+def reseal(body: bytes, kind: Any) -> bytes:
+    """Give the bytes a right checksum, so that what lies behind it is reached, where they parse at all."""
+    message = kind()
+    try:
+        message.ParseFromString(body)
+    except Exception:
+        return body
+    message.check = 0
+    message.ClearField("check")
+    return seal(message)
+
+
+def envelope(data: bytes) -> None:
+    """Any bytes as each kind of message."""
+    for kind in KINDS:
+        unless_refused(lambda kind=kind: unseal(data, kind))
+        unless_refused(lambda kind=kind: unseal(reseal(data, kind), kind))
+
+
+def keys(data: bytes) -> None:
+    """Packed keys: residues in range, or an error."""
+
+    def decode() -> None:
+        halves = codec.decode_keys(data, PARAMS, cpu)
+        for i, prime in enumerate(PARAMS.moduli):
+            assert (halves[:, :, i] < prime).all()
+
+    unless_refused(decode)
+
+
+def mask(data: bytes) -> None:
+    """A packed mask: residues in range, or an error."""
+
+    def decode() -> None:
+        half = codec.decode_mask(data, PARAMS, cpu)
+        for i, prime in enumerate(PARAMS.outer_primes):
+            assert (half[i] < prime).all()
+
+    unless_refused(decode)
+
+
+def rows(data: bytes) -> None:
+    """Packed rows of any length."""
+    for count, width, bits in ((0, 70, 24), (1, 70, 24), (2, 9, 18), (1, 1, 1)):
+        unless_refused(lambda count=count, width=width, bits=bits: codec.rows_from(data, count, width, bits))
+
+
+def upload(data: bytes) -> None:
+    """A stream of upload messages of one session: at most what was promised is held, and the server goes on."""
+    name = new_session()
+    store = server()._shared.store
+
+    def named(piece: bytes) -> bytes:
+        message = pb.PrepareRequest()
+        try:
+            message.ParseFromString(piece)
+        except Exception:
+            return piece
+        if message.WhichOneof("part") == "header":
+            message.header.session = name
+        if message.WhichOneof("part") == "keys" and not message.keys.data:
+            message.keys.data = genuine_keys()
+        if message.WhichOneof("part") == "mask" and not message.mask.data:
+            message.mask.data = bytes(PARAMS.mask_bytes)
+        message.ClearField("check")
+        return seal(message)
+
+    unless_refused(lambda: server().prepare(map(named, pieces(data)), ""))
+    assert 0 <= store.used_bytes <= MEMORY
+
+
+def evaluate(data: bytes) -> None:
+    """A stream of row messages of a session with two masks: each answered, or one error that ends the stream."""
+    name, shared = new_session(), server()._shared
+    header = pb.PrepareHeader(session=name, epoch=0, has_keys=True, masks=2, segments=["body"])
+    parts = [pb.PrepareRequest(header=header), pb.PrepareRequest(keys=pb.PrepareKeys(data=genuine_keys()))]
+    zeros = bytes(PARAMS.mask_bytes)
+    parts += [pb.PrepareRequest(mask=pb.PrepareMask(number=i, index=i, data=zeros)) for i in range(2)]
+    server().prepare(iter([seal(part) for part in parts]), "")
+    stream = RowStream(shared.store, shared.turns, shared.metrics, "", lambda: None)
+
+    def run() -> None:
+        for piece in pieces(data):
+            message = pb.EvaluateRequest()
+            try:
+                message.ParseFromString(piece)
+            except Exception:
+                stream.answer(piece)
+                continue
+            message.session = message.session or name
+            message.ClearField("check")
+            reply = unseal(stream.answer(seal(message)), pb.EvaluateReply)
+            group = MANIFEST.groups[message.group]
+            assert len(reply.rows) == len(message.masks) * codec.packed_bytes(group.rows, PARAMS.spec.result_bits)
+
+    unless_refused(run)
+
+
+def calls(data: bytes) -> None:
+    """The single calls, as any bytes that parse."""
+    service = server()
+    for kind, method in ((pb.OpenRequest, service.open), (pb.CloseRequest, service.close)):
+        unless_refused(lambda kind=kind, method=method: method(unseal(reseal(data, kind), kind), ""))
+    unless_refused(lambda: list(service.fetch(unseal(reseal(data, pb.FetchRequest), pb.FetchRequest), "")))
+
+
+def frames(data: bytes) -> None:
+    """Any bytes on the row lane: messages within the limit, the end, or an error."""
+    near, far = socket.socketpair()
+    with near, far:
+        near.settimeout(5)
+        writer = threading.Thread(target=lambda: (far.sendall(data), far.shutdown(socket.SHUT_WR)))
+        writer.start()
+        reader = Frames(near, 4096)
+        try:
+            while (message := reader.receive()) is not None:
+                assert len(message) <= 4096
+        except (VeilError, ConnectionResetError):
+            while near.recv(65536):
+                pass
+        writer.join()
+        reader.close()
+
+
+def header(data: bytes) -> None:
+    """A bundle's header file, from the other party's half."""
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / folder.HEADER).write_bytes(data)
+        for half in ("client", "server"):
+            unless_refused(lambda half=half: folder.parse_common(folder.read_header(Path(name), half)))
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(value, dict):
+        unless_refused(lambda: folder.parse_common(value))
+    unless_refused(lambda: Manifest.from_json(value))
+
+
+def description(data: bytes) -> None:
+    """What a server says that it serves, as a client reads it."""
+
+    def read() -> None:
+        for bundle in unseal(reseal(data, pb.DescribeReply), pb.DescribeReply).bundles:
+            served = _served(bundle)
+            assert served.name.isprintable() and served.fingerprint.isprintable()
+
+    unless_refused(read)
+
+
+def path(data: bytes) -> None:
+    """A path that a server offers: below the folder, or refused."""
+
+    def check() -> None:
+        made = _safe(data.decode("utf-8", "surrogateescape"))
+        assert not made.is_absolute() and ".." not in made.parts
+
+    unless_refused(check)
+
+
+def status(data: bytes) -> None:
+    """An error that the other side names."""
+    name, _, details = data.decode("utf-8", "replace").partition("\0")
+    failure: Any = SimpleNamespace(
+        details=lambda: details, code=lambda: None, trailing_metadata=lambda: ((failures.ERROR_KEY, name),)
+    )
+    for error in (failures.error_from(failure), failures.named(name, details)):
+        assert isinstance(error, VeilError)
+        assert str(error).isprintable() and len(str(error)) < 500
+
+
+def token_file(data: bytes) -> None:
+    """A file of digests; an error does not repeat the line, which may be a token."""
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "tokens"
+        file.write_bytes(data)
+        try:
+            Tokens.read(file)
+        except ValueError as error:
+            assert "is not" in str(error) or "no token" in str(error) or isinstance(error, UnicodeDecodeError)
+
+
+def address(data: bytes) -> None:
+    """HOST:PORT as a user may type it."""
+    try:
+        made = Address(target=data.decode("utf-8", "replace"))
+    except ValueError:
+        return
+    assert 0 < int(made.target.rpartition(":")[2]) < 65536
+
+
+def unless_refused(call: Callable[[], object]) -> None:
+    """Documented errors are right answers; anything else is a finding."""
+    try:
+        call()
+    except VeilError as error:
+        assert len(str(error)) < 5000
+        refusals.append(error)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    target.__name__: target
+    for target in (
+        envelope, keys, mask, rows, upload, evaluate, calls, frames, header, description, path, status, token_file, address,
+    )
+}  # fmt: skip
+
+
+def examples(name: str) -> list[bytes]:
+    """Right inputs of a target, to start from."""
+
+    def cut(*messages: Any) -> bytes:
+        bodies = [message.SerializeToString() for message in messages]
+        return b"".join(len(body).to_bytes(2, "little") + body for body in bodies)
+
+    upload_header = pb.PrepareHeader(session="s", epoch=0, has_keys=True, masks=1, segments=["body", "head"])
+    described = pb.DescribeReply(protocol=1, version="1")
+    described.bundles.add(name="m", fingerprint="0" * 64, header="{}")
+    seed = PublicSeed(bytes(32))
+    common = folder.common_fields(PARAMS, seed, MANIFEST)
+    whole = json.dumps({"format": folder.FORMAT_VERSION, "half": "client", "sha256": {}, **common}).encode()
+    return {
+        "envelope": [seal(pb.EvaluateRequest(session="s", group=1, masks=[1], rows=b"rows")), seal(described)],
+        "keys": [genuine_keys()],
+        "mask": [bytes(PARAMS.mask_bytes)],
+        "rows": [bytes(210)],
+        "upload": [
+            cut(
+                pb.PrepareRequest(header=upload_header),
+                pb.PrepareRequest(keys=pb.PrepareKeys()),
+                pb.PrepareRequest(mask=pb.PrepareMask(number=1, index=2)),
+            )
+        ],
+        "evaluate": [
+            cut(
+                pb.EvaluateRequest(sequence=1, group=0, masks=[0, 1], rows=bytes(420)),
+                pb.EvaluateRequest(sequence=2, group=0, masks=[1], rows=bytes(210), release=[0]),
+            )
+        ],
+        "calls": [
+            pb.OpenRequest(
+                protocol=1, bundle="m", fingerprint=methods.fingerprint(PARAMS, seed, MANIFEST)
+            ).SerializeToString()
+        ],
+        "frames": [b"\x03\x00\x00\x00abc\x00\x00\x00\x00"],
+        "header": [whole],
+        "description": [described.SerializeToString()],
+        "path": [b"a/b.json"],
+        "status": [b"quota\0too many"],
+        "token_file": [b"0" * 64 + b" # mine\n"],
+        "address": [b"localhost:8471", b"[::1]:1"],
+    }[name]
