@@ -383,6 +383,47 @@ def gateway(
     )
 
 
+@app.command()
+@one_line_errors
+def chat(
+    model: Annotated[str | None, typer.Option(help=_MODEL_HELP, show_default="smollm2")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="A folder made by `veil compile`, or its client half.")] = None,
+    server: Annotated[str | None, typer.Option(metavar="HOST:PORT", help=_SERVER_HELP)] = None,
+    name: Annotated[str | None, typer.Option(help="Which of the server's bundles.", show_default="the fitting one")] = None,
+    system: Annotated[str, typer.Option(help="Instructions for the model.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 512,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=2.0, help="0 takes the likeliest token every time; higher is more varied.")
+    ] = 0.3,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Sample among the likeliest tokens of this total probability.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.", show_default="random")] = None,
+    device: Annotated[Device, typer.Option(help=_DEVICE_HELP)] = Device.auto,
+    token: Annotated[str | None, typer.Option(envvar="VEIL_TOKEN", help=_TOKEN_HELP)] = None,
+    tls: Annotated[bool, typer.Option("--tls", help=_TLS_HELP)] = False,
+    tls_ca: Annotated[Path | None, typer.Option(help=_TLS_CA_HELP)] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help=_INSECURE_HELP)] = False,
+) -> None:
+    """Talk to a model in the terminal; masks are made while you type.
+
+    Enter sends, Alt+Enter starts a line, Ctrl-C stops an answer, Ctrl-D leaves; `/reset`, `/retry`, `/stats`, `/help`.
+    History lives in memory only. Without a terminal each line of standard input is a message and gets its answer.
+    """
+    from veil.commands.chat import ChatRequest, run
+
+    run(
+        ChatRequest(
+            choice=_choice(model, bundle, server, name, device, (token, tls, tls_ca, insecure)),
+            system=system,
+            max_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+    )
+
+
 def _choice(
     model: str | None,
     bundle: Path | None,

@@ -1,0 +1,149 @@
+"""`veil chat`: a conversation with commands, on a pseudo-terminal and from a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from veil.cli import app
+from veil.commands.chat import ChatRequest, Conversation, stats_of
+from veil.commands.served import ModelChoice
+from veil.errors import ServerUnreachable
+from veil.gateway.served import ServedModel
+
+SOURCE = Path(__file__).parents[1] / "src"
+COMMAND = [sys.executable, "-c", "from veil.cli import main; main()", "chat"]
+
+
+@pytest.fixture
+def conversation(new_model: Callable[[str], Any], tiny_tokenizer: Any) -> Iterator[Conversation]:
+    import torch
+
+    from veil.client.session import Ahead
+    from veil.model.hybrid import HybridFHEModel
+    from veil.model.modules import select_modules
+    from veil.params import Params
+
+    model = new_model("llama")
+    hybrid = HybridFHEModel(model, select_modules(model, "linear"))
+    hybrid.compile_model(torch.arange(1, 9).unsqueeze(0), params=Params.insecure_tiny(), device="cpu")
+    hybrid.ahead = Ahead(tokens=8, prompt_rows=8)
+    hybrid.set_fhe_mode("execute")
+    request = ChatRequest(choice=ModelChoice(), max_tokens=5, temperature=0)
+    yield Conversation(ServedModel("tiny", hybrid, tiny_tokenizer), request)
+    hybrid.close()
+
+
+def test_a_conversation_remembers_and_can_be_reset(conversation: Conversation) -> None:
+    shown: list[str] = []
+    first = conversation.ask("w23 w6 w7", shown.append)
+    assert shown[-1] == first and len(shown) >= 4
+    conversation.ask("w9", shown.append)
+    assert [role for role, _ in conversation.turns] == ["user", "assistant"] * 2
+    stats = stats_of(conversation)
+    assert stats["cached_tokens"] >= 5 and stats["rows"] < stats["prompt_tokens"] + stats["new_tokens"]
+    assert stats["all_rows"] > stats["rows"] and stats["bytes_up"] > 0
+    assert conversation.retry(shown.append) == conversation.turns[-1][1]
+    assert len(conversation.turns) == 4
+    conversation.reset()
+    assert conversation.turns == [] and conversation.ask("w23 w6 w7", shown.append) == first
+    assert stats_of(conversation)["cached_tokens"] == 0, "what was said before is forgotten"
+
+
+def test_a_failure_leaves_the_conversation_as_it_was(conversation: Conversation) -> None:
+    conversation.ask("w1", lambda text: None)
+    before = list(conversation.turns)
+
+    def down(*_: Any) -> None:
+        raise ServerUnreachable("gone")
+
+    router: Any = conversation.served.hybrid._router
+    router.observer = down
+    for call in (lambda: conversation.ask("w2", lambda text: None), lambda: conversation.retry(lambda text: None)):
+        with pytest.raises(ServerUnreachable):
+            call()
+        assert conversation.turns == before
+
+
+def test_ctrl_c_keeps_what_was_said(conversation: Conversation) -> None:
+    shown: list[str] = []
+
+    def show(text: str) -> None:
+        shown.append(text)
+        if len(text.split()) == 2 and len(shown) == 2:
+            raise KeyboardInterrupt
+
+    answer = conversation.ask("w23 w6 w7", show)
+    assert len(answer.split()) == 2 and conversation.turns[-1] == ("assistant", answer)
+
+
+def run(*arguments: str, stdin: str) -> Result:
+    return CliRunner().invoke(app, ["chat", *arguments], input=stdin)
+
+
+def test_lines_of_a_pipe_are_messages(llama_folder: Path) -> None:
+    options = ("--model", str(llama_folder), "--max-new-tokens", "4", "--temperature", "0")
+    done = run(*options, stdin="w23 w6 w7\n\n/stats\n/reset\n/nothing\nw23 w6 w7\n")
+    assert done.exit_code == 0, done.output
+    first, stats, reset, unknown, again = done.stdout.splitlines()
+    assert first == again and len(first.split()) == 4
+    assert json.loads(stats)["new_tokens"] == 4 and json.loads(stats)["security_bits"] > 128
+    assert reset == "A new conversation." and "/help" in unknown
+
+
+def test_an_error_is_one_line() -> None:
+    done = run("--model", "./nothing", stdin="")
+    assert done.exit_code == 2 and "check the path" in done.stderr.splitlines()[-1]
+
+
+def test_a_terminal(llama_folder: Path) -> None:
+    """Typed in a pseudo-terminal: a message of two lines, statistics, an unknown command, end of file."""
+    parent, child = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
+    options = ["--model", str(llama_folder), "--max-new-tokens", "4", "--temperature", "0"]
+    process = subprocess.Popen([*COMMAND, *options], env=environment, stdin=child, stdout=child, stderr=child)
+    os.close(child)
+    seen = ""
+
+    def until(words: str, within_s: float = 60) -> None:
+        nonlocal seen
+        end, start = time.monotonic() + within_s, len(seen)
+        while time.monotonic() < end:
+            if select.select([parent], [], [], 0.2)[0]:
+                data = os.read(parent, 65536).decode(errors="replace")
+                seen += data
+                if "\x1b[6n" in data:
+                    os.write(parent, b"\x1b[1;1R")  # where the cursor is, as a terminal answers
+            if words in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen[start:]):
+                return
+        raise AssertionError(f"{words!r} did not come; {seen[start:]!r}")
+
+    try:
+        until("masks ready")
+        os.write(parent, b"w23 w6\x1b\rw7")
+        until("w7")
+        os.write(parent, b"\r")
+        until("a token")
+        os.write(parent, b"/stats\r")
+        until("since the start")
+        os.write(parent, b"/nothing\r")
+        until("There is no command")
+        os.write(parent, b"\x04")
+        assert process.wait(20) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        os.close(parent)
