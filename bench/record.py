@@ -1,18 +1,17 @@
-"""Typed records of measurements: what was measured, on what machine, at which commit, and how close to the limit."""
+"""Records of the project's own measurements that `veil bench` does not make: rows with a unit, a spread and a target."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
-import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from veil.bench import machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +42,8 @@ class Record:
 
     benchmark: str
     parameters: dict[str, Any]
-    machine: str = field(default_factory=lambda: machine_name())
-    commit: str = field(default_factory=lambda: commit())
+    machine: str = field(default_factory=machine.name)
+    commit: str = field(default_factory=machine.commit)
     rows: list[Measurement] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -70,19 +69,3 @@ class Record:
         console.print(table)
         for note in self.notes:
             console.print(note)
-
-
-def machine_name() -> str:
-    """Processor, cores and system, without anything that names the host."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
-    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
-
-
-def commit() -> str:
-    """The commit that is checked out, or 'unknown'."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"

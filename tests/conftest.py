@@ -22,6 +22,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from veil.bench import machine, run
+from veil.bench.link import Link
+from veil.bench.record import Record
+from veil.bench.subjects import Loaded
 from veil.client.session import ClientModel, ClientSession
 from veil.client.stats import Stats
 from veil.crypto import public
@@ -297,3 +301,23 @@ def interpreter() -> Iterator[None]:
         patches.setattr(interpreter, "_patch_lang_tensor", patch)
         patches.setattr(interpreter.InterpretedFunction, "__call__", call)
         yield
+
+
+# A measurement ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tiny_record(new_model: Callable[[str], Any]) -> Record:
+    """What `veil bench` finds on the tiny Llama with tiny parameters, in one process, with plaintext and one link."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "_READ_BYTES", 1 << 20)
+        request = run.Request(
+            prompt_rows=5,
+            new_tokens=3,
+            repeats=1,
+            plaintext=True,
+            links=(Link(rtt_s=0.003, bytes_per_s=1e6),),
+            rows=(1, 2, 4),
+            params=Params.insecure_tiny(),
+        )
+        return run.measure(request, lambda stage, done, total: None, Loaded("tiny", "a test", new_model("llama")))

@@ -1,0 +1,244 @@
+"""Tables of the README and the docs, written from bench/results between markers.
+
+    python bench/tables.py            rewrite them
+    python bench/tables.py --check    exit with 1 if one is stale (a test does this)
+
+A table stands between ``<!-- results: NAME -->`` and ``<!-- end of results -->``. To add one, write a function from the
+results folder to rows of cells, the first one the header, put it into `TABLES`, and put the markers where it should appear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from veil.bench import record
+from veil.bench.link import token_seconds
+from veil.bench.record import Record
+from veil.bench.report import TYPICAL_LINKS, milliseconds
+from veil.bench.series import WidthSeries
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+NAMES = {"smollm2": "SmolLM2-135M", "gpt2": "GPT-2 124M", "llama-1b": "Llama-3.2-1B"}
+
+Rows = list[list[str]]
+
+_MARKED = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+
+def cpu(results: Path) -> Rows:
+    """The main figures of each model."""
+    records = _records(results)
+    lines: list[tuple[str, Callable[[Record], str]]] = [
+        ("plaintext float32 `generate`, a token", lambda r: _ms(r.token_s.plaintext)),
+        ("encrypted, a token, everything", lambda r: f"**{_ms(r.token_s.total)}**"),
+        ("of which ahead of time", lambda r: _ms(r.token_s.total - r.token_s.online)),
+        ("of which online, server and client", lambda r: _ms(r.token_s.online)),
+        ("everything / plaintext", lambda r: f"**{_times(r.ratio.plaintext_total)}**"),
+        ("online / plaintext", lambda r: _times(r.ratio.plaintext_online)),
+        ("everything / reading what must be read", lambda r: _times(r.ratio.floor)),
+        ("a row of a 64-row prompt, mask included", lambda r: _ms(r.prompt.row_s)),
+        ("bytes a token, everything", lambda r: f"{r.bytes_per_token.total:,.0f}"),
+        ("bytes of the same tensors in clear float32", lambda r: f"{r.bytes_per_token.clear_float32:,.0f}"),
+        ("round trips a token", lambda r: f"{r.model.round_trips}"),
+        ("memory, client and server in one process", lambda r: _gb(r.memory.server_bytes + r.memory.client_bytes)),
+    ]
+    return [["", *(NAMES[r.model.name] for r in records)], *([name, *map(show, records)] for name, show in lines)]
+
+
+def peer(results: Path) -> Rows:
+    """Against the peer, where it was measured."""
+    header = ["", "veil", "concrete-ml-extensions", "plaintext float32"]
+    rows = [header]
+    for r in _records(results):
+        if r.peer is None:
+            continue
+        name, size = NAMES[r.model.name], r.bytes_per_token
+        cells = [f"{r.token_s.total:.3f} s", f"{r.peer.token_s:,.0f} s", _ms(r.token_s.plaintext)]
+        rows.append([f"{name}, a token", *cells])
+        rows.append([f"{name}, bytes a token", *(f"{v / 1e6:.2f} MB" for v in (size.total, size.peer, size.clear_float32))])
+        rows.append([f"{name}, veil is faster by", "", f"**{r.ratio.peer:,.0f} ×**", ""])
+    return rows
+
+
+def peer_layers(results: Path) -> Rows:
+    """What the peer's token is made of."""
+    rows = [["layer", "how many", "encrypt", "multiply", "decrypt", "error of the result", "measured at"]]
+    for r in _records(results):
+        for layer in r.peer.layers if r.peer else ():
+            whole = layer.measured_outputs == layer.outputs
+            rows.append(
+                [
+                    f"{layer.width} → {layer.outputs}",
+                    str(layer.count),
+                    _ms(layer.encrypt_s),
+                    f"{layer.multiply_s:.1f} s",
+                    _ms(layer.decrypt_s),
+                    f"{layer.relative_error:.1e}",
+                    "its width" if whole else f"{layer.measured_outputs} outputs, scaled",
+                ]
+            )
+    return rows
+
+
+def limits(results: Path) -> Rows:
+    """Each step against what bounds it."""
+    records = _records(results)
+    rows = [["", "aim", *(NAMES[r.model.name] for r in records)]]
+    for number, limit in enumerate(records[0].limits):
+        cells = []
+        for r in records:
+            there = r.limits[number]
+            share = "" if there.share is None else f", {there.share:.0%}"
+            cells.append(_ms(there.timing.median_s) + share)
+        bound = "" if limit.share is None else f" of {limit.bound}"
+        rows.append([limit.name, limit.goal + bound, *cells])
+    rows.append(["read bandwidth", "", *(f"{r.machine.read_bytes_per_s / 1e9:.1f} GB/s" for r in records)])
+    rows.append(["multiply-add peak", "", *(f"{(r.machine.multiply_adds_per_s or 0) / 1e9:.0f} G/s" for r in records)])
+    return rows
+
+
+def links(results: Path) -> Rows:
+    """Seconds a token over links, by formula."""
+    records = _records(results)
+    rows = [["link", *(f"{NAMES[r.model.name]}, {r.model.round_trips} trips" for r in records)]]
+    for name, link in TYPICAL_LINKS:
+        cells = []
+        for r in records:
+            size = r.bytes_per_token.up_online + r.bytes_per_token.down_online
+            cells.append(f"{token_seconds(r.token_s.online, r.model.round_trips, size, link):.2f} s")
+        rows.append([name, *cells])
+    return rows
+
+
+def links_measured(results: Path) -> Rows:
+    """The same formula against delays added in process."""
+    records = [r for r in _records(results) if r.link]
+    rows = [["link", *(f"{NAMES[r.model.name]}: measured / formula" for r in records)]]
+    for number, sample in enumerate(records[0].link):
+        name = f"{sample.rtt_s * 1e3:g} ms, {sample.bytes_per_s * 8 / 1e6:g} Mbit/s"
+        rows.append([name, *(f"{r.link[number].token_s:.2f} / {r.link[number].formula_s:.2f} s" for r in records)])
+    return rows
+
+
+def widths(results: Path) -> Rows:
+    """Cost by model width."""
+    rows = [["hidden size", "encrypted, everything", "online", "plaintext", "everything / plaintext", "online / plaintext"]]
+    for point in record.read(results / "widths.json", WidthSeries).points:
+        token, ratio = point.token_s, point.ratio
+        times = [_ms(seconds) for seconds in (token.total, token.online, token.plaintext)]
+        rows.append([str(point.model.hidden_size), *times, _times(ratio.plaintext_total), _times(ratio.plaintext_online)])
+    return rows
+
+
+def quality(results: Path) -> Rows:
+    """Accuracy of SmolLM2."""
+    rows = {row["name"]: row for row in _load(results / "quality.json")["rows"]}
+    simulated, weights = (rows[f"KL divergence from float, {mode}"]["value"] for mode in ("simulate", "disable"))
+    snr, error = rows["signal to noise of a layer"], rows["error variance / predicted, by layer"]
+    return [
+        ["", ""],
+        [
+            "KL divergence from float, simulated noise",
+            f"{simulated:.4f} nats (8-bit weights alone: {weights:.4f})",
+        ],
+        ["perplexity against float", f"{rows['perplexity above float, simulate']['value']:+.2f} %"],
+        ["signal to noise of a layer, encrypted", f"median {snr['value']:.1f} dB, least {snr['low']:.1f} dB"],
+        ["error variance / prediction, by layer", f"{error['low']:.2f} … {error['high']:.2f}"],
+    ]
+
+
+def gpu(results: Path) -> Rows:
+    """The server's half on a card."""
+    found = _load(results / "gpu-h100.json")
+    rows = [["server's work, one token", "time", "share of copy bandwidth"]]
+    for row in found["rows"]:
+        if row["name"] == "one token: prepare + answer":
+            rows.append([row["section"], f"{row['median_us'] / 1e3:.2f} ms", f"{row['copy_share']:.0%}"])
+    return rows
+
+
+TABLES: dict[str, Callable[[Path], Rows]] = {
+    "cpu": cpu,
+    "peer": peer,
+    "peer-layers": peer_layers,
+    "limits": limits,
+    "links": links,
+    "links-measured": links_measured,
+    "widths": widths,
+    "quality": quality,
+    "gpu": gpu,
+}
+
+
+def documents() -> list[Path]:
+    """The files that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def rewritten(text: str, results: Path = RESULTS) -> str:
+    """A document with every table in it made anew; `ValueError` for an unknown name."""
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in TABLES:
+            raise ValueError(f"there is no table {name!r}; tables are {', '.join(TABLES)}")
+        return match[1] + markdown(TABLES[name](results)) + match[3]
+
+    return _MARKED.sub(replacement, text)
+
+
+def markdown(rows: Rows) -> str:
+    """Rows of cells as a Markdown table; the first is its header."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + " --- |" * len(rows[0]))
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Rewrite, or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for path in documents():
+        before = path.read_text()
+        after = rewritten(before)
+        if before != after:
+            stale.append(path.relative_to(ROOT))
+            if not check:
+                path.write_text(after)
+    for path in stale:
+        print(f"{path}: {'stale; run python bench/tables.py' if check else 'rewritten'}")
+    return 1 if check and stale else 0
+
+
+def _records(results: Path) -> list[Record]:
+    paths = [results / f"cpu-{name}.json" for name in NAMES]
+    return [record.read(path, Record) for path in paths if path.exists()]
+
+
+def _load(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else milliseconds(seconds)
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f} ×"
+
+
+def _gb(nbytes: float) -> str:
+    return f"{nbytes / 1e9:.1f} GB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

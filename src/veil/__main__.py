@@ -1,0 +1,5 @@
+"""``python -m veil``: the command line."""
+
+from veil.cli import main
+
+main()

@@ -1,0 +1,255 @@
+"""Plots of records. matplotlib is an optional extra; figures are made without its global state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from veil.bench.link import Link, token_seconds
+from veil.bench.phases import PHASES
+from veil.bench.record import Record
+from veil.bench.series import WidthSeries, predicted
+from veil.errors import VeilError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".svg")
+
+_COLOURS = {
+    "client masks": "#9ecae1",
+    "expand": "#fdae6b",
+    "hint product": "#e6550d",
+    "combine": "#a63603",
+    "take and keep": "#fee6ce",
+    "client encrypt": "#6baed6",
+    "online product": "#31a354",
+    "transport": "#bdbdbd",
+    "client decrypt": "#3182bd",
+    "client layers": "#08519c",
+}
+_PLAIN, _PEER, _TOTAL, _ONLINE = "#555555", "#999999", "#e6550d", "#31a354"
+
+
+class PlotsUnavailable(VeilError):
+    """matplotlib is not installed."""
+
+
+def check(path: Path) -> None:
+    """Raise `ValueError` for a file that is neither PNG nor SVG, and `PlotsUnavailable` without matplotlib."""
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"a plot is written as {' or '.join(FORMATS)}, not as {path.name!r}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise PlotsUnavailable("plots need matplotlib; run `pip install 'veil-llm[bench]'`") from None
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, in a folder that is made if need be; the same figure gives the same SVG."""
+    import matplotlib
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": "veil", "svg.fonttype": "path"}):
+        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
+        figure.savefig(path, dpi=150, metadata=metadata)
+
+
+def phases(records: Sequence[Record]) -> Figure:
+    """A token's phases, stacked, above plaintext; one panel a model, each with its own scale."""
+    figure = _figure(9.0, 1.1 + 1.5 * len(records))
+    panels = _panels(figure, len(records), 1)
+    for axes, record in zip(panels, records, strict=True):
+        left = 0.0
+        for phase in record.phases:
+            width = phase.token.median_s * 1e3
+            hatch = "///" if phase.moment == "ahead" else None
+            axes.barh("veil", width, left=left, color=_COLOURS[phase.name], hatch=hatch, edgecolor="white", linewidth=0.6)
+            left += width
+        axes.annotate(f" {left:.0f} ms", (left, 0), va="center", fontsize=9)
+        if record.token_s.plaintext is not None:
+            clear = record.token_s.plaintext * 1e3
+            axes.barh("plaintext", clear, color=_PLAIN)
+            axes.annotate(f" {clear:.0f} ms", (clear, 1), va="center", fontsize=9)
+            left = max(left, clear)
+        axes.set_xlim(0, left * 1.12)
+        axes.invert_yaxis()
+        axes.set_title(_title(record), fontsize=10, loc="left")
+    panels[-1].set_xlabel("milliseconds a token (hatched: ahead of time, before the token is known)")
+    _legend_of_phases(figure)
+    return figure
+
+
+def sizes(records: Sequence[Record]) -> Figure:
+    """Bytes of a token between client and server, against the same tensors in clear float32 and the peer."""
+    figure = _figure(8.0, 4.2)
+    (axes,) = _panels(figure, 1, 1)
+    up = (("up, ahead", "up_ahead", "#9ecae1"), ("up, online", "up_online", "#3182bd"))
+    parts = (*up, ("down, online", "down_online", _ONLINE))
+    for place, record in enumerate(records):
+        size, bottom = record.bytes_per_token, 0.0
+        bars = [(place - 0.27, size.total)]
+        for label, name, colour in parts:
+            height = getattr(size, name) / 1e6
+            axes.bar(place - 0.27, height, 0.25, bottom=bottom, color=colour, label=f"veil: {label}")
+            bottom += height
+        axes.bar(place, size.clear_float32 / 1e6, 0.25, color=_PLAIN, label="clear float32")
+        bars.append((place, size.clear_float32))
+        if size.peer is not None and record.peer is not None:
+            axes.bar(place + 0.27, size.peer / 1e6, 0.25, color=_PEER, label=f"{record.peer.name} {record.peer.version}")
+            bars.append((place + 0.27, size.peer))
+        for x, value in bars:
+            axes.annotate(f"{value / 1e6:.2f}", (x, value / 1e6), ha="center", va="bottom", fontsize=9)
+    axes.set_xticks(range(len(records)), [record.model.name for record in records])
+    axes.set_ylabel("megabytes a token")
+    axes.margins(y=0.12)
+    _legend(figure, [axes], 3)
+    return figure
+
+
+def rows(records: Sequence[Record]) -> Figure:
+    """Seconds a row against how many rows are made and evaluated at once."""
+    figure = _figure(9.0, 3.8)
+    panels = _panels(figure, 1, len(records))
+    for axes, record in zip(panels, records, strict=True):
+        counts = [cost.rows for cost in record.by_rows]
+        prepare = [cost.prepare_s * 1e3 for cost in record.by_rows]
+        online = [cost.online_s * 1e3 for cost in record.by_rows]
+        axes.plot(counts, prepare, "o-", color=_TOTAL, label="mask, made ahead")
+        axes.plot(counts, online, "s-", color=_ONLINE, label="row, online")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set_ylim(0, 1.1 * max(prepare + online))
+        axes.set_xlabel("rows at once")
+        axes.set_title(record.model.name, fontsize=10)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("milliseconds a row")
+    _legend(figure, panels, 2)
+    return figure
+
+
+def links(records: Sequence[Record]) -> Figure:
+    """Seconds a token against round-trip time: the formula as lines, what was measured with delays as points."""
+    figure = _figure(9.0, 4.0)
+    panels = _panels(figure, 1, len(records))
+    times = np.geomspace(1e-4, 0.2, 60)
+    for axes, record in zip(panels, records, strict=True):
+        size, online = record.bytes_per_token, record.token_s.online
+        for speed, colour in ((1.25e9, "#08519c"), (125e6, _ONLINE), (12.5e6, _TOTAL)):
+            nbytes, trips = size.up_online + size.down_online, record.model.round_trips
+            curve = [token_seconds(online, trips, nbytes, Link(rtt_s=t, bytes_per_s=speed)) for t in times]
+            axes.plot(times * 1e3, curve, color=colour, label=f"formula, {speed * 8 / 1e6:,.0f} Mbit/s")
+            seen = [(s.rtt_s * 1e3, s.token_s) for s in record.link if s.bytes_per_s == speed]
+            if seen:
+                axes.plot(*zip(*seen, strict=True), "o", color=colour, label=f"measured, {speed * 8 / 1e6:,.0f} Mbit/s")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("round-trip time, milliseconds")
+        axes.set_title(f"{record.model.name}: {record.model.round_trips} round trips", fontsize=10)
+        axes.grid(alpha=0.3, which="both")
+        _plain_numbers(axes)
+    panels[0].set_ylabel("seconds a token, its mask ready")
+    _legend(figure, panels, 3)
+    return figure
+
+
+def widths(series: WidthSeries) -> Figure:
+    """Seconds a token and overhead against width: measured points, and the formula from the smallest and largest width."""
+    figure = _figure(10.0, 4.4)
+    left, right = _panels(figure, 1, 2)
+    sizes = [point.model.hidden_size for point in series.points]
+    fine = np.geomspace(min(sizes), max(sizes), 60)
+    curves = [predicted(series.points, width) for width in fine]
+    for name, label, colour, marker in (
+        ("total", "veil, everything", _TOTAL, "o"),
+        ("online", "veil, online", _ONLINE, "s"),
+        ("plaintext", "plaintext float32", _PLAIN, "^"),
+    ):
+        measured = [getattr(point.token_s, name) for point in series.points]
+        if any(value is None for value in measured):
+            continue
+        left.plot(sizes, [value * 1e3 for value in measured], marker, color=colour, label=label)
+        left.plot(fine, [getattr(curve, name) * 1e3 for curve in curves], color=colour, linewidth=1)
+    left.set_ylabel("milliseconds a token")
+    left.set_yscale("log")
+    for name, label, colour, marker in (
+        ("total", "everything / plaintext", _TOTAL, "o"),
+        ("online", "online / plaintext", _ONLINE, "s"),
+    ):
+        if any(point.token_s.plaintext is None for point in series.points):
+            continue
+        ratios = [getattr(point.token_s, name) / (point.token_s.plaintext or 1.0) for point in series.points]
+        right.plot(sizes, ratios, marker, color=colour, label=label)
+        right.plot(fine, [getattr(curve, name) / (curve.plaintext or 1.0) for curve in curves], color=colour, linewidth=1)
+    right.axhline(1.0, color=_PLAIN, linewidth=0.8, linestyle="--")
+    right.set_ylabel("times plaintext")
+    right.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+        axes.set_xlabel("hidden size")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=9, frameon=False)
+    _plain_numbers(left, x=False)
+    fitted = f"from widths {sizes[0]} and {sizes[-1]}"
+    figure.suptitle(f"points: measured; lines: the formula, its constants {fitted}", fontsize=10)
+    return figure
+
+
+OF_RECORDS: dict[str, Callable[[Sequence[Record]], Any]] = {
+    "phases": phases,
+    "bytes": sizes,
+    "rows": rows,
+    "links": links,
+}
+"""Figures of one or more records; `widths` is of a series."""
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _panels(figure: Figure, down: int, across: int) -> list[Axes]:
+    made: list[Axes] = figure.subplots(down, across, squeeze=False).ravel().tolist()
+    for axes in made:
+        axes.spines[["top", "right"]].set_visible(False)
+    return made
+
+
+def _title(record: Record) -> str:
+    ratio = record.ratio.plaintext_total
+    return record.model.name + ("" if ratio is None else f": {ratio:.2f} × plaintext")
+
+
+def _legend_of_phases(figure: Figure) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [
+        Patch(facecolor=_COLOURS[name], edgecolor="white", hatch="///" if moment == "ahead" else None, label=name)
+        for name, (moment, _) in PHASES.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+
+
+def _legend(figure: Figure, panels: Sequence[Axes], columns: int) -> None:
+    """One legend below the panels, each label once."""
+    found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+
+
+def _plain_numbers(axes: Axes, *, x: bool = True) -> None:
+    """Logarithmic axes with numbers at 1, 2 and 5, written out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for axis in (axes.xaxis, axes.yaxis) if x else (axes.yaxis,):
+        axis.set_major_locator(LogLocator(subs=(1.0,) if x else (1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())

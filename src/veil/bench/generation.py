@@ -1,0 +1,63 @@
+"""One generation of a fixed number of tokens, with the time of the prompt and of every token after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from veil.model.quiet import quiet
+
+
+@dataclass
+class Clock:
+    """A streamer that keeps the time at which each token came, and calls ``on_token`` then."""
+
+    on_token: Callable[[], None] = lambda: None
+    times: list[float] = field(default_factory=list)
+
+    def put(self, value: torch.Tensor) -> None:
+        """The prompt comes first, then each token."""
+        self.on_token()
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds until the first token, and of each token after it."""
+
+    prompt_s: float
+    tokens_s: tuple[float, ...]
+
+
+def random_prompt(model: Any, rows: int, seed: int = 0) -> torch.Tensor:
+    """Token ids [1, rows]: speed does not depend on the text."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    return torch.randint(1, vocabulary, (1, rows), generator=torch.Generator().manual_seed(seed))
+
+
+def generate(model: Any, prompt: torch.Tensor, new_tokens: int, on_token: Callable[[], None] = lambda: None) -> Times:
+    """Greedy generation of one token and ``new_tokens`` after it, whatever they are.
+
+    ``on_token`` is called as soon as the prompt is taken, then after every token.
+    """
+    clock = Clock(on_token)
+    with quiet(), torch.no_grad():
+        model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=1 + new_tokens,
+            min_new_tokens=1 + new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=0,
+            streamer=clock,
+        )
+    steps = [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
+    return Times(steps[0], tuple(steps[1:]))

@@ -1,0 +1,98 @@
+"""How close each step comes to what bounds it: memory bandwidth, the multiply-add peak, or a time that was aimed at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from veil.bench.phases import Samples
+from veil.bench.record import Floor, Limit, Machine, Subject, Timing
+from veil.model.manifest import Manifest
+from veil.params import Params
+
+WORD = 4
+
+BANDWIDTH = "read bandwidth"
+PEAK = "multiply-add peak"
+
+
+def hint_matrix_bytes(params: Params, manifest: Manifest) -> int:
+    """Bytes of Ĥ: two primes' words for each of n coefficients of a slot, blocks filled up."""
+    return _slots(params, manifest) * params.n * 2 * WORD
+
+
+def floor(params: Params, manifest: Manifest, subject: Subject, machine: Machine) -> Floor:
+    """What must be read for one token, masks made a whole epoch at once, and the seconds it takes at full bandwidth.
+
+    Weights once; Ĥ once for all masks of an epoch; a set's digits; and a mask's ``A·s + e``, h and μ.
+    """
+    blocks = sum(params.blocks(slots) for slots in manifest.segments.values())
+    hint = hint_matrix_bytes(params, manifest) / params.masks_per_epoch
+    digits = (params.leaves - 1 + blocks * (params.fold - 1)) * 6 * params.N * WORD
+    masks = (sum(params.inner_chunks(width) for width in manifest.widths) * params.n + 2 * manifest.total_slots) * WORD
+    total = subject.remote_weights + hint + digits + masks
+    return Floor(
+        weights_bytes=subject.remote_weights,
+        hint_bytes=hint,
+        digits_bytes=digits,
+        masks_bytes=masks,
+        seconds=total / machine.read_bytes_per_s,
+    )
+
+
+def limits(
+    params: Params,
+    manifest: Manifest,
+    subject: Subject,
+    machine: Machine,
+    samples: Samples,
+    products: Mapping[int, Sequence[float]],
+) -> tuple[Limit, ...]:
+    """The steps of a mask and of a token; ``products`` are the Ĥ product's seconds by how many masks it made at once."""
+    one, many = Timing.of(products[1]), Timing.of(products[params.masks_per_epoch])
+    adds = 2 * params.n * _slots(params, manifest) * params.masks_per_epoch
+    found = [
+        Limit(
+            name="Ĥ product for one mask",
+            timing=one,
+            bound=BANDWIDTH,
+            share=hint_matrix_bytes(params, manifest) / one.median_s / machine.read_bytes_per_s,
+            goal="≥ 85 %",
+        )
+    ]
+    if machine.multiply_adds_per_s:
+        found.append(
+            Limit(
+                name=f"Ĥ product for {params.masks_per_epoch} masks",
+                timing=many,
+                bound=PEAK,
+                share=adds / many.median_s / machine.multiply_adds_per_s,
+                goal="≥ 60 %",
+            )
+        )
+    expansion = [part["expand"] + part["combine"] for part in samples.ahead_parts]
+    online = Timing.of([part["online product"] for part in samples.online_parts])
+    client = [part["client encrypt"] + part["client decrypt"] for part in samples.online_parts]
+    call = [part["transport"] / subject.remote_layers for part in samples.online_parts]
+    return (
+        *found,
+        Limit(name="expansion and combination of a mask", timing=Timing.of(expansion), bound="time", goal="≤ 12 ms"),
+        Limit(
+            name="all online products of one row",
+            timing=online,
+            bound=BANDWIDTH,
+            share=subject.remote_weights / online.median_s / machine.read_bytes_per_s,
+            goal="≥ 75 %",
+        ),
+        Limit(
+            name="client's half of a mask, ahead",
+            timing=Timing.of([part["client masks"] for part in samples.ahead_parts]),
+            bound="time",
+            goal="≤ 5 ms",
+        ),
+        Limit(name="client's encryption and decryption of a token", timing=Timing.of(client), bound="time"),
+        Limit(name="a remote layer's call beside its kernels", timing=Timing.of(call), bound="time", goal="≤ 0.1 ms"),
+    )
+
+
+def _slots(params: Params, manifest: Manifest) -> int:
+    return sum(params.blocks(slots) for slots in manifest.segments.values()) * params.N

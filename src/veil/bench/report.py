@@ -1,0 +1,131 @@
+"""A record as tables for a person to read."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from veil.bench.link import Link, token_seconds
+from veil.bench.phases import PHASES
+from veil.bench.record import Record, Timing
+from veil.bench.series import WidthSeries
+
+TYPICAL_LINKS = (
+    ("same rack, 0.2 ms, 10 Gbit/s", Link(rtt_s=0.0002, bytes_per_s=1.25e9)),
+    ("same city, 5 ms, 1 Gbit/s", Link(rtt_s=0.005, bytes_per_s=125e6)),
+    ("20 ms, 1 Gbit/s", Link(rtt_s=0.02, bytes_per_s=125e6)),
+    ("20 ms, 100 Mbit/s", Link(rtt_s=0.02, bytes_per_s=12.5e6)),
+    ("other continent, 100 ms, 100 Mbit/s", Link(rtt_s=0.1, bytes_per_s=12.5e6)),
+)
+
+
+def tables(record: Record) -> list[Table]:
+    """Summary, phases, limits, links and, if it was measured, the peer."""
+    made = [summary(record), phases(record), limits(record), links(record)]
+    return made + ([peer(record)] if record.peer else [])
+
+
+def summary(record: Record) -> Table:
+    """The record's main figures."""
+    token, ratio, size, memory = record.token_s, record.ratio, record.bytes_per_token, record.memory
+    machine, prompt = record.machine, record.prompt
+    where = machine.accelerator or machine.processor
+    table = _table(f"{record.model.name} · {where}, {machine.cores} cores · {record.commit}")
+    rows = [
+        ("a token, everything", milliseconds(token.total), _times(ratio.plaintext_total, "plaintext")),
+        ("  online", milliseconds(token.online), _times(ratio.plaintext_online, "plaintext")),
+    ]
+    if token.plaintext is not None:
+        rows.append(("  plaintext float32", milliseconds(token.plaintext), f"{record.settings.threads} threads"))
+    if token.peer is not None and ratio.peer is not None:
+        rows.append(("  the peer", f"{token.peer:,.0f} s", f"veil is {ratio.peer:,.0f} times faster"))
+    floor = f"{ratio.floor:.1f} × reading what it must at {machine.read_bytes_per_s / 1e9:.1f} GB/s"
+    plain_row = "" if prompt.plaintext_s is None else f"plaintext {milliseconds(prompt.plaintext_s)}"
+    kind = "two processes" if memory.separate_processes else "one process, the server's counted"
+    rows += [
+        ("  bandwidth floor", milliseconds(record.floor.seconds), floor),
+        (f"a row of a {prompt.rows}-row prompt", milliseconds(prompt.row_s), plain_row),
+        ("bytes a token", f"{size.total:,.0f}", f"clear float32 {size.clear_float32:,.0f}"),
+        ("memory, server", f"{memory.server_bytes / 1e9:.2f} GB", kind),
+        ("memory, client", f"{memory.client_bytes / 1e9:.2f} GB", f"whole run at most {memory.highest_bytes / 1e9:.2f} GB"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def phases(record: Record) -> Table:
+    """Where a token's time goes."""
+    table = _table("a token's phases", "phase", "when, where", "median", "80 % between", "samples")
+    for phase in record.phases:
+        where = f"{phase.moment}, {phase.side}"
+        table.add_row(phase.name, where, milliseconds(phase.token.median_s), _spread(phase.token), str(phase.token.count))
+    assert [phase.name for phase in record.phases] == list(PHASES)
+    return table
+
+
+def limits(record: Record) -> Table:
+    """How close each step comes to its limit."""
+    table = _table("limits", "step", "median", "80 % between", "share of its bound", "aim")
+    for limit in record.limits:
+        share = "" if limit.share is None else f"{limit.share:.0%} of {limit.bound}"
+        table.add_row(limit.name, milliseconds(limit.timing.median_s), _spread(limit.timing), share, limit.goal)
+    return table
+
+
+def links(record: Record) -> Table:
+    """What a network link makes of a token: by formula, and as measured with added delays."""
+    title = f"a token over a link, mask ready: online + {record.model.round_trips} round trips + bytes / bandwidth"
+    table = _table(title, "link", "by formula", "measured with delays")
+    online_bytes = record.bytes_per_token.up_online + record.bytes_per_token.down_online
+    for name, link in TYPICAL_LINKS:
+        seconds = token_seconds(record.token_s.online, record.model.round_trips, online_bytes, link)
+        table.add_row(name, f"{seconds:.3f} s", "")
+    for sample in record.link:
+        name = f"{sample.rtt_s * 1e3:g} ms, {sample.bytes_per_s * 8 / 1e6:g} Mbit/s"
+        table.add_row(name, f"{sample.formula_s:.3f} s", f"{sample.token_s:.3f} s")
+    return table
+
+
+def peer(record: Record) -> Table:
+    """The peer's layers."""
+    assert record.peer is not None
+    title = f"{record.peer.name} {record.peer.version}: {record.peer.token_s:,.0f} s a token"
+    table = _table(title, "layer", "how many", "encrypt", "multiply", "decrypt", "measured at")
+    for layer in record.peer.layers:
+        cut = "" if layer.measured_outputs == layer.outputs else f"{layer.measured_outputs} outputs, scaled"
+        times = [milliseconds(seconds) for seconds in (layer.encrypt_s, layer.multiply_s, layer.decrypt_s)]
+        table.add_row(f"{layer.width} → {layer.outputs}", str(layer.count), *times, cut)
+    return table
+
+
+def widths(series: WidthSeries) -> Table:
+    """Cost by width."""
+    title = f"widths · {series.machine.processor}, {series.machine.cores} cores · {series.commit}"
+    table = _table(title, "hidden size", "everything", "online", "plaintext", "everything / plaintext")
+    for point in series.points:
+        token, ratio = point.token_s, point.ratio.plaintext_total
+        plain = "" if token.plaintext is None else milliseconds(token.plaintext)
+        over = "" if ratio is None else f"{ratio:.2f} ×"
+        table.add_row(str(point.model.hidden_size), milliseconds(token.total), milliseconds(token.online), plain, over)
+    return table
+
+
+def milliseconds(seconds: float) -> str:
+    """Milliseconds with three digits."""
+    value = seconds * 1e3
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def _spread(timing: Timing) -> str:
+    return f"{timing.low_s * 1e3:.3g} … {timing.high_s * 1e3:.3g}"
+
+
+def _times(ratio: float | None, what: str) -> str:
+    return "" if ratio is None else f"{ratio:.2f} × {what}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=bool(columns))
+    for column in columns or ("", "", ""):
+        table.add_column(column)
+    return table
