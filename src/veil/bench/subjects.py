@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from veil.bench.record import Subject
-from veil.model.layers import RemoteLayer, find_modules, float_weight_shape, kind_of
+from veil.model.layers import RemoteLayer, float_weight_shape, kind_of
 from veil.model.manifest import Manifest
-from veil.model.modules import select_modules
+from veil.model.modules import find_modules, select_modules
 
 Progress = Callable[[str, int, int], None]
 
