@@ -1,6 +1,7 @@
 """Accuracy of SmolLM2 under veil: tokens, KL divergence, perplexity, and every layer's noise against its prediction.
 
     python bench/quality.py [--out bench/results/quality.json]
+    python bench/quality.py --fold-norms --out bench/results/quality-folded.json
 
 Greedy decoding in ``execute`` against ``disable``; KL and perplexity of ``simulate`` against float over the prose in
 ``bench/data``; error variance of each group in ``execute`` and in ``simulate`` against `veil.noise`, and signal to noise.
@@ -23,6 +24,7 @@ from veil import HybridFHEModel, noise
 from veil.kernels import cpu
 from veil.model.modules import select_modules
 from veil.model.quantize import clear_product, row_norms
+from veil.model.sample import sample_tokens
 from veil.model.sources import load_model
 
 PROMPTS = (
@@ -36,19 +38,23 @@ console = Console(width=150)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("bench/results/quality.json"))
-    out = parser.parse_args().out
+    parser.add_argument("--fold-norms", action="store_true", help="fold the norms, calibrated on the sample of veil compile")
+    args = parser.parse_args()
     source = load_model("smollm2")
     model, tokenizer = source.model, source.tokenizer
     prose = (Path(__file__).parent / "data" / "prose.txt").read_text()
     ids = tokenizer(prose, return_tensors="pt").input_ids[:, :1100]
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
-    hybrid.compile_model(ids[:, :32])
+    if args.fold_norms:
+        hybrid.compile_model(sample_tokens(source), fold_norms="on")
+    else:
+        hybrid.compile_model(ids[:, :32])
     record = Record(benchmark="quality", parameters=hybrid.params.spec.to_dict() | {"model": "SmolLM2-135M-Instruct"})
     perplexity(hybrid, ids, record)
     layers(hybrid, ids[:, :64], record)
     greedy(hybrid, tokenizer, record)
     record.show()
-    record.write(out)
+    record.write(args.out)
 
 
 def perplexity(hybrid: HybridFHEModel, ids: torch.Tensor, record: Record) -> None:

@@ -1,0 +1,101 @@
+"""Guesses on SmolLM2: the same greedy text on ten prompts, and how many tokens a pass brings when a text is summarised.
+
+    python bench/guesses.py [--mode disable|execute] [--out bench/results/guesses.json]
+
+The integer layers in clear (``disable``) make the comparison exact up to float rounding in attention; ``execute`` adds
+noise, with which near ties fall either way from run to run. Every pass guesses four tokens, whatever it costs, so that the
+counts do not depend on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from record import Measurement, Record
+from trips import REPEATING
+from veil.commands.models import compiled
+from veil.model import hybrid as hybrid_module
+from veil.model.pace import Pace
+from veil.model.quiet import quiet
+from veil.model.sources import load_model
+
+GUESSES, TOKENS = 4, 48
+NOTE = (
+    "Minutes of the meeting. The bridge over the mill stream is closed from Monday. The repair of the bridge takes three "
+    "weeks and costs nine thousand crowns. Carts use the ford below the mill until the bridge is open again."
+)
+LETTER = (
+    "Dear Anna, the train leaves Lisbon at half past seven and arrives in Porto at eleven. Please bring the blue folder "
+    "with the maps. The blue folder is on the shelf beside the window. We meet at the north door of the station."
+)
+SUMMARIES = (
+    REPEATING,
+    f"Summarize the following text by repeating its important sentences.\n\n{NOTE}",
+    f"Summarize the following letter by repeating its important sentences.\n\n{LETTER}",
+)
+PROMPTS = (
+    *SUMMARIES,
+    "What is the capital of France?",
+    "Explain in simple words why the sky is blue.",
+    "Write a short story about a fox that learns to read.",
+    "List the days of the week and the months of the year.",
+    "Write a Python function that adds two numbers, and show how to call it.",
+    "How do I boil an egg?",
+    "Translate to French: The house is small, but the garden is large.",
+)
+
+
+class Fixed(Pace):
+    """Always the same number of guesses."""
+
+    def guesses(self, ready: int, prepare_s: float) -> int:
+        """Four."""
+        return GUESSES
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mode", choices=["disable", "execute"], default="disable")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/guesses.json"))
+    args = parser.parse_args()
+    source = load_model("smollm2")
+    hybrid = compiled(source, bits=8, modules="linear", fold_norms="on")
+    hybrid.set_fhe_mode(args.mode)
+    hybrid_module.Pace = Fixed  # type: ignore[misc]
+    record = Record(benchmark=f"guesses, {args.mode}", parameters={"guesses": GUESSES, "new_tokens": TOKENS})
+    same = 0
+    for prompt in PROMPTS:
+        plain, _ = tokens_of(hybrid, source.tokenizer, prompt, guess=False)
+        guessed, passes = tokens_of(hybrid, source.tokenizer, prompt, guess=True)
+        same += plain == guessed
+        kind = "summary" if prompt in SUMMARIES else "other"
+        record.add(Measurement(name=f"{kind}: {prompt[:44]!r}, tokens a pass", value=len(guessed) / passes, unit=""))
+        if plain != guessed:
+            record.notes.append(f"{prompt[:44]!r} differs: {source.tokenizer.decode(plain)!r}")
+    record.add(Measurement(name="prompts with the same text", value=same, unit=f"of {len(PROMPTS)}"))
+    record.show()
+    record.write(args.out)
+
+
+def tokens_of(hybrid: Any, tokenizer: Any, prompt: str, *, guess: bool) -> tuple[list[int], int]:
+    """Greedy tokens and the number of forward passes."""
+    turns = [{"role": "user", "content": prompt}]
+    chat = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": TOKENS, "pad_token_id": 0}
+    before = hybrid.stats.copy()
+    with quiet(), torch.no_grad():
+        if guess:
+            with hybrid.speculate() as options:
+                output = hybrid.model.generate(**chat, **settings, **options)
+        else:
+            output = hybrid.model.generate(**chat, **settings)
+    made = [int(token) for token in output[0, chat["input_ids"].shape[1] :]]
+    return made, len(made) - (hybrid.stats - before).accepted
+
+
+if __name__ == "__main__":
+    main()
