@@ -180,10 +180,11 @@ def generate(
         typer.Option(
             metavar="auto|lookup|MODEL|off",
             help="Check several guessed tokens in one set of round trips: `lookup` guesses what followed the same words "
-            "before, MODEL is a small model with the same tokenizer that runs here. The text is the same. `auto` looks up "
-            "when there is a server, as much as its distance is worth.",
+            "before, MODEL is a small model with the same tokenizer that runs here. The text is the same; the server sees "
+            "how many are guessed, which follows how often that went well. `auto` looks up if there is a server, as much as "
+            "its distance is worth.",
         ),
-    ] = "auto",
+    ] = "off",
     fold_norms: Annotated[
         FoldNorms,
         typer.Option(

@@ -56,13 +56,13 @@ def draft_of(hybrid: HybridFHEModel, new_model: Callable[[str], Any], noise: flo
 
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("kind", ["lookup", "draft"])
-def test_greedy_text_is_the_same_on_ten_prompts(kind: str, hybrid: HybridFHEModel, new_model: Callable[[str], Any]) -> None:
+def test_greedy_text_is_the_same(kind: str, hybrid: HybridFHEModel, new_model: Callable[[str], Any]) -> None:
     hybrid.set_fhe_mode("disable")
     hybrid.stats.reset()
     draft = "lookup" if kind == "lookup" else draft_of(hybrid, new_model, 0.2)
-    for prompt in PROMPTS:
+    for prompt in PROMPTS if kind == "lookup" else PROMPTS[-4:]:
         plain = generated(hybrid, prompt)
-        with hybrid.speculate(draft, most=5) as options:
+        with hybrid.speculate(draft, most=5) as options:  # ten prompts for the lookup, four for the draft
             assert generated(hybrid, prompt, **options) == plain
     assert 0 < hybrid.stats.accepted < hybrid.stats.guessed
 
@@ -89,8 +89,26 @@ def test_encrypted_guesses_spend_each_mask_once(hybrid: HybridFHEModel, calls: l
 
 
 @pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("kind", ["lookup", "draft"])
+def test_the_rows_of_a_pass_do_not_show_what_was_found(
+    kind: str, hybrid: HybridFHEModel, new_model: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the words stood before or not, and however sure a draft is: always as many rows, but for the end."""
+    hybrid.set_fhe_mode("disable")
+    draft = "lookup" if kind == "lookup" else draft_of(hybrid, new_model, 2.0)
+    router, rows = hybrid._router, []
+    monkeypatch.setattr(router, "observer", lambda group, x, tau, values: rows.append(len(x)) if group == 0 else None)
+    for prompt in PROMPTS[-3:]:
+        rows.clear()
+        with hybrid.speculate(draft, most=3) as options:
+            generated(hybrid, prompt, 12, eos_token_id=None, **options)
+        assert rows[0] == prompt.shape[1] + 3
+        assert set(rows[1:-3]) <= {4}
+
+
+@pytest.mark.usefixtures("eager")
 def test_samples_are_of_the_same_distribution(hybrid: HybridFHEModel) -> None:
-    """The second token of 150 samples against its exact distribution: total variation below 0.2, expected 0.07."""
+    """The second token of 100 samples against its exact distribution: total variation below 0.2, expected 0.08."""
     hybrid.set_fhe_mode("torch")
     heat, words = 0.3, hybrid.model.config.vocab_size
     with torch.no_grad():
@@ -99,11 +117,11 @@ def test_samples_are_of_the_same_distribution(hybrid: HybridFHEModel) -> None:
         second = first @ torch.softmax(hybrid(longer).logits[:, -1] / heat, dim=-1)
     torch.manual_seed(11)
     seen = torch.zeros(words)
-    for _ in range(150):
+    for _ in range(100):
         with hybrid.speculate(most=3) as options:
             made = generated(hybrid, REPEATING, 2, do_sample=True, temperature=heat, top_k=0, eos_token_id=None, **options)
         seen[made[1]] += 1
-    assert (seen / 150 - second).abs().sum() / 2 < 0.2
+    assert (seen / 100 - second).abs().sum() / 2 < 0.2
     assert hybrid.stats.accepted > 0
 
 

@@ -3,6 +3,9 @@
 transformers' assisted generation does the guessing and the checking, so greedy output is the same and sampling follows the
 same distribution. What is added here is the number of guesses, which follows what they bring (`veil.model.pace`). The
 rows of rejected guesses have spent their masks; they are counted.
+
+The server sees how many rows a pass has. So a pass that found fewer guesses than it wanted is filled up with the last token:
+the number says how well guesses went lately, and not whether the text at hand stood somewhere before.
 """
 
 from __future__ import annotations
@@ -77,12 +80,11 @@ class _Paced(CandidateGenerator):  # type: ignore[misc]
         count = self._pace.guesses(self._ready(), self._stats.seconds["prepare"] / max(1, self._stats.masks))
         if not self._prompt_done:
             count = max(1, count)  # a draft model has to see the prompt with the first pass
-        if count:
+        count = min(count, self._room(length))
+        if count > 0:
             self._limit(count)
             candidates, logits = self._inner.get_candidates(input_ids, **kwargs)
-            if candidates.shape[1] - length > count:
-                candidates = candidates[:, : length + count]
-                logits = None if logits is None else logits[:, :count]
+            candidates, logits = _exactly(candidates, logits, length + count)
         self._length = int(candidates.shape[1]) - length
         self._rows = self._length + (1 if self._prompt_done else length)
         self._started, self._waited = time.perf_counter(), self._stats.seconds["wait"]
@@ -102,7 +104,29 @@ class _Paced(CandidateGenerator):  # type: ignore[misc]
         if self._length:
             self._inner.update_candidate_strategy(input_ids, scores, num_matches)
 
+    def _room(self, length: int) -> int:
+        """Guesses that fit before the longest text allowed; the model adds one token of its own."""
+        lookup: int | None = getattr(self._inner, "max_length", None)
+        longest: int = lookup or getattr(self._inner, "main_model_max_length", length)
+        return longest - length - 1
+
     def _limit(self, count: int) -> None:
         for name in ("num_output_tokens", "num_assistant_tokens"):
             if hasattr(self._inner, name):
                 setattr(self._inner, name, count)
+        for name in ("generation_config", "assistant_generation_config"):
+            config = getattr(self._inner, name, None)
+            if config is not None:
+                config.assistant_confidence_threshold = 0.0  # a doubtful draft would end early, and show it
+
+
+def _exactly(candidates: torch.Tensor, logits: torch.Tensor | None, length: int) -> tuple[Any, Any]:
+    """Candidates cut or filled up to ``length``; a filled place is a guess of the last token with probability one."""
+    missing = length - candidates.shape[1]
+    if missing <= 0:
+        return candidates[:, :length], None if logits is None else logits[:, : logits.shape[1] + missing]
+    last = candidates[:, -1:]
+    if logits is not None:
+        sure = torch.full_like(logits[:, :1], -1e9).scatter(2, last[:, :, None], 0.0)
+        logits = torch.cat([logits, sure.expand(-1, missing, -1)], dim=1)
+    return torch.cat([candidates, last.expand(-1, missing)], dim=1), logits
