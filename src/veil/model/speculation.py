@@ -106,9 +106,9 @@ class _Paced(CandidateGenerator):  # type: ignore[misc]
 
     def _room(self, length: int) -> int:
         """Guesses that fit before the longest text allowed; the model adds one token of its own."""
-        lookup: int | None = getattr(self._inner, "max_length", None)
-        longest: int = lookup or getattr(self._inner, "main_model_max_length", length)
-        return longest - length - 1
+        names = ("max_length", "main_model_max_length")
+        longest = next((getattr(self._inner, name) for name in names if hasattr(self._inner, name)), length)
+        return int(longest) - length - 1
 
     def _limit(self, count: int) -> None:
         for name in ("num_output_tokens", "num_assistant_tokens"):
