@@ -1,8 +1,9 @@
 """Encrypted generation over the network, on the loopback interface, beside the same in one process: SmolLM2.
 
-    python bench/remote.py [--bundle FOLDER] [--out bench/results/remote-smollm2.json]
+    python bench/remote.py [--bundle FOLDER] [--part tokens|first|clients] [--out bench/results/remote-smollm2.json]
 
-The server is a process of its own (`veil serve`), and so is each of the four clients that run at once.
+The server is a process of its own (`veil serve`), and so is each of the four clients that run at once. A part that runs
+alone replaces its rows in the record, if that is of the same commit and machine.
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-
 from record import Measurement, Record
+
 from veil import HybridFHEModel
 from veil.client.session import Ahead
 
 TOKENS = 33
-REPETITIONS = 5
+REPETITIONS = 3
 PROMPT_ROWS = 48
 CLIENTS = 4
 PROMPTS = ["The history of the lighthouse begins", "A recipe for bread starts with", "Once upon a time", "The sun is"]
-SERVE = "from veil.cli import main; main()"
+VEIL = "from veil.cli import main; main()"
+NOTHING = Ahead(tokens=0, prompt_rows=0)
+PARTS = ("tokens", "first", "clients")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--part", choices=PARTS, help="only this; all by default")
     parser.add_argument("--out", type=Path, default=Path("bench/results/remote-smollm2.json"))
     parser.add_argument("--client", nargs=2, metavar=("HOST:PORT", "NUMBER"), help="be one of the clients")
     args = parser.parse_args()
@@ -42,33 +46,67 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         bundle = args.bundle or compiled(Path(folder) / "smollm2")
-        record = Record(benchmark="remote, smollm2", parameters={"tokens": TOKENS - 1, "prompt_rows": PROMPT_ROWS})
-        answers = in_process(bundle, record)
-        with server(bundle) as target:
-            over_the_network(bundle, target, answers, record)
-            clients(bundle, target, answers, record)
-    compare(record)
+        record = Record(benchmark="remote, smollm2", parameters=parameters(bundle))
+        for part in [args.part] if args.part else PARTS:
+            {"tokens": tokens, "first": first, "clients": clients}[part](bundle, record)
+    keep_other_parts(record, args.out)
     record.show()
     record.write(args.out)
 
 
+def parameters(bundle: Path) -> dict[str, int]:
+    header = json.loads((bundle / "client" / "bundle.json").read_text())
+    return {"tokens": TOKENS - 1, "prompt_rows": PROMPT_ROWS, "round_trips": len(header["manifest"])}
+
+
+def keep_other_parts(record: Record, path: Path) -> None:
+    """Rows of an earlier run of other parts, where nothing has changed."""
+    if not path.exists():
+        return
+    before = json.loads(path.read_text())
+    same = (before["machine"], before["commit"], before["parameters"]) == (record.machine, record.commit, record.parameters)
+    names = {row.name for row in record.rows}
+    if same:
+        record.rows = [Measurement(**row) for row in before["rows"] if row["name"] not in names] + record.rows
+
+
 def compiled(path: Path) -> Path:
-    subprocess.run([sys.executable, "-c", SERVE, "compile", "smollm2", str(path)], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", VEIL, "compile", "smollm2", str(path)], check=True, capture_output=True)
     return path
 
 
 @contextmanager
 def server(bundle: Path) -> Iterator[str]:
     """A server process on a free port."""
-    command = [sys.executable, "-c", SERVE, "serve", str(bundle / "server"), "--port", "0", "--device", "cpu"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", VEIL, "serve", str(bundle / "server"), "--port", "0", "--device", "cpu"]
+    with tempfile.TemporaryFile("w") as log, subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         line = next(line for line in process.stderr if line.startswith("veil: listening on "))
-        with tempfile.TemporaryFile("w") as log, subprocess.Popen(["cat"], stdin=process.stderr, stdout=log) as drain:
-            yield line.split()[3].rstrip(",")
-            process.terminate()
-            process.wait(40)
-            drain.wait(5)
+        with subprocess.Popen(["cat"], stdin=process.stderr, stdout=log):
+            try:
+                yield line.split()[3].rstrip(",")
+            finally:
+                process.terminate()
+                process.wait(40)
+
+
+@contextmanager
+def remote(bundle: Path, target: str, ahead: Ahead = NOTHING) -> Iterator[HybridFHEModel]:
+    """A client."""
+    hybrid = HybridFHEModel.connect(target, bundle, ahead=ahead)
+    try:
+        yield hybrid
+    finally:
+        hybrid.close()
+
+
+def in_process(bundle: Path) -> HybridFHEModel:
+    hybrid = HybridFHEModel.load(bundle, device="cpu")
+    hybrid.set_fhe_mode("execute")
+    return hybrid
+
+
+# What is measured ------------------------------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -84,11 +122,11 @@ class Clock:
         """Nothing is held back."""
 
 
-def generate(hybrid: HybridFHEModel, ids: torch.Tensor, tokens: int = TOKENS) -> tuple[list[int], list[float]]:
+def generate(hybrid: HybridFHEModel, ids: torch.Tensor, count: int = TOKENS) -> tuple[list[int], list[float]]:
     """The new tokens, and the time of the start and of each."""
     clock = Clock()
     output = hybrid.model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens,
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count,
         do_sample=False, streamer=clock, pad_token_id=0,
     )  # fmt: skip
     return output[0, ids.shape[1] :].tolist(), clock.times
@@ -120,135 +158,130 @@ def inputs(hybrid: HybridFHEModel, number: int) -> torch.Tensor:
     return ids
 
 
-def long_prompt() -> torch.Tensor:
-    return torch.arange(1000, 1000 + PROMPT_ROWS).unsqueeze(0)
-
-
-def in_process(bundle: Path, record: Record) -> list[list[int]]:
-    """The same generation without a network; the answers of all prompts."""
-    hybrid = HybridFHEModel.load(bundle, device="cpu")
-    hybrid.set_fhe_mode("execute")
-    ids = inputs(hybrid, 0)
-    session = hybrid._session
+def empty(hybrid: HybridFHEModel) -> Callable[[], None]:
+    """Throw away what is prepared."""
+    session = hybrid._active()
     assert session is not None
-
-    def warm() -> None:
-        session.reserve(full=TOKENS + 8)
-
-    def warm_prompt() -> None:
-        session.reserve(body=PROMPT_ROWS, full=2)
-
-    answers = [generate(hybrid, inputs(hybrid, number))[0] for number in range(CLIENTS)]
-    add(record, "in process, a token, masks ready", token_seconds(hybrid, ids, warm))
-    add(record, "in process, a token, masks included", token_seconds(hybrid, ids, session._pool.clear))
-    add(record, "in process, first token, 48 rows, masks ready", first_token(hybrid, long_prompt(), warm_prompt))
-    add(record, "in process, first token, 48 rows, no masks", first_token(hybrid, long_prompt(), session._pool.clear))
-    return answers
+    return session._pool.clear
 
 
-def over_the_network(bundle: Path, target: str, answers: list[list[int]], record: Record) -> None:
-    """One client: warm (no mask is made meanwhile), as it comes (the pool refills), cold."""
-    hybrid = HybridFHEModel.connect(target, bundle, ahead=Ahead(tokens=TOKENS + 8, prompt_rows=PROMPT_ROWS))
-    ids = inputs(hybrid, 0)
-    assert generate(hybrid, ids)[0] == answers[0], "remote and in-process output differ"
-    filler, pool = hybrid._remote._filler, hybrid._remote._pool  # type: ignore[union-attr]
-    assert filler is not None
-    wanted = filler._tokens, filler._prompt_rows
+def warm(hybrid: HybridFHEModel) -> Callable[[], None]:
+    """Have masks for a generation ready, and none in the making."""
+    return lambda: hybrid.reserve(rows_body=8, rows_full=TOKENS + 4)
 
-    def fill() -> None:
-        filler._tokens, filler._prompt_rows = wanted
-        filler.forward()
-        while not filler.full:
-            time.sleep(0.05)
-        time.sleep(0.2)
 
-    def warm() -> None:
-        fill()
-        filler._tokens = filler._prompt_rows = 0
+# The parts -------------------------------------------------------------------------------------------------------------------
 
-    def cold() -> None:
-        filler._tokens = filler._prompt_rows = 0
-        time.sleep(1.0)
-        pool.clear()
-        filler._tokens = wanted[0]
 
-    def empty() -> None:
-        filler._tokens = filler._prompt_rows = 0
-        time.sleep(1.0)
-        pool.clear()
+def tokens(bundle: Path, record: Record) -> None:
+    """A token, in process and remote: masks ready, the pool refilling meanwhile, and no pool at the start."""
+    local = in_process(bundle)
+    ids = inputs(local, 0)
+    answer, _ = generate(local, ids)
+    rows = {"in process, a token, masks ready": token_seconds(local, ids, warm(local))}
+    rows["in process, a token, masks included"] = token_seconds(local, ids, empty(local))
+    local.close()
+    with server(bundle) as target:
+        with remote(bundle, target) as hybrid:
+            assert generate(hybrid, ids)[0] == answer, "remote and in-process output differ"
+            rows["remote, a token, pool warm"] = token_seconds(hybrid, ids, warm(hybrid))
+        with remote(bundle, target, Ahead(tokens=TOKENS + 4, prompt_rows=8)) as hybrid:
 
-    add(record, "remote, a token, pool warm", token_seconds(hybrid, ids, warm))
-    add(record, "remote, a token, pool warm and refilling", token_seconds(hybrid, ids, fill))
-    add(record, "remote, a token, pool cold", token_seconds(hybrid, ids, cold))
-    add(record, "remote, first token, 48 rows, pool warm", first_token(hybrid, long_prompt(), warm))
-    add(record, "remote, first token, 48 rows, pool cold", first_token(hybrid, long_prompt(), empty))
-    hybrid.close()
+            def full() -> None:
+                while hybrid.masks_ready.tokens < TOKENS + 4 or hybrid.masks_ready.prompt_rows < 8:
+                    time.sleep(0.05)
+
+            rows["remote, a token, pool warm and refilling"] = token_seconds(hybrid, ids, full)
+            rows["remote, a token, pool cold"] = token_seconds(hybrid, ids, empty(hybrid))
+    add(record, rows)
+    median = {row.name: row.value for row in record.rows}
+    overhead = median["remote, a token, pool warm"] / median["in process, a token, masks ready"] - 1
+    record.add(Measurement(name="remote online overhead, pool warm", value=100 * overhead, unit="%", target="≤ 15"))
+
+
+def first(bundle: Path, record: Record) -> None:
+    """Time to the first token of a long prompt, with every mask ready and with none."""
+    ids = torch.arange(1000, 1000 + PROMPT_ROWS).unsqueeze(0)
+    rows = {}
+    with server(bundle) as target, remote(bundle, target) as hybrid:
+        generate(hybrid, ids, 1)
+        for name, ready in (("warm", lambda: hybrid.reserve(rows_body=PROMPT_ROWS, rows_full=2)), ("cold", empty(hybrid))):
+            rows[f"remote, first token, {PROMPT_ROWS} rows, pool {name}"] = first_token(hybrid, ids, ready)
+    add(record, rows)
 
 
 def client(target: str, number: int, bundle: Path) -> None:
     """One of several clients: says that it is ready, waits for a line, generates, reports; until the input ends."""
-    hybrid = HybridFHEModel.connect(target, bundle, ahead=Ahead(tokens=TOKENS + 8, prompt_rows=0))
-    ids = inputs(hybrid, number)
-    filler = hybrid._remote._filler  # type: ignore[union-attr]
-    assert filler is not None
-    for _ in range(3):
-        while not filler.full:
-            time.sleep(0.05)
-        print("ready", flush=True)
-        if not sys.stdin.readline():
-            break
-        tokens, times = generate(hybrid, ids)
-        print(json.dumps({"tokens": tokens, "seconds": times[-1] - times[0]}), flush=True)
-    hybrid.close()
+    with remote(bundle, target) as hybrid:
+        while True:
+            warm(hybrid)()
+            print("ready", flush=True)
+            line = sys.stdin.readline()
+            if not line:
+                return
+            made, times = generate(hybrid, inputs(hybrid, number if line == "go\n" else int(line)))
+            print(json.dumps({"tokens": made, "seconds": times[-1] - times[0]}), flush=True)
 
 
-def clients(bundle: Path, target: str, answers: list[list[int]], record: Record) -> None:
-    """Tokens a second of one and of four client processes, prompts and refilling included."""
-    rates = {}
-    for count in (1, CLIENTS):
-        processes = [
-            subprocess.Popen(
-                [sys.executable, __file__, "--bundle", str(bundle), "--client", target, str(number)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )
-            for number in range(count)
-        ]  # fmt: skip
-        samples = []
-        for _ in range(2):
-            for process in processes:
-                assert line_of(process) == "ready\n"
+class Client:
+    """A client process."""
+
+    def __init__(self, bundle: Path, target: str, number: int) -> None:
+        command = [sys.executable, __file__, "--bundle", str(bundle), "--client", target, str(number)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line)
+        self._process.stdin.flush()
+
+    def end(self) -> None:
+        self._process.communicate(timeout=60)
+
+
+def clients(bundle: Path, record: Record) -> None:
+    """Tokens a second of one and of four client processes with warm pools, prompts included."""
+    samples: dict[int, list[float]] = {1: [], CLIENTS: []}
+    with server(bundle) as target:
+        alone = Client(bundle, target, 0)
+        answers = []
+        for number in range(CLIENTS):
+            assert alone.read() == "ready\n"
             start = time.perf_counter()
-            for process in processes:
-                assert process.stdin is not None
-                process.stdin.write("go\n")
-                process.stdin.flush()
-            for number, process in enumerate(processes):
-                assert json.loads(line_of(process))["tokens"] == answers[number], f"client {number} got another answer"
-            samples.append(count * TOKENS / (time.perf_counter() - start))
-        for process in processes:
-            process.communicate(timeout=60)
-        rates[count] = max(samples)
-        record.add(Measurement.of(f"{count} client(s) at once, all together", samples, "tokens/s"))
-    share = rates[CLIENTS] / rates[1]
+            alone.write(f"{number}\n")
+            answers.append(json.loads(alone.read())["tokens"])
+            samples[1].append(TOKENS / (time.perf_counter() - start))
+        alone.end()
+        together = [Client(bundle, target, number) for number in range(CLIENTS)]
+        for _ in range(2):
+            for one in together:
+                assert one.read() == "ready\n"
+            start = time.perf_counter()
+            for one in together:
+                one.write("go\n")
+            for number, one in enumerate(together):
+                assert json.loads(one.read())["tokens"] == answers[number], f"client {number} got another answer"
+            samples[CLIENTS].append(CLIENTS * TOKENS / (time.perf_counter() - start))
+        for one in together:
+            one.end()
+    medians = {}
+    for count, values in samples.items():
+        row = Measurement.of(f"{count} client(s) at once, all together, pool warm", values[1:] or values, "tokens/s")
+        record.add(row)
+        medians[count] = row.value
+    share = medians[CLIENTS] / medians[1]
     record.add(Measurement(name="four clients / one", value=share, unit="×", target="≥ 1.3"))
 
 
-def line_of(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline()
-
-
-def add(record: Record, name: str, samples: list[float]) -> None:
-    row = Measurement.of(name, samples, "s")
-    record.add(row)
-    print(f"{row.name}: {row.value:.4f} s ({row.low:.4f} … {row.high:.4f})", flush=True)
-
-
-def compare(record: Record) -> None:
-    """The overhead of the network on a token whose mask is ready."""
-    found = {row.name: row.value for row in record.rows}
-    overhead = found["remote, a token, pool warm"] / found["in process, a token, masks ready"] - 1
-    record.add(Measurement(name="remote online overhead, pool warm", value=100 * overhead, unit="%", target="≤ 15"))
+def add(record: Record, rows: dict[str, list[float]]) -> None:
+    for name, samples in rows.items():
+        row = Measurement.of(name, samples, "s")
+        record.add(row)
+        print(f"{row.name}: {row.value:.4f} s ({row.low:.4f} … {row.high:.4f})", flush=True)
 
 
 if __name__ == "__main__":
