@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,7 +73,7 @@ def serve_process() -> Iterator[Callable[..., ServeProcess]]:
 
 def veil(*arguments: str | Path, **changes: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", RUN, *map(str, arguments)]
-    return subprocess.run(command, env=environment(**changes), capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment(**changes), capture_output=True, text=True, timeout=300)
 
 
 def test_two_processes_answer_as_one_does(llama: Any, serve_process: Any, tmp_path: Path) -> None:
@@ -163,6 +164,32 @@ def test_health_and_metrics(llama: Any, serve: Any, generated: Any, free_port: i
         assert float(values["veil_sessions"]) == 1
         assert float(values['veil_calls_total{method="Open",result="ok"}']) == 1
         remote.close()
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/metrics", timeout=5) as page:
+                if 'veil_calls_total{method="Rows",result="ok"} 1.0' in page.read().decode():
+                    break
+            time.sleep(0.05)
+        else:
+            raise AssertionError("the row lane's stream was not counted")
+
+
+@pytest.mark.slow
+def test_smollm2_answers_over_the_network(serve_process: Any, tmp_path: Path) -> None:
+    """The built-in model, default parameters: compile, serve, fetch, generate; two processes and the Paris prompt."""
+    made = veil("compile", "smollm2", tmp_path / "bundle")
+    assert made.returncode == 0, made.stderr
+    server = serve_process(tmp_path / "bundle" / "server", "--offer", tmp_path / "bundle" / "client")
+    result = veil(
+        "generate", "What is the capital of France?", "--server", f"127.0.0.1:{server.port}", "--max-new-tokens", "12",
+        "--json", XDG_CACHE_HOME=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert "Paris" in answer["text"]
+    assert answer["security_bits"] > 128
+    assert server.end() == 0
+    assert server.lines[-1] == "modules []\n"
 
 
 def test_logs_hold_no_payload_and_no_names(llama: Any, serve: Any, generated: Any, caplog: Any) -> None:

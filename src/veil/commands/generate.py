@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from veil.client.connection import Address
     from veil.model.speculation import Speculation
 
-_POOL_TOKENS = 48
-"""Masks for generated tokens that are kept ready in the background when a server is used."""
-
 _TOKENS_AHEAD = 15
 """Generated tokens that masks are made for before the first is asked for; more are made as they are needed."""
 
@@ -124,10 +121,11 @@ def _connect(request: Request, server: Address) -> _Ready:
         tls=server.tls,
         insecure=server.insecure,
         name=request.server_bundle,
-        ahead=Ahead(tokens=min(request.max_new_tokens, _POOL_TOKENS), prompt_rows=0),
+        ahead=Ahead(tokens=0, prompt_rows=0),
     )
     origin = f"{server.target}, bundle {folder}"
     tokenizer, inputs = _encode(request, hybrid.model, hybrid.tokenizer, origin)
+    hybrid.expect(int(inputs["input_ids"].shape[1]), request.max_new_tokens)
     return _Ready(model=hybrid.model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin)
 
 
