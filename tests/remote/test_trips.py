@@ -111,7 +111,7 @@ def test_the_bundle_that_suits_the_distance_is_fetched(
 
     monkeypatch.setattr("veil.commands.pull.measure_link", lambda address, patience: Link(rtt_s=rtt_s, bytes_per_s=1e9))
     with serve(llama, folded, offer=True) as server:
-        address = Address(target=f"127.0.0.1:{server.port}")
+        address = Address(target=f"127.0.0.1:{server.port}", insecure=True)
         path = cached(address, name=None, fold_norms=choice)
         assert len(json.loads((path / "bundle.json").read_text())["manifest"]) == groups
 
@@ -120,7 +120,7 @@ def test_a_choice_that_is_not_offered_is_an_error(llama: Any, serve: Any, cache:
     from veil.commands.pull import cached
 
     with serve(llama, offer=True) as server, pytest.raises(BundleError, match="no client half with folded norms"):
-        cached(Address(target=f"127.0.0.1:{server.port}"), name=None, fold_norms="on")
+        cached(Address(target=f"127.0.0.1:{server.port}", insecure=True), name=None, fold_norms="on")
 
 
 def test_generate_says_what_a_token_cost(folded: Any, serve: Any) -> None:
