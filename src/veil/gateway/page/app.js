@@ -241,7 +241,7 @@ async function watch() {
     $("dot").dataset.state = now.running ? "busy" : "ready";
     const long = element("span", `${now.model} ${where} · ${safe} · `);
     long.className = "long";
-    $("status-text").replaceChildren(long, `${now.masks_ready} masks ready`);
+    $("status-text").replaceChildren(long, `${now.masks_ready} mask${now.masks_ready === 1 ? "" : "s"} ready`);
     if (now.kind !== "text") $("welcome-text").textContent = "This model makes embeddings; it cannot chat.";
   } catch (error) {
     $("dot").dataset.state = "down";

@@ -38,7 +38,8 @@ export class Panel {
     this.list = element("dl");
     this.bytes = element("code");
     const caption = element("figcaption", "What the server saw");
-    this.node = element("figure", caption, this.canvas, this.list, element("details", element("summary", "its bytes"), this.bytes));
+    this.summary = element("summary");
+    this.node = element("figure", caption, this.canvas, element("details", this.summary, this.list, this.bytes));
     this.node.className = "saw";
     this.saw = saw;
   }
@@ -55,6 +56,8 @@ export class Panel {
       facts.push(["masks ready", `${saw.masks}`]);
     }
     this.list.replaceChildren(...facts.flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
+    const traffic = size(saw.up + saw.down);
+    this.summary.textContent = saw.tokens > 1 ? `${saw.seconds.toFixed(2)} s a token, ${traffic}` : traffic;
     this.bytes.textContent = (saw.samples.at(-1) ?? "").replace(/..(?=.)/g, "$& ");
     this.draw();
   }
