@@ -21,7 +21,7 @@ from veil.model import hybrid as hybrid_module
 from veil.model.hybrid import HybridFHEModel
 from veil.params import Params
 
-pytestmark = pytest.mark.usefixtures("interpreter")
+pytestmark = [pytest.mark.usefixtures("interpreter"), *([] if cuda.interpreted() else [pytest.mark.gpu])]
 
 SMALL = Params.insecure_tiny(outer_degree=64, masks_per_epoch=3) if cuda.interpreted() else Params.default()
 WIDTH, MIDDLE, OUT = 12, 20, 7
@@ -112,6 +112,26 @@ def test_clear_integers_equal_the_hosts(hybrid: HybridFHEModel) -> None:
         patch.setattr(hybrid_module, "_is_on_card", lambda model: False)
         host._adopt(hybrid._compiled, cpu)  # type: ignore[arg-type]
         torch.testing.assert_close(host(x.cpu(), fhe="disable"), made, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+def test_the_client_may_stay_on_the_processor() -> None:
+    """The model on the processor, the server's half on the card."""
+    if cuda.interpreted():
+        pytest.skip("needs a card")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        mixed = HybridFHEModel(Block().eval(), ["left", "right", "down", "head"])
+    x = rows().cpu()
+    mixed.compile_model(x, params=SMALL, device="cuda")
+    clear = mixed(x, fhe="disable")
+    assert decibels(clear, mixed(x, fhe="execute")) > 50
+    assert mixed.stats.kernels == "client cpu, server cuda"
+    mixed.model.to("cuda")
+    assert decibels(clear, mixed(x.to("cuda"), fhe="execute").cpu()) > 50
+    assert mixed.stats.kernels == "client cuda, server cuda"
+    mixed.model.to("cpu")
+    assert decibels(clear, mixed(x, fhe="execute")) > 50
 
 
 def test_a_mask_is_used_once(hybrid: HybridFHEModel, session: Any) -> None:
