@@ -104,14 +104,14 @@ def test_modes_agree(hybrid: HybridFHEModel, session: Any) -> None:
     assert hybrid.stats.bytes_up_online == 7 * 3 * (WIDTH + MIDDLE + WIDTH)
 
 
-def test_clear_integers_equal_the_hosts(hybrid: HybridFHEModel) -> None:
+def test_clear_layers_agree_with_the_hosts(hybrid: HybridFHEModel) -> None:
     x = rows()
     made = hybrid(x, fhe="disable").detach().cpu()
     host = HybridFHEModel(Block().eval(), ["left", "right", "down", "head"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hybrid_module, "_is_on_card", lambda model: False)
         host._adopt(hybrid._compiled, cpu)  # type: ignore[arg-type]
-        torch.testing.assert_close(host(x.cpu(), fhe="disable"), made, rtol=0, atol=0)
+        torch.testing.assert_close(host(x.cpu(), fhe="disable"), made, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.gpu
