@@ -155,12 +155,28 @@ def quality(results: Path) -> Rows:
 
 
 def gpu(results: Path) -> Rows:
-    """The server's half on a card."""
+    """A card: the server's work, whole tokens with the client there too, and the rival."""
     found = _load(results / "gpu-h100.json")
-    rows = [["server's work, one token", "time", "share of copy bandwidth"]]
-    for row in found["rows"]:
-        if row["name"] == "one token: prepare + answer":
-            rows.append([row["section"], f"{row['median_us'] / 1e3:.2f} ms", f"{row['copy_share']:.0%}"])
+    columns = {"GPT-2 124M": "gpt2", "Llama-3.2-1B": "llama-1b", "Llama-3-8B": "llama-8b"}
+    rows: Rows = [["", *columns]]
+
+    def cells(name: str, show: Callable[[dict[str, Any]], str], *, token: bool) -> list[str]:
+        places = {(row["section"], row["name"]): row for row in found["rows"]}
+        sections = [f"token, {short}" if token else long for long, short in columns.items()]
+        return [show(places[section, name]) if (section, name) in places else "" for section in sections]
+
+    def time(row: dict[str, Any]) -> str:
+        return f"{row['median_us'] / 1e3:.2g} ms" if row["median_us"] < 1e4 else f"{row['median_us'] / 1e3:.3g} ms"
+
+    work, encrypted = "one token: prepare + answer", "encrypted, one graph a token, mean with masks"
+    rows.append(["the server's work for a token", *cells(work, time, token=False)])
+    rows.append(["of copy bandwidth", *cells(work, lambda row: f"{row['copy_share']:.0%}", token=False)])
+    rows.append(["encrypted `generate`, a whole token, masks in it", *cells(encrypted, time, token=True)])
+    for name in ("plaintext float32, one graph a token", "plaintext float32, eager generate"):
+        rows.append([name.replace("eager generate", "eager"), *cells(name, time, token=True)])
+    rival = found["notes"].get("concrete-ml-extensions")
+    if rival:
+        rows.append(["concrete-ml-extensions, a token's products", f"{rival['token_product_ms']:,.0f} ms", "", ""])
     return rows
 
 
