@@ -24,18 +24,20 @@ from veil.model.quiet import quiet
 from veil.model.sources import load_model
 
 GUESSES, TOKENS = 4, 48
+ASKED = "Summarize the following text by repeating its important sentences.\n\n"
 NOTE = (
     "Minutes of the meeting. The bridge over the mill stream is closed from Monday. The repair of the bridge takes three "
     "weeks and costs nine thousand crowns. Carts use the ford below the mill until the bridge is open again."
 )
-LETTER = (
-    "Dear Anna, the train leaves Lisbon at half past seven and arrives in Porto at eleven. Please bring the blue folder "
-    "with the maps. The blue folder is on the shelf beside the window. We meet at the north door of the station."
+HARBOUR = (
+    "The harbour office opens at six. Every boat that enters the harbour has to report to the harbour office. Boats longer "
+    "than twelve metres pay a fee of forty crowns a night. Boats shorter than twelve metres pay a fee of twenty crowns a "
+    "night. The fee is paid at the harbour office."
 )
 SUMMARIES = (
     REPEATING,
-    f"Summarize the following text by repeating its important sentences.\n\n{NOTE}",
-    f"Summarize the following letter by repeating its important sentences.\n\n{LETTER}",
+    ASKED + NOTE,
+    ASKED + HARBOUR,
 )
 PROMPTS = (
     *SUMMARIES,
@@ -73,7 +75,8 @@ def main() -> None:
         guessed, passes = tokens_of(hybrid, source.tokenizer, prompt, guess=True)
         same += plain == guessed
         kind = "summary" if prompt in SUMMARIES else "other"
-        record.add(Measurement(name=f"{kind}: {prompt[:44]!r}, tokens a pass", value=len(guessed) / passes, unit=""))
+        name = f"{kind}: {prompt.replace(ASKED, '')[:44]!r}, tokens a pass"
+        record.add(Measurement(name=name, value=len(guessed) / passes, unit=""))
         if plain != guessed:
             record.notes.append(f"{prompt[:44]!r} differs: {source.tokenizer.decode(plain)!r}")
     record.add(Measurement(name="prompts with the same text", value=same, unit=f"of {len(PROMPTS)}"))

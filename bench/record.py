@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from veil.bench import machine
+from veil.bench import machine as host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class Record:
 
     benchmark: str
     parameters: dict[str, Any]
-    machine: str = field(default_factory=machine.name)
-    commit: str = field(default_factory=machine.commit)
+    machine: str = field(default_factory=host.name)
+    commit: str = field(default_factory=host.commit)
     rows: list[Measurement] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -35,9 +35,9 @@ from veil.model.sources import Source, load_model
 
 RTTS_MS = (0, 5, 20, 50)
 REPEATING = (
-    "Summarize the following text by repeating its important sentences.\n\nThe harbour office opens at six. Every boat that "
-    "enters the harbour has to report to the harbour office. Boats longer than twelve metres pay a fee of forty crowns a "
-    "night. Boats shorter than twelve metres pay a fee of twenty crowns a night. The fee is paid at the harbour office."
+    "Summarize the following letter by repeating its important sentences.\n\n"
+    "Dear Anna, the train leaves Lisbon at half past seven and arrives in Porto at eleven. Please bring the blue folder "
+    "with the maps. The blue folder is on the shelf beside the window. We meet at the north door of the station."
 )
 FRESH = "Write a short story about a fox that learns to read."
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--mbit", type=float, default=1000)
     parser.add_argument("--rtt-ms", type=float, nargs="*", default=list(RTTS_MS))
     parser.add_argument(
-        "--tokens", type=int, default=3, help="tokens without guesses; with them 8 times as many, 4 if fresh"
+        "--tokens", type=int, default=3, help="tokens without guesses; with them 12 times as many, 4 if fresh"
     )
     parser.add_argument("--bundles", type=Path)
     parser.add_argument("--out", type=Path)
@@ -142,7 +142,7 @@ def measure(hybrid: HybridFHEModel, variant: str, args: Any, record: Record) -> 
         if variant != "folded":
             continue
         for text, prompt in texts.items():
-            count = args.tokens * (8 if text == "repeating" else 4)
+            count = args.tokens * (12 if text == "repeating" else 4)
             seconds, part = generation(hybrid, prompt, count, link, guess=True)
             record.add(Measurement(name=f"folded and guesses, {text} text, {rtt_ms:g} ms, a token", value=seconds, unit="s"))
             passes = part.trips / trips
