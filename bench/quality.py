@@ -4,28 +4,26 @@
     python bench/quality.py --fold-norms --out bench/results/quality-folded.json
 
 Greedy decoding in ``execute`` against ``disable``; KL and perplexity of ``simulate`` against float over the prose in
-``bench/data``; error variance of each group in ``execute`` and in ``simulate`` against `veil.noise`, and signal to noise.
+``veil/report``; error variance of each group in ``execute`` and in ``simulate`` against `veil.noise`, and signal to noise.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from record import Measurement, Record
-from veil import HybridFHEModel, noise
-from veil.kernels import cpu
+from veil import HybridFHEModel
 from veil.model.modules import select_modules
-from veil.model.quantize import clear_product, row_norms
 from veil.model.sample import sample_tokens
 from veil.model.sources import load_model
+from veil.report import measure
 
 PROMPTS = (
     "What is the capital of France?",
@@ -42,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     source = load_model("smollm2")
     model, tokenizer = source.model, source.tokenizer
-    prose = (Path(__file__).parent / "data" / "prose.txt").read_text()
+    prose = resources.files("veil.report").joinpath("prose.txt").read_text(encoding="utf-8")
     ids = tokenizer(prose, return_tensors="pt").input_ids[:, :1100]
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
     if args.fold_norms:
@@ -57,73 +55,43 @@ def main() -> None:
     record.write(args.out)
 
 
+def quiet(stage: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
 def perplexity(hybrid: HybridFHEModel, ids: torch.Tensor, record: Record) -> None:
     """KL divergence from float and perplexity, mode by mode."""
-    logs = {}
-    for mode in ("torch", "disable", "simulate"):
-        hybrid.set_fhe_mode(mode)
-        with torch.no_grad():
-            logs[mode] = torch.log_softmax(hybrid.model(ids).logits[0, :-1].double(), dim=-1)
-    truth = ids[0, 1:]
-    loss = {mode: float(-log.gather(1, truth[:, None]).mean()) for mode, log in logs.items()}
-    exact = logs["torch"]
-    for mode in ("torch", "disable", "simulate"):
-        record.add(Measurement(name=f"perplexity, {mode}, {len(truth)} tokens", value=float(np.exp(loss[mode])), unit=""))
-    for mode in ("disable", "simulate"):
-        divergence = float((exact.exp() * (exact - logs[mode])).sum(dim=1).mean())
-        rise = float(np.exp(loss[mode] - loss["torch"]) - 1) * 100
-        target = "≤ 0.007" if mode == "simulate" else ""
-        record.add(Measurement(name=f"KL divergence from float, {mode}", value=divergence, unit="nats", target=target))
-        target = "≤ 1.2" if mode == "simulate" else ""
-        record.add(Measurement(name=f"perplexity above float, {mode}", value=rise, unit="%", target=target))
+    modes = measure.fidelity(hybrid, [ids], ("disable", "simulate", measure.EIGHT_BIT), quiet, "reading")
+    for mode in modes:
+        name = f"perplexity, {mode.name}, {mode.tokens} tokens"
+        record.add(Measurement(name=name, value=mode.perplexity, unit=""))
+    for mode in modes[1:]:
+        target = "≤ 0.007" if mode.name == "simulate" else ""
+        record.add(Measurement(name=f"KL divergence from float, {mode.name}", value=mode.kl, unit="nats", target=target))
+        rise = (mode.perplexity / modes[0].perplexity - 1) * 100
+        target = "≤ 1.2" if mode.name == "simulate" else ""
+        record.add(Measurement(name=f"perplexity above float, {mode.name}", value=rise, unit="%", target=target))
 
 
 def layers(hybrid: HybridFHEModel, ids: torch.Tensor, record: Record) -> None:
     """Error variance and signal to noise of every layer, encrypted and simulated, beside the prediction."""
-    measured = {mode: errors(hybrid, ids, mode) for mode in ("execute", "simulate")}
-    manifest = hybrid.manifest
+    encrypted, simulated = (measure.layer_quality(hybrid, ids, mode) for mode in ("execute", "simulate"))
     table = Table(title=f"every layer's output over {ids.shape[1]} tokens")
-    for column in ("layer", "SNR dB", "predicted dB", "error σ", "predicted σ", "var / predicted", "var / simulated"):
+    for column in ("layer", "SNR dB", "predicted dB", "8-bit dB", "var / predicted", "var / simulated"):
         table.add_column(column)
-    snr, ratio, against = [], [], []
-    for name, (group, part) in manifest.by_layer.items():
-        signal, error, predicted = (values[part] for values in measured["execute"][group])
-        simulated = measured["simulate"][group][1][part]
-        db, expected = (10 * np.log10(signal.mean() / v.mean()) for v in (error, predicted))
-        snr.append(db)
-        ratio.append(error.mean() / predicted.mean())
-        against.append(error.mean() / simulated.mean())
-        sigmas = (f"{np.sqrt(error.mean()):.3g}", f"{np.sqrt(predicted.mean()):.3g}")
-        table.add_row(name, f"{db:.1f}", f"{expected:.1f}", *sigmas, f"{ratio[-1]:.3f}", f"{against[-1]:.3f}")
-        record.notes.append(f"{name}: SNR {db:.1f} dB (predicted {expected:.1f}), variance {ratio[-1]:.3f} of predicted")
+    against = [10 ** ((other.snr_db - layer.snr_db) / 10) for layer, other in zip(encrypted, simulated, strict=True)]
+    for layer, ratio in zip(encrypted, against, strict=True):
+        shown = (f"{layer.snr_db:.1f}", f"{layer.predicted_db:.1f}", f"{layer.eight_bit_db:.1f}", f"{layer.ratio:.3f}")
+        table.add_row(layer.name, *shown, f"{ratio:.3f}")
+        record.notes.append(
+            f"{layer.name}: SNR {layer.snr_db:.1f} dB (predicted {layer.predicted_db:.1f}, 8-bit activations "
+            f"{layer.eight_bit_db:.1f}), variance {layer.ratio:.3f} of predicted"
+        )
     console.print(table)
+    snr, ratios = [layer.snr_db for layer in encrypted], [layer.ratio for layer in encrypted]
     record.add(Measurement.of("signal to noise of a layer", snr, "dB", target="median ≥ 44, least ≥ 32"))
-    record.add(Measurement.of("error variance / predicted, by layer", ratio, "", target="0.75 … 1.25"))
+    record.add(Measurement.of("error variance / predicted, by layer", ratios, "", target="0.75 … 1.25"))
     record.add(Measurement.of("error variance execute / simulate, by layer", against, "", target="0.80 … 1.20"))
-
-
-def errors(hybrid: HybridFHEModel, ids: torch.Tensor, mode: str) -> dict[int, tuple[Any, Any, Any]]:
-    """For each group: mean square of the exact product, of the error, and predicted variance, by output [rows]."""
-    seen: dict[int, list[tuple[Any, Any]]] = defaultdict(list)
-    weights = hybrid._compiled.weights
-
-    def observe(group: int, x: Any, tau: Any, values: Any) -> None:
-        exact = clear_product(weights[group], x, tau, cpu).astype(np.float64)
-        seen[group].append(((exact**2).mean(axis=0), ((values - exact) ** 2).mean(axis=0)))
-
-    hybrid.set_fhe_mode(mode)
-    router = hybrid._router
-    router.observer = observe
-    try:
-        with torch.no_grad():
-            hybrid.model(ids)
-    finally:
-        router.observer = None
-    out = {}
-    for group, parts in seen.items():
-        signal, error = (np.mean([part[i] for part in parts], axis=0) for i in range(2))
-        out[group] = (signal, error, noise.result(hybrid.params, row_norms(weights[group])))
-    return out
 
 
 def greedy(hybrid: HybridFHEModel, tokenizer: Any, record: Record) -> None:

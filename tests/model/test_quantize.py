@@ -8,22 +8,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veil.kernels import cpu
-from veil.model.quantize import clear_product, integer_rows, quantize_weight, row_norms, target_norm
+from veil.model.quantize import GROUP, clear_product, integer_rows, quantize_weight, row_norms, target_norm
 from veil.params import Params
 
 PARAMS = Params.default()
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
-def test_weights_are_symmetric_and_rounded_to_the_nearest(bits: int) -> None:
-    weight = np.random.default_rng(bits).standard_normal((20, 31)).astype(np.float32)
-    quantized, scale = quantize_weight(weight, bits)
-    largest = 2 ** (bits - 1) - 1
+def test_eight_bits_are_symmetric_and_rounded_to_the_nearest() -> None:
+    weight = np.random.default_rng(8).standard_normal((20, 31)).astype(np.float32)
+    quantized, scale = quantize_weight(weight, 8)
     assert quantized.dtype == np.int8
-    assert (abs(quantized.astype(int)).max(axis=1) == largest).all()
-    np.testing.assert_allclose(scale, abs(weight).max(axis=1) / largest, rtol=1e-6)
+    assert (abs(quantized.astype(int)).max(axis=1) == 127).all()
+    np.testing.assert_allclose(scale, abs(weight).max(axis=1) / 127, rtol=1e-6)
     error = abs(quantized * scale[:, None].astype(np.float64) - weight)
     assert (error <= scale[:, None] * (0.5 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("bits", range(2, 8))
+@pytest.mark.parametrize("width", [1, 31, 32, 77])
+def test_fewer_bits_take_that_many_values_in_each_group(bits: int, width: int) -> None:
+    weight = np.random.default_rng(bits).standard_normal((20, width)).astype(np.float32)
+    quantized, scale = quantize_weight(weight, bits)
+    assert quantized.shape == weight.shape
+    for start in range(0, width, GROUP):
+        own, exact = quantized[:, start : start + GROUP], weight[:, start : start + GROUP]
+        assert max(len(set(row)) for row in own.tolist()) <= 2**bits
+        step = (exact.max(axis=1) - exact.min(axis=1)) / (2**bits - 1)
+        error = abs(own * scale[:, None].astype(np.float64) - exact)
+        assert (error <= (0.5 * step + 0.5 * scale)[:, None] * (1 + 1e-4)).all()
 
 
 def test_rows_of_zeros_have_no_scale() -> None:

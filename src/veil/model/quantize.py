@@ -12,21 +12,43 @@ from veil.params import INNER_MODULUS_BITS, Params
 I8 = NDArray[np.int8]
 F32 = NDArray[np.float32]
 
+_LARGEST = 127
+
+
+GROUP = 32
+"""Inputs that share a step and an offset where weights have fewer than 8 bits."""
+
 
 def quantize_weight(weight: F32, bits: int) -> tuple[I8, F32]:
-    """Symmetric per output channel: weight [out, in] → integers [out, in] of 2 to 8 bits and scales c [out].
+    """Weight [out, in] → integers [out, in] within ±127 and scales c [out], ``W ≈ W_q·c``.
 
-    ``W_q = round(W / c)``, ``c = max|W_row| / (2^(bits-1) - 1)``; a row of zeros has scale 0. Raises `ValueError` for
-    other bits or a weight that is not finite.
+    8 bits: symmetric per output channel, ``W_q = round(W / c)``, ``c = max|W_row| / 127``; a row of zeros has scale 0.
+    Fewer bits: each `GROUP` of a row's inputs takes 2^bits evenly spaced values from its least to its greatest, and those
+    are rounded to the row's 8-bit grid. The product still has one scale a row, so this costs nothing in the protocol.
+    Raises `ValueError` for other bits or a weight that is not finite.
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"n_bits is {bits}, expected 2 to 8")
     if not np.isfinite(weight).all():
         raise ValueError("the weight holds NaN or infinity")
-    largest = (1 << (bits - 1)) - 1
-    scale = (np.abs(weight).max(axis=1, initial=0.0) / largest).astype(np.float32)
+    scale = (np.abs(weight).max(axis=1, initial=0.0) / _LARGEST).astype(np.float32)
     safe = np.where(scale > 0, scale, 1.0).astype(np.float32)
-    return np.clip(np.rint(weight / safe[:, None]), -largest, largest).astype(np.int8), scale
+    values = weight / safe[:, None]
+    if bits < 8:
+        values = _coarse(values, bits)
+    return np.clip(np.rint(values), -_LARGEST, _LARGEST).astype(np.int8), scale
+
+
+def _coarse(values: F32, bits: int) -> F32:
+    """Each group of a row's values rounded to 2^bits evenly spaced ones between its least and greatest."""
+    rows, width = values.shape
+    padded = np.pad(values, ((0, 0), (0, -width % GROUP)), mode="edge" if width else "constant")
+    groups = padded.reshape(rows, -1, GROUP)
+    least, greatest = groups.min(axis=2, keepdims=True), groups.max(axis=2, keepdims=True)
+    step = (greatest - least) / ((1 << bits) - 1)
+    step = np.where(step > 0, step, 1.0)
+    coarse: F32 = np.rint((groups - least) / step) * step + least
+    return coarse.reshape(rows, -1)[:, :width]
 
 
 def row_norms(weights: I8) -> NDArray[np.float64]:

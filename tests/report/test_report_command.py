@@ -1,0 +1,77 @@
+"""`veil report` on a tiny model: tables, one JSON object, a page, and errors in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from typer.testing import CliRunner
+
+from veil.cli import app
+
+TEXT = " ".join(f"w{(7 * index * index + index) % 59}" for index in range(40))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (tmp_path / "text.txt").write_text(TEXT)
+    return tmp_path / "text.txt"
+
+
+def invoke(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, ["report", *map(str, arguments)])
+
+
+def test_json_and_page(llama_folder: Path, text: Path, tmp_path: Path) -> None:
+    html = tmp_path / "report.html"
+    result = invoke(llama_folder, "--text", text, "--tokens", 24, "--sample", 6, "--html", html, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert [mode["name"] for mode in report["modes"]] == ["float", "disable", "simulate", "8-bit activations"]
+    assert [mode["tokens"] for mode in report["modes"]] == [23] * 4
+    assert [mode["name"] for mode in report["sample"]][3] == "execute"
+    assert report["sample"][0]["tokens"] == 5
+    assert report["security_bits"] > 128
+    assert len(report["layers"]) == 2 * 7 + 1
+    assert all(0.7 < layer["ratio"] < 1.4 for layer in report["layers"])
+    inputs, slots = 2 * (32 + 32 + 32 + 48) + 32, 2 * (32 + 16 + 16 + 32 + 48 + 48 + 32) + 64
+    assert report["costs"]["up_online_bytes"] == pytest.approx(3 * inputs, rel=0.02)
+    assert report["costs"]["down_online_bytes"] == pytest.approx(2.25 * slots, rel=0.02)
+    assert report["by_bits"] == []
+    assert "tiny-llama under veil" in html.read_text()
+
+
+def test_tables(llama_folder: Path, text: Path) -> None:
+    result = invoke(llama_folder, "--text", text, "--tokens", 12, "--sample", 0, "--bits")
+    assert result.exit_code == 0, result.output
+    for shown in ("perplexity", "simulate", "8-bit activations", "bits of the weights", "security"):
+        assert shown in result.output
+
+
+def test_a_model_that_predicts_no_token_is_refused(tmp_path: Path, text: Path) -> None:
+    config = transformers.BertConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
+    result = invoke(tmp_path / "bert", "--text", text)
+    assert result.exit_code == 2
+    assert "BertModel, which does not predict a text's next token" in result.output
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"\xff\xfe\x00", [], "cannot be read as text"),
+        (b"w1", [], "fewer than two tokens"),
+        (b"w1 w2 w3", ["--html", "no/such/place.html"], "no folder"),
+    ],
+)
+def test_errors_are_one_line(llama_folder: Path, tmp_path: Path, content: bytes, options: list[str], message: str) -> None:
+    (tmp_path / "text.txt").write_bytes(content)
+    result = invoke(llama_folder, "--text", tmp_path / "text.txt", *options)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
