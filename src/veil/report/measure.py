@@ -96,8 +96,8 @@ class _Inside:
     @classmethod
     def of(cls, hybrid: HybridFHEModel) -> _Inside:
         compiled, router = hybrid._compiled, hybrid._router
-        if compiled is None or router is None or compiled.weights is None:
-            raise NotCompiled("measuring needs a compiled model with its weights")
+        if compiled is None or not isinstance(router, Router) or compiled.weights is None:
+            raise NotCompiled("measuring needs a compiled model with its weights, on the CPU")
         return cls(router, compiled.weights, hybrid._kernels)
 
 
