@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 from veil import HybridFHEModel, Params
@@ -123,3 +128,30 @@ def test_a_saved_bundle_answers_alike(hybrid: HybridFHEModel, tmp_path: Path) ->
     assert opened.fhe_mode == "disable"
     hybrid.set_fhe_mode("disable")
     assert torch.equal(opened(PROMPT["input_ids"]).logits, hybrid(PROMPT["input_ids"]).logits)
+
+
+WORDS = ["<|endoftext|>", "Privacy", "is", "a", "right", *(f"w{index}" for index in range(60))]
+
+
+def test_the_readme_s_snippet_on_a_saved_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The code of README.md, word for word, where the hub's id is a folder that `save_pretrained` made."""
+    folder = tmp_path / "openai-community" / "gpt2"
+    config = GPT2Config(vocab_size=len(WORDS), n_embd=48, n_layer=1, n_head=4, n_positions=64, initializer_range=0.2)
+    config.bos_token_id = config.eos_token_id = 0
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    code = next(part for part in re.findall(r"```python\n(.*?)```", readme, flags=re.S) if "Conv1D" in part)
+    assert 'from_pretrained("openai-community/gpt2")' in code
+    names: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(compile(code, "README.md", "exec"), names)
+    hybrid = names["hybrid"]
+    assert hybrid.fhe_mode == "execute"
+    assert names["output"].shape[1] > names["inputs"]["input_ids"].shape[1]
+    assert hybrid.stats.bytes_up_online > 0
+    assert capsys.readouterr().out.startswith("Privacy is")

@@ -19,6 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from veil import HybridFHEModel
 from veil.errors import BundleError, NotCompiled
 from veil.model import bundle, folder
+from veil.model.layers import float_weight
+from veil.model.quantize import quantize_weight
 from veil.model.server_bundle import load_server
 from veil.params import Params
 
@@ -136,7 +138,9 @@ def test_the_server_half_is_weights_manifest_and_seed(whole: tuple[HybridFHEMode
     for i, group in enumerate(groups):
         assert tensors[f"group.{i}"].dtype == np.int8
         assert tensors[f"group.{i}"].shape == (group.rows, group.width)
-    assert abs(tensors["group.0"][: groups[0].layers[0].out_features].astype(int)).max() == 15, "5 bits"
+    layer = groups[0].layers[0]
+    exact = float_weight(hybrid.model.get_submodule(layer.name).inner, layer.kind)
+    assert (tensors["group.0"][: layer.out_features] == quantize_weight(exact, 5)[0]).all(), "5 bits"
 
 
 def test_the_client_half_holds_no_remote_weight(whole: tuple[HybridFHEModel, Path]) -> None:

@@ -69,3 +69,20 @@ def test_a_weight_that_is_used_without_its_layer_is_named() -> None:
     x = torch.ones(1, 3, 8)
     with pytest.raises(ValueError, match="uses the weight of 'out_proj' without calling it; leave it out"):
         hybrid.compile_model({"query": x, "key": x, "value": x}, params=TINY)
+
+
+def test_every_shape_with_the_real_parameters() -> None:
+    """Narrower than anything, wider than the inner degree, more outputs than a block has slots, odd, without a bias."""
+    shapes = [(1, 1), (3, 7), (2501, 5), (5, 4999), (1024, 2), (1025, 3)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = nn.ModuleDict({f"{i}x{o}": nn.Linear(i, o, bias=o % 2 == 0) for i, o in shapes})
+        inputs = {name: torch.randn(2, layer.in_features) for name, layer in model.items()}
+    model.forward = lambda **x: {name: layer(x[name]) for name, layer in model.items()}
+    hybrid = HybridFHEModel(model, list(model))
+    hybrid.compile_model(inputs)
+    with torch.no_grad():
+        exact, clear, out = (hybrid(**inputs, fhe=mode) for mode in ("torch", "disable", "execute"))
+    for name in model:
+        assert (clear[name] - exact[name]).abs().max() < 0.02 * exact[name].abs().max()
+        assert (out[name] - clear[name]).abs().max() < 0.02 * exact[name].abs().max(), name

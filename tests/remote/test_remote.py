@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from veil import HybridFHEModel
 from veil.client.session import Ahead
 from veil.errors import AccessDenied, BundleError, IncompatibleServer, NotCompiled, QuotaExceeded, ServerUnreachable
+from veil.server.offer import Offer
 from veil.server.store import Limits
 from veil.server.tokens import Tokens, digest_of
 from veil.wire import methods
@@ -221,3 +224,33 @@ def test_an_announced_generation_finds_every_row_ready(llama: Any, serve: Any, g
         with pytest.raises(ValueError, match="negative"):
             remote.expect(prompt_rows=-1, new_tokens=0)
         remote.close()
+
+
+def test_a_half_without_its_tables_fetches_them_once(llama: Any, serve: Any, generated: Any, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(llama.path / "client", half)
+    tables = (half / "masks.safetensors").read_bytes()
+    (half / "masks.safetensors").unlink()
+    with serve(llama) as server, pytest.raises(BundleError, match="the server does not offer it; pull the whole"):
+        HybridFHEModel.connect(f"127.0.0.1:{server.port}", half)
+    with serve(llama, offer=True) as server:
+        remote = HybridFHEModel.connect(f"127.0.0.1:{server.port}", half)
+        assert generated(remote) == generated(llama.local)
+        remote.close()
+    assert (half / "masks.safetensors").read_bytes() == tables
+    assert not list(half.glob("*.partial"))
+
+
+def test_tables_that_are_not_the_ones_of_the_header_are_not_kept(
+    llama: Any, serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(llama.path / "client", half)
+    (half / "masks.safetensors").unlink()
+    monkeypatch.setattr(Offer, "read", lambda self, path: iter([bytes(100)]))
+    with serve(llama, offer=True) as server, pytest.raises(ServerUnreachable, match="damaged or cut"):
+        HybridFHEModel.connect(f"127.0.0.1:{server.port}", half)
+    monkeypatch.setattr(Offer, "read", lambda self, path: iter([bytes(1 << 20)] * 64))
+    with serve(llama, offer=True) as server, pytest.raises(BundleError, match="longer than"):
+        HybridFHEModel.connect(f"127.0.0.1:{server.port}", half)
+    assert not [path for path in half.iterdir() if "masks" in path.name]

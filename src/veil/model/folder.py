@@ -24,8 +24,11 @@ def write_header(folder: Path, half: str, fields: dict[str, Any]) -> None:
     (folder / HEADER).write_text(json.dumps(header, indent=1, sort_keys=True) + "\n")
 
 
-def read_header(folder: Path, half: str, *, verify: bool = True) -> dict[str, Any]:
-    """Read and check a half's header and, with ``verify``, the digest of every file; `BundleError` says what is wrong."""
+def read_header(folder: Path, half: str, *, verify: bool = True, optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read and check a half's header and, with ``verify``, the digest of every file; `BundleError` says what is wrong.
+
+    A file of ``optional`` may be absent.
+    """
     path = folder / HEADER
     if not path.is_file():
         raise BundleError(f"{folder} holds no bundle ({HEADER} is missing); make one with 'veil compile'")
@@ -41,7 +44,7 @@ def read_header(folder: Path, half: str, *, verify: bool = True) -> dict[str, An
     if found != half:
         raise BundleError(f"{folder} is the {found} half of a bundle, expected the {half} half")
     if verify:
-        _verify(folder, digests)
+        _verify(folder, digests, optional)
     return dict(header)
 
 
@@ -82,8 +85,9 @@ def _files(folder: Path) -> list[str]:
     return sorted(name for name in names if name != HEADER)
 
 
-def _verify(folder: Path, digests: dict[str, str]) -> None:
+def _verify(folder: Path, digests: dict[str, str], optional: tuple[str, ...]) -> None:
     present = _files(folder)
+    digests = {name: found for name, found in digests.items() if name in present or name not in optional}
     if present != sorted(digests):
         odd = sorted(set(present) ^ set(digests))[0]
         raise BundleError(f"{folder}: {odd} is missing, or does not belong there")

@@ -213,16 +213,19 @@ class HybridFHEModel:
 
         ``tls`` is True for a certificate that the system trusts, or the PEM file of the authority that signed it;
         without TLS a token goes to this machine only, unless ``insecure``. ``name`` chooses among the server's bundles.
-        Masks are made in the background as far as ``ahead`` says. Raises `ServerUnreachable`, `AccessDenied`,
+        Masks are made in the background as far as ``ahead`` says. A half without the masks' public tables fetches them
+        from a server that offers them, once. Raises `ServerUnreachable`, `AccessDenied`,
         `IncompatibleServer`, `BundleError`.
         """
         from veil.client.connection import Address
         from veil.client.remote import RemoteTransport
+        from veil.client.tables import fetch_tables
         from veil.model import bundle as bundles
 
         address = Address(target=server, token=token, tls=tls if isinstance(tls, bool) else Path(tls), insecure=insecure)
-        folder = Path(bundle)
-        opened = bundles.load_client(folder / "client" if (folder / "client").is_dir() else folder)
+        folder = Path(bundle) / "client" if (Path(bundle) / "client").is_dir() else Path(bundle)
+        fetch_tables(folder, address, patience or Patience())
+        opened = bundles.load_client(folder)
         hybrid = cls.__new__(cls)
         hybrid._attach(opened.model, opened.layers)
         hybrid.tokenizer = opened.tokenizer

@@ -42,7 +42,7 @@ class Fidelity:
 class LayerQuality:
     """Signal to noise of a layer's product in dB, encrypted, predicted and with 8-bit activations, on the same inputs.
 
-    ``ratio`` is the measured error variance over the predicted one.
+    Every row counts alike, whatever its length. ``ratio`` is the measured error variance over the predicted one.
     """
 
     name: str
@@ -171,8 +171,8 @@ def layer_quality_of(hybrid: HybridFHEModel, run: Callable[[], Any], mode: str =
         exact = clear_product(weights[group], x, tau, kernels).astype(np.float64)
         rough = eight_bit_product(weights[group], x, tau, kernels)
         parts = (exact, values - exact, rough - exact)
-        per_value = [((part / tau[:, None]) ** 2).sum(axis=0) for part in parts]
-        predicted = noise.result(hybrid.params, row_norms(weights[group])) * (1 / tau**2).sum()
+        per_value = [(part**2).sum(axis=0) for part in parts]
+        predicted = noise.result(hybrid.params, row_norms(weights[group])) * len(x)
         seen[group].append(np.stack([*per_value, predicted]))
 
     _choose(hybrid, mode)
