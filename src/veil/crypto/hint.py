@@ -94,18 +94,17 @@ class Hint:
         keys = prepare_keys(public.key_halves(seed, params), params, kernels)
         count = params.masks_per_epoch
         digits = np.empty((count, params.leaves - 1, 2, 3, params.N), dtype=np.uint32)
-        leaves = np.empty((count, 2, params.N, params.leaves), dtype=np.uint32)
+        leaves = np.empty((count, params.leaves, 2, params.N), dtype=np.uint32)
         for m in range(count):
             report("public side of the masks", m, count)
-            digits[m], expanded = kernels.expand_a(public.mask_half(seed, params, m), keys.expansion, ring)
-            leaves[m] = expanded.transpose(1, 2, 0)
+            digits[m], leaves[m] = kernels.expand_a(public.mask_half(seed, params, m), keys.expansion, ring)
         built, tables = {}, {}
         for name, rows in segments.items():
             slots = sum(len(part.weights) for part in rows)
             blocks = params.blocks(slots)
             combination = np.empty((count, blocks, params.fold - 1, 2, 3, params.N), dtype=np.uint32)
             tables[name] = np.empty((count, blocks * params.N), dtype=np.uint32)
-            products = kernels.product(hints[name], leaves.transpose(1, 2, 0, 3), ring)
+            products = kernels.product(hints[name], leaves.transpose(2, 3, 0, 1), ring)
             for m in range(count):
                 report(f"public side of the {name}", m, count)
                 combination[m], tables[name][m] = kernels.combine_a(

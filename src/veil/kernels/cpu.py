@@ -137,12 +137,11 @@ def expand_a(a: U32, keys: U32, ring: Ring) -> tuple[U32, U32]:
 
 
 def expand_b(b: U32, digits: list[U32], keys: list[U32], ring: Ring) -> U32:
-    """See `reference.expand_b`; keys from `load_keys`. In memory a mask's leaves stand together."""
-    leaves = np.empty((len(b), 2, ring.N, ring.leaves), dtype=np.uint32)
-    nodes = _squares(np.empty((ring.leaves, 3, ring.N), dtype=np.uint32))
+    """See `reference.expand_b`; keys from `load_keys`. In memory each leaf of a mask stands together."""
+    leaves = np.empty((len(b), ring.leaves, 2, ring.N), dtype=np.uint32)
     for t in range(len(b)):
-        cpu_outer.expand_b(_squares(b[t]), _squares(digits[t]), _squares(keys[t]), nodes, leaves[t], constants(ring))
-    return leaves.transpose(1, 2, 0, 3)
+        cpu_outer.expand_b(_squares(b[t]), _squares(digits[t]), _squares(keys[t]), _squares(leaves[t]), constants(ring))
+    return leaves.transpose(2, 3, 0, 1)
 
 
 def product(hint: U32, leaves: U32, ring: Ring) -> U32:
@@ -152,7 +151,7 @@ def product(hint: U32, leaves: U32, ring: Ring) -> U32:
         return np.ascontiguousarray(product(np.repeat(hint, cpu_tile.ROWS, axis=2), leaves, ring)[:, :: cpu_tile.ROWS])
     out = np.empty((leaves.shape[2], rows, 2, ring.N), dtype=np.uint32)
     if out.size:
-        by_mask = np.ascontiguousarray(leaves.transpose(2, 0, 1, 3))
+        by_mask = np.ascontiguousarray(leaves.transpose(2, 3, 0, 1))
         cpu_outer.product(hint, by_mask, out, constants(ring))
     return out
 

@@ -8,49 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.core.cgutils import for_range
 
-from veil.kernels.cpu_vector import I32, I64, array, constant, load, plus, splat, store, vector_code, vector_words
+from veil.kernels.cpu_modulus import Modulus
+from veil.kernels.cpu_vector import I64, array, load, plus, splat, store, vector_code, vector_words
 
 FORWARD, BACK, FORWARD_COLUMNS, BACK_COLUMNS = 0, 1, 2, 3
 """Halves of a transform. Forward: one factor for all columns, then (after a transposition) factors of each column, down to
 below p; back: the same in the other order, and the factor 1/degree.
 """
-
-
-class Modulus:
-    """Vectors of one prime, and Shoup products with factors below it (Harvey, arXiv 1205.2926)."""
-
-    def __init__(self, builder: Any, prime: Any, width: int) -> None:
-        self.kind = ir.VectorType(I32, width)
-        self._pairs = ir.VectorType(I64, width // 2)
-        self._builder = builder
-        self.once = splat(builder, prime, self.kind)
-        self.twice = builder.add(self.once, self.once)
-
-    def times(self, value: Any, factor: Any, companion: Any) -> Any:
-        """``value·factor`` modulo p, below 2p, for any 32-bit value."""
-        builder = self._builder
-        quotient = builder.mul(self._high(value, companion), self.once)
-        return builder.sub(builder.mul(value, factor), quotient)
-
-    def lower(self, value: Any, bound: Any) -> Any:
-        """``value`` or ``value - bound``, the one that does not wrap."""
-        less = self._builder.sub(value, bound)
-        return self._builder.select(self._builder.icmp_unsigned("<", value, less), value, less)
-
-    def _high(self, left: Any, right: Any) -> Any:
-        """The upper halves of the products of 32-bit words."""
-        builder, width = self._builder, self.kind.count
-        left, right = (builder.bitcast(value, self._pairs) for value in (left, right))
-        low, up = constant(self._pairs, 0xFFFFFFFF), constant(self._pairs, 32)
-        even = builder.mul(builder.and_(left, low), builder.and_(right, low))
-        odd = builder.mul(builder.lshr(left, up), builder.lshr(right, up))
-        order = [2 * (lane // 2) + 1 + (width if lane & 1 else 0) for lane in range(width)]
-        even, odd = (builder.bitcast(value, self.kind) for value in (even, odd))
-        return builder.shuffle_vector(even, odd, ir.Constant(ir.VectorType(I32, width), order))
 
 
 class _Twiddles:
@@ -118,7 +85,7 @@ def stages(typing_context, side, kind, a, out, twiddles, p):  # type: ignore[no-
         a, out, table = (array(context, builder, signature, args, place) for place in (2, 3, 4))
         R, (inverse, by_column) = side.literal_value, (bool(kind.literal_value & bit) for bit in (1, 2))
         width = vector_words(context) if R >= 16 else 8
-        modulus = Modulus(builder, args[5], width)
+        modulus = Modulus(builder, width, args[5])
         with for_range(builder, I64(R // width)) as strip:
             column = builder.mul(strip.index, I64(width))
             factors = _Twiddles(builder, table, column, modulus, by_column)

@@ -7,6 +7,7 @@ from numba import njit, prange
 
 from veil.kernels.cpu_ntt import forward, inverse
 from veil.kernels.cpu_outer import LINE, gather, montgomery
+from veil.kernels.cpu_pointwise import add_product
 
 
 @njit(cache=True)
@@ -17,16 +18,6 @@ def _load_signed(values, out, p):  # type: ignore[no-untyped-def]
     for j in range(values.size):
         v = np.int32(values[j])
         flat[j] = np.uint32(v + (np.int32(p) if v < 0 else np.int32(0)))
-
-
-@njit(cache=True)
-def _multiply_add(total, x, y, p, pn):  # type: ignore[no-untyped-def]
-    p2 = np.uint32(2) * p
-    for r in range(total.shape[0]):
-        for j in range(total.shape[1]):
-            s = np.uint32(total[r, j] + montgomery(np.uint64(x[r, j]) * np.uint64(y[r, j]), p, pn))
-            s = min(s, np.uint32(s - p2))
-            total[r, j] = min(s, np.uint32(s - p))
 
 
 @njit(cache=True)
@@ -65,7 +56,7 @@ def inner_hint(weights, points, most_chunks, bits, out, k):  # type: ignore[no-u
                 for c in range(start, min(start + most_chunks, chunks)):
                     _load_signed(weights[row, c * n : min((c + 1) * n, width)], scratch[0], p)
                     forward(scratch[0], scratch[1], scratch[2], k.inner_forward[i], p)
-                    _multiply_add(accumulated, scratch[1], points[c, i], p, pn)
+                    add_product(accumulated, scratch[1], points[c, i], p, pn)
                 inverse(accumulated, residues[i], scratch[2], k.inner_inverse[i], p)
             _lift(residues[0], residues[1], total, k.primes[0], k.primes[1], k.first_inverse, k.negatives[1])
         flat = total.ravel()
@@ -103,7 +94,7 @@ def outer_hint(block, out, k):  # type: ignore[no-untyped-def]
                 tile[i, r] = 0
                 for j in range(fold):
                     gather(points[j].ravel(), k.inverse_rotations[r], scratch)
-                    _multiply_add(tile[i, r], scratch, k.folds[prime, j], p, pn)
+                    add_product(tile[i, r], scratch, k.folds[prime, j], p, pn)
         flat = tile.reshape(line, fold, N)
         for t in range(N):
             for r in range(fold):
@@ -121,7 +112,7 @@ def secret_products(public, secret, out, twiddles, k):  # type: ignore[no-untype
         for i in range(2):
             p, pn = k.primes[i], k.negatives[i]
             scratch[0] = 0
-            _multiply_add(scratch[0], public[c, i], secret[i], p, pn)
+            add_product(scratch[0], public[c, i], secret[i], p, pn)
             inverse(scratch[0], residues[i], scratch[1], twiddles[i], p)
         out[c] = 0
         _lift(residues[0], residues[1], out[c], k.primes[0], k.primes[1], k.first_inverse, k.negatives[1])

@@ -9,7 +9,8 @@ import numpy as np
 from numba import njit, prange
 
 from veil.kernels.cpu_ntt import forward, inverse
-from veil.kernels.cpu_tile import dots, transpose
+from veil.kernels.cpu_pointwise import add_key_product, centre, scale, subtract_scale, tree_step
+from veil.kernels.cpu_tile import dots, gather_lines, transpose
 from veil.kernels.cpu_vector import lanes
 
 LINE = 16  # words of a cache line: transposed results are written a line at a time
@@ -31,104 +32,79 @@ def gather(source, order, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _add_key_product(total, d0, d1, k0, k1, p, pn):  # type: ignore[no-untyped-def]
-    """``total += d0·k0 + d1·k1``: a key switch on the b side, or its sum over both digits on the a side."""
-    p2 = np.uint32(2) * p
-    for r in range(total.shape[0]):
-        for j in range(total.shape[1]):
-            x = np.uint64(d0[r, j]) * np.uint64(k0[r, j]) + np.uint64(d1[r, j]) * np.uint64(k1[r, j])
-            s = np.uint32(total[r, j] + montgomery(x, p, pn))
-            s = min(s, np.uint32(s - p2))
-            total[r, j] = min(s, np.uint32(s - p))
-
-
-@njit(cache=True)
-def _tree_step(low, high, switched, monomial, p, pn):  # type: ignore[no-untyped-def]
-    """A node and its switched automorphism → both children: the sum, and the difference times a monomial."""
-    for r in range(low.shape[0]):
-        for j in range(low.shape[1]):
-            u, s = low[r, j], switched[r, j]
-            total = np.uint32(u + s)
-            low[r, j] = min(total, np.uint32(total - p))
-            d = np.uint32(np.uint32(u - s) + p)
-            v = montgomery(np.uint64(d) * np.uint64(monomial[r, j]), p, pn)
-            high[r, j] = min(v, np.uint32(v - p))
-
-
-@njit(cache=True)
-def _centre(values, offset, ratio, half, p):  # type: ignore[no-untyped-def]
-    """Residues of another modulus, centred, modulo p and below 2p; offset = -modulus mod p, ratio = ⌊2^32/p⌋."""
-    for r in range(values.shape[0]):
-        for j in range(values.shape[1]):
-            v = values[r, j]
-            v = np.uint32(v + (offset if v > half else np.uint32(0)))
-            q = np.uint32((np.uint64(v) * np.uint64(ratio)) >> np.uint64(32))
-            values[r, j] = np.uint32(v - np.uint32(q * p))
-
-
-@njit(cache=True)
-def _subtract_scale(values, correction, factor, out, p, pn):  # type: ignore[no-untyped-def]
-    for r in range(values.shape[0]):
-        for j in range(values.shape[1]):
-            d = np.uint32(np.uint32(values[r, j] - correction[r, j]) + p)
-            v = montgomery(np.uint64(d) * np.uint64(factor), p, pn)
-            out[r, j] = min(v, np.uint32(v - p))
-
-
-@njit(cache=True)
-def _scale_all(values, factor, out, p, pn):  # type: ignore[no-untyped-def]
-    for r in range(values.shape[0]):
-        for j in range(values.shape[1]):
-            v = montgomery(np.uint64(values[r, j]) * np.uint64(factor), p, pn)
-            out[r, j] = min(v, np.uint32(v - p))
-
-
-@njit(cache=True)
 def _divide_by_special(node, out, scratch, k):  # type: ignore[no-untyped-def]
-    """``node`` [3, R, R] modulo Q·P → ``out`` [2, R, R] modulo Q; ``scratch`` [3, R, R]."""
-    scratch[0] = node[2]
-    inverse(scratch[0], scratch[2], scratch[1], k.inverse[2], k.primes[2])
+    """``node`` [3, R, R] modulo Q·P (its last part is destroyed) → ``out`` [2, R, R] modulo Q; ``scratch`` [3, R, R]."""
+    inverse(node[2], scratch[2], scratch[1], k.inverse[2], k.primes[2])
     for i in range(2):
         p, pn = k.primes[i], k.negatives[i]
-        scratch[0] = scratch[2]
-        _centre(scratch[0], k.centre_special[i], k.ratios[i], k.half_special, p)
+        centre(scratch[0], scratch[2], p, pn, k.centre_special[i], k.ratios[i], k.half_special)
         forward(scratch[0], out[i], scratch[1], k.forward[i], p)
-        _subtract_scale(node[i], out[i], k.special_inverse[i], out[i], p, pn)
+        subtract_scale(out[i], node[i], out[i], p, pn, k.special_inverse[i])
+
+
+@njit(cache=True)
+def _split_node(node, high, moved, level, digits, keys, k):  # type: ignore[no-untyped-def]
+    """A node [3, R, R] of a level becomes its first child, ``high`` the second; ``digits`` and ``keys`` [2, 3, R, R]."""
+    for i in range(3):
+        gather(node[i].ravel(), k.automorphisms[level], moved)
+        p, pn = k.primes[i], k.negatives[i]
+        tree_step(node[i], high[i], moved, digits[0, i], digits[1, i], keys[0, i], keys[1, i], k.monomials[level, i], p, pn)
+
+
+@njit(cache=True)
+def _expand_subtree(roots, first, top, digits, keys, leaves, k):  # type: ignore[no-untyped-def]
+    """The leaves below node ``first`` of level ``top``, depth first: what is under way stays in the cache.
+
+    Step j descends to the j-th leaf in the order "first child before second", from where its path leaves the last one.
+    """
+    side = roots.shape[2]
+    depth = keys.shape[0] - top
+    waiting = np.empty((depth + 1, 3, side, side), np.uint32)
+    moved = np.empty((side, side), np.uint32)
+    scratch = np.empty((3, side, side), np.uint32)
+    waiting[depth] = roots[first]
+    at = depth
+    for j in range(1 << depth):
+        start = 0
+        if j > 0:
+            start = depth
+            while (j >> (depth - start)) & 1 == 0:
+                start -= 1
+            at = start - 1
+        c = np.int64(first)
+        for d in range(depth):
+            level = top + d
+            if d >= start:
+                _split_node(waiting[at], waiting[d], moved, level, digits[(1 << level) - 1 + c], keys[level], k)
+            if (j >> (depth - 1 - d)) & 1:
+                c += 1 << level
+        _divide_by_special(waiting[at], leaves[c], scratch, k)
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def expand_b(b, digits, keys, nodes, leaves, k):  # type: ignore[no-untyped-def]
-    """One mask's ``b`` side of expansion into ``leaves`` [2, N, I], through ``nodes`` [I, 3, R, R]."""
+def expand_b(b, digits, keys, leaves, k):  # type: ignore[no-untyped-def]
+    """One mask's ``b`` side of expansion: b [2, R, R], digits [I-1, 2, 3, R, R] → leaves [I, 2, R, R].
+
+    The first levels together, then each subtree by itself.
+    """
     side = b.shape[1]
-    count_leaves = leaves.shape[2]
+    top = min(3, keys.shape[0])
+    roots = np.empty((1 << top, 3, side, side), np.uint32)
     for i in range(2):
-        _scale_all(b[i], k.special[i], nodes[0, i], k.primes[i], k.negatives[i])
-    nodes[0, 2] = 0
-    levels = keys.shape[0]
-    for level in range(levels):
-        count = 1 << level
-        for job in prange(count * 3):
-            c, i = job // 3, job % 3
+        scale(roots[0, i], b[i], k.primes[i], k.negatives[i], k.special[i])
+    roots[0, 2] = 0
+    for level in range(top):
+        for c in prange(1 << level):
             moved = np.empty((side, side), np.uint32)
-            gather(nodes[c, i].ravel(), k.automorphisms[level], moved)
-            d, key, p, pn = digits[count - 1 + c], keys[level], k.primes[i], k.negatives[i]
-            _add_key_product(moved, d[0, i], d[1, i], key[0, i], key[1, i], p, pn)
-            _tree_step(nodes[c, i], nodes[c + count, i], moved, k.monomials[level, i], p, pn)
-    line = min(LINE, count_leaves)
-    for group in prange(count_leaves // line):
-        scratch = np.empty((3, side, side), np.uint32)
-        tile = np.empty((line, 2, side, side), np.uint32)
-        for i in range(line):
-            _divide_by_special(nodes[group * line + i], tile[i], scratch, k)
-        flat = tile.reshape(line, 2, side * side)
-        for prime in range(2):
-            for j in range(side * side):
-                for i in range(line):
-                    leaves[prime, j, group * line + i] = flat[i, prime, j]
+            high = roots[np.int64(c) + (1 << level)]
+            _split_node(roots[c], high, moved, level, digits[np.int64(c) + (1 << level) - 1], keys[level], k)
+    for first in prange(1 << top):
+        _expand_subtree(roots, first, top, digits, keys, leaves, k)
 
 
 @njit(cache=True)
-def _reduce_all(sums, out, square, p, pn):  # type: ignore[no-untyped-def]
+def reduce_sums(out, sums, p, pn, square):  # type: ignore[no-untyped-def]
+    """64-bit sums as residues; ``square`` is 2^64 mod p."""
     for j in range(sums.size):
         v = montgomery(sums[j], p, pn)
         v = montgomery(np.uint64(v) * np.uint64(square), p, pn)
@@ -136,18 +112,22 @@ def _reduce_all(sums, out, square, p, pn):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _interleave(leaves, prime, point, tile):  # type: ignore[no-untyped-def]
-    """``tile[i, t]`` = leaf i of mask t at one point; the last mask fills unused lanes."""
-    count, width = tile.shape
-    masks = leaves.shape[0]
-    source, target = leaves.reshape(leaves.size), tile.reshape(tile.size)
-    step = leaves.size // masks
-    start = (prime * leaves.shape[2] + point) * count
+def _interleave(leaves, prime, first, tiles):  # type: ignore[no-untyped-def]
+    """``tiles[j, i, t]`` = leaf i of mask t at point ``first + j``; the last mask fills unused lanes."""
+    points, count, width = tiles.shape
+    masks, N = leaves.shape[0], leaves.shape[3]
+    source, target = leaves.reshape(leaves.size), tiles.reshape(tiles.size)
     if width == 1:
-        target[:] = source[start : start + count]
+        square = min(points, count)
+        for i in range(0, count, square):
+            for j in range(0, points, square):
+                start = (i * 2 + prime) * N + first + j
+                gather_lines(source, start, 2 * N, square, target, j * count + i, count, square)
         return
-    for i in range(0, count, width):
-        transpose(source, start + i, step, masks, target, i * width, width, width, width)
+    for i in range(count):
+        for j in range(0, points, width):
+            start = (i * 2 + prime) * N + first + j
+            gather_lines(source, start, count * 2 * N, masks, target, (j * count + i) * width, count * width, width)
 
 
 @njit(cache=True)
@@ -169,23 +149,23 @@ def _write_lines(reduced, out, prime, first):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, parallel=True, nogil=True)
 def product(hint, leaves, out, k):  # type: ignore[no-untyped-def]
-    """Ĥ product: hint [2, N, rows, I], rows ≥ ROWS, leaves [T, 2, N, I] → out [T, rows, 2, N]."""
+    """Ĥ product: hint [2, N, rows, I], rows ≥ ROWS, leaves [T, I, 2, N] → out [T, rows, 2, N]."""
     lines = hint.shape[1] // LINE
-    rows, masks = hint.shape[2], leaves.shape[0]
-    most = min(lanes(), leaves.shape[3])
+    rows, count, masks = hint.shape[2], hint.shape[3], leaves.shape[0]
+    most = min(lanes(), count)
     for job in prange(2 * lines):
         prime, first = job // lines, job % lines * LINE
         p, pn, square = k.primes[prime], k.negatives[prime], k.squares[prime]
         for start in range(0, masks, most):
             part = min(most, masks - start)
             width = 1 if part == 1 else 4 if part <= 4 else 8 if part <= 8 else 16
-            tile = np.empty((leaves.shape[3], width), np.uint32)
+            tiles = np.empty((LINE, count, width), np.uint32)
             sums = np.empty((rows, width), np.uint64)
             reduced = np.empty((LINE, rows, width), np.uint32)
+            _interleave(leaves[start : start + part], prime, first, tiles)
             for j in range(LINE):
-                _interleave(leaves[start : start + part], prime, first + j, tile)
-                dots(hint[prime, first + j], tile, sums)
-                _reduce_all(sums.ravel(), reduced[j].ravel(), square, p, pn)
+                dots(hint[prime, first + j], tiles[j], sums)
+                reduce_sums(reduced[j].ravel(), sums.ravel(), p, pn, square)
             _write_lines(reduced, out[start : start + part], prime, first)
 
 
@@ -228,9 +208,9 @@ def _combine_block(products, digits, keys, bits, out, k):  # type: ignore[no-unt
     for i in range(3):
         p, pn = k.primes[i], k.negatives[i]
         if i < 2:
-            _scale_all(total[i], k.special[i], total[i], p, pn)
+            scale(total[i], total[i], p, pn, k.special[i])
         for r in range(fold - 1):
-            _add_key_product(total[i], digits[r, 0, i], digits[r, 1, i], keys[r, 0, i], keys[r, 1, i], p, pn)
+            add_key_product(total[i], digits[r, 0, i], digits[r, 1, i], keys[r, 0, i], keys[r, 1, i], p, pn)
         inverse(total[i], scratch[0], scratch[1], k.inverse[i], p)
         _add_fraction(scratch[0], k.crt_inverse[i], k.fractions[i], fractions, p, pn)
     _round_fraction(fractions, bits, out)
@@ -255,9 +235,21 @@ def _switch_digits(moved, digits, scratch, k):  # type: ignore[no-untyped-def]
         half = np.uint32(k.primes[j] // np.uint32(2))
         for i in range(3):
             p = k.primes[i]
-            scratch[0] = scratch[2]
-            _centre(scratch[0], k.centre[j, i], k.ratios[i], half, p)
+            centre(scratch[0], scratch[2], p, k.negatives[i], k.centre[j, i], k.ratios[i], half)
             forward(scratch[0], digits[j, i], scratch[1], k.forward[i], p)
+
+
+@njit(cache=True)
+def _both_children(low, high, switched, monomial, p, pn):  # type: ignore[no-untyped-def]
+    """A node and its switched automorphism → both children: the sum, and the difference times a monomial."""
+    for r in range(low.shape[0]):
+        for j in range(low.shape[1]):
+            u, s = low[r, j], switched[r, j]
+            total = np.uint32(u + s)
+            low[r, j] = min(total, np.uint32(total - p))
+            d = np.uint32(np.uint32(u - s) + p)
+            v = montgomery(np.uint64(d) * np.uint64(monomial[r, j]), p, pn)
+            high[r, j] = min(v, np.uint32(v - p))
 
 
 @njit(cache=True, parallel=True, nogil=True)
@@ -275,13 +267,14 @@ def expand_a(a, keys, digits, leaves, k):  # type: ignore[no-untyped-def]
                 gather(leaves[c, i].ravel(), k.automorphisms[level], moved[i])
             d = digits[count - 1 + c]
             _switch_digits(moved, d, scratch, k)
+            key = keys[level]
             for i in range(3):
-                _add_key_product(
-                    total[i], d[0, i], d[1, i], keys[level, 0, i], keys[level, 1, i], k.primes[i], k.negatives[i]
-                )
+                p, pn = k.primes[i], k.negatives[i]
+                add_key_product(total[i], d[0, i], d[1, i], key[0, i], key[1, i], p, pn)
             _divide_by_special(total, moved, scratch, k)
             for i in range(2):
-                _tree_step(leaves[c, i], leaves[c + count, i], moved[i], k.monomials[level, i], k.primes[i], k.negatives[i])
+                p, pn = k.primes[i], k.negatives[i]
+                _both_children(leaves[c, i], leaves[c + count, i], moved[i], k.monomials[level, i], p, pn)
 
 
 @njit(cache=True, parallel=True, nogil=True)

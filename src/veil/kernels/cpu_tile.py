@@ -115,10 +115,8 @@ def dots(rows, leaves, sums):  # type: ignore[no-untyped-def]
             _dots(rows, first, leaves, sums)
 
 
-def _transposer(masks: int) -> Callable[..., Any]:
-    """A square of words [W, W] from rows ``step`` apart, transposed, to rows ``out_step`` apart; the last row is repeated
-    for rows from ``count`` on, on both sides.
-    """
+def _transposer(masks: int, ahead: bool) -> Callable[..., Any]:
+    """Code for `transpose`; ``ahead`` asks for the line after each row of the source."""
     words_type = ir.VectorType(I32, masks)
 
     @vector_code
@@ -129,6 +127,8 @@ def _transposer(masks: int) -> Callable[..., Any]:
             for r in range(masks):
                 place = _row(builder, args[1], args[2], args[3], r)
                 rows.append(load(builder, builder.gep(source.data, [place]), words_type))
+                if ahead:
+                    prefetch(builder, builder.gep(source.data, [plus(builder, place, 16)]))
             for r, row in enumerate(transposed(builder, rows)):
                 place = _row(builder, args[5], args[6], args[7], r)
                 store(builder, builder.gep(target.data, [place]), row)
@@ -140,7 +140,8 @@ def _transposer(masks: int) -> Callable[..., Any]:
     return transpose
 
 
-_transpose_4, _transpose_8, _transpose_16 = _transposer(4), _transposer(8), _transposer(16)
+_transpose_4, _transpose_8, _transpose_16 = (_transposer(width, False) for width in (4, 8, 16))
+_gather_4, _gather_8, _gather_16 = (_transposer(width, True) for width in (4, 8, 16))
 
 
 @njit(cache=True)
@@ -156,6 +157,17 @@ def transpose(source, start, step, source_rows, target, out_start, out_step, tar
         _transpose_8(source, start, step, source_rows, target, out_start, out_step, target_rows)
     else:
         _transpose_4(source, start, step, source_rows, target, out_start, out_step, target_rows)
+
+
+@njit(cache=True)
+def gather_lines(source, start, step, source_rows, target, out_start, out_step, width):  # type: ignore[no-untyped-def]
+    """`transpose` from rows that are far apart into W rows, asking for the next line of each row."""
+    if width == 16:
+        _gather_16(source, start, step, source_rows, target, out_start, out_step, width)
+    elif width == 8:
+        _gather_8(source, start, step, source_rows, target, out_start, out_step, width)
+    else:
+        _gather_4(source, start, step, source_rows, target, out_start, out_step, width)
 
 
 def _row(builder: Any, start: Any, step: Any, rows: Any, row: int) -> Any:
