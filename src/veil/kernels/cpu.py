@@ -138,10 +138,20 @@ def expand_a(a: U32, keys: U32, ring: Ring) -> tuple[U32, U32]:
 
 def expand_b(b: U32, digits: list[U32], keys: list[U32], ring: Ring) -> U32:
     """See `reference.expand_b`; keys from `load_keys`. In memory each leaf of a mask stands together."""
-    leaves = np.empty((len(b), ring.leaves, 2, ring.N), dtype=np.uint32)
+    leaves = _leaves(len(b), ring)
     for t in range(len(b)):
-        cpu_outer.expand_b(_squares(b[t]), _squares(digits[t]), _squares(keys[t]), _squares(leaves[t]), constants(ring))
-    return leaves.transpose(2, 3, 0, 1)
+        cpu_outer.expand_b(_squares(b[t]), _squares(digits[t]), _squares(keys[t]), leaves[t], constants(ring))
+    return _by_point(leaves, ring)
+
+
+def _leaves(masks: int, ring: Ring) -> U32:
+    """Room for leaves [T, I, 2·N and a line]: steps of a power of two between leaves would share a few sets of the cache."""
+    return np.empty((masks, ring.leaves, 2 * ring.N + cpu_outer.LINE), dtype=np.uint32)
+
+
+def _by_point(leaves: U32, ring: Ring) -> U32:
+    """View `_leaves` as [2, N, T, I]."""
+    return leaves[:, :, : 2 * ring.N].reshape(*leaves.shape[:2], 2, ring.N).transpose(2, 3, 0, 1)
 
 
 def product(hint: U32, leaves: U32, ring: Ring) -> U32:
@@ -151,8 +161,10 @@ def product(hint: U32, leaves: U32, ring: Ring) -> U32:
         return np.ascontiguousarray(product(np.repeat(hint, cpu_tile.ROWS, axis=2), leaves, ring)[:, :: cpu_tile.ROWS])
     out = np.empty((leaves.shape[2], rows, 2, ring.N), dtype=np.uint32)
     if out.size:
-        by_mask = np.ascontiguousarray(leaves.transpose(2, 3, 0, 1))
-        cpu_outer.product(hint, by_mask, out, constants(ring))
+        if leaves.strides[:2] != (4 * ring.N, 4) or leaves.strides[3] % (8 * ring.N) == 0:
+            leaves, given = _by_point(_leaves(leaves.shape[2], ring), ring), leaves
+            leaves[:] = given
+        cpu_outer.product(hint, leaves.transpose(2, 3, 0, 1), out, constants(ring))
     return out
 
 

@@ -78,12 +78,13 @@ def _expand_subtree(roots, first, top, digits, keys, leaves, k):  # type: ignore
                 _split_node(waiting[at], waiting[d], moved, level, digits[(1 << level) - 1 + c], keys[level], k)
             if (j >> (depth - 1 - d)) & 1:
                 c += 1 << level
-        _divide_by_special(waiting[at], leaves[c], scratch, k)
+        leaf = leaves[c, : 2 * side * side].reshape(2, side, side)
+        _divide_by_special(waiting[at], leaf, scratch, k)
 
 
 @njit(cache=True, parallel=True, nogil=True)
 def expand_b(b, digits, keys, leaves, k):  # type: ignore[no-untyped-def]
-    """One mask's ``b`` side of expansion: b [2, R, R], digits [I-1, 2, 3, R, R] → leaves [I, 2, R, R].
+    """One mask's ``b`` side of expansion: b [2, R, R], digits [I-1, 2, 3, R, R] → leaves [I, 2·R·R and padding].
 
     The first levels together, then each subtree by itself.
     """
@@ -116,18 +117,19 @@ def _interleave(leaves, prime, first, tiles):  # type: ignore[no-untyped-def]
     """``tiles[j, i, t]`` = leaf i of mask t at point ``first + j``; the last mask fills unused lanes."""
     points, count, width = tiles.shape
     masks, N = leaves.shape[0], leaves.shape[3]
-    source, target = leaves.reshape(leaves.size), tiles.reshape(tiles.size)
+    by_mask, by_leaf = leaves.strides[0] // 4, leaves.strides[1] // 4
+    target = tiles.reshape(tiles.size)
     if width == 1:
-        square = min(points, count)
+        square = min(lanes(), count)
         for i in range(0, count, square):
             for j in range(0, points, square):
-                start = (i * 2 + prime) * N + first + j
-                gather_lines(source, start, 2 * N, square, target, j * count + i, count, square)
+                start = i * by_leaf + prime * N + first + j
+                gather_lines(leaves, start, by_leaf, square, target, j * count + i, count, square)
         return
     for i in range(count):
         for j in range(0, points, width):
-            start = (i * 2 + prime) * N + first + j
-            gather_lines(source, start, count * 2 * N, masks, target, (j * count + i) * width, count * width, width)
+            start = i * by_leaf + prime * N + first + j
+            gather_lines(leaves, start, by_mask, masks, target, (j * count + i) * width, count * width, width)
 
 
 @njit(cache=True)
@@ -149,7 +151,7 @@ def _write_lines(reduced, out, prime, first):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, parallel=True, nogil=True)
 def product(hint, leaves, out, k):  # type: ignore[no-untyped-def]
-    """Ĥ product: hint [2, N, rows, I], rows ≥ ROWS, leaves [T, I, 2, N] → out [T, rows, 2, N]."""
+    """Ĥ product: hint [2, N, rows, I], rows ≥ ROWS, leaves [T, I, 2, N] with its last axes contiguous → out."""
     lines = hint.shape[1] // LINE
     rows, count, masks = hint.shape[2], hint.shape[3], leaves.shape[0]
     most = min(lanes(), count)

@@ -33,6 +33,8 @@ from veil.kernels.cpu_vector import (
 
 ROWS = 4
 """Rows of Ĥ that one visit multiplies."""
+AHEAD = 8
+"""For one mask, how many rows ahead of the one that is multiplied memory is read."""
 STEP = 8
 """Leaves in one turn of the loops; every parameter set has a multiple of it."""
 
@@ -73,24 +75,23 @@ _tile_4, _tile_8, _tile_16 = _tile(4), _tile(8), _tile(16)
 
 
 @vector_code
-def _dots(typing_context, rows, first, leaf, sums):  # type: ignore[no-untyped-def]
-    """``sums[first + r] = Σ_i rows[first + r, i]·leaf[i]`` for `ROWS` rows: even words, then odd words, of each pair."""
-    pairs = ir.VectorType(I64, STEP // 2)
+def _dot(typing_context, rows, row, leaf, sums):  # type: ignore[no-untyped-def]
+    """``sums[row] = Σ_i rows[row, i]·leaf[i]``: even words, then odd words, of each pair; one stream through memory."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         rows, leaf, sums = (array(context, builder, signature, args, place) for place in (0, 2, 3))
+        pairs = ir.VectorType(I64, STEP // 2)
         count = builder.extract_value(rows.shape, 1)
-        starts = [builder.gep(rows.data, [builder.mul(plus(builder, args[1], r), count)]) for r in range(ROWS)]
-        with Loop(builder, count, STEP, [pairs] * ROWS) as loop:
+        start = builder.gep(rows.data, [builder.mul(args[1], count)])
+        with Loop(builder, count, STEP, [pairs] * 2) as loop:
             factors = even_odd(builder, load(builder, builder.gep(leaf.data, [loop.index]), pairs))
-            for r, start in enumerate(starts):
-                word = builder.gep(start, [loop.index])
-                prefetch(builder, builder.gep(word, [builder.mul(count, I64(ROWS))]))
-                for row, factor in zip(even_odd(builder, load(builder, word, pairs)), factors, strict=True):
-                    loop.values[r] = builder.add(loop.values[r], builder.mul(row, factor))
+            word = builder.gep(start, [loop.index])
+            prefetch(builder, builder.gep(word, [builder.mul(count, I64(AHEAD))]))
+            for half, (row, factor) in enumerate(zip(even_odd(builder, load(builder, word, pairs)), factors, strict=True)):
+                loop.values[half] = builder.add(loop.values[half], builder.mul(row, factor))
         reduce = declare(builder, f"llvm.vector.reduce.add.v{STEP // 2}i64", I64, [pairs])
-        for r, total in enumerate(loop.values):
-            builder.store(builder.call(reduce, [total]), builder.gep(sums.data, [plus(builder, args[1], r)]))
+        total = builder.call(reduce, [builder.add(*loop.values)])
+        builder.store(total, builder.gep(sums.data, [args[1]]))
         return context.get_dummy_value()
 
     return types.void(rows, types.intp, leaf, sums), code
@@ -103,16 +104,18 @@ def dots(rows, leaves, sums):  # type: ignore[no-untyped-def]
     Where R is no multiple of `ROWS`, the last visit repeats some rows.
     """
     count, width = rows.shape[0], leaves.shape[1]
+    if width == 1:
+        for row in range(count):
+            _dot(rows, row, leaves, sums)
+        return
     for row in range(0, count, ROWS):
         first = min(row, count - ROWS)
         if width == 16:
             _tile_16(rows, first, leaves, sums)
         elif width == 8:
             _tile_8(rows, first, leaves, sums)
-        elif width == 4:
-            _tile_4(rows, first, leaves, sums)
         else:
-            _dots(rows, first, leaves, sums)
+            _tile_4(rows, first, leaves, sums)
 
 
 def _transposer(masks: int, ahead: bool) -> Callable[..., Any]:
