@@ -5,23 +5,29 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
+from veil.kernels.cpu_int8 import INT8_ROWS, int8_dots
+
 _SERIAL = 1 << 14  # words below which a second thread costs more than it saves
 
 
 @njit(cache=True)
 def pack_words(values, out, bits):  # type: ignore[no-untyped-def]
-    """Little-endian bit packing of words below 2^bits into ``out`` (ceil(count·bits/8) bytes)."""
+    """Little-endian bit packing of words below 2^bits into ``out`` (ceil(count·bits/8) bytes), four bytes at a time."""
     buffer, filled, at = np.uint64(0), 0, 0
     for j in range(values.size):
         buffer |= np.uint64(values[j]) << np.uint64(filled)
         filled += bits
-        while filled >= 8:
-            out[at] = np.uint8(buffer & np.uint64(0xFF))
-            buffer >>= np.uint64(8)
-            filled -= 8
-            at += 1
-    if filled > 0:
+        if filled >= 32:
+            for byte in range(4):
+                out[at + byte] = np.uint8((buffer >> np.uint64(8 * byte)) & np.uint64(0xFF))
+            buffer >>= np.uint64(32)
+            filled -= 32
+            at += 4
+    while filled > 0:
         out[at] = np.uint8(buffer & np.uint64(0xFF))
+        buffer >>= np.uint64(8)
+        filled -= 8
+        at += 1
 
 
 @njit(cache=True)
@@ -30,6 +36,11 @@ def unpack_words(data, out, bits):  # type: ignore[no-untyped-def]
     buffer, filled, at = np.uint64(0), 0, 0
     mask = (np.uint64(1) << np.uint64(bits)) - np.uint64(1)
     for j in range(out.size):
+        if filled < bits and at + 4 <= data.size:
+            for byte in range(4):
+                buffer |= np.uint64(data[at + byte]) << np.uint64(filled + 8 * byte)
+            filled += 32
+            at += 4
         while filled < bits:
             buffer |= np.uint64(data[at]) << np.uint64(filled)
             filled += 8
@@ -60,18 +71,6 @@ def unpack(data, out, bits):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _dot_4x1(w0, w1, w2, w3, x):  # type: ignore[no-untyped-def]
-    a = b = c = d = np.int32(0)
-    for i in range(x.size):
-        v = x[i]
-        a = np.int32(a + np.int32(np.int32(w0[i]) * v))
-        b = np.int32(b + np.int32(np.int32(w1[i]) * v))
-        c = np.int32(c + np.int32(np.int32(w2[i]) * v))
-        d = np.int32(d + np.int32(np.int32(w3[i]) * v))
-    return a, b, c, d
-
-
-@njit(cache=True)
 def _dot_2x4(w0, w1, x0, x1, x2, x3):  # type: ignore[no-untyped-def]
     a = b = c = d = e = f = g = h = np.int32(0)
     for i in range(x0.size):
@@ -89,13 +88,16 @@ def _dot_2x4(w0, w1, x0, x1, x2, x3):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _rows_times_one(weights, first, last, x, out):  # type: ignore[no-untyped-def]
-    for r in range(first, last, 4):
-        r1, r2, r3 = min(r + 1, last - 1), min(r + 2, last - 1), min(r + 3, last - 1)
-        a, b, c, d = _dot_4x1(weights[r], weights[r1], weights[r2], weights[r3], x)
-        out[r] = np.uint32(a)
-        out[r1] = np.uint32(b)
-        out[r2] = np.uint32(c)
-        out[r3] = np.uint32(d)
+    for r in range(first, last, INT8_ROWS):
+        start = max(0, min(r, last - INT8_ROWS))
+        if start + INT8_ROWS <= weights.shape[0]:
+            int8_dots(weights, start, x, out)
+            continue
+        for row in range(r, last):
+            total = np.int32(0)
+            for i in range(x.size):
+                total = np.int32(total + np.int32(np.int32(weights[row, i]) * x[i]))
+            out[row] = np.uint32(total)
 
 
 @njit(cache=True)

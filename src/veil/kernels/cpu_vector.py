@@ -34,32 +34,34 @@ def vector_words(context: Any) -> int:
 
 
 class Loop:
-    """``for index in range(0, count, step)`` with sums in registers; ``values`` are their new values."""
+    """``for index in range(0, count, step)`` with sums in registers; ``values`` are their new values, then the results."""
 
     def __init__(self, builder: Any, count: Any, step: int, kinds: list[Any]) -> None:
         self._builder, self._count, self._step, self._kinds = builder, count, step, kinds
 
     def __enter__(self) -> Loop:
         builder, before = self._builder, self._builder.block
-        self._body, self._after = (builder.append_basic_block(name) for name in ("tile", "tiled"))
-        builder.branch(self._body)
-        builder.position_at_end(self._body)
+        self._head, self._body, self._after = (builder.append_basic_block(name) for name in ("head", "body", "after"))
+        builder.branch(self._head)
+        builder.position_at_end(self._head)
         self.index = builder.phi(I64)
         self.index.add_incoming(I64(0), before)
         self._sums = [builder.phi(kind) for kind in self._kinds]
-        for total, kind in zip(self._sums, self._kinds, strict=True):
-            total.add_incoming(ir.Constant(kind, None), before)
+        for total in self._sums:
+            total.add_incoming(ir.Constant(total.type, None if isinstance(total.type, ir.VectorType) else 0), before)
+        builder.cbranch(builder.icmp_signed("<", self.index, self._count), self._body, self._after)
+        builder.position_at_end(self._body)
         self.values = list(self._sums)
         return self
 
     def __exit__(self, *error: object) -> None:
         builder = self._builder
-        following = plus(builder, self.index, self._step)
-        self.index.add_incoming(following, self._body)
+        self.index.add_incoming(plus(builder, self.index, self._step), builder.block)
         for total, value in zip(self._sums, self.values, strict=True):
-            total.add_incoming(value, self._body)
-        builder.cbranch(builder.icmp_signed("<", following, self._count), self._body, self._after)
+            total.add_incoming(value, builder.block)
+        builder.branch(self._head)
         builder.position_at_end(self._after)
+        self.values = list(self._sums)
 
 
 def array(context: Any, builder: Any, signature: Any, args: Any, place: int) -> Any:
