@@ -161,3 +161,17 @@ def test_options_that_do_not_fit_are_one_line(llama: Any, free_port: int) -> Non
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2, done.stderr
         assert words in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_a_fetched_half_goes_by_the_servers_name(llama: Any, serve: Any) -> None:
+    from veil.client.connection import Address, Connection
+    from veil.commands.served import _name_there
+    from veil.wire.patience import Patience
+
+    with serve(llama) as server:
+        address = Address(target=f"127.0.0.1:{server.port}")
+        connection = Connection(address, Patience())
+        (bundle,) = connection.describe()
+        connection.close()
+        assert _name_there(Path("cache") / bundle.fingerprint, address) == "llama"
+        assert _name_there(Path("cache") / "other", address) == "other"

@@ -74,7 +74,20 @@ def _connect(choice: ModelChoice, server: Address, progress: Progress) -> Served
         ahead=Ahead(),
     )
     progress(f"connecting to {server.target}", 1, 1)
-    return ServedModel(choice.server_bundle or _name_of(folder), hybrid, hybrid.tokenizer, server.target)
+    name = choice.server_bundle or (_name_there(folder, server) if choice.bundle is None else _name_of(folder))
+    return ServedModel(name, hybrid, hybrid.tokenizer, server.target)
+
+
+def _name_there(folder: Path, server: Address) -> str:
+    """What the server calls the bundle whose fetched half is in a folder that its digest names."""
+    from veil.client.connection import Connection
+    from veil.wire.patience import Patience
+
+    connection = Connection(server, Patience())
+    try:
+        return next((bundle.name for bundle in connection.describe() if bundle.fingerprint == folder.name), folder.name)
+    finally:
+        connection.close()
 
 
 def _name_of(folder: Path) -> str:
