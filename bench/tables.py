@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 NAMES = {"smollm2": "SmolLM2-135M", "gpt2": "GPT-2 124M", "llama-1b": "Llama-3.2-1B"}
 
+TRIP_RTTS_MS = (0, 5, 20, 50)
+TRIP_KINDS = ("plain", "folded", "folded and guesses, repeating text", "folded and guesses, fresh text")
+
 Rows = list[list[str]]
 
 _MARKED = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
@@ -127,6 +130,30 @@ def links_measured(results: Path) -> Rows:
     return rows
 
 
+def trips(results: Path) -> Rows:
+    """Seconds a token over links, plain, folded and with guesses, as `bench/trips.py` measured them."""
+    rows: Rows = [["", "trips a pass", *(f"{rtt} ms" for rtt in TRIP_RTTS_MS)]]
+    for name in ("smollm2", "gpt2"):
+        for mbit in (1000, 100):
+            path = results / f"trips-{name}-{mbit}.json"
+            if not path.exists():
+                continue
+            value = {row["name"]: row["value"] for row in _load(path)["rows"]}
+            for key in TRIP_KINDS:
+                variant = "plain" if key == "plain" else "folded"
+                count = f"{value[f'{variant}, round trips a pass']:.0f}"
+                times = [f"{value[f'{key}, {rtt} ms, a token']:.2f} s" for rtt in TRIP_RTTS_MS]
+                rows.append([f"{NAMES[name]}, {mbit} Mbit/s, {key}", count, *times])
+    return rows
+
+
+def guesses(results: Path) -> Rows:
+    """Tokens a pass with four guesses from the text, prompt by prompt."""
+    values = _load(results / "guesses.json")["rows"]
+    shown = [(row["name"].removesuffix(", tokens a pass"), row["value"]) for row in values if "tokens a pass" in row["name"]]
+    return [["prompt", "tokens a pass"], *([name, f"{value:.2f}"] for name, value in shown)]
+
+
 def widths(results: Path) -> Rows:
     """Cost by model width."""
     rows = [["hidden size", "encrypted, everything", "online", "plaintext", "everything / plaintext", "online / plaintext"]]
@@ -187,6 +214,8 @@ TABLES: dict[str, Callable[[Path], Rows]] = {
     "limits": limits,
     "links": links,
     "links-measured": links_measured,
+    "trips": trips,
+    "guesses": guesses,
     "widths": widths,
     "quality": quality,
     "gpu": gpu,
