@@ -207,6 +207,35 @@ def gpu(results: Path) -> Rows:
     return rows
 
 
+def remote(results: Path) -> Rows:
+    """SmolLM2 over the network beside one process, with folded norms and without."""
+    found = [_load(results / name) for name in ("remote-smollm2.json", "remote-smollm2-unfolded.json")]
+    rows = [{row["name"]: row for row in one["rows"]} for one in found]
+    prompt = found[0]["parameters"]["prompt_rows"]
+    lines = [
+        ("a token, in process, masks ready", "in process, a token, masks ready", "ms"),
+        ("a token, remote, pool warm", "remote, a token, pool warm", "ms"),
+        ("remote online overhead, pool warm (target ≤ 15 %)", "remote online overhead, pool warm", "%"),
+        ("a token, in process, masks included", "in process, a token, masks included", "ms"),
+        ("a token, remote, pool warm and refilled meanwhile", "remote, a token, pool warm and refilling", "ms"),
+        ("a token, remote, pool cold", "remote, a token, pool cold", "ms"),
+        (f"first token of a {prompt}-row prompt, pool warm", f"remote, first token, {prompt} rows, pool warm", "s"),
+        (f"first token of a {prompt}-row prompt, pool cold", f"remote, first token, {prompt} rows, pool cold", "s"),
+        ("one client, pool warm", "1 client(s) at once, all together, pool warm", "tokens/s"),
+        ("four clients at once, together, pool warm", "4 client(s) at once, all together, pool warm", "tokens/s"),
+        ("four clients / one (target ≥ 1.3)", "four clients / one", "×"),
+    ]
+
+    def cell(row: dict[str, Any] | None, unit: str) -> str:
+        if row is None:
+            return ""
+        value = row["value"] * (1000 if unit == "ms" else 1)
+        return f"{value:.0f} {unit}" if unit in ("ms", "%") else f"{value:.2f} {unit}"
+
+    trips = [f"SmolLM2-135M, {one['parameters']['round_trips']} round trips a token" for one in found]
+    return [["", *trips], *([text, *(cell(one.get(name), unit) for one in rows)] for text, name, unit in lines)]
+
+
 TABLES: dict[str, Callable[[Path], Rows]] = {
     "cpu": cpu,
     "peer": peer,
@@ -219,6 +248,7 @@ TABLES: dict[str, Callable[[Path], Rows]] = {
     "widths": widths,
     "quality": quality,
     "gpu": gpu,
+    "remote": remote,
 }
 
 

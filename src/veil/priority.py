@@ -30,8 +30,8 @@ def in_thread_of_its_own(work: Callable[[], R], *, background: bool = False) -> 
     """Do some work in a thread that ends with it, of low priority if ``background``; its result, or its exception.
 
     A thread that has run parallel kernels keeps their helper threads until it ends, and GNU OpenMP stops its helpers
-    from waiting actively while there are more of them than cores: every online product would pay for waking one
-    (0.30 ms instead of 0.14 ms a call, measured on 2 cores). So kernels of long work run in threads that go away.
+    from waiting actively while there are more of them than cores: every online product would pay for waking one (a
+    twelfth of a remote token of SmolLM2 on 2 cores, docs/log.md). So kernels of long work run in threads that go away.
     """
     done: Future[R] = Future()
 
