@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src"
-SECRET = ("veil.random", "veil.crypto.secret", "veil.crypto.mask", "veil.client", "veil.model.hybrid", "veil.model.bundle")
+SECRET = (
+    "veil.random",
+    "veil.crypto.secret",
+    "veil.crypto.mask",
+    "veil.client",
+    "veil.model.hybrid",
+    "veil.model.bundle",
+    "veil.crypto.device_secret",
+    "veil.kernels.cuda_secret",
+)
 
 
 def imported(statement: str) -> set[str]:
