@@ -582,6 +582,9 @@ def report(
     weight_bits: Annotated[int, typer.Option(min=2, max=8, help=_BITS_HELP)] = 8,
     modules: Annotated[str, typer.Option(help=_MODULES_HELP)] = "linear",
     bits: Annotated[bool, typer.Option("--bits", help="Compare weights of 2 to 8 bits too; takes minutes.")] = False,
+    folded: Annotated[
+        bool, typer.Option("--folded", help="Compare with folded norms too: fidelity, round trips, bytes, weights.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page with plots here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help=_JSON_HELP)] = False,
 ) -> None:
@@ -602,6 +605,7 @@ def report(
             bits=weight_bits,
             modules=modules,
             every_bits=bits,
+            folded=folded,
             html=html,
         ),
         as_json=as_json,

@@ -27,7 +27,7 @@ def invoke(*arguments: Any) -> Any:
 
 def test_json_and_page(llama_folder: Path, text: Path, tmp_path: Path) -> None:
     html = tmp_path / "report.html"
-    result = invoke(llama_folder, "--text", text, "--tokens", 24, "--sample", 6, "--html", html, "--json")
+    result = invoke(llama_folder, "--text", text, "--tokens", 24, "--sample", 6, "--html", html, "--folded", "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert [mode["name"] for mode in report["modes"]] == ["float", "disable", "simulate", "8-bit activations"]
@@ -41,13 +41,19 @@ def test_json_and_page(llama_folder: Path, text: Path, tmp_path: Path) -> None:
     assert report["costs"]["up_online_bytes"] == pytest.approx(3 * inputs, rel=0.02)
     assert report["costs"]["down_online_bytes"] == pytest.approx(2.25 * slots, rel=0.02)
     assert report["by_bits"] == []
+    plain, folded = report["folding"]
+    assert (plain["round_trips"], folded["round_trips"]) == (4 * 2 + 1, 2 * 2 + 2)
+    assert plain["up_online_bytes"] == folded["up_online_bytes"] == 3 * inputs
+    assert folded["remote_weights"] > plain["remote_weights"] == report["costs"]["remote_weights"]
+    assert 0 < folded["fidelity"]["kl"] < 10 * plain["fidelity"]["kl"]
+    assert "Folded norms" in html.read_text()
     assert "tiny-llama under veil" in html.read_text()
 
 
 def test_tables(llama_folder: Path, text: Path) -> None:
-    result = invoke(llama_folder, "--text", text, "--tokens", 12, "--sample", 0, "--bits")
+    result = invoke(llama_folder, "--text", text, "--tokens", 12, "--sample", 0, "--bits", "--folded")
     assert result.exit_code == 0, result.output
-    for shown in ("perplexity", "simulate", "8-bit activations", "bits of the weights", "security"):
+    for shown in ("perplexity", "simulate", "8-bit activations", "bits of the weights", "folded norms", "security"):
         assert shown in result.output
 
 

@@ -20,7 +20,7 @@ from veil.errors import ModelSourceError
 from veil.model.hybrid import HybridFHEModel
 from veil.model.quiet import quiet
 from veil.model.sources import Source, load_model
-from veil.report import measure
+from veil.report import folding, measure
 from veil.report.measure import EIGHT_BIT, WINDOW, Fidelity, Report
 from veil.report.page import page
 
@@ -38,6 +38,7 @@ class ReportRequest:
     bits: int
     modules: str
     every_bits: bool
+    folded: bool
     html: Path | None
 
 
@@ -57,6 +58,14 @@ def run(request: ReportRequest, *, as_json: bool) -> None:
         report = _measured(request, source, ids, reporter)
         if request.every_bits:
             report.by_bits = _by_bits(request, ids, reporter)
+        if request.folded:
+            report.folding = folding.variants(
+                lambda fold_norms: compiled(
+                    load_model(request.model), bits=request.bits, modules=request.modules, fold_norms=fold_norms
+                ),
+                ids[:, :_BITS_TOKENS],
+                reporter.report,
+            )
     report.seconds = time.perf_counter() - start
     if request.html is not None:
         request.html.write_text(page(report), encoding="utf-8")
@@ -146,6 +155,8 @@ def tables(report: Report) -> list[Table]:
         made.append(_modes_table(f"the first {report.sample[0].tokens:,} of them, encrypted too", report.sample))
     if report.by_bits:
         made.append(_bits_table(report))
+    if report.folding:
+        made.append(_folding_table(report))
     if report.layers:
         made.append(_layers_table(report))
     made.append(_costs_table(report))
@@ -168,6 +179,18 @@ def _bits_table(report: Report) -> Table:
         table.add_column(name, justify="right")
     for bits, found in report.by_bits:
         table.add_row(str(bits), f"{found.perplexity:.3f}", f"{found.kl:.4f}", f"{100 * found.top1:.1f} %")
+    return table
+
+
+def _folding_table(report: Report) -> Table:
+    title = f"folded norms, simulated noise, {report.folding[0].fidelity.tokens} tokens; bytes a token row, online"
+    table = Table(title=title, title_justify="left")
+    for name in folding.COLUMNS:
+        table.add_column(name, justify="left" if name == "norms" else "right", overflow="fold")
+    for variant in report.folding:
+        table.add_row(*variant.cells())
+    if report.folding[-1].unfolded:
+        table.caption = f"not folded: {report.folding[-1].unfolded[0]}"
     return table
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from veil.model.hybrid import HybridFHEModel
 from veil.model.quantize import clear_product, row_norms
 from veil.model.router import Router
 from veil.report.eight_bit import eight_bit_product, eight_bit_service
+
+if TYPE_CHECKING:
+    from veil.report.folding import Variant
 
 F64 = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
@@ -81,6 +84,7 @@ class Report:
     sample: list[Fidelity] = field(default_factory=list)
     layers: list[LayerQuality] = field(default_factory=list)
     by_bits: list[tuple[int, Fidelity]] = field(default_factory=list)
+    folding: list[Variant] = field(default_factory=list)
     costs: Costs | None = None
     seconds: float = 0.0
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from veil.report.drawing import Line, bars, lines
+from veil.report.folding import COLUMNS
 from veil.report.measure import EIGHT_BIT, Fidelity, LayerQuality, Report, cost_rows
 
 _STYLE = """
@@ -51,6 +52,9 @@ def page(report: Report) -> str:
         ]
     if report.by_bits:
         parts += ["<h2>Bits of the weights</h2>", _bits(report)]
+    if report.folding:
+        rows = [variant.cells() for variant in report.folding]
+        parts += ["<h2>Folded norms</h2>", _table(COLUMNS, rows)]
     if report.layers:
         parts += ["<h2>Layer by layer</h2>", _layers(report.layers)]
     parts += ["<h2>What it costs</h2>", _table(("", ""), cost_rows(report))]
