@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from veil.bench import limits
-from veil.bench.phases import PHASES, Samples
+from veil.bench.phases import PHASES, OnePass, Samples
 from veil.bench.record import Machine, Record
 from veil.model.manifest import Group, Layer, Manifest
 from veil.params import Params
@@ -39,16 +39,17 @@ def test_shares_are_work_over_time_over_the_limit(tiny_record: Record) -> None:
     subject = replace(tiny_record.model, remote_weights=2_000_000, remote_layers=4)
     ahead = {name: 0.01 for name, (moment, _) in PHASES.items() if moment == "ahead"}
     online = {name: 0.004 for name, (moment, _) in PHASES.items() if moment == "online"}
-    samples = Samples(ahead_parts=[ahead], online_parts=[online])
-    made = limits.limits(PARAMS, MANIFEST, subject, MACHINE, samples, {1: [0.2], 16: [0.5]})
+    samples = Samples(ahead_parts=[ahead], online_parts=[online], online_bandwidths=[2e9, 1e9, 4e9])
+    passes = [OnePass(0.2, 8e8), OnePass(0.2, 1e9), OnePass(0.4, 1e9)]
+    made = limits.limits(PARAMS, MANIFEST, subject, MACHINE, samples, passes)
     by_name = {limit.name: limit for limit in made}
     hint_bytes = 3 * 4096 * 1024 * 2 * 4
     assert by_name["Ĥ product for one mask"].share == pytest.approx(hint_bytes / 0.2 / 1e9)
     adds = 2 * 1024 * 3 * 4096 * 16
-    assert by_name["Ĥ product for 16 masks"].share == pytest.approx(adds / 0.5 / 1e10)
-    assert by_name["all online products of one row"].share == pytest.approx(2e6 / 0.004 / 1e9)
+    assert by_name["Ĥ product for 16 masks"].share == pytest.approx(adds / 0.16 / 1e10)
+    assert by_name["all online products of one row"].share == pytest.approx(2e6 / 0.004 / 2e9)
     assert by_name["expansion and combination of a mask"].timing.median_s == pytest.approx(0.02)
     assert by_name["a remote layer's call beside its kernels"].timing.median_s == pytest.approx(0.001)
-    card = replace(MACHINE, multiply_adds_per_s=None)
-    there = limits.limits(PARAMS, MANIFEST, subject, card, samples, {1: [0.2], 16: [0.5]})
+    card = replace(MACHINE, multiply_adds_per_s=None, accelerator="a card")
+    there = limits.limits(PARAMS, MANIFEST, subject, card, samples, passes)
     assert len(there) == len(made) - 1

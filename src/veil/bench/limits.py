@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from statistics import median
 
-from veil.bench.phases import Samples
+from veil.bench.phases import OnePass, Samples
 from veil.bench.record import Floor, Limit, Machine, Subject, Timing
 from veil.model.manifest import Manifest
 from veil.params import Params
@@ -45,24 +46,28 @@ def limits(
     subject: Subject,
     machine: Machine,
     samples: Samples,
-    products: Mapping[int, Sequence[float]],
+    passes: Sequence[OnePass],
 ) -> tuple[Limit, ...]:
-    """The steps of a mask and of a token; ``products`` are the Ĥ product's seconds by how many masks it made at once."""
-    one, many = Timing.of(products[1]), Timing.of(products[params.masks_per_epoch])
-    adds = 2 * params.n * _slots(params, manifest) * params.masks_per_epoch
+    """The steps of a mask and of a token.
+
+    Shares of bandwidth are of what the machine gave just before and after each step, not of the best moment of the run.
+    """
+    hint_bytes, count = hint_matrix_bytes(params, manifest), params.masks_per_epoch
+    many = Timing.of([part["hint product"] * count for part in samples.ahead_parts])
+    adds = 2 * params.n * _slots(params, manifest) * count
     found = [
         Limit(
             name="Ĥ product for one mask",
-            timing=one,
+            timing=Timing.of([one.seconds for one in passes]),
             bound=BANDWIDTH,
-            share=hint_matrix_bytes(params, manifest) / one.median_s / machine.read_bytes_per_s,
+            share=median([hint_bytes / one.seconds / _given(one.bytes_per_s, machine) for one in passes]),
             goal="≥ 85 %",
         )
     ]
     if machine.multiply_adds_per_s:
         found.append(
             Limit(
-                name=f"Ĥ product for {params.masks_per_epoch} masks",
+                name=f"Ĥ product for {count} masks",
                 timing=many,
                 bound=PEAK,
                 share=adds / many.median_s / machine.multiply_adds_per_s,
@@ -80,7 +85,7 @@ def limits(
             name="all online products of one row",
             timing=online,
             bound=BANDWIDTH,
-            share=subject.remote_weights / online.median_s / machine.read_bytes_per_s,
+            share=subject.remote_weights / online.median_s / _given(median(samples.online_bandwidths), machine),
             goal="≥ 75 %",
         ),
         Limit(
@@ -92,6 +97,11 @@ def limits(
         Limit(name="client's encryption and decryption of a token", timing=Timing.of(client), bound="time"),
         Limit(name="a remote layer's call beside its kernels", timing=Timing.of(call), bound="time", goal="≤ 0.1 ms"),
     )
+
+
+def _given(bytes_per_s: float, machine: Machine) -> float:
+    """The bandwidth at that moment; a card's does not change."""
+    return machine.read_bytes_per_s if machine.accelerator else bytes_per_s
 
 
 def _slots(params: Params, manifest: Manifest) -> int:

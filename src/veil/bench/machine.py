@@ -103,9 +103,19 @@ def better(first: Machine, second: Machine) -> Machine:
 
 def read_bandwidth() -> float:
     """Bytes a second that all cores together read from memory: the best of eight passes over a gibibyte."""
-    data = np.ones(_READ_BYTES // 8, dtype=np.uint64)
-    _read(data, _PARTS)
-    return data.nbytes / best_of(8, lambda: _read(data, _PARTS))
+    return ReadProbe(_READ_BYTES).bytes_per_s(8)
+
+
+class ReadProbe:
+    """Reads the same memory again and again: what the machine gives at this moment, which neighbours change."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._data = np.ones(nbytes // 8, dtype=np.uint64)
+        _read(self._data, _PARTS)
+
+    def bytes_per_s(self, passes: int = 3) -> float:
+        """Bytes a second, the best of a few passes."""
+        return self._data.nbytes / best_of(passes, lambda: _read(self._data, _PARTS))
 
 
 def card_bandwidth() -> float:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 from veil.bench.generation import Times, generate, random_prompt
+from veil.bench.machine import ReadProbe
 from veil.bench.record import Phase, RowsCost, Timing
 from veil.bench.sides import Sides
 from veil.bench.subjects import Progress
@@ -34,6 +36,7 @@ that is not a kernel: Python, packing, copies, the network. *client layers*: eve
 """
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
+PROBE_BYTES = 1 << 28
 
 Parts = Mapping[str, float]
 
@@ -46,6 +49,7 @@ class Samples:
     ahead_parts: list[Parts] = field(default_factory=list)
     online: list[float] = field(default_factory=list)
     online_parts: list[Parts] = field(default_factory=list)
+    online_bandwidths: list[float] = field(default_factory=list)
     prompt_s: list[float] = field(default_factory=list)
     prompt_masks_s: list[float] = field(default_factory=list)
 
@@ -58,6 +62,13 @@ class Samples:
         return tuple(found)
 
 
+class OnePass(NamedTuple):
+    """One pass over Ĥ for one mask, and the bandwidth just before it."""
+
+    seconds: float
+    bytes_per_s: float
+
+
 class Meter:
     """Measures one `Sides`. Masks are counted, so that a batch is a whole epoch where it should be one."""
 
@@ -67,6 +78,7 @@ class Meter:
         self.prompt = random_prompt(sides.hybrid.model, prompt_rows)
         self.new_tokens = new_tokens
         self._epoch = sides.hybrid.params.masks_per_epoch
+        self._probe = None if sides.device == "cuda" else ReadProbe(PROBE_BYTES)
 
     def generations(self, repeats: int, progress: Progress) -> Samples:
         """Some generations with every mask made ahead, after a short one that warms caches."""
@@ -76,20 +88,20 @@ class Meter:
             for repeat in range(repeats):
                 progress("encrypted generation", repeat, repeats)
                 self._ahead(watch, samples)
+                samples.online_bandwidths.append(self._bandwidth())
                 self._online(watch, samples)
+                samples.online_bandwidths.append(self._bandwidth())
         progress("encrypted generation", repeats, repeats)
         return samples
 
-    def by_rows(
-        self, counts: Sequence[int], repeats: int, progress: Progress
-    ) -> tuple[tuple[RowsCost, ...], dict[int, list[float]]]:
-        """Seconds a row for several rows at once (``counts`` grow from 1), and the Ĥ product's by how many masks it made.
+    def by_rows(self, counts: Sequence[int], repeats: int, progress: Progress) -> tuple[tuple[RowsCost, ...], list[OnePass]]:
+        """Seconds a row for several rows at once (``counts`` grow from 1), and the passes over Ĥ for one mask.
 
         An epoch's keys are counted in equal parts for each of its masks.
         """
         made: dict[int, list[float]] = {rows: [] for rows in counts}
         through: dict[int, list[float]] = {rows: [] for rows in counts}
-        products: dict[int, list[float]] = {rows: [] for rows in counts}
+        passes: list[OnePass] = []
         keys: list[float] = []
         with self.sides.watch() as watch:
             for repeat in range(repeats):
@@ -98,9 +110,11 @@ class Meter:
                     if rows == 1:
                         self.align()
                         keys.append(self._make(1))
+                        bandwidth = self._bandwidth()
                     self._take(watch)
                     made[rows].append(self._make(rows) / rows)
-                    products[rows].append(self._take(watch)["hint product"].seconds)
+                    if rows == 1:
+                        passes.append(OnePass(self._take(watch)["hint product"].seconds, bandwidth))
                 for rows in counts:
                     ids = random_prompt(self.hybrid.model, rows, seed=rows)
                     start = time.perf_counter()
@@ -114,7 +128,7 @@ class Meter:
             RowsCost(rows=rows, prepare_s=_median(made[rows]) + extra[rows], online_s=_median(through[rows]))
             for rows in counts
         ]
-        return tuple(costs), products
+        return tuple(costs), passes
 
     def align(self) -> None:
         """Use up the sets of the current epoch."""
@@ -150,6 +164,9 @@ class Meter:
         product = self.sides.server_spent()["online product"].seconds / self.new_tokens if self.sides.server else None
         samples.online += times.tokens_s
         samples.online_parts += _token_parts(times, parts[2:], product)
+
+    def _bandwidth(self) -> float:
+        return self._probe.bytes_per_s() if self._probe else float("nan")
 
     def _make(self, count: int) -> float:
         ready = self.hybrid.masks_ready.tokens

@@ -48,7 +48,7 @@ class Request:
     """What to measure.
 
     ``peer`` needs its environment, or ``install_peer``. ``links`` may be empty. ``rows``, made and evaluated
-    at once, grow and hold 1 and the masks of an epoch. ``params`` are the default set if None.
+    at once, grow from 1. ``params`` are the default set if None.
     """
 
     model: str = "smollm2"
@@ -111,7 +111,7 @@ def _encrypted(sides: Sides, loaded: Loaded, request: Request, this: Machine, pr
     machine.reset_high_water()
     samples = meter.generations(request.repeats, progress)
     memory = _memory(sides, request, subject.remote_weights, building_bytes)
-    by_rows, products = meter.by_rows(request.rows, request.repeats, progress)
+    by_rows, passes = meter.by_rows(request.rows, request.repeats, progress)
     sizes = _bytes(sides, request, manifest.total_inputs + manifest.total_slots)
     links = _links(sides, request.links, Timing.of(samples.online).median_s, sizes, progress)
     this = machine.better(this, machine.describe(sides.device))
@@ -142,7 +142,7 @@ def _encrypted(sides: Sides, loaded: Loaded, request: Request, this: Machine, pr
         token_spread={"online": online, "ahead": ahead},
         prompt=_prompt(samples, request.prompt_rows, ahead.median_s),
         by_rows=by_rows,
-        limits=limits.limits(params, manifest, subject, this, samples, products),
+        limits=limits.limits(params, manifest, subject, this, samples, passes),
         floor=below,
         memory=memory,
         link=links,
