@@ -83,7 +83,7 @@ def generate(server: int, bundle: Path) -> tuple[float, float]:
     """Seconds until the first token, and of one after it, by `veil generate`."""
     options = ["--server", f"127.0.0.1:{server}", "--bundle", str(bundle), "--max-new-tokens", str(TOKENS), "--json"]
     command = [sys.executable, "-c", VEIL, "generate", PROMPT, *options]
-    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    answer = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     assert answer["new_tokens"] == TOKENS
     return answer["seconds"]["prompt"], answer["seconds"]["per_token"]
 
