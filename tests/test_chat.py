@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -115,20 +116,23 @@ def test_a_terminal(llama_folder: Path) -> None:
     options = ["--model", str(llama_folder), "--max-new-tokens", "4", "--temperature", "0"]
     process = subprocess.Popen([*COMMAND, *options], env=environment, stdin=child, stdout=child, stderr=child)
     os.close(child)
-    seen = ""
+    seen, place = "", 0
+
+    def read(within_s: float) -> None:
+        nonlocal seen
+        if select.select([parent], [], [], within_s)[0]:
+            data = os.read(parent, 65536).decode(errors="replace")
+            if "\x1b[6n" in data:
+                os.write(parent, b"\x1b[1;1R")  # where the cursor is, as a terminal answers
+            seen += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data)
 
     def until(words: str, within_s: float = 60) -> None:
-        nonlocal seen
-        end, start = time.monotonic() + within_s, len(seen)
-        while time.monotonic() < end:
-            if select.select([parent], [], [], 0.2)[0]:
-                data = os.read(parent, 65536).decode(errors="replace")
-                seen += data
-                if "\x1b[6n" in data:
-                    os.write(parent, b"\x1b[1;1R")  # where the cursor is, as a terminal answers
-            if words in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen[start:]):
-                return
-        raise AssertionError(f"{words!r} did not come; {seen[start:]!r}")
+        nonlocal place
+        end = time.monotonic() + within_s
+        while (found := seen.find(words, place)) < 0:
+            assert time.monotonic() < end, f"{words!r} did not come; {seen[place:]!r}"
+            read(0.2)
+        place = found + len(words)
 
     try:
         until("masks ready")
@@ -140,8 +144,12 @@ def test_a_terminal(llama_folder: Path) -> None:
         until("since the start")
         os.write(parent, b"/nothing\r")
         until("There is no command")
-        os.write(parent, b"\x04")
-        assert process.wait(20) == 0
+        end = time.monotonic() + 20
+        while process.poll() is None and time.monotonic() < end:
+            with contextlib.suppress(OSError):  # the terminal is gone
+                os.write(parent, b"\x04")
+                read(0.5)
+        assert process.poll() == 0
     finally:
         if process.poll() is None:
             process.kill()

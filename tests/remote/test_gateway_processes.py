@@ -150,16 +150,18 @@ def test_the_server_receives_no_prompt_in_any_form(llama: Any, tiny_tokenizer: A
 
 
 def test_options_that_do_not_fit_are_one_line(llama: Any, free_port: int) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "NO_COLOR": "1"}
+    from typer.testing import CliRunner
+
+    from veil.cli import app
+
     for arguments, words in (
         (("--host", "0.0.0.0"), "--api-key"),
         (("--model", "x", "--bundle", llama.path), "leave out --model"),
         (("--server", f"127.0.0.1:{free_port}", "--bundle", llama.path), "is 'veil serve' running there"),
         (("--model", "./nothing"), "check the path"),
     ):
-        command = [sys.executable, "-c", RUN, "gateway", *map(str, arguments), "--port", "0"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 2, done.stderr
+        done = CliRunner().invoke(app, ["gateway", *map(str, arguments), "--port", "0"])
+        assert done.exit_code == 2, done.output
         assert words in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
