@@ -12,8 +12,6 @@ import pytest
 from veil.client.session import Ahead
 from veil.gateway.served import ServedModel
 
-pytestmark = pytest.mark.slow
-
 QUESTION = "What is the capital of France?"
 PHONE = {"width": 390, "height": 780, "deviceScaleFactor": 2, "mobile": True}
 
