@@ -38,6 +38,7 @@ def picture(browser: Any, name: str) -> None:
 def test_paris_a_long_answer_stopped_and_a_reload(browser: Any, smollm2: ServedModel, listen: Any, page_of: Any) -> None:
     with listen(smollm2) as running:
         page = page_of(browser, running.url)
+        page.complaints()  # those of tests before this one
         page.settings(maxTokens=200, temperature=0)
         browser.set_window_size(1280, 860)
         page.ask(QUESTION)

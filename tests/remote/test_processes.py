@@ -174,6 +174,7 @@ def test_health_and_metrics(llama: Any, serve: Any, generated: Any, free_port: i
             raise AssertionError("the row lane's stream was not counted")
 
 
+@pytest.mark.slow
 def test_smollm2_answers_over_the_network(serve_process: Any, tmp_path: Path) -> None:
     """The built-in model, default parameters: compile, serve, fetch, generate; two processes and the Paris prompt."""
     made = veil("compile", "smollm2", tmp_path / "bundle")
