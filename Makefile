@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 PYTEST_ARGS ?= -m "not slow and not gpu"
-PROMPT ?= What is the capital of France?
+PROMPT ?= Name the capital of France.
 
 .PHONY: demo test bench lint browser clean
 

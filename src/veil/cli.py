@@ -122,7 +122,7 @@ def veil(
     The linear layers, nearly all of a model's weights and work, are computed by the other side on encrypted
     activations. Everything else (tokenizer, norms, attention, sampling) stays with you, and so do the keys.
 
-    Start with: `veil generate "What is the capital of France?"`
+    Start with: `veil generate "Name the capital of France."`
 
     Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 2 an error that one line
     explains, 130 interrupted.

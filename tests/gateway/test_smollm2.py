@@ -12,7 +12,7 @@ import pytest
 from veil.client.session import Ahead
 from veil.gateway.served import ServedModel
 
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
 PHONE = {"width": 390, "height": 780, "deviceScaleFactor": 2, "mobile": True}
 
 
