@@ -39,7 +39,7 @@ def test_received_rows_are_uniform_without_the_right_key(llama: Any, serve: Any)
     with serve(llama) as server:
         address = Address(target=f"127.0.0.1:{server.port}")
         session = ClientSession(model, RemoteTransport(model, address, Stats(), Patience()), cpu, SecretRng(), Stats())
-        take = session._masks
+        take = session._supply.take
 
         def keep(*args: int) -> Any:
             name, masks = take(*args)
@@ -47,7 +47,7 @@ def test_received_rows_are_uniform_without_the_right_key(llama: Any, serve: Any)
             right.extend(mask.rows[first : first + width] for mask in masks)
             return name, masks
 
-        session._masks = keep  # type: ignore[method-assign]
+        session._supply.take = keep  # type: ignore[method-assign]
         _spy_on(server, received)
         x = np.linspace(-1, 1, width, dtype=np.float32)[None]
         for _ in range(ROWS):

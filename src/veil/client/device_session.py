@@ -16,8 +16,9 @@ import torch
 from veil.client.device_factory import DeviceFactory
 from veil.client.factory import ClientModel
 from veil.client.filler import Ready
-from veil.client.pool import MaskPool, Missing
+from veil.client.pool import MaskPool
 from veil.client.stats import Stats
+from veil.client.supply import MaskSupply
 from veil.crypto.mask import ClientMask
 from veil.errors import NotFiniteActivation
 from veil.kernels import cuda
@@ -77,14 +78,11 @@ class DeviceSession:
         self.stats = stats
         self._transport = transport
         self._scalings = scalings
-        self._pool = MaskPool(model.manifest)
-        self._pool.start_session("card")
-        self._factory = DeviceFactory(model, transport, rng, stats, self._pool)
+        pool = MaskPool(model.manifest)
+        pool.start_session("card")
+        self._factory = DeviceFactory(model, transport, rng, stats, pool)
+        self._supply = MaskSupply(model.manifest, pool, self._factory, stats, model.params.masks_per_epoch)
         self._targets = [target_norm(model.params, scaling.bound) for scaling in scalings]
-        self._batch = 1
-        self._body_rows = 0
-        self._head_rows = 0
-        self._expect_head = False
         self._recording: list[int] | None = None
         self.last_pass: list[int] = []
         self._pass: list[int] = []
@@ -107,10 +105,8 @@ class DeviceSession:
 
     def begin_forward(self) -> None:
         """Tell the session that a forward pass starts: groups are brought level, used masks are forgotten."""
-        self._expect_head = self._head_rows >= self._body_rows > 0
-        self._body_rows = self._head_rows = 0
         self.last_pass, self._pass = self._pass, []
-        _, gone = self._pool.level()
+        _, gone = self._supply.begin_forward()
         if gone:
             self._transport.release(gone)
 
@@ -129,13 +125,7 @@ class DeviceSession:
 
     def reserve(self, body: int = 0, full: int = 0) -> None:
         """Have at least ``body`` masks without the head and ``full`` masks with it ready; returns when they are."""
-        body = max(0, body - self._pool.unused(full=False)) if "body" in self.model.manifest.segments else 0
-        full = max(0, full - self._pool.unused(full=True))
-        with self.stats.phase("wait"):
-            if body:
-                self._factory.make(body, full=False)
-            if full:
-                self._factory.make(full, full=True)
+        self._supply.reserve(body, full)
 
     def expect(self, prompt_rows: int, new_tokens: int) -> None:
         """Nothing: a mask takes a tenth of a millisecond here."""
@@ -143,7 +133,7 @@ class DeviceSession:
     @property
     def ready(self) -> Ready:
         """Masks that are ready now."""
-        return Ready(tokens=self._pool.unused(full=True), prompt_rows=self._pool.unused(full=False))
+        return self._supply.ready
 
     @property
     def last_sent(self) -> bytes:
@@ -158,7 +148,7 @@ class DeviceSession:
             return self._evaluate_current(group, x)
         if not count:
             return torch.empty((0, info.rows), dtype=torch.float32, device=x.device)
-        masks = self._masks(group, count, self._count(group, count))
+        _, masks = self._supply.take(group, count, self._supply.count(group, count))
         numbers = [mask.number for mask in masks]
         self._transport.claim(group, numbers)
         self._pass.append(group)
@@ -194,20 +184,14 @@ class DeviceSession:
         """
         if not groups:
             return True
-        missing = self._pool.missing(groups[0], 1, 0)
-        if missing:
-            with self.stats.phase("wait"):
-                self._make(missing)
-        mask = self._pool.take_level(groups)
+        mask = self._supply.take_level(groups)
         if mask is None:
             return False
         self._transport.claim_all(groups, mask.number)
         for group in groups:
-            self._count(group, 1)
             up, down = self._row_bytes[group]
             self.stats.bytes_up_online += up
             self.stats.bytes_down_online += down
-        self.stats.rows_ready -= bool(missing)
         self._pass += groups
         self._select(mask)
         return True
@@ -290,39 +274,6 @@ class DeviceSession:
     def _decrypt(self, group: int, reply: Tensor, mu: Tensor, tau: Tensor) -> Tensor:
         scaling = self._scalings[group]
         return cuda.decrypt_scaled(reply, mu, self.model.params.spec.result_bits, tau, scaling.scale, scaling.bias)
-
-    # Masks ---------------------------------------------------------------------------------------------------------------
-
-    def _count(self, group: int, rows: int) -> int:
-        """Count a call's rows; how many of them may use masks without the head."""
-        head = self.model.manifest.groups[group].segment == "head"
-        self._body_rows = max(self._body_rows, 0 if head else rows)
-        self._head_rows += rows if head else 0
-        if group == 0:
-            self.stats.rows += rows
-            self.stats.rows_ready += rows
-        return 0 if head or self._expect_head else max(0, rows - 1)
-
-    def _masks(self, group: int, rows: int, prompt_rows: int) -> list[ClientMask]:
-        taken = self._pool.take(group, rows, prompt_rows)
-        if taken is not None:
-            return taken[1]
-        if group == 0:
-            missing = self._pool.missing(group, rows, prompt_rows)
-            self.stats.rows_ready -= missing.prompt + missing.full
-        with self.stats.phase("wait"):
-            while taken is None:
-                self._make(self._pool.missing(group, rows, prompt_rows))
-                taken = self._pool.take(group, rows, prompt_rows)
-        return taken[1]
-
-    def _make(self, missing: Missing) -> None:
-        """Make what a call lacks. Single rows double the batch up to an epoch, so that a long generation amortises."""
-        if missing.prompt:
-            self._factory.make(missing.prompt, full=False)
-        if missing.full:
-            self._batch = min(2 * self._batch, self.model.params.masks_per_epoch)
-            self._factory.make(max(missing.full, self._batch), full=True)
 
 
 def _stack(parts: Sequence[Any]) -> Tensor:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from veil.client.factory import ClientModel, MaskFactory
 from veil.client.filler import Ahead, Filler, Ready
-from veil.client.pool import MaskPool, Missing
+from veil.client.pool import MaskPool
 from veil.client.stats import Stats
+from veil.client.supply import MaskSupply
 from veil.crypto.mask import ClientMask
 from veil.errors import NotFiniteActivation, UnknownMask, UnknownSession
 from veil.random import SecretRng
@@ -52,20 +53,14 @@ class ClientSession:
         self._pool = MaskPool(model.manifest)
         self._factory = MaskFactory(model, transport, kernels, rng, stats, self._pool, patience or Patience())
         self._filler = Filler(self._factory, self._pool, ahead) if ahead else None
+        self._supply = MaskSupply(
+            model.manifest, self._pool, self._factory, stats, model.params.masks_per_epoch, self._filler
+        )
         self.last_sent = b""
-        self._batch = 1
-        self._body_rows = 0
-        self._head_rows = 0
-        self._expect_head = False
 
     def begin_forward(self) -> None:
         """Tell the session that a forward pass starts: groups are brought level, used masks are forgotten."""
-        if self._body_rows > 1:  # a pass of one row says nothing about the next one of many
-            self._expect_head = self._head_rows >= self._body_rows
-        self._body_rows = self._head_rows = 0
-        if self._filler is not None:
-            self._filler.forward()
-        session, gone = self._pool.level()
+        session, gone = self._supply.begin_forward()
         if gone:
             try:
                 self._transport.release(session, gone)
@@ -77,13 +72,7 @@ class ClientSession:
 
     def reserve(self, body: int = 0, full: int = 0) -> None:
         """Have at least ``body`` masks without the head and ``full`` masks with it ready; returns when they are."""
-        body = max(0, body - self._pool.unused(full=False)) if "body" in self.model.manifest.segments else 0
-        full = max(0, full - self._pool.unused(full=True))
-        with self.stats.phase("wait"):
-            if body:
-                self._factory.make(body, full=False)
-            if full:
-                self._factory.make(full, full=True)
+        self._supply.reserve(body, full)
 
     def expect(self, prompt_rows: int, new_tokens: int) -> None:
         """Begin to prepare in the background for a generation of about this size; nothing without a background."""
@@ -93,7 +82,7 @@ class ClientSession:
     @property
     def ready(self) -> Ready:
         """Masks that are ready now."""
-        return Ready(tokens=self._pool.unused(full=True), prompt_rows=self._pool.unused(full=False))
+        return self._supply.ready
 
     def evaluate(self, group: int, x: F32, tau: NDArray[np.float64]) -> I32:
         """``W_q·round(τ·x)`` plus noise for rows x [R, width] of one group → [R, rows] integers.
@@ -104,11 +93,11 @@ class ClientSession:
         info = self.model.manifest.groups[group]
         if not np.isfinite(tau).all():
             raise NotFiniteActivation(f"NaN or infinity reached {info.name}; nothing was sent")
-        prompt_rows = self._count(group, len(x))
+        prompt_rows = self._supply.count(group, len(x))
         spec = self.model.params.spec
         first = self._factory.maker.group_start(group)
         for left in reversed(range(_RECOVERIES)):
-            session, masks = self._masks(group, len(x), prompt_rows)
+            session, masks = self._supply.take(group, len(x), prompt_rows)
             rows = _stack([mask.rows[first : first + info.width] for mask in masks], info.width)
             payload = self._kernels.encrypt(x, tau, rows, spec.input_bits).tobytes()
             self.last_sent = payload
@@ -146,41 +135,6 @@ class ClientSession:
         mu = _stack([mask.mu[info.segment][start : start + info.rows] for mask in masks], info.rows)
         result: I32 = self._kernels.decrypt(data, mu, bits)
         return result
-
-    def _count(self, group: int, rows: int) -> int:
-        """Count a call's rows; how many of them may use masks without the head."""
-        head = self.model.manifest.groups[group].segment == "head"
-        self._body_rows = max(self._body_rows, 0 if head else rows)
-        self._head_rows += rows if head else 0
-        if group == 0:
-            self.stats.rows += rows
-            self.stats.rows_ready += rows
-            if self._filler is not None:
-                self._filler.rows(rows)
-        return 0 if head or self._expect_head else max(0, rows - 1)
-
-    def _masks(self, group: int, rows: int, prompt_rows: int) -> tuple[str, list[ClientMask]]:
-        taken = self._pool.take(group, rows, prompt_rows)
-        if taken is not None:
-            return taken
-        missing = self._pool.missing(group, rows, prompt_rows)
-        if group == 0:
-            self.stats.rows_ready -= missing.prompt + missing.full
-        with self.stats.phase("wait"):
-            if self._filler is not None:
-                return self._filler.wait_for(group, rows, prompt_rows)
-            while taken is None:
-                self._make(self._pool.missing(group, rows, prompt_rows))
-                taken = self._pool.take(group, rows, prompt_rows)
-        return taken
-
-    def _make(self, missing: Missing) -> None:
-        """Make what a call lacks. Single rows double the batch up to an epoch, so that a long generation amortises."""
-        if missing.prompt:
-            self._factory.make(missing.prompt, full=False)
-        if missing.full:
-            self._batch = min(2 * self._batch, self.model.params.masks_per_epoch)
-            self._factory.make(max(missing.full, self._batch), full=True)
 
 
 def _stack(rows: list[NDArray[np.uint32]], width: int) -> NDArray[np.uint32]:
