@@ -98,6 +98,10 @@ _DEVICE_HELP = (
     "the client's half stays on the processor."
 )
 _SERVER_HELP = "Use the server there, with --bundle's client half or the one that the server offers."
+_WHICH_FOLD_HELP = (
+    "Which of a server's bundles of one model to fetch: `on` the one with folded norms (half the round trips), `off` the "
+    "other, `auto` what the distance to the server makes faster."
+)
 _TOKEN_HELP = "The bearer token, if the server wants one; the environment variable keeps it out of the process list."
 _TLS_HELP = "Use TLS, with the certificates that the system trusts."
 _TLS_CA_HELP = "Use TLS, with this PEM file of the authority that signed the server's certificate."
@@ -185,13 +189,7 @@ def generate(
             "its distance is worth.",
         ),
     ] = "off",
-    fold_norms: Annotated[
-        FoldNorms,
-        typer.Option(
-            help="Which of a server's bundles of one model to fetch: `on` the one with folded norms (half the round trips), "
-            "`off` the other, `auto` what the distance to the server makes faster."
-        ),
-    ] = FoldNorms.auto,
+    fold_norms: Annotated[FoldNorms, typer.Option(help=_WHICH_FOLD_HELP)] = FoldNorms.auto,
     as_json: Annotated[bool, typer.Option("--json", help=_JSON_HELP)] = False,
 ) -> None:
     """Answer a prompt through encryption, client and server in one process or, with `--server`, in two.
@@ -209,6 +207,7 @@ def generate(
         raise ValueError("--bundle has its own model; leave out --model, --bits and --modules")
     if server is not None and (mode is not Mode.execute or (model, bits, modules) != (None, None, None)):
         raise ValueError("--server uses a bundle and encryption; leave out --mode, --model, --bits and --modules")
+    _check_fold_norms(fold_norms, server, bundle)
     if mode is Mode.torch and speculate not in ("auto", "off"):
         raise ValueError("--speculate needs remote layers; leave out --mode torch")
     if top_p == 0.0:
@@ -242,6 +241,11 @@ def _address(server: str, token: str | None, tls: bool, tls_ca: Path | None, ins
     from veil.client.connection import Address
 
     return Address(target=server, token=token, tls=tls_ca or tls, insecure=insecure)
+
+
+def _check_fold_norms(fold_norms: FoldNorms, server: str | None, bundle: Path | None) -> None:
+    if fold_norms is not FoldNorms.auto and (server is None or bundle is not None):
+        raise ValueError("--fold-norms chooses what to fetch from a --server; a model is folded by 'veil compile'")
 
 
 @app.command("compile")
@@ -368,6 +372,7 @@ def gateway(
     bundle: Annotated[Path | None, typer.Option(help="A folder made by `veil compile`, or its client half.")] = None,
     server: Annotated[str | None, typer.Option(metavar="HOST:PORT", help=_SERVER_HELP)] = None,
     name: Annotated[str | None, typer.Option(help="Which of the server's bundles.", show_default="the fitting one")] = None,
+    fold_norms: Annotated[FoldNorms, typer.Option(help=_WHICH_FOLD_HELP)] = FoldNorms.auto,
     host: Annotated[
         str, typer.Option(help="The address to listen on; one that others reach needs --api-key.")
     ] = "127.0.0.1",
@@ -398,7 +403,7 @@ def gateway(
 
     run(
         GatewayRequest(
-            choice=_choice(model, bundle, server, name, device, (token, tls, tls_ca, insecure)),
+            choice=_choice(model, bundle, server, name, fold_norms, device, (token, tls, tls_ca, insecure)),
             access=Access(host=host, api_key=api_key, hosts=tuple(name.lower() for name in allow_host or ())),
             settings=Settings(at_once=at_once, most_waiting=queue),
             port=port,
@@ -414,6 +419,7 @@ def chat(
     bundle: Annotated[Path | None, typer.Option(help="A folder made by `veil compile`, or its client half.")] = None,
     server: Annotated[str | None, typer.Option(metavar="HOST:PORT", help=_SERVER_HELP)] = None,
     name: Annotated[str | None, typer.Option(help="Which of the server's bundles.", show_default="the fitting one")] = None,
+    fold_norms: Annotated[FoldNorms, typer.Option(help=_WHICH_FOLD_HELP)] = FoldNorms.auto,
     system: Annotated[str, typer.Option(help="Instructions for the model.")] = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 512,
     temperature: Annotated[
@@ -438,7 +444,7 @@ def chat(
 
     run(
         ChatRequest(
-            choice=_choice(model, bundle, server, name, device, (token, tls, tls_ca, insecure)),
+            choice=_choice(model, bundle, server, name, fold_norms, device, (token, tls, tls_ca, insecure)),
             system=system,
             max_tokens=max_new_tokens,
             temperature=temperature,
@@ -453,11 +459,13 @@ def _choice(
     bundle: Path | None,
     server: str | None,
     name: str | None,
+    fold_norms: FoldNorms,
     device: Device,
     access: tuple[str | None, bool, Path | None, bool],
 ) -> Any:
     if model is not None and (bundle is not None or server is not None):
         raise ValueError("--bundle and --server have their own model; leave out --model")
+    _check_fold_norms(fold_norms, server, bundle)
     from veil.commands.served import ModelChoice
 
     return ModelChoice(
@@ -466,6 +474,7 @@ def _choice(
         device=device.value,
         server=None if server is None else _address(server, *access),
         server_bundle=name,
+        fold_norms=fold_norms.value,
     )
 
 

@@ -17,6 +17,7 @@ from veil.cli import app
 from veil.client.connection import Address
 from veil.client.link import measure_link
 from veil.client.remote import RemoteTransport
+from veil.commands.served import ModelChoice, opened
 from veil.errors import BundleError
 from veil.model.modules import select_modules
 from veil.params import Params
@@ -114,6 +115,24 @@ def test_the_bundle_that_suits_the_distance_is_fetched(
         address = Address(target=f"127.0.0.1:{server.port}", insecure=True)
         path = cached(address, name=None, fold_norms=choice)
         assert len(json.loads((path / "bundle.json").read_text())["manifest"]) == groups
+
+
+@pytest.mark.parametrize(("choice", "name"), [("on", "folded"), ("off", "llama")])
+def test_gateway_and_chat_fetch_what_was_chosen(
+    choice: str, name: str, folded: Any, llama: Any, serve: Any, cache: Path
+) -> None:
+    with serve(llama, folded, offer=True) as server:
+        address = Address(target=f"127.0.0.1:{server.port}", insecure=True)
+        with opened(ModelChoice(server=address, fold_norms=choice)) as served:
+            assert (served.name, served.hybrid.is_folded) == (name, choice == "on")
+
+
+@pytest.mark.parametrize("command", [("generate", "w3"), ("chat",), ("gateway",)])
+def test_folding_is_chosen_where_a_half_is_fetched(command: tuple[str, ...], llama: Any) -> None:
+    for options in ((), ("--bundle", str(llama.path)), ("--bundle", str(llama.path), "--server", "127.0.0.1:1")):
+        found = CliRunner().invoke(app, [*command, *options, "--fold-norms", "on"])
+        assert found.exit_code == 2
+        assert "'veil compile'" in found.stderr
 
 
 def test_a_choice_that_is_not_offered_is_an_error(llama: Any, serve: Any, cache: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from veil.client.session import Ahead
 from veil.commands.costs import Costs, Meter
-from veil.commands.models import compiled
+from veil.commands.models import compiled, connected
 from veil.commands.stream import AnswerStreamer
 from veil.commands.terminal import Reporter, error_console
 from veil.errors import ModelSourceError
@@ -85,7 +85,7 @@ def run(request: Request, *, as_json: bool) -> None:
 
 def _prepare(request: Request, progress: Progress) -> _Ready:
     if request.server is not None:
-        return _connect(request, request.server)
+        return _connect(request, request.server, progress)
     place = "cuda" if kernels_for(request.device).name == "cuda" else "cpu"  # no GPU is told of before the long work
     if request.mode == "torch" and request.bundle is not None:
         raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or --model")
@@ -110,18 +110,14 @@ def _prepare(request: Request, progress: Progress) -> _Ready:
     return _Ready(model=model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin)
 
 
-def _connect(request: Request, server: Address) -> _Ready:
-    from veil.commands.pull import cached
-
-    folder = request.bundle or cached(server, name=request.server_bundle, fold_norms=request.fold_norms)
-    hybrid = HybridFHEModel.connect(
-        server.target,
-        folder,
-        token=server.token,
-        tls=server.tls,
-        insecure=server.insecure,
+def _connect(request: Request, server: Address, progress: Progress) -> _Ready:
+    hybrid, folder = connected(
+        server,
+        bundle=request.bundle,
         name=request.server_bundle,
+        fold_norms=request.fold_norms,
         ahead=Ahead(tokens=0, prompt_rows=0),
+        progress=progress,
     )
     origin = f"{server.target}, bundle {folder}"
     tokenizer, inputs = _encode(request, hybrid.model, hybrid.tokenizer, origin)

@@ -1,9 +1,13 @@
-"""From a loaded model to a compiled one."""
+"""The hybrid models that commands run: compiled here, or with the other half on a server."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
 
+from veil.client.session import Ahead
 from veil.model.experts import ExpertLeak
 from veil.model.gguf import Progress
 from veil.model.hybrid import HybridFHEModel
@@ -11,6 +15,9 @@ from veil.model.modules import select_modules
 from veil.model.quiet import quiet
 from veil.model.sample import sample_tokens
 from veil.model.sources import Source
+
+if TYPE_CHECKING:
+    from veil.client.connection import Address
 
 _SAMPLE_TOKENS = 8
 
@@ -41,3 +48,29 @@ def compiled(
             sample, n_bits=bits, use_dynamic_quantization=True, device=device, progress=progress, fold_norms=fold_norms
         )
     return hybrid
+
+
+def connected(
+    server: Address,
+    *,
+    bundle: Path | None,
+    name: str | None,
+    fold_norms: str,
+    ahead: Ahead,
+    progress: Progress,
+) -> tuple[HybridFHEModel, Path]:
+    """A model in mode ``remote``, and the folder of its client half: ``bundle``, or what the server offers, cached.
+
+    ``name`` chooses among the server's bundles, ``fold_norms`` (on, off, auto by the distance) among the halves of one
+    model that it offers. `BundleError` where none or several fit, and what `HybridFHEModel.connect` raises.
+    """
+    from veil.commands.pull import cached
+
+    folder = bundle or cached(server, name=name, fold_norms=fold_norms)
+    stage = f"connecting to {server.target}"
+    progress(stage, 0, 1)
+    hybrid = HybridFHEModel.connect(
+        server.target, folder, token=server.token, tls=server.tls, insecure=server.insecure, name=name, ahead=ahead
+    )
+    progress(stage, 1, 1)
+    return hybrid, folder

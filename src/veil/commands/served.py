@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from veil.client.session import Ahead
-from veil.commands.models import compiled
+from veil.commands.models import compiled, connected
 from veil.commands.terminal import Reporter
 from veil.gateway.served import ServedModel
 from veil.kernels.backend import kernels_for
@@ -30,6 +30,7 @@ class ModelChoice:
     device: str = "auto"
     server: Address | None = None
     server_bundle: str | None = None
+    fold_norms: str = "auto"
 
 
 @contextmanager
@@ -60,20 +61,14 @@ def _open(choice: ModelChoice, progress: Progress) -> ServedModel:
 
 
 def _connect(choice: ModelChoice, server: Address, progress: Progress) -> ServedModel:
-    from veil.commands.pull import cached
-
-    folder = choice.bundle or cached(server, name=choice.server_bundle)
-    progress(f"connecting to {server.target}", 0, 1)
-    hybrid = HybridFHEModel.connect(
-        server.target,
-        folder,
-        token=server.token,
-        tls=server.tls,
-        insecure=server.insecure,
+    hybrid, folder = connected(
+        server,
+        bundle=choice.bundle,
         name=choice.server_bundle,
+        fold_norms=choice.fold_norms,
         ahead=Ahead(),
+        progress=progress,
     )
-    progress(f"connecting to {server.target}", 1, 1)
     name = choice.server_bundle or (_name_there(folder, server) if choice.bundle is None else _name_of(folder))
     return ServedModel(name, hybrid, hybrid.tokenizer, server.target)
 
