@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from veil.bench import machine, run
+from veil.bench import machine, report, run
 from veil.bench.record import Record
 from veil.bench.subjects import Loaded
 from veil.errors import DeviceUnavailable
@@ -107,3 +107,17 @@ def test_what_cannot_be_measured_is_refused_first(new_model: Callable[[str], Any
         run.measure(run.Request(prompt_rows=100, new_tokens=40), nothing, loaded)
     with pytest.raises(DeviceUnavailable):
         run.measure(run.Request(device="cuda"), nothing, loaded)
+
+
+@pytest.mark.gpu
+def test_both_halves_and_plaintext_are_measured_on_the_card(new_model: Callable[[str], Any]) -> None:
+    request = run.Request(
+        device="cuda", prompt_rows=PROMPT_ROWS, new_tokens=4, repeats=2, plaintext=True, rows=(1, 4), params=Params.default()
+    )
+    made = run.measure(request, lambda stage, done, total: None, Loaded("tiny", "a test", new_model("llama")))
+    assert made.machine.accelerator and made.settings.device == "cuda" and made.token_s.plaintext is not None
+    assert [phase.name for phase in made.phases if phase.moment == "online"] == ["whole pass"]
+    assert all(phase.token.median_s > 0 for phase in made.phases)
+    assert made.link == () and made.token_s.total > made.token_s.online > 0
+    assert len(report.tables(made)) == 3
+    assert made.memory.highest_bytes > made.memory.server_arrays_bytes > 0

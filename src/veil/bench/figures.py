@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from veil.bench.link import Link, token_seconds
-from veil.bench.phases import PHASES
+from veil.bench.phases import CARD_PHASES, PHASES
 from veil.bench.record import Record
 from veil.bench.series import WidthSeries, predicted
 from veil.errors import VeilError
@@ -31,6 +31,7 @@ _COLOURS = {
     "transport": "#bdbdbd",
     "client decrypt": "#3182bd",
     "client layers": "#08519c",
+    "whole pass": "#31a354",
 }
 _PLAIN, _PEER, _TOTAL, _ONLINE = "#555555", "#999999", "#e6550d", "#31a354"
 
@@ -80,7 +81,7 @@ def phases(records: Sequence[Record]) -> Figure:
         axes.invert_yaxis()
         axes.set_title(_title(record), fontsize=10, loc="left")
     panels[-1].set_xlabel("milliseconds a token (hatched: ahead of time, before the token is known)")
-    _legend_of_phases(figure)
+    _legend_of_phases(figure, records)
     return figure
 
 
@@ -229,12 +230,15 @@ def _title(record: Record) -> str:
     return record.model.name + ("" if ratio is None else f": {ratio:.2f} × plaintext")
 
 
-def _legend_of_phases(figure: Figure) -> None:
+def _legend_of_phases(figure: Figure, records: Sequence[Record]) -> None:
     from matplotlib.patches import Patch
+
+    shown = {phase.name for record in records for phase in record.phases}
 
     handles = [
         Patch(facecolor=_COLOURS[name], edgecolor="white", hatch="///" if moment == "ahead" else None, label=name)
-        for name, (moment, _) in PHASES.items()
+        for name, (moment, _) in (PHASES | CARD_PHASES).items()
+        if name in shown
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
 

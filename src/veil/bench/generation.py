@@ -37,15 +37,17 @@ class Times:
 
 
 def random_prompt(model: Any, rows: int, seed: int = 0) -> torch.Tensor:
-    """Token ids [1, rows]: speed does not depend on the text."""
+    """Token ids [1, rows], where the model is: speed does not depend on the text."""
     vocabulary = int(model.config.get_text_config().vocab_size)
-    return torch.randint(1, vocabulary, (1, rows), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(1, vocabulary, (1, rows), generator=torch.Generator().manual_seed(seed)).to(model.device)
 
 
-def generate(model: Any, prompt: torch.Tensor, new_tokens: int, on_token: Callable[[], None] = lambda: None) -> Times:
+def generate(
+    model: Any, prompt: torch.Tensor, new_tokens: int, on_token: Callable[[], None] = lambda: None, **settings: Any
+) -> Times:
     """Greedy generation of one token and ``new_tokens`` after it, whatever they are.
 
-    ``on_token`` is called as soon as the prompt is taken, then after every token.
+    ``on_token`` is called as soon as the prompt is taken, then after every token. ``settings`` go to ``generate``.
     """
     clock = Clock(on_token)
     with quiet(), torch.no_grad():
@@ -58,6 +60,7 @@ def generate(model: Any, prompt: torch.Tensor, new_tokens: int, on_token: Callab
             num_beams=1,
             pad_token_id=0,
             streamer=clock,
+            **settings,
         )
     steps = [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
     return Times(steps[0], tuple(steps[1:]))

@@ -12,7 +12,7 @@ import torch
 from veil.bench.generation import Times, generate, random_prompt
 from veil.bench.machine import ReadProbe
 from veil.bench.record import Phase, RowsCost, Timing
-from veil.bench.sides import Sides
+from veil.bench.sides import STATIC_CACHE, Sides
 from veil.bench.subjects import Progress
 from veil.bench.watch import Spent, Watch
 
@@ -35,6 +35,9 @@ the network) does to a mask beside the arithmetic. *transport*: everything betwe
 that is not a kernel: Python, packing, copies, the network. *client layers*: every layer that is not remote.
 """
 
+CARD_PHASES = {name: where for name, where in PHASES.items() if where[0] == "ahead"} | {"whole pass": ("online", "both")}
+"""The phases of both halves on one card, where a token's pass is one graph that is not taken apart."""
+
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 PROBE_BYTES = 1 << 28
 
@@ -56,7 +59,8 @@ class Samples:
     def phases(self) -> tuple[Phase, ...]:
         """The phases' timings; in two processes the server's product is known a generation at a time."""
         found = []
-        for name, (moment, side) in PHASES.items():
+        known = CARD_PHASES if "whole pass" in self.online_parts[0] else PHASES
+        for name, (moment, side) in known.items():
             parts = self.ahead_parts if moment == "ahead" else self.online_parts
             found.append(Phase(name=name, moment=moment, side=side, token=Timing.of([part[name] for part in parts])))
         return tuple(found)
@@ -79,11 +83,12 @@ class Meter:
         self.new_tokens = new_tokens
         self._epoch = sides.hybrid.params.masks_per_epoch
         self._probe = None if sides.device == "cuda" else ReadProbe(PROBE_BYTES)
+        self._settings = STATIC_CACHE if sides.on_card else {}
 
     def generations(self, repeats: int, progress: Progress) -> Samples:
         """Some generations with every mask made ahead, after a short one that warms caches."""
         samples = Samples()
-        generate(self.hybrid.model, random_prompt(self.hybrid.model, 2), 2)
+        generate(self.hybrid.model, random_prompt(self.hybrid.model, 2), 2, **self._settings)
         with self.sides.watch() as watch:
             for repeat in range(repeats):
                 progress("encrypted generation", repeat, repeats)
@@ -119,7 +124,7 @@ class Meter:
                     ids = random_prompt(self.hybrid.model, rows, seed=rows)
                     start = time.perf_counter()
                     with torch.no_grad():
-                        self.hybrid.model(ids, logits_to_keep=1, use_cache=False)
+                        self.hybrid.model(ids, logits_to_keep=1, use_cache=False).logits[0, -1, 0].item()  # it is done
                     through[rows].append((time.perf_counter() - start) / rows)
         progress("rows at once", repeats, repeats)
         key_s = max(0.0, _median(keys) - _median(made[1])) / self._epoch
@@ -159,10 +164,13 @@ class Meter:
             if len(parts) <= 2:  # what the server spends from now on, it spends on tokens after the first
                 self.sides.server_spent()
 
-        times = generate(self.hybrid.model, self.prompt, self.new_tokens, on_token)
+        times = generate(self.hybrid.model, self.prompt, self.new_tokens, on_token, **self._settings)
         samples.prompt_s.append(times.prompt_s / self.prompt.shape[1])
-        product = self.sides.server_spent()["online product"].seconds / self.new_tokens if self.sides.server else None
         samples.online += times.tokens_s
+        if self.sides.on_card:
+            samples.online_parts += [{"whole pass": seconds} for seconds in times.tokens_s]
+            return
+        product = self.sides.server_spent()["online product"].seconds / self.new_tokens if self.sides.server else None
         samples.online_parts += _token_parts(times, parts[2:], product)
 
     def _bandwidth(self) -> float:

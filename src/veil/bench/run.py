@@ -74,6 +74,8 @@ def measure(request: Request, progress: Progress, loaded: Loaded | None = None) 
     device = kernels_for(request.device).name
     python = peer.require(install=request.install_peer, progress=progress) if request.peer else None
     loaded = loaded or subjects.load(request.model, progress)
+    if device == "cuda" and request.mode == "execute":
+        loaded.model.to("cuda")
     rows = request.prompt_rows + request.new_tokens + 1
     if loaded.most_rows is not None and rows > loaded.most_rows:
         raise ValueError(
@@ -113,7 +115,7 @@ def _encrypted(sides: Sides, loaded: Loaded, request: Request, this: Machine, pr
     memory = _memory(sides, request, subject.remote_weights, building_bytes)
     by_rows, passes = meter.by_rows(request.rows, request.repeats, progress)
     sizes = _bytes(sides, request, manifest.total_inputs + manifest.total_slots)
-    links = _links(sides, request.links, Timing.of(samples.online).median_s, sizes, progress)
+    links = () if sides.on_card else _links(sides, request.links, Timing.of(samples.online).median_s, sizes, progress)
     this = machine.better(this, machine.describe(sides.device))
     online, ahead = Timing.of(samples.online), Timing.of(samples.ahead)
     token = TokenSeconds(total=online.median_s + ahead.median_s, online=online.median_s)
@@ -205,6 +207,15 @@ def _memory(sides: Sides, request: Request, weights: int, building_bytes: int) -
     hybrid = sides.hybrid
     masks = request.prompt_rows + request.new_tokens + 1
     arrays = hybrid.hint_bytes + weights + masks * 4 * hybrid.manifest.total_slots
+    if sides.on_card:
+        here = torch.cuda.max_memory_allocated()
+        return Memory(
+            separate_processes=False,
+            server_bytes=arrays,
+            client_bytes=max(0, here - arrays),
+            server_arrays_bytes=arrays,
+            highest_bytes=here,
+        )
     here = machine.resident_peak_bytes()
     server = sides.server.memory_bytes if sides.server else arrays
     return Memory(

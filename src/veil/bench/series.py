@@ -78,6 +78,7 @@ class Quantities:
             "transport": self.calls,
             "client decrypt": self.outputs,
             "client layers": self.inputs,
+            "whole pass": self.weights,
         }[phase]
 
 

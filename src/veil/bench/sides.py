@@ -14,7 +14,7 @@ from typing import Any
 from veil.bench.generation import random_prompt
 from veil.bench.served import ServerProcess
 from veil.bench.subjects import Loaded, Progress, release_floats
-from veil.bench.watch import Spent, Watch, kernel_targets, synchronizing
+from veil.bench.watch import AHEAD, Spent, Watch, kernel_targets, synchronizing
 from veil.client.session import Ahead
 from veil.kernels.backend import kernels_for
 from veil.model.hybrid import HybridFHEModel
@@ -27,25 +27,42 @@ from veil.server.engine import Engine
 MODES = ("execute", "remote")
 
 
+STATIC_CACHE: dict[str, Any] = {"cache_implementation": "static", "disable_compile": True}
+"""What makes one CUDA graph of a token's pass: a key-value cache of fixed size, without torch's own compiler."""
+
+
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """A model whose remote layers are encrypted, the class of its transport, and the server's process if it has one."""
+    """A model whose remote layers are encrypted, the class of its transport, and the server's process if it has one.
+
+    ``on_card``: both halves and the layers between them are on one card, where a token's pass is one graph.
+    """
 
     hybrid: HybridFHEModel
     transport: type[Any]
     server: ServerProcess | None
     device: str
+    on_card: bool = False
 
     def watch(self) -> Watch:
-        """Watches remote layers, kernels, and calls to the other side: ``remote layers``, phases, ``other side``."""
+        """Watches remote layers, kernels, and calls to the other side: ``remote layers``, phases, ``other side``.
+
+        On a card only what makes masks: nothing may wait inside a pass that is recorded.
+        """
+        if self.on_card:
+            ahead = [target for target in kernel_targets(kernels_for("cuda")) if target[2] in AHEAD]
+            return Watch([*ahead, *self._uploads()], synchronizing(kernels_for("cuda")))
         targets: list[tuple[Any, str, str]] = [(RemoteLayer, "forward", "remote layers")]
-        targets += [(self.transport, name, "other side") for name in ("prepare", "load_epoch")]
+        targets += self._uploads()
         targets += [(self.transport, "evaluate", "round trip")]
         client, server = kernels_for("cpu"), kernels_for(self.device)
         targets += kernel_targets(client)
         if server is not client and self.server is None:
             targets += kernel_targets(server)
         return Watch(targets, synchronizing(server) if self.server is None else None)
+
+    def _uploads(self) -> list[tuple[Any, str, str]]:
+        return [(self.transport, name, "other side") for name in ("prepare", "load_epoch")]
 
     def server_spent(self) -> Mapping[str, Spent]:
         """What the server's process spent since the last call; nothing in one process, where the watch sees all."""
@@ -63,7 +80,8 @@ def opened(
 ) -> Iterator[Sides]:
     """Compile a model, which loses its float layers, and set both sides up; a `ValueError` for another mode.
 
-    With a server's process the model here is dropped: the client reads its half of the bundle like any other.
+    A model on a card stays there, with both halves. With a server's process the model here is dropped: the client reads its
+    half of the bundle like any other.
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
@@ -76,7 +94,8 @@ def opened(
     if mode == "execute":
         hybrid.set_fhe_mode("execute")
         try:
-            yield Sides(hybrid, Engine, None, device)
+            together = next(hybrid.model.parameters()).is_cuda
+            yield _on_card(hybrid) if together else Sides(hybrid, Engine, None, device)
         finally:
             hybrid.close()
         return
@@ -88,6 +107,12 @@ def opened(
         loaded.model = None
         gc.collect()
         yield from _remote(path, device)
+
+
+def _on_card(hybrid: HybridFHEModel) -> Sides:
+    from veil.server.device_engine import DeviceEngine
+
+    return Sides(hybrid, DeviceEngine, None, "cuda", on_card=True)
 
 
 def _remote(path: Path, device: str) -> Iterator[Sides]:

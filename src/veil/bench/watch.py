@@ -22,6 +22,9 @@ KERNELS = {
 }
 """Kernels by the phase that their time belongs to."""
 
+AHEAD = frozenset({"expand", "hint product", "combine"})
+"""The phases that make masks."""
+
 
 class Spent(NamedTuple):
     """Seconds inside a label's functions, and how often they were called."""
