@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 sys.path.insert(0, str(Path(__file__).parent))
+from processes import Listening
 from proxy import Proxy
 
 from veil.client.session import Ahead
@@ -221,3 +223,17 @@ def proxy_to() -> Iterator[Callable[..., Proxy]]:
     yield make
     for proxy in made:
         proxy.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Listening]]:
+    """Starts `veil` commands that listen: ``start("serve", half, "--port", "0")``."""
+    made: list[Listening] = []
+
+    def one(*arguments: str | Path) -> Listening:
+        made.append(Listening(*arguments))
+        return made[-1]
+
+    yield one
+    for process in made:
+        process.end(signal.SIGKILL)

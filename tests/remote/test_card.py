@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_processes import RUN, environment, serve_process  # noqa: F401, a fixture
+from processes import veil as run
 
 pytestmark = pytest.mark.gpu
 
@@ -20,23 +19,18 @@ OPTIONS = ("--raw", "--max-new-tokens", "4", "--json")
 
 
 def veil(*arguments: str | Path) -> Any:
-    command = [sys.executable, "-c", RUN, *map(str, arguments)]
-    run = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    return run
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
-def test_a_card_answers_as_the_processor_does(
-    llama_folder: Path,
-    serve_process: Any,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_a_card_answers_as_the_processor_does(llama_folder: Path, start: Any, tmp_path: Path) -> None:
     on_card = veil("generate", PROMPT, "--model", llama_folder, "--device", "cuda", *OPTIONS)
     assert "on the card for weights and hint of" in on_card.stderr
     text = json.loads(on_card.stdout)["text"]
     assert json.loads(veil("generate", PROMPT, "--model", llama_folder, "--device", "cpu", *OPTIONS).stdout)["text"] == text
     veil("compile", llama_folder, tmp_path / "bundle")
-    server = serve_process(tmp_path / "bundle" / "server", "--device", "cuda")
+    server = start("serve", tmp_path / "bundle" / "server", "--device", "cuda", "--port", "0")
     options = ("--server", f"127.0.0.1:{server.port}", "--bundle", tmp_path / "bundle" / "client")
     assert json.loads(veil("generate", PROMPT, *options, *OPTIONS).stdout)["text"] == text
     assert json.loads(veil("generate", PROMPT, "--bundle", tmp_path / "bundle", *OPTIONS).stdout)["text"] == text

@@ -5,19 +5,13 @@ from __future__ import annotations
 import base64
 import os
 import re
-import signal
 import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-SOURCE = Path(__file__).parents[2] / "src"
-RUN = "from veil.cli import main; main()"
 PROMPT = "w31 w17 w44 w6 w52 w23 w38 w9"
 CLIENT = """
 import sys, openai
@@ -27,44 +21,6 @@ with openai.OpenAI(base_url=sys.argv[1], api_key=sys.argv[2], max_retries=0) as 
     stream = client.chat.completions.create(model="llama", messages=messages, stream=True, **options)
     print("".join(chunk.choices[0].delta.content or "" for chunk in stream))
 """
-
-
-class Started:
-    """A veil process that listens; ``port`` is what it says."""
-
-    def __init__(self, *arguments: str | Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(SOURCE), "NO_COLOR": "1"}
-        command = [sys.executable, "-c", RUN, *map(str, arguments)]
-        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        self.lines: list[str] = []
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            found = re.search(r"(?:listening on |at http://)\S*?:(\d+)", line)
-            if found:
-                self.port = int(found[1])
-                return
-        raise AssertionError("".join(self.lines))
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        _, rest = self.process.communicate(timeout=40)
-        self.lines += rest.splitlines(keepends=True)
-        return self.process.returncode
-
-
-@pytest.fixture
-def start() -> Iterator[Any]:
-    made: list[Started] = []
-
-    def one(*arguments: str | Path) -> Started:
-        made.append(Started(*arguments))
-        return made[-1]
-
-    yield one
-    for process in made:
-        process.end(signal.SIGKILL)
 
 
 def forms(text: str, ids: list[int]) -> dict[str, bytes]:
@@ -116,17 +72,8 @@ def test_the_server_receives_no_prompt_in_any_form(llama: Any, tiny_tokenizer: A
         return frame
 
     to_server.harm = record
-    gateway = start(
-        "gateway",
-        "--server",
-        f"127.0.0.1:{to_server.port}",
-        "--bundle",
-        llama.path / "client",
-        "--port",
-        "0",
-        "--api-key",
-        "k",
-    )
+    options = ("--server", f"127.0.0.1:{to_server.port}", "--bundle", llama.path / "client", "--api-key", "k")
+    gateway = start("gateway", *options, "--port", "0")
     client = subprocess.run(
         [sys.executable, "-c", CLIENT, f"http://127.0.0.1:{gateway.port}/v1", "k", PROMPT],
         capture_output=True,

@@ -3,83 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import signal
-import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-SOURCE = Path(__file__).parents[2] / "src"
-RUN = "import sys; from veil.cli import main; main()"
+sys.path.insert(0, str(Path(__file__).parent))
+from processes import veil
+
 PROMPT = "w23 w6 w7"
-WATCHED = ("veil.random", "veil.crypto.secret", "veil.crypto.mask", "veil.client", "transformers", "tokenizers", "torch")
-SERVE = f"""
-import atexit, json, sys
-atexit.register(lambda: print("modules", json.dumps([m for m in sys.modules if m in {WATCHED!r}]), file=sys.stderr))
-{RUN}
-"""
 
 
-def environment(**changes: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(SOURCE), "NO_COLOR": "1", **changes}
-
-
-class ServeProcess:
-    """A `veil serve` that listens."""
-
-    def __init__(self, *arguments: str | Path, port: int = 0) -> None:
-        command = [sys.executable, "-c", SERVE, "serve", *map(str, arguments), "--port", str(port)]
-        self.process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
-        self.lines: list[str] = []
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            found = re.match(r"veil: listening on \S+:(\d+)", line)
-            if found:
-                self.port = int(found[1])
-                return
-        raise AssertionError("".join(self.lines))
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        _, rest = self.process.communicate(timeout=40)
-        self.lines += rest.splitlines(keepends=True)
-        return self.process.returncode
-
-
-@pytest.fixture
-def serve_process() -> Iterator[Callable[..., ServeProcess]]:
-    made: list[ServeProcess] = []
-
-    def start(*arguments: str | Path, port: int = 0) -> ServeProcess:
-        made.append(ServeProcess(*arguments, port=port))
-        return made[-1]
-
-    yield start
-    for process in made:
-        process.end(signal.SIGKILL)
-
-
-def veil(*arguments: str | Path, **changes: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", RUN, *map(str, arguments)]
-    return subprocess.run(command, env=environment(**changes), capture_output=True, text=True, timeout=300)
-
-
-def test_two_processes_answer_as_one_does(llama: Any, serve_process: Any, tmp_path: Path) -> None:
+def test_two_processes_answer_as_one_does(llama: Any, start: Any, tmp_path: Path) -> None:
     alone = veil("generate", PROMPT, "--bundle", llama.path, "--max-new-tokens", "4", "--json")
     assert alone.returncode == 0, alone.stderr
-    server = serve_process(llama.path / "server", "--offer", llama.path / "client", "--metrics-port", "0")
+    half = llama.path / "server"
+    server = start("serve", half, "--offer", llama.path / "client", "--port", "0", "--metrics-port", "0")
     target = f"127.0.0.1:{server.port}"
     refused = veil("pull", target, tmp_path / "half")
     assert refused.returncode == 2 and "protect nothing" in refused.stderr.splitlines()[-1]
@@ -103,8 +48,8 @@ def test_two_processes_answer_as_one_does(llama: Any, serve_process: Any, tmp_pa
     assert {"opened", "prepared", "evaluated", "closed", "stopped"} <= {entry["event"] for entry in events}
 
 
-def test_a_killed_server_is_survived(llama: Any, serve_process: Any, generated: Any, expected: list[int]) -> None:
-    first = serve_process(llama.path / "server")
+def test_a_killed_server_is_survived(llama: Any, start: Any, generated: Any, expected: list[int]) -> None:
+    first = start("serve", llama.path / "server", "--port", "0")
     remote = llama.connect(first.port)
     calls, original = [0], remote._remote._transport.evaluate
 
@@ -112,7 +57,7 @@ def test_a_killed_server_is_survived(llama: Any, serve_process: Any, generated: 
         calls[0] += 1
         if calls[0] == 15:
             first.end(signal.SIGKILL)
-            serve_process(llama.path / "server", port=first.port)
+            start("serve", llama.path / "server", "--port", str(first.port))
         reply: bytes = original(*arguments)
         return reply
 
@@ -174,11 +119,12 @@ def test_health_and_metrics(llama: Any, serve: Any, generated: Any, free_port: i
             raise AssertionError("the row lane's stream was not counted")
 
 
-def test_smollm2_answers_over_the_network(serve_process: Any, tmp_path: Path) -> None:
+def test_smollm2_answers_over_the_network(start: Any, tmp_path: Path) -> None:
     """The built-in model, default parameters: compile, serve, fetch, generate; two processes and the Paris prompt."""
     made = veil("compile", "smollm2", tmp_path / "bundle")
     assert made.returncode == 0, made.stderr
-    server = serve_process(tmp_path / "bundle" / "server", "--offer", tmp_path / "bundle" / "client")
+    bundle = tmp_path / "bundle"
+    server = start("serve", bundle / "server", "--offer", bundle / "client", "--port", "0")
     result = veil(
         "generate", "Name the capital of France.", "--server", f"127.0.0.1:{server.port}", "--max-new-tokens", "12",
         "--json", XDG_CACHE_HOME=str(tmp_path / "cache"),
