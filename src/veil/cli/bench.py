@@ -1,0 +1,123 @@
+"""`veil bench`: its options and help; `veil.commands.bench` does the work."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from veil.cli.options import ComputeDevice, Device, FoldNorms
+
+
+class BenchMode(str, Enum):
+    """Where `veil bench` runs the server."""
+
+    execute = "execute"
+    remote = "remote"
+
+
+class BenchPeer(str, Enum):
+    """Systems that `veil bench` compares with."""
+
+    concrete_ml = "concrete-ml"
+
+
+class BenchFigure(str, Enum):
+    """Figures that `veil bench` draws."""
+
+    phases = "phases"
+    bytes = "bytes"
+    rows = "rows"
+    links = "links"
+    widths = "widths"
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="`smollm2` (built in), `gpt2` or `llama-1b` (their shapes with random weights: speed does not depend on "
+            "values), or a FOLDER or FILE.gguf."
+        ),
+    ] = "smollm2",
+    device: ComputeDevice = Device.cpu,
+    mode: Annotated[
+        BenchMode,
+        typer.Option(help="`execute`: client and server in one process; `remote`: the server in another, over loopback."),
+    ] = BenchMode.execute,
+    prompt_rows: Annotated[int, typer.Option(min=1, help="Rows of the prompt.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens measured in each generation.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Generations of each kind.")] = 3,
+    plaintext: Annotated[
+        bool, typer.Option("--plaintext", help="Measure the float32 model with the same prompt in the same run.")
+    ] = False,
+    peer: Annotated[
+        BenchPeer | None, typer.Option(help="Measure this system on the same layer shapes; minutes to a quarter of an hour.")
+    ] = None,
+    install_peer: Annotated[
+        bool,
+        typer.Option("--install-peer", help="Let this command install the peer into a virtual environment of its own."),
+    ] = False,
+    fold_norms: Annotated[
+        FoldNorms, typer.Option(help="Fold norms into the weights, as `veil compile` does: half the round trips.")
+    ] = FoldNorms.off,
+    widths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="D,D,...",
+            help="Instead of --model, a Llama of four layers at each of these hidden sizes, such as 512,1024,2048,4096.",
+        ),
+    ] = None,
+    from_: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="RECORD", help="Measure nothing; show and draw this record. May be repeated."),
+    ] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the record; `-` prints it.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png|.svg", help="Draw a figure (needs matplotlib).")] = None,
+    figure: Annotated[
+        BenchFigure | None,
+        typer.Option(
+            help="Which: a token's `phases`; `bytes` a token; seconds a row by `rows` at once; a token over `links`, "
+            "or by `widths`.",
+            show_default="phases, or widths",
+        ),
+    ] = None,
+) -> None:
+    """Measure what encryption costs on this machine: plaintext, veil and a peer in one run.
+
+    A token's time is split into phases, ahead of time and online; each step is compared with the memory bandwidth and
+    multiply-add peak that are measured in the same run. A table says what network links make of it: a token makes one
+    round trip for each group of layers, so at 20 ms those are what people wait for.
+
+    The record has `token_s` with `total`, `online`, `plaintext`, `peer`; `ratio` with `plaintext_total`,
+    `plaintext_online`, `peer` (how many times faster than it), `floor` (total over the time that reading what must be
+    read takes); `bytes_per_token` with `total` and its parts; phases, limits, memory, links, machine, commit, versions.
+
+    Nothing else should run meanwhile. `gpt2` takes about two minutes, its peer two more.
+    """
+    from veil.bench.run import Request
+    from veil.commands import bench
+
+    bench.bench(
+        bench.BenchRequest(
+            run=Request(
+                model=model,
+                mode=mode.value,
+                device=device.value,
+                prompt_rows=prompt_rows,
+                new_tokens=new_tokens,
+                repeats=repeats,
+                plaintext=plaintext,
+                peer=peer is not None,
+                install_peer=install_peer,
+                fold_norms=fold_norms.value,
+            ),
+            widths=bench.parse_widths(widths),
+            records=tuple(from_ or ()),
+            figure=figure.value if figure else None,
+            json=as_json,
+            plot=plot,
+        )
+    )

@@ -1,0 +1,63 @@
+"""`veil chat`: its options and help; `veil.commands.chat` does the work."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from veil.cli.options import (
+    Bundle,
+    ComputeDevice,
+    Device,
+    FoldNorms,
+    Insecure,
+    OtherModel,
+    Server,
+    ServerBundle,
+    Tls,
+    TlsCa,
+    Token,
+    WhichFold,
+    model_choice,
+)
+
+
+def command(
+    model: OtherModel = None,
+    bundle: Bundle = None,
+    server: Server = None,
+    name: ServerBundle = None,
+    fold_norms: WhichFold = FoldNorms.auto,
+    system: Annotated[str, typer.Option(help="Instructions for the model.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 512,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=2.0, help="0 takes the likeliest token every time; higher is more varied.")
+    ] = 0.3,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Sample among the likeliest tokens of this total probability.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.", show_default="random")] = None,
+    device: ComputeDevice = Device.auto,
+    token: Token = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    insecure: Insecure = False,
+) -> None:
+    """Talk to a model in the terminal; masks are made while you type.
+
+    Enter sends, Alt+Enter starts a line, Ctrl-C stops an answer, Ctrl-D leaves; `/reset`, `/retry`, `/stats`, `/help`.
+    History lives in memory only. Without a terminal each line of standard input is a message and gets its answer.
+    """
+    from veil.commands.chat import ChatRequest, run
+
+    run(
+        ChatRequest(
+            choice=model_choice(model, bundle, server, name, fold_norms, device, (token, tls, tls_ca, insecure)),
+            system=system,
+            max_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+    )

@@ -1,0 +1,67 @@
+"""`veil compile`: its options and help; `veil.commands.compile` does the work."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from veil.cli.options import AsJson, Bits, FoldNorms, Model, Modules
+
+
+class Task(str, Enum):
+    """What a model is loaded for."""
+
+    auto = "auto"
+    embed = "embed"
+
+
+class ExpertLeak(str, Enum):
+    """What a mixture of experts tells the server of its routing."""
+
+    none = "none"
+    reveal = "reveal"
+
+
+def command(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="The folder to make; it must not exist, or be empty.")],
+    bits: Bits = 8,
+    modules: Modules = "linear",
+    fold_norms: Annotated[
+        FoldNorms,
+        typer.Option(
+            help="Fold norms into the weights: half the round trips, about twice the weights. `auto` folds what the model "
+            "allows, `on` fails with a reason if something cannot be folded."
+        ),
+    ] = FoldNorms.auto,
+    task: Annotated[
+        Task, typer.Option(help="`auto` takes the class that the checkpoint names, `embed` the model without a head.")
+    ] = Task.auto,
+    expert_leak: Annotated[
+        ExpertLeak,
+        typer.Option(
+            help="For mixtures of experts: `none` evaluates every expert for every row; `reveal` only the routed ones, "
+            "which shows the server which they are."
+        ),
+    ] = ExpertLeak.none,
+    as_json: AsJson = False,
+) -> None:
+    """Split a model into a bundle: `OUT/client` for you, `OUT/server` for the machine that computes.
+
+    The server's folder holds the integer weights of the remote layers and a public seed; the client's everything else.
+    """
+    from veil.commands.compile import run
+
+    run(
+        model,
+        out,
+        bits=bits,
+        modules=modules,
+        fold_norms=fold_norms.value,
+        task=task.value,
+        expert_leak=expert_leak.value,
+        as_json=as_json,
+    )

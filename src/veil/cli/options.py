@@ -1,0 +1,128 @@
+"""Options that several commands have, and what they make together."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from veil.client.connection import Address
+    from veil.commands.served import ModelChoice
+
+
+class Device(str, Enum):
+    """Where veil computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class FoldNorms(str, Enum):
+    """Whether layers on both sides of a norm share a round trip."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
+MODEL_HELP = (
+    "The model: `smollm2` (built in), a FOLDER in Hugging Face layout, a FILE.gguf, or a HUB-ID such as "
+    "`openai-community/gpt2`."
+)
+MODULES_HELP = (
+    "Which layers are remote: `linear` (every linear layer, the head included), `linear+embedding` (the token "
+    "embedding too), or a regular expression that matches whole module names."
+)
+BITS_HELP = "Bits of the remote layers' weights."
+
+Model = Annotated[str, typer.Argument(help=MODEL_HELP)]
+OtherModel = Annotated[str | None, typer.Option("--model", help=MODEL_HELP, show_default="smollm2")]
+Modules = Annotated[str, typer.Option(help=MODULES_HELP)]
+Bits = Annotated[int, typer.Option(min=2, max=8, help=BITS_HELP)]
+Bundle = Annotated[Path | None, typer.Option(help="A folder made by `veil compile`, or its client half.")]
+ComputeDevice = Annotated[
+    Device,
+    typer.Option(
+        help="Where it computes, both halves and the layers between them; `auto` takes a GPU if veil can use one. With "
+        "--server the client's half stays on the processor."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+
+# A server elsewhere ---------------------------------------------------------------------------------------------------
+
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT", help="Use the server there, with --bundle's client half or the one that the server offers."
+    ),
+]
+ServerBundle = Annotated[str | None, typer.Option(help="Which of the server's bundles.", show_default="the fitting one")]
+WhichFold = Annotated[
+    FoldNorms,
+    typer.Option(
+        help="Which of a server's bundles of one model to fetch: `on` the one with folded norms (half the round trips), "
+        "`off` the other, `auto` what the distance to the server makes faster."
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        envvar="VEIL_TOKEN",
+        help="The bearer token, if the server wants one; the environment variable keeps it out of the process list.",
+    ),
+]
+Tls = Annotated[bool, typer.Option("--tls", help="Use TLS, with the certificates that the system trusts.")]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(help="Use TLS, with this PEM file of the authority that signed the server's certificate."),
+]
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure",
+        help="Let a token go to another machine without TLS, and take parameters without security from the server.",
+    ),
+]
+
+
+def address(server: str, token: str | None, tls: bool, tls_ca: Path | None, insecure: bool) -> Address:
+    """Where a server is and how it is reached; `ValueError` for options that do not fit."""
+    from veil.client.connection import Address
+
+    return Address(target=server, token=token, tls=tls_ca or tls, insecure=insecure)
+
+
+def check_fold_norms(fold_norms: FoldNorms, server: str | None, bundle: Path | None) -> None:
+    """`ValueError` unless a half is fetched that can be chosen."""
+    if fold_norms is not FoldNorms.auto and (server is None or bundle is not None):
+        raise ValueError("--fold-norms chooses what to fetch from a --server; a model is folded by 'veil compile'")
+
+
+def model_choice(
+    model: str | None,
+    bundle: Path | None,
+    server: str | None,
+    name: str | None,
+    fold_norms: FoldNorms,
+    device: Device,
+    access: tuple[str | None, bool, Path | None, bool],
+) -> ModelChoice:
+    """Which model answers, of those that `veil gateway` and `veil chat` can have."""
+    if model is not None and (bundle is not None or server is not None):
+        raise ValueError("--bundle and --server have their own model; leave out --model")
+    check_fold_norms(fold_norms, server, bundle)
+    from veil.commands.served import ModelChoice
+
+    return ModelChoice(
+        model=model or "smollm2",
+        bundle=bundle,
+        device=device.value,
+        server=None if server is None else address(server, *access),
+        server_bundle=name,
+        fold_norms=fold_norms.value,
+    )

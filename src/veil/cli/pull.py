@@ -1,0 +1,26 @@
+"""`veil pull`: its options and help; `veil.commands.pull` does the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from veil.cli.options import AsJson, Insecure, Tls, TlsCa, Token, address
+
+
+def command(
+    server: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The server.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make; it must not exist.")],
+    name: Annotated[str | None, typer.Option(help="Which of the server's bundles.", show_default="the only one")] = None,
+    token: Token = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch the client half of a bundle, check its digests and show them."""
+    from veil.commands.pull import run
+
+    run(address(server, token, tls, tls_ca, insecure), out, name=name, as_json=as_json)

@@ -1,0 +1,63 @@
+"""`veil serve`: its options and help; `veil.commands.serve` does the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from veil.cli.options import Device
+
+
+def command(
+    bundles: Annotated[list[str], typer.Argument(metavar="BUNDLE/server...", help="Server halves, as PATH or NAME=PATH.")],
+    offer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="BUNDLE/client", help="A client half for `veil pull`, as PATH or NAME=PATH; may be repeated."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8471,
+    device: Annotated[Device, typer.Option(help="Where it computes; `auto` takes a GPU if veil can use one.")] = Device.auto,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of the certificate chain.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="File of accepted tokens' SHA-256 digests, one a line; `veil token` makes them.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen on an address that others reach without TLS or tokens.")
+    ] = False,
+    rows_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="The port for rows, which saves gRPC's time; 0 for none.", show_default="port + 1"
+        ),
+    ] = None,
+    max_sessions: Annotated[int, typer.Option(min=1, help="The most sessions at once.")] = 64,
+    memory_gib: Annotated[float, typer.Option(min=0.01, help="Memory for the sessions' keys and masks.")] = 4.0,
+    metrics_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Answer Prometheus on this port.")] = None,
+) -> None:
+    """Compute the remote layers of bundles for clients that keep their keys.
+
+    It reads the server halves and sees ciphertexts only. SIGTERM lets running calls finish, for 30 seconds at most. One
+    JSON object a line is logged to standard error.
+    """
+    from veil.commands.serve import ServeRequest, run
+
+    run(
+        ServeRequest(
+            bundles=bundles,
+            offers=offer or [],
+            host=host,
+            port=port,
+            rows_port=rows_port,
+            device=device.value,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tokens=tokens,
+            insecure=insecure,
+            max_sessions=max_sessions,
+            memory_gib=memory_gib,
+            metrics_port=metrics_port,
+        )
+    )

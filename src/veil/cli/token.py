@@ -1,0 +1,14 @@
+"""`veil token`: its help; `veil.server.tokens` does the work."""
+
+from __future__ import annotations
+
+import typer
+
+
+def command() -> None:
+    """Make a token: itself on standard output, the line for the server's file on standard error."""
+    from veil.server.tokens import digest_of, fresh_token
+
+    made = fresh_token()
+    typer.echo(made)
+    typer.echo(f"for the server's --tokens file: {digest_of(made)}", err=True)
