@@ -32,7 +32,7 @@ def command(
     host: Annotated[
         str, typer.Option(help="The address to listen on; one that others reach needs --api-key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8472,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8470,
     api_key: Annotated[
         str | None, typer.Option(envvar="VEIL_API_KEY", help="The key that clients must send; the page asks for it.")
     ] = None,
@@ -50,8 +50,8 @@ def command(
 ) -> None:
     """Answer the OpenAI API and a chat page on this machine; the model may be on another that sees ciphertexts only.
 
-    Programs that speak the OpenAI API use `http://127.0.0.1:8472/v1` as their base URL and any API key; people open
-    `http://127.0.0.1:8472`. Keys, tokenizer and sampling stay in this process. Prompts and answers are not logged.
+    Programs that speak the OpenAI API use `http://127.0.0.1:8470/v1` as their base URL and any API key; people open
+    `http://127.0.0.1:8470`. Keys, tokenizer and sampling stay in this process. Prompts and answers are not logged.
     """
     from veil.commands.gateway import GatewayRequest, run
     from veil.gateway.app import Settings
