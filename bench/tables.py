@@ -207,6 +207,21 @@ def gpu(results: Path) -> Rows:
     return rows
 
 
+def card(results: Path) -> Rows:
+    """`veil bench --device cuda`: both halves and plaintext on one card."""
+    records = [record.read(results / f"card-{name}.json", Record) for name in ("gpt2", "llama-1b")]
+    lines: list[tuple[str, Callable[[Record], str]]] = [
+        ("plaintext float32 `generate`, a token", lambda r: _ms(r.token_s.plaintext)),
+        ("encrypted, a token, everything", lambda r: f"**{_ms(r.token_s.total)}**"),
+        ("of which its mask, ahead of time", lambda r: _ms(r.token_s.total - r.token_s.online)),
+        ("of which the pass", lambda r: _ms(r.token_s.online)),
+        ("everything / plaintext", lambda r: f"**{_times(r.ratio.plaintext_total)}**"),
+        ("a row of a 64-row prompt, mask included", lambda r: _ms(r.prompt.row_s)),
+        ("memory on the card, at most", lambda r: _gb(r.memory.highest_bytes)),
+    ]
+    return [["", *(NAMES[r.model.name] for r in records)], *([name, *map(show, records)] for name, show in lines)]
+
+
 def remote(results: Path) -> Rows:
     """SmolLM2 over the network beside one process, with folded norms and without."""
     found = [_load(results / name) for name in ("remote-smollm2.json", "remote-smollm2-unfolded.json")]
@@ -248,6 +263,7 @@ TABLES: dict[str, Callable[[Path], Rows]] = {
     "widths": widths,
     "quality": quality,
     "gpu": gpu,
+    "card": card,
     "remote": remote,
 }
 

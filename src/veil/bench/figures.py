@@ -11,6 +11,7 @@ import numpy as np
 from veil.bench.link import Link, token_seconds
 from veil.bench.phases import CARD_PHASES, PHASES
 from veil.bench.record import Record
+from veil.bench.report import milliseconds
 from veil.bench.series import WidthSeries, predicted
 from veil.errors import VeilError
 
@@ -71,11 +72,11 @@ def phases(records: Sequence[Record]) -> Figure:
             hatch = "///" if phase.moment == "ahead" else None
             axes.barh("veil", width, left=left, color=_COLOURS[phase.name], hatch=hatch, edgecolor="white", linewidth=0.6)
             left += width
-        axes.annotate(f" {left:.0f} ms", (left, 0), va="center", fontsize=9)
+        axes.annotate(f" {milliseconds(left / 1e3)}", (left, 0), va="center", fontsize=9)
         if record.token_s.plaintext is not None:
             clear = record.token_s.plaintext * 1e3
             axes.barh("plaintext", clear, color=_PLAIN)
-            axes.annotate(f" {clear:.0f} ms", (clear, 1), va="center", fontsize=9)
+            axes.annotate(f" {milliseconds(clear / 1e3)}", (clear, 1), va="center", fontsize=9)
             left = max(left, clear)
         axes.set_xlim(0, left * 1.12)
         axes.invert_yaxis()
