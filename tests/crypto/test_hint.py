@@ -261,3 +261,25 @@ def test_the_cpu_and_the_reference_build_one_hint() -> None:
         for hint, kernels in ((left, cpu), (right, reference))
     ]
     np.testing.assert_array_equal(*shares)
+
+
+def test_segments_are_prepared_alone_and_together() -> None:
+    """Each segment's shares are the same whatever else is asked for, with a segment of no rows between two others."""
+    params, draw = SETS["64-64"], np.random.default_rng(11)
+    sizes = {"body": 70, "none": 0, "head": 64, "tail": 3}
+    rows = {n: [HintRows(i, draw.integers(-127, 128, (c, 64), np.int8))] for i, (n, c) in enumerate(sizes.items())}
+    hint, tables = Hint.build(params, SEED, rows, cpu)
+    assert {name: table.shape[1] for name, table in tables.items()} == {"body": 128, "none": 0, "head": 64, "tail": 64}
+    alone = {name: Hint.build(params, SEED, {name: part}, cpu) for name, part in rows.items()}
+    key = OuterKey(params, cpu, SecretRng.insecure_for_tests(1))
+    keys = prepare_keys(key.galois_keys(public.key_halves(SEED, params)), params, cpu)
+    secret = np.ones(params.n, np.int8)
+    masks = [MaskHalf(m, key.encrypt_mask(m, public.mask_half(SEED, params, m), secret), keys) for m in range(2)]
+    for names in (["body"], ["head"], ["none"], ["tail", "body"], ["head", "body"], ["tail", "head"], list(sizes)):
+        made = hint.prepare(masks, names)
+        assert set(made) == set(names)
+        for name in names:
+            own, table = alone[name]
+            np.testing.assert_array_equal(made[name], own.prepare(masks, [name])[name])
+            np.testing.assert_array_equal(tables[name], table[name])
+            assert made[name].shape == (2, sizes[name])

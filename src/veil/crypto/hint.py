@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.crypto import public
+from veil.kernels.memory import aligned
 from veil.kernels.ring import Ring, ring_of
 from veil.params import Params
 from veil.seed import PublicSeed
@@ -37,11 +38,13 @@ class HintRows:
     weights: I8
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Segment:
+    """Slots of a segment, and its blocks among those of all segments."""
+
     slots: int
-    hint: U32  # Ĥ [2, N, blocks·G, I]
-    digits: U32  # combination digits [M, blocks, G-1, 2, 3, N]
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,21 @@ class MaskHalf:
 
 
 class Hint:
-    """Ĥ and the stored ``a`` side of some segments; `prepare` makes the shares h of a batch of masks."""
+    """Ĥ and the stored ``a`` side of all segments, one after the other; `prepare` makes the shares h of a batch of masks.
 
-    def __init__(self, params: Params, kernels: ModuleType, digits: U32, segments: dict[str, _Segment]) -> None:
+    ``hint`` is [2, N, blocks·G, I], ``digits`` those of the expansion [M, I-1, 2, 3, N] and ``rotations`` those of the
+    combination [M, blocks, G-1, 2, 3, N].
+    """
+
+    def __init__(
+        self, params: Params, kernels: ModuleType, hint: U32, digits: U32, rotations: U32, segments: dict[str, _Segment]
+    ) -> None:
         self._params = params
         self._ring = ring_of(params)
         self._kernels = kernels
+        self._hint = hint
         self._digits = digits
+        self._rotations = rotations
         self._segments = segments
 
     @classmethod
@@ -90,34 +101,32 @@ class Hint:
         """
         ring = ring_of(params)
         report = progress or (lambda stage, done, total: None)
-        hints = {name: _build_hint(params, seed, rows, kernels, ring, name, report) for name, rows in segments.items()}
+        places, blocks = _places(params, segments)
+        hint = aligned((2, params.N, blocks * params.fold, params.leaves), np.uint32)
+        for name, rows in segments.items():
+            own = hint[:, :, places[name].first * params.fold : places[name].last * params.fold]
+            _fill_hint(own, params, seed, rows, kernels, ring, name, report)
         keys = prepare_keys(public.key_halves(seed, params), params, kernels)
         count = params.masks_per_epoch
-        digits = np.empty((count, params.leaves - 1, 2, 3, params.N), dtype=np.uint32)
+        digits = aligned((count, params.leaves - 1, 2, 3, params.N), np.uint32)
         leaves = np.empty((count, params.leaves, 2, params.N), dtype=np.uint32)
+        rotations = aligned((count, blocks, params.fold - 1, 2, 3, params.N), np.uint32)
+        table = np.empty((count, blocks * params.N), dtype=np.uint32)
         for m in range(count):
             report("public side of the masks", m, count)
             digits[m], leaves[m] = kernels.expand_a(public.mask_half(seed, params, m), keys.expansion, ring)
-        built, tables = {}, {}
-        for name, rows in segments.items():
-            slots = sum(len(part.weights) for part in rows)
-            blocks = params.blocks(slots)
-            combination = np.empty((count, blocks, params.fold - 1, 2, 3, params.N), dtype=np.uint32)
-            tables[name] = np.empty((count, blocks * params.N), dtype=np.uint32)
-            products = kernels.product(hints[name], leaves.transpose(2, 3, 0, 1), ring)
-            for m in range(count):
-                report(f"public side of the {name}", m, count)
-                combination[m], tables[name][m] = kernels.combine_a(
-                    products[m], keys.combination, params.spec.public_mask_bits, ring
-                )
-            built[name] = _Segment(slots, hints[name], combination)
-        report("public side of the masks", count, count)
-        return cls(params, kernels, digits, built), tables
+        products = kernels.product(hint, leaves.transpose(2, 3, 0, 1), ring)
+        for m in range(count):
+            report("public side of the outputs", m, count)
+            rotations[m], table[m] = kernels.combine_a(products[m], keys.combination, params.spec.public_mask_bits, ring)
+        report("public side of the outputs", count, count)
+        tables = {name: table[:, p.first * params.N : p.last * params.N].copy() for name, p in places.items()}
+        return cls(params, kernels, hint, digits, rotations, places), tables
 
     @property
     def nbytes(self) -> int:
         """Bytes that the hint holds."""
-        return self._digits.nbytes + sum(s.hint.nbytes + s.digits.nbytes for s in self._segments.values())
+        return self._hint.nbytes + self._digits.nbytes + self._rotations.nbytes
 
     def slots(self, segment: str) -> int:
         """Slots of a segment."""
@@ -131,14 +140,43 @@ class Hint:
         digits = [self._digits[mask.index] for mask in masks]
         leaves = self._kernels.expand_b(halves, digits, [mask.keys.expansion for mask in masks], self._ring)
         shares = {}
-        for name in segments:
-            segment = self._segments[name]
-            products = self._kernels.product(segment.hint, leaves, self._ring)
-            rotations = [segment.digits[mask.index] for mask in masks]
-            keys = [mask.keys.combination for mask in masks]
-            whole = self._kernels.combine_b(products, rotations, keys, SHARE_BITS, self._ring)
-            shares[name] = whole[:, : segment.slots]
+        for first, last, names in _runs({name: self._segments[name] for name in segments}):
+            whole = self._combined(leaves, masks, first, last)
+            for name in names:
+                start = (self._segments[name].first - first) * self._params.N
+                shares[name] = whole[:, start : start + self._segments[name].slots]
         return shares
+
+    def _combined(self, leaves: U32, masks: Sequence[MaskHalf], first: int, last: int) -> U32:
+        """The shares [T, (last - first)·N] of blocks that follow each other."""
+        fold = self._params.fold
+        products = self._kernels.product(self._hint[:, :, first * fold : last * fold], leaves, self._ring)
+        rotations = [self._rotations[mask.index, first:last] for mask in masks]
+        keys = [mask.keys.combination for mask in masks]
+        combined: U32 = self._kernels.combine_b(products, rotations, keys, SHARE_BITS, self._ring)
+        return combined
+
+
+def _places(params: Params, segments: dict[str, list[HintRows]]) -> tuple[dict[str, _Segment], int]:
+    """Where each segment's blocks are, and how many there are in all."""
+    places: dict[str, _Segment] = {}
+    blocks = 0
+    for name, rows in segments.items():
+        slots = sum(len(part.weights) for part in rows)
+        places[name] = _Segment(slots, blocks, blocks + params.blocks(slots))
+        blocks = places[name].last
+    return places, blocks
+
+
+def _runs(places: dict[str, _Segment]) -> list[tuple[int, int, list[str]]]:
+    """First and last block of segments that follow each other, with their names: as few runs as there can be."""
+    runs: list[tuple[int, int, list[str]]] = []
+    for name, place in sorted(places.items(), key=lambda item: (item[1].first, item[1].last)):
+        if runs and runs[-1][1] == place.first:
+            runs[-1] = (runs[-1][0], place.last, [*runs[-1][2], name])
+        else:
+            runs.append((place.first, place.last, [name]))
+    return runs
 
 
 def prepare_keys(halves: U32, params: Params, kernels: ModuleType) -> PreparedKeys:
@@ -156,7 +194,8 @@ def hint_bytes(params: Params, slots: Sequence[int]) -> int:
     return blocks * params.n * 2 * polynomial + expansion + combination
 
 
-def _build_hint(
+def _fill_hint(
+    hint: U32,
     params: Params,
     seed: PublicSeed,
     rows: Sequence[HintRows],
@@ -164,14 +203,12 @@ def _build_hint(
     ring: Ring,
     name: str,
     report: Progress,
-) -> U32:
-    blocks = params.blocks(sum(len(part.weights) for part in rows))
-    out = np.empty((2, params.N, blocks * params.fold, params.leaves), dtype=np.uint32)
+) -> None:
+    blocks = hint.shape[2] // params.fold
     for block, matrix in enumerate(_hint_blocks(params, seed, rows, kernels, ring)):
         report(f"hint of the {name}", block, blocks)
-        out[:, :, block * params.fold : (block + 1) * params.fold] = kernels.outer_hint(matrix, ring)
+        hint[:, :, block * params.fold : (block + 1) * params.fold] = kernels.outer_hint(matrix, ring)
     report(f"hint of the {name}", blocks, blocks)
-    return out
 
 
 def _hint_blocks(

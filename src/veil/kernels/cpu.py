@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.kernels import cpu_hint, cpu_ntt, cpu_online, cpu_outer, cpu_tile
+from veil.kernels.memory import aligned, room
 from veil.kernels.reference import unmoved
 from veil.kernels.ring import Ring
 from veil.kernels.tables import NttTable
@@ -123,7 +124,7 @@ def intt(values: U32, table: NttTable) -> U32:
 
 def load_keys(keys: U32, ring: Ring) -> U32:
     """Key halves [..., 3, N] in Montgomery form."""
-    out = np.empty_like(keys)
+    out = aligned(keys.shape, np.uint32)
     cpu_outer.to_montgomery(keys.reshape(-1, 3, ring.N), out.reshape(-1, 3, ring.N), constants(ring))
     return out
 
@@ -146,7 +147,7 @@ def expand_b(b: U32, digits: list[U32], keys: list[U32], ring: Ring) -> U32:
 
 def _leaves(masks: int, ring: Ring) -> U32:
     """Room for leaves [T, I, 2·N and a line]: steps of a power of two between leaves would share a few sets of the cache."""
-    return np.empty((masks, ring.leaves, 2 * ring.N + cpu_outer.LINE), dtype=np.uint32)
+    return room((masks, ring.leaves, 2 * ring.N + cpu_outer.LINE), np.uint32)
 
 
 def _by_point(leaves: U32, ring: Ring) -> U32:
@@ -155,16 +156,18 @@ def _by_point(leaves: U32, ring: Ring) -> U32:
 
 
 def product(hint: U32, leaves: U32, ring: Ring) -> U32:
-    """See `reference.product`; quickest for leaves as `expand_b` returns them."""
+    """See `reference.product`; quickest for leaves as `expand_b` returns them. ``hint`` may be some rows of a larger one."""
     rows = hint.shape[2]
     if 0 < rows < cpu_tile.ROWS:
         return np.ascontiguousarray(product(np.repeat(hint, cpu_tile.ROWS, axis=2), leaves, ring)[:, :: cpu_tile.ROWS])
-    out = np.empty((leaves.shape[2], rows, 2, ring.N), dtype=np.uint32)
+    out = room((leaves.shape[2], rows, 2, ring.N), np.uint32)
     if out.size:
+        if hint.strides[2:] != (4 * ring.leaves, 4):
+            hint = np.ascontiguousarray(hint)
         if leaves.strides[:2] != (4 * ring.N, 4) or leaves.strides[3] % (8 * ring.N) == 0:
             leaves, given = _by_point(_leaves(leaves.shape[2], ring), ring), leaves
             leaves[:] = given
-        cpu_outer.product(hint, leaves.transpose(2, 3, 0, 1), out, constants(ring))
+        cpu_outer.product(hint.transpose(0, 1, 3, 2), leaves.transpose(2, 3, 0, 1), out, constants(ring))
     return out
 
 

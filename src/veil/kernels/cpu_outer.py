@@ -10,7 +10,7 @@ from numba import njit, prange
 
 from veil.kernels.cpu_ntt import forward, inverse
 from veil.kernels.cpu_pointwise import add_key_product, centre, scale, subtract_scale, tree_step
-from veil.kernels.cpu_tile import dots, gather_lines, transpose
+from veil.kernels.cpu_tile import ROWS, dots, gather_lines, transpose
 from veil.kernels.cpu_vector import lanes
 
 LINE = 16  # words of a cache line: transposed results are written a line at a time
@@ -137,12 +137,15 @@ def _write_lines(reduced, out, prime, first):  # type: ignore[no-untyped-def]
     """Residues [LINE, rows, W] of one line of points → out [T, rows, 2, N], a cache line at a time."""
     points, rows, width = reduced.shape
     masks, N = out.shape[0], out.shape[3]
-    if width == 1:
-        for r in range(rows):
-            for j in range(points):
-                out[0, r, prime, first + j] = reduced[j, r, 0]
-        return
     source, target = reduced.reshape(reduced.size), out.reshape(out.size)
+    if width == 1:
+        square = lanes() if rows >= lanes() else ROWS
+        for r in range(0, rows, square):
+            row = min(r, rows - square)
+            for j in range(0, points, square):
+                place = (row * 2 + prime) * N + first + j
+                transpose(source, j * rows + row, rows, square, target, place, 2 * N, square, square)
+        return
     for r in range(rows):
         for j in range(0, points, width):
             place = (r * 2 + prime) * N + first + j
@@ -151,9 +154,12 @@ def _write_lines(reduced, out, prime, first):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, parallel=True, nogil=True)
 def product(hint, leaves, out, k):  # type: ignore[no-untyped-def]
-    """Ĥ product: hint [2, N, rows, I], rows ≥ ROWS, leaves [T, I, 2, N] with its last axes contiguous → out."""
+    """Ĥ product: hint [2, N, I, rows], rows ≥ ROWS, leaves [T, I, 2, N] with its last axes contiguous → out.
+
+    In memory each point's rows of Ĥ stand one after the other; a view of one type for all rows and for some.
+    """
     lines = hint.shape[1] // LINE
-    rows, count, masks = hint.shape[2], hint.shape[3], leaves.shape[0]
+    rows, count, masks = hint.shape[3], hint.shape[2], leaves.shape[0]
     most = min(lanes(), count)
     for job in prange(2 * lines):
         prime, first = job // lines, job % lines * LINE
@@ -166,7 +172,7 @@ def product(hint, leaves, out, k):  # type: ignore[no-untyped-def]
             reduced = np.empty((LINE, rows, width), np.uint32)
             _interleave(leaves[start : start + part], prime, first, tiles)
             for j in range(LINE):
-                dots(hint[prime, first + j], tiles[j], sums)
+                dots(hint[prime, first + j].T, tiles[j], sums)
                 reduce_sums(reduced[j].ravel(), sums.ravel(), p, pn, square)
             _write_lines(reduced, out[start : start + part], prime, first)
 

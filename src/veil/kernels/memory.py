@@ -1,0 +1,57 @@
+"""Arrays that begin at a cache line, and large ones whose memory is used again.
+
+NumPy aligns to 16 bytes, so that every vector of 64 bytes lies in two cache lines; the Ĥ product of 16 masks took a fifth
+longer. And the system clears memory before it gives it: for the leaves and products of 16 masks, 5 to 10 ms a batch.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+LINE_BYTES = 64
+_KEPT = 2
+"""Rooms that wait for their next use: the leaves and the products of one batch."""
+
+_lock = threading.Lock()
+_free: list[NDArray[np.uint8]] = []
+
+
+def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """An array like `np.empty` that begins at a cache line."""
+    return _placed(np.empty(_bytes(shape, dtype) + LINE_BYTES, dtype=np.uint8), shape, dtype)
+
+
+def room(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """`aligned`, in memory that an earlier room left when the last array in it went away. Thread safe."""
+    needed = _bytes(shape, dtype) + LINE_BYTES
+    with _lock:
+        fitting = [place for place, block in enumerate(_free) if block.size >= needed]
+        block = _free.pop(min(fitting, key=lambda place: _free[place].size)) if fitting else None
+        if block is None and len(_free) == _KEPT:
+            _free.pop(0)
+    if block is None:
+        block = np.empty(needed, dtype=np.uint8)
+    whole = np.frombuffer(block.data, dtype=np.uint8)  # views keep it alive, because its base is no array
+    weakref.finalize(whole, _leave, block).atexit = False
+    return _placed(whole, shape, dtype)
+
+
+def _leave(block: NDArray[np.uint8]) -> None:
+    with _lock:
+        _free.append(block)
+        del _free[:-_KEPT]
+
+
+def _placed(block: NDArray[np.uint8], shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    start = -block.ctypes.data % LINE_BYTES
+    return block[start : start + _bytes(shape, dtype)].view(dtype).reshape(shape)
+
+
+def _bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize

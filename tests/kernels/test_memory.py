@@ -1,0 +1,50 @@
+"""Arrays begin at cache lines; a room's memory is used again when nothing looks at it any more, and not before."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from veil.kernels.memory import LINE_BYTES, aligned, room
+
+
+@pytest.mark.parametrize("make", [aligned, room])
+@pytest.mark.parametrize("dtype", [np.uint32, np.int8, np.uint64])
+@pytest.mark.parametrize("shape", [(3, 5, 7), (1,), (4096, 16)])
+def test_arrays_begin_at_a_line(make: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    made = make(shape, dtype)
+    assert (made.shape, made.dtype, made.ctypes.data % LINE_BYTES) == (shape, dtype, 0)
+    assert made.flags.c_contiguous
+    assert made.flags.writeable
+    assert make((0, 4), dtype).shape == (0, 4)
+
+
+def test_a_room_is_used_again_only_when_no_view_is_left() -> None:
+    first = room((1000, 1000), np.uint32)
+    place = first.ctypes.data
+    view = first[10:, ::2].reshape(-1)[5:]
+    kept = first[500, :10]
+    kept[:] = 7
+    del first, view
+    other = room((1000, 1000), np.uint32)
+    other[:] = 9
+    assert other.ctypes.data != place
+    assert (kept == 7).all()
+    del kept
+    assert room((900, 1000), np.uint32).ctypes.data == place
+
+
+def test_threads_never_share_a_room() -> None:
+    def fill(number: int) -> bool:
+        good = True
+        for turn in range(50):
+            mine = room((1 + 997 * (turn % 3), 64), np.int64)
+            mine[:] = number * 100 + turn
+            good &= bool((mine == number * 100 + turn).all())
+        return good
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(fill, range(8)))
