@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from veil.kernels import cuda, reference
 from veil.kernels.ring import Ring, ring_of
-from veil.params import Params
+from veil.params import Params, packed_bytes
 
 INPUT_BITS, RESULT_BITS, SHARE_BITS = 24, 18, 32
 
@@ -421,7 +421,7 @@ def bench_client(bench: Bench, shapes: Shapes) -> None:
         x = torch.randn((1, width), device="cuda", generator=bench.generator)
         scale = torch.rand(count, device="cuda", generator=bench.generator)
         data = bench.words(1, 4 * -(-count * RESULT_BITS // 32)).view(torch.uint8)
-        data = data[:, : cuda.packed_bytes(count, RESULT_BITS)].contiguous()
+        data = data[:, : packed_bytes(count, RESULT_BITS)].contiguous()
         rows.append((x, bench.words(1, width), data, bench.words(1, count), scale, scale))
 
     def client() -> None:

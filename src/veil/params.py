@@ -195,12 +195,12 @@ class Params:
     @property
     def mask_bytes(self) -> int:
         """Bytes of the upload for one mask: one polynomial modulo Q."""
-        return sum(_packed_bytes(self.N, prime.bit_length()) for prime in self.outer_primes)
+        return sum(packed_bytes(self.N, prime.bit_length()) for prime in self.outer_primes)
 
     @property
     def epoch_key_bytes(self) -> int:
         """Bytes of the ``b`` halves of the Galois keys of one epoch."""
-        one = sum(_packed_bytes(self.N, prime.bit_length()) for prime in self.moduli)
+        one = sum(packed_bytes(self.N, prime.bit_length()) for prime in self.moduli)
         return len(self.automorphisms) * 2 * one
 
     def describe(self) -> list[tuple[str, str]]:
@@ -220,7 +220,8 @@ class Params:
         ]
 
 
-def _packed_bytes(count: int, bits: int) -> int:
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes of ``count`` words of ``bits`` each, packed without gaps."""
     return -(-count * bits // 8)
 
 

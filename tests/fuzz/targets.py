@@ -24,7 +24,7 @@ from veil.errors import VeilError
 from veil.kernels import cpu
 from veil.model import folder
 from veil.model.manifest import Group, Layer, Manifest
-from veil.params import Params
+from veil.params import Params, packed_bytes
 from veil.seed import PublicSeed
 from veil.server.engine import Engine, ServerModel
 from veil.server.metrics import Metrics
@@ -197,7 +197,7 @@ def evaluate(data: bytes) -> None:
             message.ClearField("check")
             reply = unseal(stream.answer(seal(message)), pb.EvaluateReply)
             group = MANIFEST.groups[message.group]
-            assert len(reply.rows) == len(message.masks) * codec.packed_bytes(group.rows, PARAMS.spec.result_bits)
+            assert len(reply.rows) == len(message.masks) * packed_bytes(group.rows, PARAMS.spec.result_bits)
 
     unless_refused(run)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from veil.kernels import cpu, reference
 from veil.kernels.ring import Ring, ring_of
-from veil.params import Params
+from veil.params import Params, packed_bytes
 from veil.random import GaussianTable
 
 SETS = {
@@ -281,7 +281,7 @@ def test_pack_and_unpack_of_every_width(bits: int, rng: np.random.Generator) -> 
 def test_unpack_undoes_pack(bits: int, seed: int, rows: int, count: int) -> None:
     values = np.random.default_rng(seed).integers(0, 2**bits, (rows, count), dtype=np.uint64).astype(np.uint32)
     data = cpu.pack(values, bits)
-    assert data.shape == (rows, cpu.packed_bytes(count, bits))
+    assert data.shape == (rows, packed_bytes(count, bits))
     same(cpu.unpack(data, count, bits), values)
 
 

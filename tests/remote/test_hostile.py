@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from veil.kernels import cpu
+from veil.params import packed_bytes
 from veil.server.store import Limits
 from veil.server.tokens import Tokens, digest_of
 from veil.wire import failures, methods
@@ -32,7 +32,7 @@ class Attack:
         self.ticket = ""
         self.session = self.open()
         self.width = self.manifest.groups[Q_GROUP].width
-        self.row_bytes = cpu.packed_bytes(self.width, self.params.spec.input_bits)
+        self.row_bytes = packed_bytes(self.width, self.params.spec.input_bits)
 
     def open(self) -> str:
         request = pb.OpenRequest(protocol=methods.PROTOCOL, bundle="llama", fingerprint=self.fingerprint)
@@ -169,7 +169,7 @@ ROWS: dict[str, tuple[str, Callable[[Attack], bytes], str]] = {
 
 def _head_rows(a: Attack) -> bytes:
     group = next(i for i, info in enumerate(a.manifest.groups) if info.segment == "head")
-    count = cpu.packed_bytes(a.manifest.groups[group].width, a.params.spec.input_bits)
+    count = packed_bytes(a.manifest.groups[group].width, a.params.spec.input_bits)
     return a.rows(group=group, rows=bytes(count))
 
 

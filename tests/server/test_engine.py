@@ -14,6 +14,7 @@ from veil.crypto import public
 from veil.crypto.secret import OuterKey, inner_secret
 from veil.errors import MaskReused, UnknownMask, UnknownSession, WireError
 from veil.kernels import cpu
+from veil.params import packed_bytes
 from veil.random import SecretRng
 from veil.wire import codec
 from veil.wire.messages import MaskUpload
@@ -63,7 +64,7 @@ class Client:
         self.engine.prepare(self.name, upload.epoch, upload.masks, upload.segments)
 
     def row_bytes(self, group: int) -> int:
-        return codec.packed_bytes(self.pair.manifest.groups[group].width, self.params.spec.input_bits)
+        return packed_bytes(self.pair.manifest.groups[group].width, self.params.spec.input_bits)
 
     def row(self, group: int, seed: int = 0) -> bytes:
         return np.random.default_rng(seed).bytes(self.row_bytes(group))
@@ -79,7 +80,7 @@ def client(pair: Any) -> Iterator[Client]:
     client.prepare(client.upload((0, 0), first=True))
     yield client
     reply = client.evaluate(0, [0], client.row(0))
-    assert len(reply) == codec.packed_bytes(51, client.params.spec.result_bits)
+    assert len(reply) == packed_bytes(51, client.params.spec.result_bits)
     client.key = client.new_key()
     client.prepare(client.upload((1000, 0), (1001, 1), epoch=1000, first=True))
     assert client.evaluate(2, [1000, 1001], client.row(2, 1) + client.row(2, 2))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from veil.errors import WireError
 from veil.kernels import cpu, reference
-from veil.params import Params
+from veil.params import Params, packed_bytes
 from veil.wire import codec
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "wire.json").read_text())
@@ -90,13 +90,13 @@ def test_a_coefficient_that_reaches_its_modulus_is_refused(prime: int, place: in
 @given(st.integers(0, 4), st.integers(1, 100), st.integers(1, 32), st.integers(-2, 2))
 @settings(derandomize=True, deadline=None, max_examples=60)
 def test_rows_are_cut_by_their_exact_length(rows: int, count: int, bits: int, more: int) -> None:
-    length = rows * codec.packed_bytes(count, bits)
+    length = rows * packed_bytes(count, bits)
     if more and length + more >= 0:
         with pytest.raises(WireError, match=f"expected {length}"):
             codec.rows_from(bytes(length + more), rows, count, bits)
     else:
-        assert codec.rows_from(bytes(length), rows, count, bits).shape == (rows, codec.packed_bytes(count, bits))
+        assert codec.rows_from(bytes(length), rows, count, bits).shape == (rows, packed_bytes(count, bits))
 
 
 def test_packed_bytes_round_up() -> None:
-    assert [codec.packed_bytes(count, 18) for count in (0, 1, 4, 5)] == [0, 3, 9, 12]
+    assert [packed_bytes(count, 18) for count in (0, 1, 4, 5)] == [0, 3, 9, 12]

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from veil.bench.record import Peer, PeerLayer
-from veil.bench.subjects import Progress
 from veil.errors import VeilError
 from veil.model.gguf import cache_folder
+from veil.progress import Progress
 
-NAME = "concrete-ml"
 PACKAGE = "concrete-ml-extensions"
 VERSION = "0.2.0"
 STEP = 2048

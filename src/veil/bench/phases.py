@@ -13,8 +13,8 @@ from veil.bench.generation import Times, generate, random_prompt
 from veil.bench.machine import ReadProbe
 from veil.bench.record import Phase, RowsCost, Timing
 from veil.bench.sides import STATIC_CACHE, Sides
-from veil.bench.subjects import Progress
 from veil.bench.watch import Spent, Watch
+from veil.progress import Progress
 
 PHASES = {
     "client masks": ("ahead", "client"),

@@ -27,9 +27,10 @@ from veil.bench.record import (
     TokenSeconds,
 )
 from veil.bench.sides import Sides, opened
-from veil.bench.subjects import Loaded, Progress
+from veil.bench.subjects import Loaded
 from veil.kernels.backend import kernels_for
 from veil.params import Params
+from veil.progress import Progress
 
 LINKS = (
     Link(rtt_s=0.001, bytes_per_s=125e6),

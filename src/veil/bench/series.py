@@ -14,7 +14,7 @@ from pathlib import Path
 
 from veil.bench import run, subjects
 from veil.bench.record import FORMAT, Machine, Phase, Ratio, Record, Settings, Subject, TokenSeconds
-from veil.bench.subjects import Progress
+from veil.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

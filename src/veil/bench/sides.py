@@ -13,7 +13,7 @@ from typing import Any
 
 from veil.bench.generation import random_prompt
 from veil.bench.served import ServerProcess
-from veil.bench.subjects import Loaded, Progress, release_floats
+from veil.bench.subjects import Loaded, release_floats
 from veil.bench.watch import AHEAD, Spent, Watch, kernel_targets, synchronizing
 from veil.client.session import Ahead
 from veil.kernels.backend import kernels_for
@@ -22,6 +22,7 @@ from veil.model.layers import RemoteLayer
 from veil.model.modules import select_modules
 from veil.model.quiet import quiet
 from veil.params import Params
+from veil.progress import Progress
 from veil.server.engine import Engine
 
 MODES = ("execute", "remote")

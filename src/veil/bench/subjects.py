@@ -14,8 +14,7 @@ from veil.bench.record import Subject
 from veil.model.layers import RemoteLayer, float_weight_shape, kind_of
 from veil.model.manifest import Manifest
 from veil.model.modules import find_modules, select_modules
-
-Progress = Callable[[str, int, int], None]
+from veil.progress import Progress
 
 SHAPES = {
     "gpt2": "the shapes of GPT-2 124M, random weights",

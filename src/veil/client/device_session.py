@@ -23,6 +23,7 @@ from veil.crypto.mask import ClientMask
 from veil.errors import NotFiniteActivation
 from veil.kernels import cuda
 from veil.model.quantize import target_norm
+from veil.params import packed_bytes
 from veil.random import SecretRng
 
 Tensor = torch.Tensor
@@ -88,7 +89,7 @@ class DeviceSession:
         self._pass: list[int] = []
         spec = model.params.spec
         self._row_bytes = [
-            (cuda.packed_bytes(info.width, spec.input_bits), cuda.packed_bytes(info.rows, spec.result_bits))
+            (packed_bytes(info.width, spec.input_bits), packed_bytes(info.rows, spec.result_bits))
             for info in model.manifest.groups
         ]
         device = scalings[0].scale.device

@@ -29,9 +29,6 @@ class _Line:
     def __len__(self) -> int:
         return len(self._masks)
 
-    def serves(self, group: int) -> bool:
-        return group in self._next
-
     def ready(self, group: int) -> int:
         if group not in self._next:
             return 0

@@ -10,9 +10,9 @@ from veil.client.factory import ClientModel
 from veil.client.stats import Stats
 from veil.client.stream import GrpcStream, LaneStream, RowStream
 from veil.errors import BundleError, CorruptMessage, ServerUnreachable, VeilError
+from veil.params import packed_bytes
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
-from veil.wire.codec import packed_bytes
 from veil.wire.envelope import seal
 from veil.wire.messages import MaskUpload
 from veil.wire.patience import Patience

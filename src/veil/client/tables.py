@@ -10,7 +10,7 @@ from veil.client.connection import Address, Connection
 from veil.errors import BundleError, ServerUnreachable
 from veil.model import folder
 from veil.model.bundle import MASKS
-from veil.params import Params
+from veil.params import Params, packed_bytes
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.patience import Patience
@@ -62,5 +62,5 @@ def _fetch(connection: Connection, bundle: str, target: Path, digest: str, most:
 
 def _most_bytes(params: Params, manifest: Any) -> int:
     bits = params.spec.public_mask_bits
-    each = sum(-(-params.blocks(slots) * params.N * bits // 8) for slots in manifest.segments.values())
+    each = sum(packed_bytes(params.blocks(slots) * params.N, bits) for slots in manifest.segments.values())
     return params.masks_per_epoch * each + _HEADER_BYTES

@@ -22,10 +22,10 @@ from veil.commands.stream import AnswerStreamer
 from veil.commands.terminal import Reporter, error_console
 from veil.errors import ModelSourceError
 from veil.kernels.backend import kernels_for
-from veil.model.gguf import Progress
 from veil.model.hybrid import HybridFHEModel
 from veil.model.quiet import quiet
 from veil.model.sources import load_model
+from veil.progress import Progress
 
 if TYPE_CHECKING:
     from veil.client.connection import Address

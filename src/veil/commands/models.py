@@ -9,12 +9,12 @@ import torch
 
 from veil.client.session import Ahead
 from veil.model.experts import ExpertLeak
-from veil.model.gguf import Progress
 from veil.model.hybrid import HybridFHEModel
 from veil.model.modules import select_modules
 from veil.model.quiet import quiet
 from veil.model.sample import sample_tokens
 from veil.model.sources import Source
+from veil.progress import Progress
 
 if TYPE_CHECKING:
     from veil.client.connection import Address

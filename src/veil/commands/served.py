@@ -13,9 +13,9 @@ from veil.commands.models import compiled, connected
 from veil.commands.terminal import Reporter
 from veil.gateway.served import ServedModel
 from veil.kernels.backend import kernels_for
-from veil.model.gguf import Progress
 from veil.model.hybrid import HybridFHEModel
 from veil.model.sources import load_model
+from veil.progress import Progress
 
 if TYPE_CHECKING:
     from veil.client.connection import Address

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from veil.crypto import public
-from veil.crypto.hint import SHARE_BITS, HintRows, MaskHalf, PreparedKeys, Progress, hint_bytes, prepare_keys
+from veil.crypto.hint import SHARE_BITS, HintRows, MaskHalf, PreparedKeys, hint_bytes, prepare_keys
 from veil.errors import DeviceUnavailable
 from veil.kernels import cuda
 from veil.kernels.ring import Ring, ring_of
 from veil.params import Params
+from veil.progress import Progress
 from veil.seed import PublicSeed
 
 U32 = NDArray[np.uint32]

@@ -8,7 +8,7 @@ and only the ``b`` side is done for a mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -20,11 +20,11 @@ from veil.crypto import public
 from veil.kernels.memory import aligned
 from veil.kernels.ring import Ring, ring_of
 from veil.params import Params
+from veil.progress import Progress
 from veil.seed import PublicSeed
 
 U32 = NDArray[np.uint32]
 I8 = NDArray[np.int8]
-Progress = Callable[[str, int, int], None]
 
 SHARE_BITS = 32
 """h is a share modulo 2^32."""

@@ -13,6 +13,7 @@ from veil.kernels.memory import aligned, room
 from veil.kernels.reference import unmoved
 from veil.kernels.ring import Ring
 from veil.kernels.tables import NttTable
+from veil.params import packed_bytes
 
 U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
@@ -243,11 +244,6 @@ def matmul(weights: I8, rows: U32) -> U32:
     if out.size:
         cpu_online.matmul(weights, rows.view(np.int32), out)
     return out
-
-
-def packed_bytes(count: int, bits: int) -> int:
-    """Bytes of a packed row."""
-    return -(-count * bits // 8)
 
 
 def pack(values: U32, bits: int) -> U8:

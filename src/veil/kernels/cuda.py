@@ -26,6 +26,7 @@ from veil.kernels import cuda_hint, cuda_ntt, cuda_online, cuda_outer
 from veil.kernels.cuda_ntt import Constants, warps
 from veil.kernels.ring import Ring
 from veil.kernels.tables import NttTable
+from veil.params import packed_bytes
 
 Tensor = torch.Tensor
 Store = Tensor | Sequence[Tensor]
@@ -338,11 +339,6 @@ def matmul(weights: Tensor, rows: Tensor) -> Tensor:
     block = 1024
     cuda_online.word_limbs[(-(-source.numel() // block),)](source, limbs, source.numel(), block)
     return cuda_online.multiply_limbs(weights, limbs, None, 0, 32)
-
-
-def packed_bytes(count: int, bits: int) -> int:
-    """Bytes of a packed row."""
-    return -(-count * bits // 8)
 
 
 def pack(values: Tensor, bits: int) -> Tensor:

@@ -10,8 +10,8 @@ import numpy as np
 from veil.kernels import cpu, cpu_online
 from veil.kernels.ring import Ring, ring_of
 from veil.params import Params
+from veil.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 STAGE = "compiling the CPU kernels, once on this machine"
 _log = logging.getLogger("veil")
 

@@ -27,7 +27,7 @@ from veil.model.manifest import Manifest
 from veil.model.modules import replace_modules
 from veil.model.router import FoldConstants, GroupConstants
 from veil.model.server_bundle import load_server, save_server
-from veil.params import Params
+from veil.params import Params, packed_bytes
 from veil.server.engine import ServerModel
 
 TENSORS = "tensors.safetensors"
@@ -175,7 +175,7 @@ def _load_tables(path: Path, params: Params, manifest: Manifest) -> dict[str, ND
     bits, tables = params.spec.public_mask_bits, {}
     for name, slots in manifest.segments.items():
         count = params.blocks(slots) * params.N
-        shape = (params.masks_per_epoch, -(-count * bits // 8))
+        shape = (params.masks_per_epoch, packed_bytes(count, bits))
         if packed[name].dtype != np.uint8 or packed[name].shape != shape:
             raise BundleError(f"{path / MASKS}: {name} is not uint8 of shape {shape}")
         tables[name] = cpu.unpack(packed[name], count, bits)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import platformdirs
@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from veil.errors import ModelSourceError
 from veil.model.quiet import quiet
+from veil.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 """Called with a stage in words, the steps done and the steps in all (0: unknown)."""
 
 _MAGIC = b"GGUF"

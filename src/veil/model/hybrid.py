@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from veil.model.pace import Pace
 from veil.model.residual import ResidualStream
 from veil.model.router import Router, clear_service, simulated_service
 from veil.params import Params
+from veil.progress import Progress
 from veil.random import SecretRng
 from veil.server.engine import Engine, ServerModel
 from veil.wire.patience import Patience
@@ -43,7 +44,6 @@ _ROW_S = 0.05
 """Seconds of a row, as believed before the first pass."""
 
 MODES = ("torch", "disable", "simulate", "execute", "remote")
-Progress = Callable[[str, int, int], None]
 
 
 class HybridFHEModel:
@@ -463,7 +463,7 @@ def _like(forward: Callable[..., Any], replacement: Callable[..., Any]) -> Calla
 
 
 @contextmanager
-def _one_torch_thread():  # type: ignore[no-untyped-def]
+def _one_torch_thread() -> Iterator[None]:
     """Keep torch's thread pool from spinning on the cores that the kernels use."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -15,8 +15,9 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from veil.errors import ModelSourceError
-from veil.model.gguf import Progress, converted_folder, one_line, require_complete
+from veil.model.gguf import converted_folder, one_line, require_complete
 from veil.model.quiet import quiet
+from veil.progress import Progress
 
 Task = Literal["auto", "embed"]
 

@@ -21,7 +21,6 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from veil.client.stats import Stats
 from veil.model.pace import Pace
 
-MOST_GUESSES = 16
 _LONGEST_MATCH = 3
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from veil.model.hybrid import HybridFHEModel
+from veil.params import packed_bytes
+from veil.progress import Progress
 from veil.report import measure
-from veil.report.measure import Fidelity, Progress
+from veil.report.measure import Fidelity
 
 COLUMNS = ("norms", "KL, nats", "perplexity", "round trips", "bytes up", "bytes down", "weights", "masks' memory, GiB")
 
@@ -56,8 +58,8 @@ def _variant(name: str, hybrid: HybridFHEModel, ids: torch.Tensor, progress: Pro
         name=name,
         fidelity=found[1],
         round_trips=len(manifest.groups),
-        up_online_bytes=sum(-(-width * spec.input_bits // 8) for width in manifest.widths),
-        down_online_bytes=sum(-(-group.rows * spec.result_bits // 8) for group in manifest.groups),
+        up_online_bytes=sum(packed_bytes(width, spec.input_bits) for width in manifest.widths),
+        down_online_bytes=sum(packed_bytes(group.rows, spec.result_bits) for group in manifest.groups),
         remote_weights=sum(group.rows * group.width for group in manifest.groups),
         hint_bytes=hybrid.hint_bytes,
         unfolded=hybrid.unfolded,

@@ -17,13 +17,13 @@ from veil.errors import NotCompiled
 from veil.model.hybrid import HybridFHEModel
 from veil.model.quantize import clear_product, row_norms
 from veil.model.router import Router
+from veil.progress import Progress
 from veil.report.eight_bit import eight_bit_product, eight_bit_service
 
 if TYPE_CHECKING:
     from veil.report.folding import Variant
 
 F64 = NDArray[np.float64]
-Progress = Callable[[str, int, int], None]
 
 EIGHT_BIT = "8-bit activations"
 WINDOW = 256

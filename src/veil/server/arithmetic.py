@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.crypto.hint import Hint, HintRows, Progress
-from veil.params import Params
+from veil.crypto.hint import Hint, HintRows
+from veil.params import Params, packed_bytes
+from veil.progress import Progress
 from veil.seed import PublicSeed
 
 I8 = NDArray[np.int8]
@@ -67,7 +68,7 @@ class DeviceArithmetic:
 
         weights = self.weights[group]
         if not shares:
-            return np.empty((0, self._cuda.packed_bytes(len(weights), result_bits)), dtype=np.uint8)
+            return np.empty((0, packed_bytes(len(weights), result_bits)), dtype=np.uint8)
         h = shares[0][None] if len(shares) == 1 else torch.stack(list(shares))
         packed: U8 = self._cuda.to_numpy(self._cuda.answer(self._cuda.asarray(rows), weights, h, input_bits, result_bits))
         return packed

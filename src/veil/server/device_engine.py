@@ -16,6 +16,7 @@ from veil.crypto.hint import PreparedKeys
 from veil.errors import MaskReused, UnknownMask, WireError
 from veil.kernels import cuda
 from veil.kernels.ring import ring_of
+from veil.params import packed_bytes
 from veil.server.arithmetic import DeviceArithmetic
 from veil.server.engine import ServerModel
 from veil.wire import device_codec
@@ -129,6 +130,6 @@ class DeviceEngine:
     def _reply(self, group: int, data: Tensor, h: Tensor) -> Tensor:
         spec = self.model.params.spec
         width = self.model.manifest.groups[group].width
-        if data.dtype != torch.uint8 or tuple(data.shape) != (len(h), cuda.packed_bytes(width, spec.input_bits)):
+        if data.dtype != torch.uint8 or tuple(data.shape) != (len(h), packed_bytes(width, spec.input_bits)):
             raise WireError(f"{tuple(data.shape)} bytes for {len(h)} rows of {width} words")
         return cuda.answer(data, self._weights[group], h, spec.input_bits, spec.result_bits)

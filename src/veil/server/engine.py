@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.crypto.hint import HintRows, MaskHalf, Progress, prepare_keys
+from veil.crypto.hint import HintRows, MaskHalf, prepare_keys
 from veil.errors import MaskReused, VeilError, WireError
 from veil.kernels import cpu
 from veil.model.manifest import Manifest
 from veil.params import Params
+from veil.progress import Progress
 from veil.seed import PublicSeed
 from veil.server.arithmetic import Arithmetic, arithmetic_for, build_hint
 from veil.server.store import Session, SessionStore, mask_bytes

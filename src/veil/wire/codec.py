@@ -8,15 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.errors import WireError
-from veil.params import Params
+from veil.params import Params, packed_bytes
 
 U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
-
-
-def packed_bytes(count: int, bits: int) -> int:
-    """Bytes of ``count`` packed words."""
-    return -(-count * bits // 8)
 
 
 def encode_keys(halves: U32, params: Params, kernels: ModuleType) -> bytes:

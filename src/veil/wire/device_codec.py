@@ -6,7 +6,7 @@ import torch
 
 from veil.errors import WireError
 from veil.kernels import cuda
-from veil.params import Params
+from veil.params import Params, packed_bytes
 
 Tensor = torch.Tensor
 
@@ -38,7 +38,7 @@ def _encode(polynomials: Tensor, moduli: tuple[int, ...]) -> Tensor:
 
 
 def _decode(data: Tensor, count: int, moduli: tuple[int, ...], degree: int) -> Tensor:
-    lengths = [cuda.packed_bytes(degree, p.bit_length()) for p in moduli]
+    lengths = [packed_bytes(degree, p.bit_length()) for p in moduli]
     if data.dtype != torch.uint8 or tuple(data.shape) != (count, sum(lengths)):
         raise WireError(f"{tuple(data.shape)} bytes of residues, expected {(count, sum(lengths))}")
     parts = [

@@ -8,9 +8,8 @@ from collections.abc import Iterable
 
 from veil.model.folder import common_fields
 from veil.model.manifest import Manifest
-from veil.params import Params
+from veil.params import Params, packed_bytes
 from veil.seed import PublicSeed
-from veil.wire.codec import packed_bytes
 from veil.wire.messages import MaskUpload
 
 PROTOCOL = 1

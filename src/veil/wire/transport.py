@@ -1,7 +1,7 @@
 """The seam between client and server: a handful of calls that carry bytes.
 
-`veil.server.engine.Engine` has these methods itself, so an engine is the in-process transport; `veil.wire.remote` has
-its twin over gRPC.
+`veil.server.engine.Engine` has these methods itself, so an engine is the in-process transport; `veil.client.remote` has
+its twin over a network.
 """
 
 from __future__ import annotations
