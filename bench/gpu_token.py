@@ -84,7 +84,8 @@ def check(bench: Any, name: str, hybrid: HybridFHEModel) -> None:
         mask, tau = session._selected, cuda.to_numpy(session._taus[group : group + 1])
         rows = cuda.to_numpy(mask.rows[None, first : first + info.width])
         mu = cuda.to_numpy(mask.mu[info.segment][None, start : start + info.rows])
-        h = cuda.to_numpy(engine._shares[mask.number][info.segment][None, start : start + info.rows])
+        shares, place = engine._shares[mask.number]
+        h = cuda.to_numpy(shares[info.segment][place : place + 1, start : start + info.rows])
         few = slice(0, 512)
         data = reference.encrypt(cuda.to_numpy(x), tau, rows, spec.input_bits)
         weights = cuda.to_numpy(engine._weights[group][few])

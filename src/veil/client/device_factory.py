@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,24 @@ from veil.kernels import cuda
 from veil.random import SecretRng
 from veil.wire import device_codec
 from veil.wire.messages import MaskUpload
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Material of masks that were made at once: ``rows`` [T, words], μ [T, slots] by segment."""
+
+    rows: Tensor
+    mu: dict[str, Tensor]
+
+
+@dataclass(eq=False, repr=False)
+class BatchedMask(ClientMask):
+    """A mask on the card, and its place in the batch that it is a part of."""
+
+    batch: Batch
+    place: int
 
 
 class DeviceFactory:
@@ -60,7 +79,7 @@ class DeviceFactory:
         self._key = None
         self._pool.clear()
 
-    def _make_batch(self, count: int, segments: Sequence[str]) -> list[ClientMask]:
+    def _make_batch(self, count: int, segments: Sequence[str]) -> list[BatchedMask]:
         params, key = self._model.params, self._current_key()
         first, count = self._next_set, min(count, self._model.params.masks_per_epoch - self._next_set)
         numbers = range(self._made, self._made + count)
@@ -71,11 +90,8 @@ class DeviceFactory:
         self._transport.prepare(self._epoch, numbers, range(first, first + count), data, segments)
         self._stats.masks += count
         self._stats.bytes_up_ahead += count * (params.mask_bytes + MaskUpload.HEADER_BYTES)
-        held: list[Any] = [rows, shares]
-        return [
-            ClientMask(number, held[0][t], {name: held[1][name][t] for name in segments}, set())
-            for t, number in enumerate(numbers)
-        ]
+        batch = Batch(rows, shares)
+        return [BatchedMask(number, *_of(batch, t), set(), batch, t) for t, number in enumerate(numbers)]
 
     def _current_key(self) -> DeviceOuterKey:
         """The epoch's key; a new one, sent ahead, when every set of the last was used."""
@@ -88,3 +104,7 @@ class DeviceFactory:
             self._stats.bytes_up_ahead += params.epoch_key_bytes
             self._key, self._next_set = key, 0
         return self._key
+
+
+def _of(batch: Batch, place: int) -> tuple[Any, Any]:
+    return batch.rows[place], {name: share[place] for name, share in batch.mu.items()}

@@ -19,9 +19,9 @@ from veil.client.filler import Ready
 from veil.client.pool import MaskPool
 from veil.client.stats import Stats
 from veil.client.supply import MaskSupply
-from veil.crypto.mask import ClientMask
 from veil.errors import NotFiniteActivation
 from veil.kernels import cuda
+from veil.kernels.cuda_rows import side_by_side
 from veil.model.quantize import target_norm
 from veil.params import packed_bytes
 from veil.random import SecretRng
@@ -245,13 +245,14 @@ class DeviceSession:
 
     # Rows ----------------------------------------------------------------------------------------------------------------
 
-    def _many(self, group: int, x: Tensor, masks: Sequence[ClientMask], numbers: Sequence[int]) -> Tensor:
+    def _many(self, group: int, x: Tensor, masks: Sequence[Any], numbers: Sequence[int]) -> Tensor:
         info = self.model.manifest.groups[group]
         first, start = self._factory.maker.group_start(group), self.model.manifest.starts[group]
-        rows = _stack([mask.rows[first : first + info.width] for mask in masks])
+        rows = side_by_side([(mask.batch.rows, mask.place) for mask in masks], first, first + info.width)
         data, tau = self._encrypt(group, x.to(torch.float32).contiguous(), rows)
         reply = self._transport.answer(group, numbers, data)
-        return self._decrypt(group, reply, _stack([mask.mu[info.segment][start : start + info.rows] for mask in masks]), tau)
+        shares = [(mask.batch.mu[info.segment], mask.place) for mask in masks]
+        return self._decrypt(group, reply, side_by_side(shares, start, start + info.rows), tau)
 
     def _encrypt(self, group: int, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Packed rows [T, bytes], and the scales τ [T] of their results; what was not finite shows in ``_taus``."""
@@ -275,7 +276,3 @@ class DeviceSession:
     def _decrypt(self, group: int, reply: Tensor, mu: Tensor, tau: Tensor) -> Tensor:
         scaling = self._scalings[group]
         return cuda.decrypt_scaled(reply, mu, self.model.params.spec.result_bits, tau, scaling.scale, scaling.bias)
-
-
-def _stack(parts: Sequence[Any]) -> Tensor:
-    return torch.stack([part.view(torch.int32) for part in parts]).view(torch.uint32)

@@ -15,6 +15,7 @@ from veil.crypto.device_hint import DeviceHint
 from veil.crypto.hint import PreparedKeys
 from veil.errors import MaskReused, UnknownMask, WireError
 from veil.kernels import cuda
+from veil.kernels.cuda_rows import side_by_side
 from veil.kernels.ring import ring_of
 from veil.params import packed_bytes
 from veil.server.arithmetic import DeviceArithmetic
@@ -35,7 +36,7 @@ class DeviceEngine:
         self._keys: PreparedKeys | None = None
         self._used_sets: set[int] = set()
         self._highest = -1
-        self._shares: dict[int, dict[str, Tensor]] = {}
+        self._shares: dict[int, tuple[dict[str, Tensor], int]] = {}  # of the batch, by segment, and a mask's place in it
         self._claimed: dict[int, set[int]] = {}
         like = self._weights[0]
         self._current = {
@@ -76,7 +77,7 @@ class DeviceEngine:
         index = cuda.asarray(np.array(sets, dtype=np.int32))
         shares = self._hint.shares(halves, index, torch.zeros_like(index), [self._keys], segments)
         for position, number in enumerate(numbers):
-            self._shares[number] = {name: shares[name][position] for name in segments}
+            self._shares[number] = shares, position
             self._claimed[number] = set()
 
     def release(self, numbers: Sequence[int]) -> None:
@@ -112,15 +113,18 @@ class DeviceEngine:
     def answer(self, group: int, numbers: Sequence[int], data: Tensor) -> Tensor:
         """``W·b - h`` for packed rows [T, bytes] of one group under claimed masks; packed results [T, bytes]."""
         info, start = self.model.manifest.groups[group], self.model.manifest.starts[group]
-        if info.segment not in self._shares[numbers[0]]:
-            raise UnknownMask(f"mask {numbers[0]} was not prepared for the {info.segment}")
-        parts = [self._shares[number][info.segment][start : start + info.rows] for number in numbers]
-        return self._reply(group, data, torch.stack([part.view(torch.int32) for part in parts]).view(torch.uint32))
+        held = [self._shares[number] for number in numbers]
+        for number, (shares, _) in zip(numbers, held, strict=True):
+            if info.segment not in shares:
+                raise UnknownMask(f"mask {number} was not prepared for the {info.segment}")
+        rows = [(shares[info.segment], place) for shares, place in held]
+        return self._reply(group, data, side_by_side(rows, start, start + info.rows))
 
     def select(self, number: int) -> None:
         """Make a mask's shares those that `answer_current` uses."""
-        for name, share in self._shares[number].items():
-            self._current[name].view(torch.int32).copy_(share.view(torch.int32)[None])
+        shares, place = self._shares[number]
+        for name, share in shares.items():
+            self._current[name].view(torch.int32).copy_(share.view(torch.int32)[place : place + 1])
 
     def answer_current(self, group: int, data: Tensor) -> Tensor:
         """`answer` for one packed row under the mask that was selected."""
