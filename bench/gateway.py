@@ -11,19 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from processes import VEIL, compiled, listening
 from record import Measurement, Record
 
-VEIL = "from veil.cli import main; main()"
 PROMPT = "Explain in a few paragraphs why people encrypt their letters."
 TOKENS = 33
 
@@ -37,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = args.bundle or compiled(Path(folder) / "smollm2")
         found: dict[str, list[float]] = {}
-        with started("serve", bundle / "server", "--port", "0") as port:
+        with listening("serve", bundle / "server") as port:
             for _ in range(args.rounds):
                 for name, (first_s, token_s) in (
                     ("veil generate", generate(port, bundle)),
@@ -56,33 +52,10 @@ def main() -> None:
     record.write(args.out)
 
 
-def compiled(path: Path) -> Path:
-    subprocess.run([sys.executable, "-c", VEIL, "compile", "smollm2", str(path)], check=True, capture_output=True)
-    return path
-
-
-@contextmanager
-def started(*arguments: str | Path) -> Iterator[int]:
-    """A veil process that listens, and its port."""
-    command = [sys.executable, "-c", VEIL, *map(str, arguments)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            found = re.search(r"(?:listening on |at http://)\S*?:(\d+)", line)
-            if found:
-                yield int(found[1])
-                return
-        raise SystemExit(f"{arguments[0]} did not start")
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
-
-
 def generate(server: int, bundle: Path) -> tuple[float, float]:
     """Seconds until the first token, and of one after it, by `veil generate`."""
     options = ["--server", f"127.0.0.1:{server}", "--bundle", str(bundle), "--max-new-tokens", str(TOKENS), "--json"]
-    command = [sys.executable, "-c", VEIL, "generate", PROMPT, *options]
+    command = [*VEIL, "generate", PROMPT, *options]
     answer = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     assert answer["new_tokens"] == TOKENS
     return answer["seconds"]["prompt"], answer["seconds"]["per_token"]
@@ -90,7 +63,7 @@ def generate(server: int, bundle: Path) -> tuple[float, float]:
 
 def gateway(server: int, bundle: Path) -> tuple[float, float]:
     """The same through the gateway, by the clock of a client of its API."""
-    with started("gateway", "--server", f"127.0.0.1:{server}", "--bundle", bundle / "client", "--port", "0") as port:
+    with listening("gateway", "--server", f"127.0.0.1:{server}", "--bundle", bundle / "client") as port:
         url = f"http://127.0.0.1:{port}/v1"
         model = json.loads(urllib.request.urlopen(f"{url}/models").read())["data"][0]["id"]
         body = {"model": model, "messages": [{"role": "user", "content": PROMPT}], "temperature": 0}

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from processes import compiled, listening
 from record import Measurement, Record
 from veil import HybridFHEModel
 from veil.client.session import Ahead
@@ -29,7 +30,6 @@ REPETITIONS = 3
 PROMPT_ROWS = 48
 CLIENTS = 4
 PROMPTS = ["The history of the lighthouse begins", "A recipe for bread starts with", "Once upon a time", "The sun is"]
-VEIL = "from veil.cli import main; main()"
 NOTHING = Ahead(tokens=0, prompt_rows=0)
 PARTS = ("tokens", "first", "clients")
 
@@ -70,24 +70,11 @@ def keep_other_parts(record: Record, path: Path) -> None:
         record.rows = [Measurement(**row) for row in before["rows"] if row["name"] not in names] + record.rows
 
 
-def compiled(path: Path) -> Path:
-    subprocess.run([sys.executable, "-c", VEIL, "compile", "smollm2", str(path)], check=True, capture_output=True)
-    return path
-
-
 @contextmanager
 def server(bundle: Path) -> Iterator[str]:
-    """A server process on a free port."""
-    command = [sys.executable, "-c", VEIL, "serve", str(bundle / "server"), "--port", "0", "--device", "cpu"]
-    with tempfile.TemporaryFile("w") as log, subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        line = next(line for line in process.stderr if line.startswith("veil: listening on "))
-        with subprocess.Popen(["cat"], stdin=process.stderr, stdout=log):
-            try:
-                yield line.split()[3].rstrip(",")
-            finally:
-                process.terminate()
-                process.wait(40)
+    """Where a server process of the bundle listens."""
+    with listening("serve", bundle / "server", "--device", "cpu") as port:
+        yield f"127.0.0.1:{port}"
 
 
 @contextmanager

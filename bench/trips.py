@@ -10,12 +10,7 @@ bundles between runs. A token is what the clock says after the first one, the ma
 from __future__ import annotations
 
 import argparse
-import os
-import re
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -24,6 +19,7 @@ from typing import Any
 
 import torch
 
+from processes import listening
 from record import Measurement, Record
 from veil import HybridFHEModel
 from veil.client.link import Link
@@ -62,7 +58,7 @@ def main() -> None:
             compiled(source, bits=8, modules="linear", fold_norms="on" if variant == "folded" else "off").save(
                 path, tokenizer=source.tokenizer
             )
-        with server(path) as port:
+        with listening("serve", path / "server") as port:
             hybrid = HybridFHEModel.connect(f"127.0.0.1:{port}", path, ahead=Ahead(tokens=48, prompt_rows=0))
             measure(hybrid, variant, args, record)
             hybrid.close()
@@ -76,21 +72,6 @@ def gpt2() -> Source:
 
     torch.manual_seed(0)
     return Source(name="gpt2", model=GPT2LMHeadModel(GPT2Config()).eval(), tokenizer=None, origin="random weights")
-
-
-@contextmanager
-def server(bundle: Path) -> Iterator[int]:
-    """``veil serve`` of a bundle on a free port."""
-    command = [sys.executable, "-c", "from veil.cli import main; main()", "serve", str(bundle / "server"), "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
-    try:
-        assert process.stderr is not None
-        port = next(int(found[1]) for line in process.stderr if (found := re.search(r"listening on \S+:(\d+)", line)))
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield port
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @contextmanager

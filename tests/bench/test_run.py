@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,6 +108,12 @@ def test_what_cannot_be_measured_is_refused_first(new_model: Callable[[str], Any
         run.measure(run.Request(prompt_rows=100, new_tokens=40), nothing, loaded)
     with pytest.raises(DeviceUnavailable):
         run.measure(run.Request(device="cuda"), nothing, loaded)
+
+
+def test_folded_norms_on_a_card_are_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "kernels_for", lambda device: SimpleNamespace(name=device))
+    with pytest.raises(ValueError, match="leave out --fold-norms"):
+        run.measure(run.Request(device="cuda", fold_norms="auto"), lambda *_: None)
 
 
 @pytest.mark.gpu

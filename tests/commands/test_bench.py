@@ -73,6 +73,7 @@ def test_json_to_standard_output_is_nothing_else(tiny_record: Record, monkeypatc
         (["--widths", "512,wide"], "whole numbers separated by commas"),
         (["--widths", "500"], "multiple of 256"),
         (["--widths", "512", "--peer", "concrete-ml"], "leave out --peer"),
+        (["--widths", "512", "--fold-norms", "on"], "leave out --fold-norms"),
         (["--widths", "512", "--figure", "rows"], "go together"),
         (["--figure", "widths"], "go together"),
         (["--from", "x.json", "--json", "y.json"], "leave out --widths and --json"),

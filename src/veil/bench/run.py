@@ -70,9 +70,12 @@ class Request:
 def measure(request: Request, progress: Progress, loaded: Loaded | None = None) -> Record:
     """Measure one model (``loaded``, or the one that the request names).
 
-    Raises `ValueError` for rows that the model cannot take, `DeviceUnavailable`, `PeerUnavailable`, `ModelSourceError`.
+    Raises `ValueError` for rows that the model cannot take or folded norms on a card, `DeviceUnavailable`,
+    `PeerUnavailable`, `ModelSourceError`.
     """
     device = kernels_for(request.device).name
+    if device == "cuda" and request.mode == "execute" and request.fold_norms != "off":
+        raise ValueError("folded norms have no kernels on a card; leave out --fold-norms, or use --mode remote")
     python = peer.require(install=request.install_peer, progress=progress) if request.peer else None
     loaded = loaded or subjects.load(request.model, progress)
     if device == "cuda" and request.mode == "execute":

@@ -61,7 +61,11 @@ def command(
         typer.Option("--install-peer", help="Let this command install the peer into a virtual environment of its own."),
     ] = False,
     fold_norms: Annotated[
-        FoldNorms, typer.Option(help="Fold norms into the weights, as `veil compile` does: half the round trips.")
+        FoldNorms,
+        typer.Option(
+            help="Fold norms into the weights, as `veil compile` does: half the round trips, about twice the weights. Not "
+            "on a card, and not with --widths."
+        ),
     ] = FoldNorms.off,
     widths: Annotated[
         str | None,

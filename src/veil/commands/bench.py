@@ -78,6 +78,8 @@ def _check(request: BenchRequest) -> None:
         subjects.check_width(width)
     if request.widths and request.run.peer:
         raise ValueError("--widths measures veil and plaintext only; leave out --peer")
+    if request.widths and request.run.fold_norms != "off":
+        raise ValueError("--widths compares with a formula for models as they are; leave out --fold-norms")
 
 
 def _measured(request: BenchRequest) -> list[Record] | WidthSeries:

@@ -1,0 +1,38 @@
+"""veil's commands as processes of a measurement."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+VEIL = (sys.executable, "-m", "veil")
+
+
+def compiled(path: Path) -> Path:
+    """The bundle of SmolLM2 at a new path, as `veil compile` makes it."""
+    subprocess.run([*VEIL, "compile", "smollm2", str(path)], check=True, capture_output=True)
+    return path
+
+
+@contextmanager
+def listening(*arguments: str | Path) -> Iterator[int]:
+    """The port of a `veil` command that listens; it ends with the block."""
+    command = [*VEIL, *map(str, arguments), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                found = re.search(r"(?:listening on |at http://)\S*?:(\d+)", line)
+                if found:
+                    threading.Thread(target=process.stderr.read, daemon=True).start()  # or it would fill the pipe
+                    yield int(found[1])
+                    return
+            raise SystemExit(f"{arguments[0]} did not start")
+        finally:
+            process.terminate()
+            process.wait(60)
