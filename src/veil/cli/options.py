@@ -48,7 +48,7 @@ ComputeDevice = Annotated[
     Device,
     typer.Option(
         help="Where it computes, both halves and the layers between them; `auto` takes a GPU if veil can use one. With "
-        "--server the client's half stays on the processor."
+        "a server elsewhere (--server, --mode remote) the client's half stays on the processor."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
