@@ -26,6 +26,15 @@ def lower_thread_priority() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
+def let_helpers_sleep() -> None:
+    """Have kernels' helper threads of this process sleep while they have nothing to do; call it before the first kernel.
+
+    GNU OpenMP's would look for work for milliseconds, on cores that a client on the same machine, other connections'
+    products or the preparation of masks could use. What the environment says already is left alone.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def in_thread_of_its_own(work: Callable[[], R], *, background: bool = False) -> R:
     """Do some work in a thread that ends with it, of low priority if ``background``; its result, or its exception.
 

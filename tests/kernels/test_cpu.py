@@ -254,6 +254,7 @@ def test_matmul_and_answer(out: int, width: int, rows: int, extreme: bool, rng: 
         data = reference.pack(x >> np.uint32(32 - input_bits), input_bits)
         expected = reference.answer(data, weights, h, input_bits, result_bits)
         same(cpu.answer(data, weights, h, input_bits, result_bits), expected)
+        same(cpu.answer(data, weights, h, input_bits, result_bits, serial=True), expected)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 80), st.integers(1, 80), st.integers(0, 9))

@@ -34,7 +34,10 @@ class FakeEngine:
             raise self.failure
         return [WireError("bad") if item.upload.epoch == 13 else None for item in batch]
 
-    def answer(self, claims: list[Claim]) -> list[bytes]:
+    def work(self, claim: Claim) -> int:
+        return len(claim.shares)
+
+    def answer(self, claims: list[Claim], *, serial: bool) -> list[bytes]:
         self.answered.append(len(claims))
         time.sleep(0.05)
         return [claim.rows.tobytes() for claim in claims]
@@ -114,7 +117,7 @@ def claim(group: int, row: int) -> Claim:
 
 
 def test_rows_of_one_group_are_answered_together_and_each_gets_its_own(engine: Any) -> None:
-    turns = OnlineTurns()
+    turns = OnlineTurns(1)
     replies: dict[int, bytes] = {}
 
     def ask(row: int) -> None:
@@ -130,9 +133,58 @@ def test_rows_of_one_group_are_answered_together_and_each_gets_its_own(engine: A
     assert sum(engine.answered) == 9
 
 
+class CountingEngine:
+    """Counts products that run at once and notes which were serial; each takes until ``gate`` opens."""
+
+    def __init__(self, work: int) -> None:
+        self._work = work
+        self.running: list[bool] = []
+        self.gate = threading.Event()
+
+    def work(self, claim: Claim) -> int:
+        return self._work
+
+    def answer(self, claims: list[Claim], *, serial: bool) -> list[bytes]:
+        self.running.append(serial)
+        assert self.gate.wait(5)
+        return [claim.rows.tobytes() for claim in claims]
+
+
+def test_as_many_products_as_cores_run_at_once_and_the_rest_is_batched() -> None:
+    turns, engine = OnlineTurns(2), CountingEngine(1 << 30)
+    replies: dict[int, bytes] = {}
+
+    def ask(row: int) -> None:
+        replies[row] = turns.answer(engine, claim(0, row))  # type: ignore[arg-type]
+
+    threads = [threading.Thread(target=ask, args=(row,)) for row in range(6)]
+    for running, thread in enumerate(threads[:2], 1):
+        thread.start()
+        while len(engine.running) < running:
+            time.sleep(0.001)
+    for thread in threads[2:]:
+        thread.start()
+    while len(turns._waiting) < 4:
+        time.sleep(0.001)
+    assert engine.running == [False, True]  # the second one shares the cores
+    engine.gate.set()
+    for thread in threads:
+        thread.join(5)
+    assert replies == {row: bytes([row, row]) for row in range(6)}
+    assert len(engine.running) == 3
+
+
+@pytest.mark.parametrize(("work", "serial"), [(1 << 10, True), (1 << 30, False)])
+def test_only_a_large_product_gets_several_threads(work: int, serial: bool) -> None:
+    engine = CountingEngine(work)
+    engine.gate.set()
+    OnlineTurns(2).answer(engine, claim(0, 1))  # type: ignore[arg-type]
+    assert engine.running == [serial]
+
+
 def test_a_failing_product_fails_those_who_asked() -> None:
     turns = OnlineTurns()
-    broken = SimpleNamespace(answer=lambda claims: 1 / 0)
+    broken = SimpleNamespace(work=lambda claim: 1, answer=lambda claims, serial: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         turns.answer(broken, claim(0, 1))  # type: ignore[arg-type]
 

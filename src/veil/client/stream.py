@@ -94,6 +94,7 @@ class LaneStream:
             self._frames.close()
             raise
         self._frames.connection.settimeout(self._reply_s)
+        self._frames.eager = True
 
     def exchange(self, requests: Sequence[bytes], sequences: Sequence[int]) -> list[bytes]:
         """The rows of the replies to sealed requests; raises what the server said, or `ServerUnreachable`."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from veil.commands.terminal import Reporter
 from veil.kernels.backend import kernels_for
+from veil.priority import let_helpers_sleep
 from veil.server.listen import Server, ServerConfig, build_bundles, server_limits
 from veil.server.logs import LOGGER, JsonLines
 from veil.server.store import SessionStore
@@ -58,6 +59,7 @@ def run(request: ServeRequest) -> None:
         metrics_port=request.metrics_port,
     )
     config.check()
+    let_helpers_sleep()
     kernels = kernels_for(request.device)
     _log_to_stderr()
     store = SessionStore(limits)

@@ -260,11 +260,11 @@ def unpack(data: U8, count: int, bits: int) -> U32:
     return out
 
 
-def answer(data: U8, weights: I8, h: U32, input_bits: int, result_bits: int) -> U8:
+def answer(data: U8, weights: I8, h: U32, input_bits: int, result_bits: int, *, serial: bool = False) -> U8:
     """See `reference.answer`."""
     out = np.empty((len(data), packed_bytes(len(weights), result_bits)), dtype=np.uint8)
     if out.size:
-        cpu_online.answer(data, weights, h, input_bits, result_bits, out)
+        (cpu_online.answer_serially if serial else cpu_online.answer)(data, weights, h, input_bits, result_bits, out)
     return out
 
 

@@ -7,7 +7,7 @@ from numba import njit, prange
 
 from veil.kernels.cpu_int8 import INT8_ROWS, int8_dots
 
-_SERIAL = 1 << 14  # words below which a second thread costs more than it saves
+_FEW = 8  # rows that are multiplied one after the other, while a tile of weights is in the cache
 
 
 @njit(cache=True)
@@ -118,6 +118,15 @@ def _rows_times_many(weights, first, last, rows, out):  # type: ignore[no-untype
             out[t3, r1] = np.uint32(h)
 
 
+@njit(cache=True)
+def _rows_times(weights, first, last, rows, out):  # type: ignore[no-untyped-def]
+    if rows.shape[0] <= _FEW:
+        for t in range(rows.shape[0]):
+            _rows_times_one(weights, first, last, rows[t], out[t])
+    else:
+        _rows_times_many(weights, first, last, rows, out)
+
+
 @njit(cache=True, parallel=True, nogil=True)
 def matmul(weights, rows, out):  # type: ignore[no-untyped-def]
     """``W·x`` modulo 2^32: weights [out, d] int8, rows [T, d] int32, out [T, out] uint32."""
@@ -125,10 +134,7 @@ def matmul(weights, rows, out):  # type: ignore[no-untyped-def]
     tile = 64 if count >= 256 else 8
     for job in prange(-(-count // tile)):
         first, last = job * tile, min(count, (job + 1) * tile)
-        if rows.shape[0] == 1:
-            _rows_times_one(weights, first, last, rows[0], out[0])
-        else:
-            _rows_times_many(weights, first, last, rows, out)
+        _rows_times(weights, first, last, rows, out)
 
 
 @njit(cache=True)
@@ -140,28 +146,43 @@ def _finish_row(u, h, out, first, last, bits):  # type: ignore[no-untyped-def]
     pack_words(rounded, out[first * bits // 8 :], bits)
 
 
+@njit(cache=True)
+def _signed_rows(data, width, bits):  # type: ignore[no-untyped-def]
+    rows = np.empty((data.shape[0], width), np.uint32)
+    up = np.uint32(32 - bits)
+    for t in range(data.shape[0]):
+        unpack_words(data[t], rows[t], bits)
+        for j in range(width):
+            rows[t, j] = rows[t, j] << up
+    return rows.view(np.int32)
+
+
+@njit(cache=True)
+def _answer_tile(weights, first, last, rows, h, u, bits, out):  # type: ignore[no-untyped-def]
+    _rows_times(weights, first, last, rows, u)
+    for t in range(rows.shape[0]):
+        _finish_row(u[t], h[t], out[t], first, last, bits)
+
+
 @njit(cache=True, parallel=True, nogil=True)
 def answer(data, weights, h, input_bits, result_bits, out):  # type: ignore[no-untyped-def]
     """The server's online step; see `reference.answer`. A tile of output rows goes from weights to bytes in one visit."""
-    count, width = weights.shape
-    masks = data.shape[0]
-    rows = np.empty((masks, width), np.uint32)
-    up = np.uint32(32 - input_bits)
-    for t in range(masks):
-        unpack_words(data[t], rows[t], input_bits)
-        for j in range(width):
-            rows[t, j] = rows[t, j] << up
-    signed = rows.view(np.int32)
-    u = np.empty((masks, count), np.uint32)
+    count = weights.shape[0]
+    rows = _signed_rows(data, weights.shape[1], input_bits)
+    u = np.empty((len(rows), count), np.uint32)
     tile = 64 if count >= 256 else 8
     for job in prange(-(-count // tile)):
-        first, last = job * tile, min(count, (job + 1) * tile)
-        if masks == 1:
-            _rows_times_one(weights, first, last, signed[0], u[0])
-        else:
-            _rows_times_many(weights, first, last, signed, u)
-        for t in range(masks):
-            _finish_row(u[t], h[t], out[t], first, last, result_bits)
+        _answer_tile(weights, job * tile, min(count, (job + 1) * tile), rows, h, u, result_bits, out)
+
+
+@njit(cache=True, nogil=True)
+def answer_serially(data, weights, h, input_bits, result_bits, out):  # type: ignore[no-untyped-def]
+    """`answer` on the calling thread alone."""
+    count = weights.shape[0]
+    rows = _signed_rows(data, weights.shape[1], input_bits)
+    u = np.empty((len(rows), count), np.uint32)
+    for first in range(0, count, 64):
+        _answer_tile(weights, first, min(count, first + 64), rows, h, u, result_bits, out)
 
 
 @njit(cache=True, nogil=True)

@@ -299,9 +299,9 @@ def unpack(data: U8, count: int, bits: int) -> U32:
     return (binary.reshape(len(data), count, bits) * weights).sum(axis=2, dtype=np.uint32)
 
 
-def answer(data: U8, weights: I8, h: U32, input_bits: int, result_bits: int) -> U8:
+def answer(data: U8, weights: I8, h: U32, input_bits: int, result_bits: int, *, serial: bool = False) -> U8:
     """The server's online step for T rows: packed rows up, shares h [T, out] → packed ``W·b - h``, rounded to its top
-    bits and packed.
+    bits and packed. ``serial`` keeps the work on the calling thread.
     """
     rows = unpack(data, weights.shape[1], input_bits) << np.uint32(32 - input_bits)
     return pack(_top_bits(matmul(weights, rows) - h, result_bits), result_bits)

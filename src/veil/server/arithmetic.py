@@ -25,8 +25,11 @@ class Arithmetic(Protocol):
     def own(self, share: Any) -> Any:
         """A copy of one row of what the hint prepared, to keep."""
 
-    def reply(self, group: int, rows: U8, shares: Sequence[Any], input_bits: int, result_bits: int) -> U8:
-        """Packed ``W·b - h`` for packed rows [T, bytes] and their T shares [rows of the group]."""
+    def reply(self, group: int, rows: U8, shares: Sequence[Any], input_bits: int, result_bits: int, *, serial: bool) -> U8:
+        """Packed ``W·b - h`` for packed rows [T, bytes] and their T shares [rows of the group].
+
+        ``serial`` keeps host arithmetic on the calling thread.
+        """
 
 
 class HostArithmetic:
@@ -40,12 +43,12 @@ class HostArithmetic:
         """See `Arithmetic`."""
         return np.array(share)
 
-    def reply(self, group: int, rows: U8, shares: Sequence[U32], input_bits: int, result_bits: int) -> U8:
+    def reply(self, group: int, rows: U8, shares: Sequence[U32], input_bits: int, result_bits: int, *, serial: bool) -> U8:
         """See `Arithmetic`."""
         weights = self._weights[group]
         empty = np.empty((0, len(weights)), dtype=np.uint32)
         h = shares[0][None] if len(shares) == 1 else np.stack(shares) if shares else empty
-        packed: U8 = self._kernels.answer(rows, weights, h, input_bits, result_bits)
+        packed: U8 = self._kernels.answer(rows, weights, h, input_bits, result_bits, serial=serial)
         return packed
 
 
@@ -62,7 +65,7 @@ class DeviceArithmetic:
         """See `Arithmetic`."""
         return share.clone()
 
-    def reply(self, group: int, rows: U8, shares: Sequence[Any], input_bits: int, result_bits: int) -> U8:
+    def reply(self, group: int, rows: U8, shares: Sequence[Any], input_bits: int, result_bits: int, *, serial: bool) -> U8:
         """See `Arithmetic`."""
         import torch
 

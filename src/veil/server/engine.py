@@ -84,6 +84,11 @@ class Engine:
         ]
 
     @property
+    def on_card(self) -> bool:
+        """Whether rows are multiplied on a CUDA device, where one product at a time has all of it."""
+        return bool(self._kernels.name == "cuda")
+
+    @property
     def arithmetic(self) -> Arithmetic:
         """Where rows are multiplied."""
         return self._work
@@ -246,12 +251,19 @@ class Engine:
         ]
         return Claim(group, rows, shares)
 
-    def answer(self, claims: Sequence[Claim]) -> list[bytes]:
-        """The packed results of some claims on one group, with one pass over its weights."""
+    def work(self, claim: Claim) -> int:
+        """Multiply-adds of a claim."""
+        return len(claim.shares) * self.model.weights[claim.group].size
+
+    def answer(self, claims: Sequence[Claim], *, serial: bool = False) -> list[bytes]:
+        """The packed results of some claims on one group, with one pass over its weights.
+
+        ``serial`` keeps it on the calling thread.
+        """
         spec, group = self.model.params.spec, claims[0].group
         shares = [share for claim in claims for share in claim.shares]
         rows = claims[0].rows if len(claims) == 1 else np.concatenate([claim.rows for claim in claims])
-        packed = self._work.reply(group, rows, shares, spec.input_bits, spec.result_bits)
+        packed = self._work.reply(group, rows, shares, spec.input_bits, spec.result_bits, serial=serial)
         replies, first = [], 0
         for claim in claims:
             replies.append(packed[first : first + len(claim.shares)].tobytes())

@@ -27,6 +27,7 @@ from veil.wire.frames import Frames
 _LOG = logging.getLogger("veil.server")
 _HELLO_BYTES = 4096
 _HELLO_S = 10.0
+_ALONE_S = 0.25
 
 
 class _Connection:
@@ -73,6 +74,8 @@ class RowLane:
         self.port = int(self._listener.getsockname()[1])
         self._lock = threading.Lock()
         self._open: set[_Connection] = set()
+        self._latest: _Connection | None = None
+        self._changed = 0.0
         self._stopping = False
         self._accepting = threading.Thread(target=self._accept, name="veil-lane", daemon=True)
 
@@ -100,6 +103,13 @@ class RowLane:
             self._cut(lambda one, silent: not one.busy and silent > IDLE_S)
             time.sleep(0.02)
         self._cut(lambda one, silent: True)
+
+    def _alone(self, connection: _Connection) -> bool:
+        """Whether no other connection had a message lately: one thread may look for the next, several would get in each
+        other's way."""
+        if self._latest is not connection:
+            self._latest, self._changed = connection, connection.heard
+        return connection.heard - self._changed > _ALONE_S
 
     def _cut(self, which: Callable[[_Connection, float], bool]) -> None:
         now = time.monotonic()
@@ -164,6 +174,7 @@ class RowLane:
                 reply = stream.answer(data)
                 connection.busy, connection.heard = False, time.monotonic()
                 frames.send(reply)
+                frames.eager = self._alone(connection)
             return "ok"
         except VeilError as error:
             _, name = failures.status_of(error)

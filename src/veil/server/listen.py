@@ -115,7 +115,8 @@ class Server:
         self._worker = PreparationWorker(config.batch_masks, self.metrics.computed)
         models = [served.engine.model for served in bundles.values()]
         message_bytes = methods.largest_message((model.params, model.manifest) for model in models)
-        turns = OnlineTurns(observer=self.metrics.computed)
+        on_card = any(served.engine.on_card for served in bundles.values())
+        turns = OnlineTurns(1 if on_card else None, observer=self.metrics.computed)
         self.service = Service(
             Shared(bundles, store, self._worker, turns, self.metrics, config.tokens, message_bytes, config.call_s)
         )

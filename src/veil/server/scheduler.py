@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from veil.priority import in_thread_of_its_own
 from veil.server.engine import Admitted, Claim, Engine
 
 _LOG = logging.getLogger("veil.server")
+
+_WORTH_THREADS = 8 << 20
+"""Multiply-adds of a product from which on it pays to wake other threads: a third of a millisecond on one."""
 
 Observer = Callable[[str, int, float], None]
 """(``prepare`` or ``evaluate``, masks or rows, seconds)"""
@@ -122,48 +126,76 @@ class _Asked:
     reply: bytes | None = None
     failed: Exception | None = None
 
+    @property
+    def done(self) -> bool:
+        return self.reply is not None or self.failed is not None
+
 
 class OnlineTurns:
-    """One online product at a time; whoever has the turn answers everybody who waits with rows of the same group.
+    """As many online products at a time as there are cores; each answers everybody who waits with rows of the same group.
 
-    The work is done by the callers' own threads, so that a lone client pays for no hand-over.
+    The work is done by the callers' own threads, so that a lone client pays for no hand-over. A product uses several
+    threads where it is alone and large: a second one takes some 40 µs to wake, and it cannot have the core of another's
+    product.
     """
 
-    def __init__(self, batch_rows: int = 64, observer: Observer = _unobserved) -> None:
+    def __init__(self, most: int | None = None, batch_rows: int = 64, observer: Observer = _unobserved) -> None:
+        self._most = most or _cores()
         self._batch_rows = batch_rows
         self._observe = observer
-        self._turn = threading.Lock()
+        self._changed = threading.Condition()
         self._waiting: list[_Asked] = []
+        self._running = 0
 
     def answer(self, engine: Engine, claim: Claim) -> bytes:
         """The packed results for a claim."""
         asked = _Asked(engine, claim)
-        self._waiting.append(asked)
-        with self._turn:
-            if asked.reply is None and asked.failed is None:
-                self._serve(asked)
+        batch = self._turn(asked)
+        if batch:
+            self._serve(batch)
         if asked.failed is not None:
             raise asked.failed
         assert asked.reply is not None
         return asked.reply
 
-    def _serve(self, first: _Asked) -> None:
-        """Answer ``first`` and those who fit with it; the turn is held, so nobody else takes from the queue."""
-        batch, rows = [first], len(first.claim.shares)
-        self._waiting.remove(first)
-        for other in list(self._waiting):
-            same = other.engine is first.engine and other.claim.group == first.claim.group
-            if same and rows + len(other.claim.shares) <= self._batch_rows:
-                self._waiting.remove(other)
-                batch.append(other)
-                rows += len(other.claim.shares)
+    def _turn(self, asked: _Asked) -> list[_Asked]:
+        """Wait for a turn, and take who fits with ``asked`` along; nobody, once another's turn answered it."""
+        with self._changed:
+            self._waiting.append(asked)
+            while asked not in self._waiting or self._running >= self._most:
+                self._changed.wait()
+                if asked.done:
+                    return []
+            batch, rows = [asked], len(asked.claim.shares)
+            self._waiting.remove(asked)
+            for other in list(self._waiting):
+                same = other.engine is asked.engine and other.claim.group == asked.claim.group
+                if same and rows + len(other.claim.shares) <= self._batch_rows:
+                    self._waiting.remove(other)
+                    batch.append(other)
+                    rows += len(other.claim.shares)
+            self._running += 1
+            return batch
+
+    def _serve(self, batch: list[_Asked]) -> None:
+        engine, claims = batch[0].engine, [asked.claim for asked in batch]
         start = time.perf_counter()
         try:
-            replies = first.engine.answer([asked.claim for asked in batch])
+            serial = self._running > 1 or sum(engine.work(claim) for claim in claims) < _WORTH_THREADS
+            for asked, reply in zip(batch, engine.answer(claims, serial=serial), strict=True):
+                asked.reply = reply
         except Exception as error:
             for asked in batch:
                 asked.failed = error
-            return
-        self._observe("evaluate", rows, time.perf_counter() - start)
-        for asked, reply in zip(batch, replies, strict=True):
-            asked.reply = reply
+        else:
+            self._observe("evaluate", sum(len(claim.shares) for claim in claims), time.perf_counter() - start)
+        finally:
+            with self._changed:
+                self._running -= 1
+                if self._waiting or len(batch) > 1:
+                    self._changed.notify_all()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

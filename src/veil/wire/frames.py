@@ -6,6 +6,7 @@ import contextlib
 import socket
 
 from veil.errors import CorruptMessage
+from veil.wire.eager import EagerWait
 
 LENGTH_BYTES = 4
 _BUFFER = 32 << 10
@@ -15,12 +16,14 @@ class Frames:
     """Sealed messages over a connected socket, TLS or not; the socket's timeout is the deadline of each read.
 
     Everything raises `OSError` for a connection that broke or was too slow, and `CorruptMessage` for a length over
-    ``limit``.
+    ``limit``. Who reads next may set ``eager``: then the thread does not sleep for messages that come soon.
     """
 
     def __init__(self, connection: socket.socket, limit: int) -> None:
         self.connection = connection
         self.limit = limit
+        self.eager = False
+        self._wait = EagerWait(connection)
         self._reader = connection.makefile("rb", buffering=_BUFFER)
 
     def send(self, data: bytes) -> None:
@@ -29,7 +32,10 @@ class Frames:
 
     def receive(self) -> bytes | None:
         """The next message; None where the other side ended the connection between two."""
+        if self.eager:
+            self._wait.look()
         head = self._reader.read(LENGTH_BYTES)
+        self._wait.came()
         if not head:
             return None
         length = int.from_bytes(head, "little")

@@ -1,0 +1,82 @@
+"""Waiting without sleeping: it ends when bytes are there, when it does not pay, and when somebody needs the core."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from veil.wire import eager
+from veil.wire.eager import EagerWait
+from veil.wire.frames import Frames
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    near, far = socket.socketpair()
+    with near, far:
+        yield near, far
+
+
+def looks(monkeypatch: pytest.MonkeyPatch, takes_ns: int = 0) -> list[int]:
+    """Replace time: each look at the core takes ``takes_ns``. The clock's readings, one a look."""
+    seen: list[int] = []
+    clock = [0]
+
+    def give() -> None:
+        clock[0] += takes_ns
+        seen.append(clock[0])
+
+    monkeypatch.setattr(eager, "_yield", give)
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: clock[0])
+    return seen
+
+
+def test_it_returns_at_once_for_bytes_that_are_there(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = looks(monkeypatch, 1000)
+    pair[1].send(b"x")
+    EagerWait(pair[0]).look()
+    assert seen == []
+
+
+def test_it_gives_up_in_time_and_looks_again_after_a_message_that_came_soon(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = looks(monkeypatch, 100_000)
+    wait = EagerWait(pair[0])
+    wait.look()
+    assert seen[-1] == 2_100_000
+    wait.came()
+    count = len(seen)
+    wait.look()
+    assert len(seen) == count  # the last message was late: sleep for this one
+    wait.came()
+    wait.look()
+    assert len(seen) > count  # and that one came soon
+
+
+def test_it_rests_when_the_core_was_taken(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = looks(monkeypatch, 1_500_000)
+    wait = EagerWait(pair[0])
+    for _ in range(33):
+        wait.look()
+        wait.came()
+    assert len(seen) == 1
+    wait.look()
+    assert len(seen) == 2
+
+
+def test_frames_arrive_eagerly_as_they_do_otherwise(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = (Frames(one, 1 << 20) for one in pair)
+    near.eager = True
+    for message in (b"", b"x", bytes(1 << 17)):
+        far.send(message)
+        assert near.receive() == message
+    far.close()
+    assert near.receive() is None
