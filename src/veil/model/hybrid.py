@@ -94,6 +94,9 @@ class HybridFHEModel:
             generation.disable_compile = True  # torch.compile cannot look into a remote layer
         self._model_forward = model.forward
         model.forward = _like(model.forward, self._forward)
+        if callable(getattr(model, "generate", None)):
+            self._model_generate: Callable[..., Any] = model.generate  # type: ignore[assignment]
+            model.generate = _like(self._model_generate, self._generate)  # type: ignore[assignment]
 
     # Compiling ---------------------------------------------------------------------------------------------------------
 
@@ -424,6 +427,10 @@ class HybridFHEModel:
         for layer in self._layers.values():
             layer.router = router
 
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        with nullcontext() if self._mode == "torch" or self._card is not None else _one_torch_thread():
+            return self._model_generate(*args, **kwargs)
+
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._mode == "torch" or self._router is None:
             return self._model_forward(*args, **kwargs)
@@ -464,7 +471,7 @@ def _like(forward: Callable[..., Any], replacement: Callable[..., Any]) -> Calla
 
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
-    """Keep torch's thread pool from spinning on the cores that the kernels use."""
+    """Keep torch's thread pool from spinning on the cores that the kernels use, or a server and other clients."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
