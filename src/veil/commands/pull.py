@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -14,21 +13,20 @@ from rich.table import Table
 from rich.text import Text
 
 from veil.client.connection import Address, Connection, ServedBundle
+from veil.client.files import fetch_file
 from veil.client.link import measure_link
 from veil.commands.terminal import Reporter, error_console
-from veil.errors import BundleError, ServerUnreachable
+from veil.errors import BundleError
 from veil.model import folder
 from veil.model.manifest import Manifest
 from veil.params import Params
 from veil.seed import PublicSeed
 from veil.wire import methods
-from veil.wire import veil_pb2 as pb
 from veil.wire.patience import Patience
 
 _MOST_FILES = 1000
 _WORTH_FOLDING_S = 0.0005
 """A round trip that takes longer than the arithmetic that folding adds for each trip it saves, on two cores."""
-_FILE_S = 3600.0
 
 
 def run(address: Address, out: Path, *, name: str | None, as_json: bool) -> None:
@@ -84,7 +82,9 @@ def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path, *, weak:
         with Reporter() as reporter:
             for index, (path, size, sha256) in enumerate(bundle.files):
                 reporter.report("fetching", index, len(bundle.files))
-                _fetch(connection, bundle.name, path, size, sha256, partial)
+                target = partial / _safe(path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                fetch_file(connection, bundle.name, path, target, size=size, sha256=sha256)
             reporter.report("fetching", len(bundle.files), len(bundle.files))
         if methods.fingerprint(*_common(partial, weak=weak)) != bundle.fingerprint:
             raise BundleError("the client half is not of the bundle that the server serves; distrust the server")
@@ -136,24 +136,6 @@ def _show(bundle: ServedBundle) -> None:
     for path, size, sha256 in bundle.files:
         table.add_row(Text(repr(path)[1:-1]), f"{size:,}", Text(repr(sha256)[1:-1]))
     error_console().print(table)
-
-
-def _fetch(connection: Connection, name: str, path: str, size: int, sha256: str, out: Path) -> None:
-    target = out / _safe(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    state, written = hashlib.sha256(), 0
-    with target.open("wb") as file:
-        request = pb.FetchRequest(bundle=name, path=path)
-        for piece in connection.download("Fetch", request, pb.FetchReply, _FILE_S):
-            written += len(piece.data)
-            if written > size:
-                raise BundleError(f"{path} is longer than the {size} bytes that were announced")
-            state.update(piece.data)
-            file.write(piece.data)
-    if written < size:
-        raise ServerUnreachable(f"{path} ended after {written} of {size} bytes; pull again")
-    if state.hexdigest() != sha256:
-        raise BundleError(f"{path} does not match its digest; pull again, or distrust the server")
 
 
 def _safe(path: str) -> Path:

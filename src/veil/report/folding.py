@@ -13,7 +13,7 @@ from veil.progress import Progress
 from veil.report import measure
 from veil.report.measure import Fidelity
 
-COLUMNS = ("norms", "KL, nats", "perplexity", "round trips", "bytes up", "bytes down", "weights", "masks' memory, GiB")
+COLUMNS = ("norms", "KL, nats", "perplexity", "round trips", "bytes up", "bytes down", "weights", "hint, GiB")
 
 
 @dataclass(frozen=True, kw_only=True)

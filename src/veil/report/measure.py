@@ -238,7 +238,7 @@ def cost_rows(report: Report) -> list[tuple[str, str]]:
             ("up ahead, a token", f"{costs.up_ahead_bytes:,.0f} bytes"),
             ("masks, a token", "1"),
             ("remote weights", f"{costs.remote_weights:,} bytes"),
-            ("the server's memory for masks", f"{costs.hint_bytes / 2**30:.2f} GiB"),
+            ("the server's memory for hint and digits", f"{costs.hint_bytes / 2**30:.2f} GiB"),
             ("making a mask", f"{1e3 * costs.prepare_s:.0f} ms"),
             ("the server's answers, a row of the sample", f"{1e3 * costs.online_s:.0f} ms"),
             ("the client's work, a row of the sample", f"{1e3 * costs.client_s:.0f} ms"),
