@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from veil.errors import ModelSourceError
 from veil.model import sources
-from veil.model.gguf import cache_folder, converted_folder
+from veil.model.gguf import converted_folder
 from veil.model.sources import load_model
 
 
@@ -147,11 +147,6 @@ def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("VEIL_CACHE_DIR", str(file / "below a file"))
     with pytest.raises(ModelSourceError, match="VEIL_CACHE_DIR"):
         load_model(str(file))
-
-
-def test_cache_folder_has_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("VEIL_CACHE_DIR", raising=False)
-    assert cache_folder().name == "veil"
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_two_processes_answer_as_one_does(llama: Any, start: Any, tmp_path: Path
     assert again.returncode == 2 and "exists already" in again.stderr
     options = ("--server", target, "--max-new-tokens", "4", "--json", "--insecure")
     for bundle in (("--bundle", tmp_path / "half"), ()):
-        result = veil("generate", PROMPT, *options, *bundle, XDG_CACHE_HOME=str(tmp_path / "cache"))
+        result = veil("generate", PROMPT, *options, *bundle, VEIL_CACHE_DIR=str(tmp_path / "cache"))
         assert result.returncode == 0, result.stderr
         answer = json.loads(result.stdout)
         assert answer["text"] == json.loads(alone.stdout)["text"]
@@ -127,7 +127,7 @@ def test_smollm2_answers_over_the_network(start: Any, tmp_path: Path) -> None:
     server = start("serve", bundle / "server", "--offer", bundle / "client", "--port", "0")
     result = veil(
         "generate", "Name the capital of France.", "--server", f"127.0.0.1:{server.port}", "--max-new-tokens", "12",
-        "--json", XDG_CACHE_HOME=str(tmp_path / "cache"),
+        "--json", VEIL_CACHE_DIR=str(tmp_path / "cache"),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)

@@ -99,7 +99,7 @@ def test_the_link_is_measured(llama: Any, serve: Any, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr("veil.commands.pull.user_cache_path", lambda name: tmp_path)
+    monkeypatch.setenv("VEIL_CACHE_DIR", str(tmp_path))
     yield tmp_path / "bundles"
 
 

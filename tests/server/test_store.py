@@ -55,6 +55,13 @@ def test_names_are_unguessable_and_bound_to_their_owner(store: SessionStore) -> 
     assert str(foreign.value) == str(absent.value)
 
 
+def test_without_tokens_there_is_no_quota_for_one_owner(store: SessionStore) -> None:
+    for _ in range(3):
+        store.open("", None)
+    with pytest.raises(QuotaExceeded, match="the server has its most sessions"):
+        store.open("", None)
+
+
 def test_session_quotas(store: SessionStore) -> None:
     first = store.open("a", None)
     store.open("a", None)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from veil.bench.record import Peer, PeerLayer
+from veil.cache import cache_folder
 from veil.errors import VeilError
-from veil.model.gguf import cache_folder
 from veil.progress import Progress
 
 PACKAGE = "concrete-ml-extensions"

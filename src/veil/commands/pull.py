@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path, PurePosixPath
 
 import typer
-from platformdirs import user_cache_path
 from rich.table import Table
 from rich.text import Text
 
+from veil.cache import cache_folder
 from veil.client.connection import Address, Connection, ServedBundle
 from veil.client.files import fetch_file
 from veil.client.link import measure_link
@@ -62,7 +62,7 @@ def cached(address: Address, *, name: str | None, fold_norms: str = "auto") -> P
         bundle = _choose(_suitable(served, name, fold_norms, address), name)
         if not re.fullmatch(r"[0-9a-f]{64}", bundle.fingerprint):
             raise BundleError("the server names a bundle by something that is not a digest")
-        out = user_cache_path("veil") / "bundles" / bundle.fingerprint
+        out = cache_folder() / "bundles" / bundle.fingerprint
         if not out.exists():
             out.parent.mkdir(parents=True, exist_ok=True)
             _fetch_all(connection, bundle, out, weak=address.insecure)

@@ -49,7 +49,7 @@ class _Segment:
 
 @dataclass(frozen=True)
 class PreparedKeys:
-    """An epoch\'s key halves as the kernels take them (arrays, or tensors on a device).
+    """An epoch's key halves as the kernels take them (arrays, or tensors on a device).
 
     Expansion [L, 2, 3, N] and combination [G-1, 2, 3, N].
     """

@@ -20,6 +20,7 @@ from veil.model.manifest import Layer, Manifest, make_groups
 from veil.model.quantize import quantize_weight, row_norms
 from veil.model.router import GroupConstants
 from veil.params import Params
+from veil.progress import Progress
 from veil.seed import PublicSeed
 
 I8 = NDArray[np.int8]
@@ -49,7 +50,7 @@ def compile_layers(
     n_bits: int | dict[str, int],
     dynamic: bool,
     params: Params,
-    report: Callable[[str, int, int], None],
+    report: Progress,
     fold_norms: str = "off",
 ) -> Compiled:
     """Calibrate with one forward pass (``run``), group, and quantize every layer; ``fold_norms`` is auto, on or off.

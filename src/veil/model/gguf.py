@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import platformdirs
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from veil.cache import cache_folder
 from veil.errors import ModelSourceError
 from veil.model.quiet import quiet
 from veil.progress import Progress
 
-"""Called with a stage in words, the steps done and the steps in all (0: unknown)."""
-
 _MAGIC = b"GGUF"
-
-
-def cache_folder() -> Path:
-    """The folder for converted models: ``VEIL_CACHE_DIR``, or the user's cache folder."""
-    chosen = os.environ.get("VEIL_CACHE_DIR")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("veil"))
 
 
 def converted_folder(file: Path, progress: Progress | None = None) -> Path:

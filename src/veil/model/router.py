@@ -143,9 +143,9 @@ class Router:
     def _output(self, name: str, source: torch.Tensor, rows: Callable[[], F32]) -> torch.Tensor:
         group, part = self.manifest.by_layer[name]
         pending = self._pending.get(group)
-        if pending is None or not _same(pending, source) or name in pending.claimed:
+        if pending is None or not same_tensor(pending, source) or name in pending.claimed:
             values, tau = self._evaluate(group, rows())
-            pending = self._pending[group] = _Pending(source, _state(source), values, tau, set())
+            pending = self._pending[group] = _Pending(source, state_of(source), values, tau, set())
         pending.claimed.add(name)
         if len(pending.claimed) == len(self.manifest.groups[group].layers):
             del self._pending[group]
@@ -199,7 +199,7 @@ class Router:
         return values, shown
 
 
-def _same(pending: Any, source: torch.Tensor) -> bool:
+def same_tensor(pending: Any, source: torch.Tensor) -> bool:
     """Whether the tensor is the one that was evaluated, and still has the values that it had."""
     if pending.source is not source:
         return False
@@ -208,7 +208,7 @@ def _same(pending: Any, source: torch.Tensor) -> bool:
     return pending.state == source._version
 
 
-def _state(tensor: torch.Tensor) -> int | torch.Tensor:
+def state_of(tensor: torch.Tensor) -> int | torch.Tensor:
     """What tells whether a tensor was written to: its version, or a copy where torch keeps none (inference mode)."""
     return tensor.clone() if tensor.is_inference() else tensor._version
 

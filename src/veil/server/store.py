@@ -94,7 +94,10 @@ class SessionStore:
             return sum(len(session.masks) for session in self._sessions.values())
 
     def open(self, owner: str, engine: Any) -> Session:
-        """A new session with an unguessable name; `QuotaExceeded` when there are as many as allowed."""
+        """A new session with an unguessable name; `QuotaExceeded` when there are as many as allowed.
+
+        ``owner`` is empty for everybody where nobody shows a token; then the limit for one owner does not hold.
+        """
         self.expire()
         limits = self.limits
         with self._lock:
@@ -103,7 +106,7 @@ class SessionStore:
                     f"the server has its most sessions ({limits.max_sessions}); close one, or try again later"
                 )
             mine = sum(1 for session in self._sessions.values() if session.owner == owner)
-            if mine >= limits.max_sessions_per_owner:
+            if owner and mine >= limits.max_sessions_per_owner:
                 raise QuotaExceeded(f"your token has its most sessions ({mine}); close one, or try again later")
             name = secrets.token_hex(16)
             session = self._sessions[name] = Session(name, owner, engine, self._clock())
