@@ -1,4 +1,4 @@
-"""Giving way: background work that leaves the processor to whoever waits for an answer."""
+"""Sharing the cores: how many there are, and background work that leaves them to whoever waits for an answer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from typing import TypeVar
 R = TypeVar("R")
 
 _NICENESS = 10
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def lower_thread_priority() -> None:

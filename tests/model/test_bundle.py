@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from comparing import remote_names
 from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
-from transformers.pytorch_utils import Conv1D
 
 from veil import HybridFHEModel
 from veil.errors import BundleError, NotCompiled
@@ -26,10 +26,6 @@ from veil.params import Params
 
 TINY = Params.insecure_tiny(masks_per_epoch=2)
 PROMPT = torch.tensor([[5, 9, 33, 17]])
-
-
-def remote_names(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+import card_stand_in
 import pytest
 import torch
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parent))
-import card_stand_in
 
 from veil.client.device_session import DeviceSession
 from veil.errors import MaskReused, NotFiniteActivation, UnknownMask, WireError

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import decibels
 from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -41,10 +42,6 @@ def compiled(leak: Any) -> HybridFHEModel:
     hybrid = HybridFHEModel(model, linear_modules(model), expert_leak=leak)
     hybrid.compile_model(torch.tensor([[5, 9, 33]]), params=TINY)
     return hybrid
-
-
-def decibels(signal: torch.Tensor, other: torch.Tensor) -> float:
-    return float(10 * torch.log10(signal.var() / (signal - other).var()))
 
 
 def test_the_experts_are_one_module_with_all_weights() -> None:

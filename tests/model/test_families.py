@@ -6,16 +6,14 @@ deviations of the noise apart (checked), so tokens have to be equal and no tie d
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parent))
+from comparing import decibels
 from family_models import END, FAMILIES, PAGE, START, TOKENS, Family, table
+from torch import nn
 
 from veil import HybridFHEModel, linear_modules
 from veil.params import Params
@@ -40,10 +38,6 @@ def greedy(model: Any) -> tuple[list[int], torch.Tensor]:
     settings = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
     out = model.generate(ids, attention_mask=mask, output_logits=True, return_dict_in_generate=True, **settings)
     return out.sequences[0].tolist(), torch.stack(out.logits)
-
-
-def decibels(signal: torch.Tensor, other: torch.Tensor) -> float:
-    return float(10 * torch.log10(signal.var() / (signal - other).var()))
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from comparing import decibels
 from torch import nn
 
 from veil import HybridFHEModel
@@ -70,10 +71,6 @@ def compiled(name: str, fold_norms: str = "on", **settings: Any) -> HybridFHEMod
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
     hybrid.compile_model(PROMPT, params=TINY, device="cpu", fold_norms=fold_norms, **settings)
     return hybrid
-
-
-def decibels(signal: torch.Tensor, other: torch.Tensor) -> float:
-    return float(10 * torch.log10(signal.var() / (signal - other).var()))
 
 
 def generated(hybrid: HybridFHEModel, mode: str, count: int = 6, **options: Any) -> list[int]:

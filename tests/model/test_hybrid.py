@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from comparing import decibels, remote_names
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -19,10 +20,6 @@ from veil.params import Params
 TINY = Params.insecure_tiny(masks_per_epoch=16)
 PROMPT = torch.tensor([[5, 9, 33, 17]])
 MODES = ("torch", "disable", "simulate", "execute")
-
-
-def remote_names(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -48,10 +45,6 @@ def hybrids(new_model: Callable[[str], Any]) -> Callable[[str], HybridFHEModel]:
 @pytest.fixture
 def hybrid(family: str, hybrids: Callable[[str], HybridFHEModel]) -> HybridFHEModel:
     return hybrids(family)
-
-
-def decibels(signal: torch.Tensor, other: torch.Tensor) -> float:
-    return float(10 * torch.log10(signal.var() / (signal - other).var()))
 
 
 def linear(seed: int = 0, width: int = 12, rows: int = 7) -> nn.Sequential:

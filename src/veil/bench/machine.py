@@ -21,6 +21,7 @@ from numba import njit, prange, types
 import veil
 from veil.bench.record import Machine
 from veil.kernels.cpu_vector import lanes, vector_code, vector_words
+from veil.priority import cores
 
 CHAINS = 12
 _PARTS = 64
@@ -32,7 +33,7 @@ def describe(device: str = "cpu") -> Machine:
     cuda = device == "cuda"
     return Machine(
         processor=_processor(),
-        cores=_cores(),
+        cores=cores(),
         system=f"{platform.system()} {platform.machine()}",
         memory_bytes=_memory_bytes(),
         read_bytes_per_s=card_bandwidth() if cuda else read_bandwidth(),
@@ -43,7 +44,7 @@ def describe(device: str = "cpu") -> Machine:
 
 def name() -> str:
     """Processor, cores and Python in a line, without anything that names the host."""
-    return f"{_processor()}, {_cores()} cores, Python {platform.python_version()}"
+    return f"{_processor()}, {cores()} cores, Python {platform.python_version()}"
 
 
 def versions() -> dict[str, str]:
@@ -158,10 +159,6 @@ def seconds(work: Callable[[], Any]) -> float:
 def _git(folder: Path, *arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -1,0 +1,1 @@
+"""A transformers model with remote layers: compiled, folded, on disk, and what it does in each mode."""

@@ -1,0 +1,1 @@
+"""What `veil report` measures, and the page that it makes of it."""

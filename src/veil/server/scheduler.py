@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from veil.errors import QuotaExceeded, ServerUnreachable, VeilError
-from veil.priority import in_thread_of_its_own
+from veil.priority import cores, in_thread_of_its_own
 from veil.server.engine import Admitted, Claim, Engine
 
 _LOG = logging.getLogger("veil.server")
@@ -140,7 +139,7 @@ class OnlineTurns:
     """
 
     def __init__(self, most: int | None = None, batch_rows: int = 64, observer: Observer = _unobserved) -> None:
-        self._most = most or _cores()
+        self._most = most or cores()
         self._batch_rows = batch_rows
         self._observe = observer
         self._changed = threading.Condition()
@@ -194,8 +193,3 @@ class OnlineTurns:
                 self._running -= 1
                 if self._waiting or len(batch) > 1:
                     self._changed.notify_all()
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
