@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from veil.cli.options import ComputeDevice, Device, FoldNorms
+from veil.cli.options import Device, FoldNorms
 
 
 class BenchMode(str, Enum):
@@ -42,7 +42,13 @@ def command(
             "values), or a FOLDER or FILE.gguf."
         ),
     ] = "smollm2",
-    device: ComputeDevice = Device.cpu,
+    device: Annotated[
+        Device,
+        typer.Option(
+            help="Where it computes, both halves and the layers between them, or the server's half alone with --mode remote; "
+            "`auto` takes a GPU if veil can use one."
+        ),
+    ] = Device.cpu,
     mode: Annotated[
         BenchMode,
         typer.Option(help="`execute`: client and server in one process; `remote`: the server in another, over loopback."),

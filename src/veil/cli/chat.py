@@ -8,13 +8,13 @@ import typer
 
 from veil.cli.options import (
     Bundle,
-    ComputeDevice,
     Device,
     FoldNorms,
     Insecure,
     OtherModel,
     Server,
     ServerBundle,
+    ServingDevice,
     Tls,
     TlsCa,
     Token,
@@ -38,7 +38,7 @@ def command(
         float, typer.Option(min=0.01, max=1.0, help="Sample among the likeliest tokens of this total probability.")
     ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.", show_default="random")] = None,
-    device: ComputeDevice = Device.auto,
+    device: ServingDevice = Device.auto,
     token: Token = None,
     tls: Tls = False,
     tls_ca: TlsCa = None,

@@ -8,13 +8,13 @@ import typer
 
 from veil.cli.options import (
     Bundle,
-    ComputeDevice,
     Device,
     FoldNorms,
     Insecure,
     OtherModel,
     Server,
     ServerBundle,
+    ServingDevice,
     Tls,
     TlsCa,
     Token,
@@ -41,7 +41,7 @@ def command(
     ] = None,
     at_once: Annotated[int, typer.Option(min=1, max=64, help="Answers that take turns, a token each.")] = 4,
     queue: Annotated[int, typer.Option(min=0, help="Requests that wait; more are refused with status 429.")] = 32,
-    device: ComputeDevice = Device.auto,
+    device: ServingDevice = Device.auto,
     open_page: Annotated[bool, typer.Option("--open", help="Open the chat page in the browser.")] = False,
     token: Token = None,
     tls: Tls = False,

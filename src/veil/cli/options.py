@@ -51,6 +51,13 @@ ComputeDevice = Annotated[
         "a server elsewhere (--server, --mode remote) the client's half stays on the processor."
     ),
 ]
+ServingDevice = Annotated[
+    Device,
+    typer.Option(
+        help="Where a server's half in this process computes; `auto` takes a GPU if veil can use one. The client's half stays "
+        "on the processor."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
 
 # A server elsewhere ---------------------------------------------------------------------------------------------------
