@@ -45,8 +45,8 @@ def command(
     device: Annotated[
         Device,
         typer.Option(
-            help="Where it computes, both halves and the layers between them, or the server's half alone with --mode remote; "
-            "`auto` takes a GPU if veil can use one."
+            help="Where it computes, both halves and the layers between them, or the server's half alone with --mode "
+            "remote; `auto` takes a GPU if veil can use one."
         ),
     ] = Device.cpu,
     mode: Annotated[

@@ -13,7 +13,6 @@ from veil.cli.options import (
     BITS_HELP,
     MODULES_HELP,
     AsJson,
-    ComputeDevice,
     Device,
     FoldNorms,
     Insecure,
@@ -66,7 +65,13 @@ def command(
         Path | None,
         typer.Option(help="A folder made by `veil compile`, instead of --model, --bits and --modules."),
     ] = None,
-    device: ComputeDevice = Device.auto,
+    device: Annotated[
+        Device,
+        typer.Option(
+            help="Where it computes, both halves and the layers between them; `auto` takes a GPU if veil can use one. With "
+            "a server elsewhere (--server, --mode remote) the client's half stays on the processor."
+        ),
+    ] = Device.auto,
     server: Server = None,
     name: ServerBundle = None,
     token: Token = None,

@@ -44,18 +44,11 @@ OtherModel = Annotated[str | None, typer.Option("--model", help=MODEL_HELP, show
 Modules = Annotated[str, typer.Option(help=MODULES_HELP)]
 Bits = Annotated[int, typer.Option(min=2, max=8, help=BITS_HELP)]
 Bundle = Annotated[Path | None, typer.Option(help="A folder made by `veil compile`, or its client half.")]
-ComputeDevice = Annotated[
-    Device,
-    typer.Option(
-        help="Where it computes, both halves and the layers between them; `auto` takes a GPU if veil can use one. With "
-        "a server elsewhere (--server, --mode remote) the client's half stays on the processor."
-    ),
-]
 ServingDevice = Annotated[
     Device,
     typer.Option(
-        help="Where a server's half in this process computes; `auto` takes a GPU if veil can use one. The client's half stays "
-        "on the processor."
+        help="Where a server's half in this process computes; `auto` takes a GPU if veil can use one. The client's half "
+        "stays on the processor."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
