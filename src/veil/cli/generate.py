@@ -69,7 +69,7 @@ def command(
         Device,
         typer.Option(
             help="Where it computes, both halves and the layers between them; `auto` takes a GPU if veil can use one. With "
-            "a server elsewhere (--server, --mode remote) the client's half stays on the processor."
+            "--server the client's half stays on the processor."
         ),
     ] = Device.auto,
     server: Server = None,
