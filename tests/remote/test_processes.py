@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
 import time
 import urllib.request
@@ -80,6 +81,19 @@ def test_options_that_do_not_fit_are_one_line(llama: Any, tmp_path: Path) -> Non
         assert result.returncode == 2, result.stderr
         assert words in result.stderr.splitlines()[-1]
         assert "Traceback" not in result.stderr
+
+
+def test_a_port_that_is_taken_is_told_before_the_hint_is_built(llama: Any) -> None:
+    half = llama.path / "server"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments in (("--port", port), ("--port", "0", "--rows-port", port), ("--port", "0", "--metrics-port", port)):
+            result = veil("serve", half, *arguments)
+            assert result.returncode == 2
+            assert f"127.0.0.1:{port}" in result.stderr and arguments[-2] in result.stderr.splitlines()[-1]
+            assert "hint" not in result.stderr
+    result = veil("serve", half, "--host", "192.0.2.1", "--port", "8471", "--insecure")
+    assert result.returncode == 2 and "cannot listen on 192.0.2.1:8471" in result.stderr
 
 
 def test_generate_against_nobody_is_one_line(llama: Any, free_port: int) -> None:

@@ -59,6 +59,7 @@ def run(request: ServeRequest) -> None:
         metrics_port=request.metrics_port,
     )
     config.check()
+    config.check_ports()
     let_helpers_sleep()
     kernels = kernels_for(request.device)
     _log_to_stderr()

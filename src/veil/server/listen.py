@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,18 @@ class ServerConfig:
                 f"{self.host} is not a loopback address, and there is no {' and no '.join(missing)}; "
                 "give --tls-cert, --tls-key and --tokens, or --insecure if the network is yours alone"
             )
+
+    def check_ports(self) -> None:
+        """Raise `ValueError` for a port that is taken, or an address that is not this machine's."""
+        host = self.host.strip("[]")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        for option, port in (("--port", self.port), ("--rows-port", self.rows_port), ("--metrics-port", self.metrics_port)):
+            if not port:
+                continue
+            try:
+                socket.create_server((host, port), family=family).close()
+            except OSError as error:
+                raise ValueError(f"cannot listen on {self.host}:{port} ({error.strerror}); choose with {option}") from None
 
 
 def is_loopback(host: str) -> bool:
