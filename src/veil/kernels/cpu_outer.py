@@ -10,7 +10,7 @@ from numba import njit, prange
 
 from veil.kernels.cpu_ntt import forward, inverse
 from veil.kernels.cpu_pointwise import add_key_product, centre, scale, subtract_scale, tree_step
-from veil.kernels.cpu_tile import ROWS, dots, gather_lines, transpose
+from veil.kernels.cpu_tile import ROWS, dots, gather_lines, transpose, two_dots
 from veil.kernels.cpu_vector import lanes
 
 LINE = 16  # words of a cache line: transposed results are written a line at a time
@@ -168,12 +168,20 @@ def product(hint, leaves, out, k):  # type: ignore[no-untyped-def]
             part = min(most, masks - start)
             width = 1 if part == 1 else 4 if part <= 4 else 8 if part <= 8 else 16
             tiles = np.empty((LINE, count, width), np.uint32)
-            sums = np.empty((rows, width), np.uint64)
+            sums = np.empty((2, rows, width), np.uint64)
             reduced = np.empty((LINE, rows, width), np.uint32)
             _interleave(leaves[start : start + part], prime, first, tiles)
-            for j in range(LINE):
-                dots(hint[prime, first + j].T, tiles[j], sums)
-                reduce_sums(reduced[j].ravel(), sums.ravel(), p, pn, square)
+            if width == 1:
+                half = LINE // 2
+                for j in range(half):
+                    here, there = hint[prime, first + j].T, hint[prime, first + j + half].T
+                    two_dots(here, there, tiles[j], tiles[j + half], sums[0], sums[1])
+                    reduce_sums(reduced[j].ravel(), sums[0].ravel(), p, pn, square)
+                    reduce_sums(reduced[j + half].ravel(), sums[1].ravel(), p, pn, square)
+            else:
+                for j in range(LINE):
+                    dots(hint[prime, first + j].T, tiles[j], sums[0])
+                    reduce_sums(reduced[j].ravel(), sums[0].ravel(), p, pn, square)
             _write_lines(reduced, out[start : start + part], prime, first)
 
 
