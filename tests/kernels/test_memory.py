@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from veil.kernels.memory import LINE_BYTES, aligned, room
+from veil.kernels.memory import LINE_BYTES, aligned, room, side_by_side
 
 
 @pytest.mark.parametrize("make", [aligned, room])
@@ -48,3 +48,15 @@ def test_threads_never_share_a_room() -> None:
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(fill, range(8)))
+
+
+def test_matrices_stand_side_by_side() -> None:
+    draw = np.random.default_rng(1)
+    given = [draw.integers(-128, 128, shape, dtype=np.int8) for shape in ((3, 5), (0, 4), (64, 64), (1, 65))]
+    placed = side_by_side(list(given))
+    for matrix, own in zip(given, placed, strict=True):
+        np.testing.assert_array_equal(own, matrix)
+        assert not own.size or own.ctypes.data % LINE_BYTES == 0
+    first, last = (placed[place].ctypes.data for place in (0, 3))
+    assert last - first == 64 + 4096
+    assert side_by_side([]) == ()

@@ -5,16 +5,36 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from veil.kernels.cpu_int8 import INT8_ROWS, int8_dots
+from veil.kernels.cpu_int8 import INT8_ROWS, PLANES, byte_dots, has_byte_dots, int8_dots
+from veil.kernels.memory import LINE_BYTES
 
 _FEW = 8  # rows that are multiplied one after the other, while a tile of weights is in the cache
 
 
 @njit(cache=True)
+def _pack_fours(values, out, bits):  # type: ignore[no-untyped-def]
+    """Four words at a time, each time by itself, where they are 8 to 10 bytes; how many words are packed."""
+    if bits % 2 or bits < 16 or bits > 20:
+        return 0
+    step, up = bits // 2, np.uint64(bits)
+    for four in range(values.size // 4):
+        at = np.uint64(four * step)
+        last = np.uint64(values[4 * four + 3])
+        low = np.uint64(values[4 * four]) | np.uint64(values[4 * four + 1]) << up
+        low |= np.uint64(values[4 * four + 2]) << (up + up) | last << (up + up + up)
+        for byte in range(8):
+            out[at + np.uint64(byte)] = np.uint8(low >> np.uint64(8 * byte))
+        for byte in range(8, step):
+            out[at + np.uint64(byte)] = np.uint8(last >> np.uint64(8 * byte - 3 * bits))
+    return values.size // 4 * 4
+
+
+@njit(cache=True)
 def pack_words(values, out, bits):  # type: ignore[no-untyped-def]
-    """Little-endian bit packing of words below 2^bits into ``out`` (ceil(count·bits/8) bytes), four bytes at a time."""
-    buffer, filled, at = np.uint64(0), 0, 0
-    for j in range(values.size):
+    """Little-endian bit packing of words below 2^bits into ``out`` (ceil(count·bits/8) bytes)."""
+    first = _pack_fours(values, out, bits)
+    buffer, filled, at = np.uint64(0), 0, first * bits // 8
+    for j in range(first, values.size):
         buffer |= np.uint64(values[j]) << np.uint64(filled)
         filled += bits
         if filled >= 32:
@@ -138,16 +158,17 @@ def matmul(weights, rows, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _finish_row(u, h, out, first, last, bits):  # type: ignore[no-untyped-def]
+def _finish_row(u, h, out, bits):  # type: ignore[no-untyped-def]
+    """Results u, which are lost, minus shares, rounded to their top bits and packed."""
     half, down = np.uint32((1 << (32 - bits)) >> 1), np.uint32(32 - bits)
-    rounded = np.empty(last - first, np.uint32)
-    for j in range(rounded.size):
-        rounded[j] = np.uint32(np.uint32(u[first + j] - h[first + j]) + half) >> down
-    pack_words(rounded, out[first * bits // 8 :], bits)
+    for j in range(u.size):
+        u[j] = np.uint32(np.uint32(u[j] - h[j]) + half) >> down
+    pack_words(u, out, bits)
 
 
 @njit(cache=True)
 def _signed_rows(data, width, bits):  # type: ignore[no-untyped-def]
+    """Packed rows as words [T, width], the packed bits at their top."""
     rows = np.empty((data.shape[0], width), np.uint32)
     up = np.uint32(32 - bits)
     for t in range(data.shape[0]):
@@ -158,31 +179,86 @@ def _signed_rows(data, width, bits):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _answer_tile(weights, first, last, rows, h, u, bits, out):  # type: ignore[no-untyped-def]
-    _rows_times(weights, first, last, rows, u)
-    for t in range(rows.shape[0]):
-        _finish_row(u[t], h[t], out[t], first, last, bits)
+def _take_apart(data, first, second, third):  # type: ignore[no-untyped-def]
+    for j in range(data.size // PLANES):
+        first[j] = data[PLANES * j]
+        second[j] = data[PLANES * j + 1]
+        third[j] = data[PLANES * j + 2]
+
+
+@njit(cache=True)
+def _byte_planes(data, width, bits):  # type: ignore[no-untyped-def]
+    """Packed rows as the top bytes of their words, [T, `PLANES`, width up to whole lines], lowest first; bits ≤ 24."""
+    planes = np.zeros((data.shape[0], PLANES, -(-width // LINE_BYTES) * LINE_BYTES), np.uint8)
+    if bits == 8 * PLANES:
+        for t in range(data.shape[0]):
+            _take_apart(data[t], planes[t, 0], planes[t, 1], planes[t, 2])
+        return planes
+    words = np.empty(width, np.uint32)
+    for t in range(data.shape[0]):
+        unpack_words(data[t], words, bits)
+        for b in range(PLANES):
+            for j in range(width):
+                planes[t, b, j] = np.uint8((words[j] << np.uint32(8 * PLANES - bits)) >> np.uint32(8 * b))
+    return planes
+
+
+@njit(cache=True)
+def _rows_times_planes(weights, first, last, planes, out):  # type: ignore[no-untyped-def]
+    if weights.shape[0] < INT8_ROWS:
+        for row in range(first, last):
+            total = np.uint32(0)
+            for i in range(weights.shape[1]):
+                weight = np.uint32(np.int32(weights[row, i]))
+                for b in range(PLANES):
+                    word = np.uint32(planes[b, i]) << np.uint32(8 * (b + 4 - PLANES))
+                    total = np.uint32(total + np.uint32(weight * word))
+            out[row] = total
+        return
+    most = weights.shape[0] - INT8_ROWS
+    half = (last - first + 2 * INT8_ROWS - 1) // (2 * INT8_ROWS) * INT8_ROWS
+    for r in range(first, first + half, INT8_ROWS):
+        byte_dots(weights, min(r, most), min(r + half, most), planes, out)
+
+
+@njit(cache=True)
+def _answer_tile(weights, first, last, rows, planes, h, bits, out):  # type: ignore[no-untyped-def]
+    base = max(0, min(first, last - INT8_ROWS))  # a visit takes as many rows; some are multiplied twice
+    tile = weights[base:last]
+    u = np.empty((h.shape[0], last - base), np.uint32)
+    for t in range(planes.shape[0]):
+        _rows_times_planes(tile, 0, last - base, planes[t], u[t])
+    if rows.shape[0]:
+        _rows_times(tile, 0, last - base, rows, u)
+    for t in range(h.shape[0]):
+        _finish_row(u[t, first - base :], h[t, first:last], out[t, first * bits // 8 :], bits)
+
+
+@njit(cache=True)
+def _prepared(data, width, bits):  # type: ignore[no-untyped-def]
+    """Packed rows as words or, where the processor multiplies bytes, as planes of bytes; the other has no rows."""
+    if has_byte_dots() and bits <= 8 * PLANES:
+        return _signed_rows(data[:0], width, bits), _byte_planes(data, width, bits)
+    return _signed_rows(data, width, bits), _byte_planes(data[:0], width, bits)
 
 
 @njit(cache=True, parallel=True, nogil=True)
 def answer(data, weights, h, input_bits, result_bits, out):  # type: ignore[no-untyped-def]
     """The server's online step; see `reference.answer`. A tile of output rows goes from weights to bytes in one visit."""
     count = weights.shape[0]
-    rows = _signed_rows(data, weights.shape[1], input_bits)
-    u = np.empty((len(rows), count), np.uint32)
-    tile = 64 if count >= 256 else 8
+    rows, planes = _prepared(data, weights.shape[1], input_bits)
+    tile = 8 if count < 256 else 32 if count < 2048 else 64 if count < 4096 else 256
     for job in prange(-(-count // tile)):
-        _answer_tile(weights, job * tile, min(count, (job + 1) * tile), rows, h, u, result_bits, out)
+        _answer_tile(weights, job * tile, min(count, (job + 1) * tile), rows, planes, h, result_bits, out)
 
 
 @njit(cache=True, nogil=True)
 def answer_serially(data, weights, h, input_bits, result_bits, out):  # type: ignore[no-untyped-def]
     """`answer` on the calling thread alone."""
     count = weights.shape[0]
-    rows = _signed_rows(data, weights.shape[1], input_bits)
-    u = np.empty((len(rows), count), np.uint32)
+    rows, planes = _prepared(data, weights.shape[1], input_bits)
     for first in range(0, count, 64):
-        _answer_tile(weights, first, min(count, first + 64), rows, h, u, result_bits, out)
+        _answer_tile(weights, first, min(count, first + 64), rows, planes, h, result_bits, out)
 
 
 @njit(cache=True, nogil=True)

@@ -42,6 +42,22 @@ def room(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return _placed(whole, shape, dtype)
 
 
+def side_by_side(matrices: list[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+    """Matrices of one dtype, each at a line, one after the other in one block; the list is emptied, to free what is copied.
+
+    The system gives large blocks in large pages, and what is read ahead of a matrix's end is the next one's beginning.
+    """
+    steps = [-(-matrix.nbytes // LINE_BYTES) * LINE_BYTES for matrix in matrices]
+    block, start, placed = aligned((sum(steps),), np.uint8), 0, []
+    for step in steps:
+        matrix = matrices.pop(0)
+        own = block[start : start + matrix.nbytes].view(matrix.dtype).reshape(matrix.shape)
+        own[:] = matrix
+        placed.append(own)
+        start += step
+    return tuple(placed)
+
+
 def _leave(block: NDArray[np.uint8]) -> None:
     with _lock:
         _free.append(block)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from veil.kernels.memory import side_by_side
 from veil.model.experts import calibrating
 from veil.model.fold_weights import quantize_folded
 from veil.model.folds import Folds, StreamWatch, fold_groups
@@ -94,7 +95,7 @@ def compile_layers(
         weights.append(matrix)
         constants.append(parts)
     report("quantizing", len(manifest.groups), len(manifest.groups))
-    return Compiled(params, PublicSeed.fresh(), manifest, tuple(constants), tuple(weights), folds.reasons)
+    return Compiled(params, PublicSeed.fresh(), manifest, tuple(constants), side_by_side(weights), folds.reasons)
 
 
 def _folds(watch: StreamWatch, manifest: Manifest, fold_norms: str) -> Folds:
