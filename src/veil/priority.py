@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 import threading
@@ -13,11 +14,23 @@ from typing import TypeVar
 R = TypeVar("R")
 
 _NICENESS = 10
+_core = getattr(ctypes.CDLL(None), "sched_getcpu", None) if sys.platform == "linux" else None
 
 
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def move_to_another_core() -> None:
+    """Have the calling thread go on on another core than the one it is on, where it may use one. Only on Linux."""
+    if _core is None:
+        return
+    allowed = os.sched_getaffinity(0)
+    if others := allowed - {_core()}:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, others)
+            os.sched_setaffinity(0, allowed)
 
 
 def lower_thread_priority() -> None:

@@ -15,7 +15,7 @@ from veil.wire import methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal
 from veil.wire.messages import MaskUpload
-from veil.wire.patience import Patience
+from veil.wire.patience import Patience, Tries
 
 _LANE_TRIES = 2
 """Tries of one exchange on the row lane before the others go over gRPC."""
@@ -85,15 +85,16 @@ class RemoteTransport:
         """Send rows and wait for the results; after a broken stream the same bytes go over a new one."""
         with self._lock:
             sequences, requests = self._requests(session, group, masks, data)
-            tries = self._patience.tries()
+            tries: Tries | None = None
             while True:
                 try:
                     if self._stream is None:
-                        self._stream = self._open_stream(session, tries.count)
+                        self._stream = self._open_stream(session, tries.count if tries else 1)
                     return b"".join(self._stream.exchange(requests, sequences))
                 except (ServerUnreachable, CorruptMessage):
                     self._drop_stream()
                     self._stats.reconnects += 1
+                    tries = tries or self._patience.tries()
                     if not tries.again():
                         raise
                     self._online.renew()

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from veil.errors import BundleError
+from veil.kernels.memory import LINE_BYTES, aligned
 from veil.model import folder
 from veil.server.engine import ServerModel
 
@@ -24,13 +26,12 @@ def save_server(path: Path, model: ServerModel) -> None:
 
 
 def load_server(path: Path, *, verify: bool = True) -> ServerModel:
-    """Read the server half from the folder ``path``; the weights are mapped, not read.
+    """Read the server half from the folder ``path``.
 
     `BundleError` for what is damaged or does not fit its manifest.
     """
     header = folder.read_header(path, "server", verify=verify)
     params, seed, manifest = folder.parse_common(header)
-    weights = []
     try:
         with safe_open(path / WEIGHTS, framework="np") as file:
             names = set(file.keys())
@@ -40,13 +41,29 @@ def load_server(path: Path, *, verify: bool = True) -> ServerModel:
                 view = file.get_slice(name) if name in names else None
                 if view is None or view.get_shape() != expected or view.get_dtype() != "I8":
                     raise BundleError(f"{path / WEIGHTS}: {name} is not int8 of shape {expected}")
-        places = _places(path / WEIGHTS)
-        for index, group in enumerate(manifest.groups):
-            mapped = np.memmap(path / WEIGHTS, np.int8, "c", places[f"group.{index}"], (group.rows, group.width))
-            weights.append(np.asarray(mapped))
+        weights = _read(path / WEIGHTS, [(group.rows, group.width) for group in manifest.groups])
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{path / WEIGHTS} cannot be read: {error}") from None
-    return ServerModel(params, seed, manifest, tuple(weights))
+    return ServerModel(params, seed, manifest, weights)
+
+
+def _read(path: Path, shapes: list[tuple[int, int]]) -> tuple[NDArray[np.int8], ...]:
+    """The tensors of a file that `safe_open` found to be in order, in one block of memory.
+
+    NumPy asks for huge pages for a block, and a core multiplies from those a tenth faster than from a mapped file's pages of 4 KiB.
+    """
+    places = _places(path)
+    ends = np.cumsum([-(-rows * width // LINE_BYTES) * LINE_BYTES for rows, width in shapes])
+    block = aligned((int(ends[-1]),), np.int8)
+    weights = []
+    with path.open("rb") as file:
+        for index, ((rows, width), start) in enumerate(zip(shapes, [0, *ends[:-1]], strict=True)):
+            part = block[start : start + rows * width]
+            file.seek(places[f"group.{index}"])
+            if file.readinto(part.data) != part.size:
+                raise BundleError(f"{path} ends early")
+            weights.append(part.reshape(rows, width))
+    return tuple(weights)
 
 
 def _places(path: Path) -> dict[str, int]:
