@@ -50,7 +50,7 @@ def load_server(path: Path, *, verify: bool = True) -> ServerModel:
 def _read(path: Path, shapes: list[tuple[int, int]]) -> tuple[NDArray[np.int8], ...]:
     """The tensors of a file that `safe_open` found to be in order, in one block of memory.
 
-    NumPy asks for huge pages for a block, and a core multiplies from those a tenth faster than from a mapped file's pages of 4 KiB.
+    NumPy asks for huge pages for a block; a core multiplies from those a tenth faster than from a mapped file's small ones.
     """
     places = _places(path)
     ends = np.cumsum([-(-rows * width // LINE_BYTES) * LINE_BYTES for rows, width in shapes])
