@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import get_num_threads
 from numpy.typing import NDArray
 
 from veil.kernels import cpu_hint, cpu_ntt, cpu_online, cpu_outer, cpu_tile
@@ -264,7 +265,10 @@ def answer(data: U8, weights: I8, h: U32, input_bits: int, result_bits: int, *, 
     """See `reference.answer`."""
     out = np.empty((len(data), packed_bytes(len(weights), result_bits)), dtype=np.uint8)
     if out.size:
-        (cpu_online.answer_serially if serial else cpu_online.answer)(data, weights, h, input_bits, result_bits, out)
+        if serial:
+            cpu_online.answer_serially(data, weights, h, input_bits, result_bits, out)
+        else:
+            cpu_online.answer(data, weights, h, input_bits, result_bits, get_num_threads(), out)
     return out
 
 

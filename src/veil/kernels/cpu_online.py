@@ -242,12 +242,20 @@ def _prepared(data, width, bits):  # type: ignore[no-untyped-def]
     return _signed_rows(data, width, bits), _byte_planes(data[:0], width, bits)
 
 
+@njit(cache=True)
+def _tile_of(masks, count, threads):  # type: ignore[no-untyped-def]
+    """Rows of weights in one visit: several masks want them in the cache, one wants long streams, as many as threads."""
+    if masks > 1:
+        return 64 if count >= 256 else 8
+    return -(-count // (threads * 2 * INT8_ROWS)) * 2 * INT8_ROWS
+
+
 @njit(cache=True, parallel=True, nogil=True)
-def answer(data, weights, h, input_bits, result_bits, out):  # type: ignore[no-untyped-def]
+def answer(data, weights, h, input_bits, result_bits, threads, out):  # type: ignore[no-untyped-def]
     """The server's online step; see `reference.answer`. A tile of output rows goes from weights to bytes in one visit."""
     count = weights.shape[0]
     rows, planes = _prepared(data, weights.shape[1], input_bits)
-    tile = 8 if count < 256 else 32 if count < 2048 else 64 if count < 4096 else 256
+    tile = _tile_of(len(data), count, threads)
     for job in prange(-(-count // tile)):
         _answer_tile(weights, job * tile, min(count, (job + 1) * tile), rows, planes, h, result_bits, out)
 
@@ -257,8 +265,9 @@ def answer_serially(data, weights, h, input_bits, result_bits, out):  # type: ig
     """`answer` on the calling thread alone."""
     count = weights.shape[0]
     rows, planes = _prepared(data, weights.shape[1], input_bits)
-    for first in range(0, count, 64):
-        _answer_tile(weights, first, min(count, first + 64), rows, planes, h, result_bits, out)
+    tile = _tile_of(len(data), count, 1)
+    for first in range(0, count, tile):
+        _answer_tile(weights, first, min(count, first + tile), rows, planes, h, result_bits, out)
 
 
 @njit(cache=True, nogil=True)
