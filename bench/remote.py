@@ -29,6 +29,7 @@ TOKENS = 33
 REPETITIONS = 3
 PROMPT_ROWS = 48
 CLIENTS = 4
+ROUNDS = 4
 PROMPTS = ["The history of the lighthouse begins", "A recipe for bread starts with", "Once upon a time", "The sun is"]
 NOTHING = Ahead(tokens=0, prompt_rows=0)
 PARTS = ("tokens", "first", "clients")
@@ -254,7 +255,7 @@ def clients(bundle: Path, record: Record) -> None:
             samples[1].append(TOKENS / (time.perf_counter() - start))
         alone.end()
         together = [Client(bundle, target, number) for number in range(CLIENTS)]
-        for _ in range(2):
+        for _ in range(ROUNDS):
             for one in together:
                 assert one.read() == "ready\n"
             start = time.perf_counter()
