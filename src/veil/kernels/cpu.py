@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import get_num_threads
+from numba import config
 from numpy.typing import NDArray
 
 from veil.kernels import cpu_hint, cpu_ntt, cpu_online, cpu_outer, cpu_tile
@@ -268,7 +268,8 @@ def answer(data: U8, weights: I8, h: U32, input_bits: int, result_bits: int, *, 
         if serial:
             cpu_online.answer_serially(data, weights, h, input_bits, result_bits, out)
         else:
-            cpu_online.answer(data, weights, h, input_bits, result_bits, get_num_threads(), out)
+            threads: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+            cpu_online.answer(data, weights, h, input_bits, result_bits, threads, out)
     return out
 
 

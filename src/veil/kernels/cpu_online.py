@@ -244,7 +244,7 @@ def _prepared(data, width, bits):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _tile_of(masks, count, threads):  # type: ignore[no-untyped-def]
-    """Rows of weights in one visit: several masks want them in the cache, one wants long streams, as many as threads."""
+    """Rows of weights in one visit: several masks want them in the cache, one wants long streams, two for each thread."""
     if masks > 1:
         return 64 if count >= 256 else 8
     return -(-count // (threads * 2 * INT8_ROWS)) * 2 * INT8_ROWS
