@@ -74,7 +74,7 @@ def test_widths_are_drawn_with_and_without_plaintext(tiny_record: Record, plaint
     figure = figures.widths(series_of(record, (256, 512, 1024)))
     figures.save(figure, tmp_path / "widths.png")
     words = texts(figure)
-    assert "hidden size" in words and "milliseconds a token" in words and "from widths 256 and 1024" in words
+    assert "hidden size" in words and "milliseconds a token" in words and "fitted phase by phase" in words
     assert ("plaintext float32" in words) == plaintext
 
 

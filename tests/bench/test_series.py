@@ -1,4 +1,4 @@
-"""The formula of cost by width: exact where it was taken from, and each phase grows as it says."""
+"""The formula of cost by width: it goes through two points, near more, and each phase grows as it says."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ def point(width: int, seconds: float = 1.0) -> WidthPoint:
     return WidthPoint(model=model, token_s=token, ratio=Ratio(floor=1.0), phases=phases, highest_bytes=1)
 
 
-def test_at_both_ends_the_formula_is_the_measurement_and_what_does_not_grow_is_their_mean() -> None:
-    points = [point(512), point(1024, 3.0), point(2048, 2.0)]
+def test_two_points_are_met_and_what_does_not_grow_is_between_them() -> None:
+    points = [point(512), point(2048, 2.0)]
+    fixed = (1 + 1 / 2) / (1 + 1 / 4)  # least relative errors of one value for 1 and 2
     for place, factor in ((512, 1.0), (2048, 2.0)):
         token = predicted(points, place)
-        expected = (8 * factor + 2 * 1.5, 4 * factor + 1.5, 7 * factor)
+        expected = (8 * factor + 2 * fixed, 4 * factor + fixed, 7 * factor)
         assert (token.total, token.online, token.plaintext) == pytest.approx(expected)
 
 
@@ -42,9 +43,24 @@ def test_between_them_phases_grow_with_what_they_work_on() -> None:
     weights = 1 + (middle.weights - one.weights) / (two.weights - one.weights)
     assert token.plaintext == pytest.approx(7.0 * weights)
     straight = 1 + (1024 - 512) / (2048 - 512)
-    fixed = 1.5
+    fixed = (1 + 1 / 2) / (1 + 1 / 4)
     assert token.online == pytest.approx(weights + 3 * straight + fixed)
     assert token.total == pytest.approx(token.online + 4 * straight + fixed)
+
+
+def test_points_that_follow_the_formula_give_it_back_and_no_part_is_below_zero() -> None:
+    def follows(width: int, fixed: float, growing: float) -> WidthPoint:
+        made, quantities = point(width), Quantities.of_width(width)
+        seconds = {phase.name: fixed + growing * quantities.of_phase(phase.name) for phase in made.phases}
+        phases = tuple(replace(phase, token=replace(phase.token, median_s=seconds[phase.name])) for phase in made.phases)
+        return replace(made, phases=phases)
+
+    points = [follows(width, 1e-3, 1e-12) for width in (512, 1024, 2048, 4096)]
+    assert predicted(points, 3072).online == pytest.approx(
+        sum(phase.token.median_s for phase in follows(3072, 1e-3, 1e-12).phases if phase.moment == "online")
+    )
+    steep = [point(512, 1.0), point(1024, 16.0), point(2048, 256.0)]  # a straight line would begin below zero
+    assert 0 < predicted(steep, 256).online < predicted(steep, 512).online
 
 
 @pytest.mark.parametrize("width", [256, 512])

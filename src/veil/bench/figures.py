@@ -160,7 +160,7 @@ def links(records: Sequence[Record]) -> Figure:
 
 
 def widths(series: WidthSeries) -> Figure:
-    """Seconds a token and overhead against width: measured points, and the formula from the smallest and largest width."""
+    """Seconds a token and overhead against width: measured points, and the formula that fits them."""
     figure = _figure(10.0, 4.4)
     left, right = _panels(figure, 1, 2)
     sizes = [point.model.hidden_size for point in series.points]
@@ -199,8 +199,7 @@ def widths(series: WidthSeries) -> Figure:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=9, frameon=False)
     _plain_numbers(left, x=False)
-    fitted = f"from widths {sizes[0]} and {sizes[-1]}"
-    figure.suptitle(f"points: measured; lines: the formula, its constants {fitted}", fontsize=10)
+    figure.suptitle("points: measured; lines: the formula, fitted phase by phase", fontsize=10)
     return figure
 
 

@@ -1,7 +1,6 @@
 """Cost against model width: one family measured at several widths, and the formula that should run through the points.
 
-Every phase of a token has a fixed part and one that grows with one quantity of the model. Taken from the smallest and the
-largest width, the formula gives those between.
+Every phase of a token has a fixed part and one that grows with one quantity of the model; the two are fitted to all points.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from veil.bench import run, subjects
 from veil.bench.record import FORMAT, Machine, Phase, Ratio, Record, Settings, Subject, TokenSeconds
@@ -83,17 +84,19 @@ class Quantities:
 
 
 def predicted(points: Sequence[WidthPoint], width: float) -> TokenSeconds:
-    """The formula: each phase is a fixed part and one proportional to its quantity, both from the first and last point."""
-    first, last = points[0], points[-1]
-    low, high, here = Quantities.of(first.model), Quantities.of(last.model), Quantities.of_width(width)
+    """The formula: each phase is a fixed part and one proportional to its quantity, as they fit all points best.
+
+    Plaintext grows with the weights. Best is the least sum of squared relative errors, neither part below zero.
+    """
+    measured, here = [Quantities.of(point.model) for point in points], Quantities.of_width(width)
     online = ahead = 0.0
-    for start, end in zip(first.phases, last.phases, strict=True):
-        line = (low.of_phase(start.name), start.token.median_s), (high.of_phase(end.name), end.token.median_s)
-        seconds = _on_line(*line, here.of_phase(start.name))
-        online, ahead = (online + seconds, ahead) if start.moment == "online" else (online, ahead + seconds)
-    plain = None
-    if first.token_s.plaintext is not None and last.token_s.plaintext is not None:
-        plain = _on_line((low.weights, first.token_s.plaintext), (high.weights, last.token_s.plaintext), here.weights)
+    for phases in zip(*(point.phases for point in points), strict=True):
+        name = phases[0].name
+        places = [(one.of_phase(name), phase.token.median_s) for one, phase in zip(measured, phases, strict=True)]
+        seconds = _on_line(places, here.of_phase(name))
+        online, ahead = (online + seconds, ahead) if phases[0].moment == "online" else (online, ahead + seconds)
+    clear = [(one.weights, point.token_s.plaintext) for one, point in zip(measured, points, strict=True)]
+    plain = _on_line([(x, y) for x, y in clear if y is not None], here.weights) if all(y for _, y in clear) else None
     return TokenSeconds(total=online + ahead, online=online, plaintext=plain)
 
 
@@ -123,10 +126,17 @@ def is_series(path: Path) -> bool:
         return False
 
 
-def _on_line(first: tuple[float, float], last: tuple[float, float], x: float) -> float:
-    """The value at x of the line through two points; the mean of their values where they stand at one place."""
-    (x0, y0), (x1, y1) = first, last
-    return (y0 + y1) / 2 if x0 == x1 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+def _on_line(places: Sequence[tuple[float, float]], x: float) -> float:
+    """The value at x of the line a + b·x, a and b not below zero, with the least relative errors at places (x, y > 0)."""
+    xs, ys = np.array(places).T
+    x, xs = x / xs.max(), xs / xs.max()
+    forms = [np.stack(columns, axis=1) for columns in ((np.ones_like(xs), xs), (np.ones_like(xs),), (xs,))]
+    found: list[tuple[float, float]] = []
+    for form, ends in zip(forms, ((1.0, x), (1.0,), (x,)), strict=True):
+        parts = np.linalg.lstsq(form / ys[:, None], np.ones_like(ys), rcond=None)[0]
+        if (parts >= 0).all():
+            found.append((float(((form @ parts / ys - 1) ** 2).sum()), float(parts @ np.array(ends))))
+    return min(found)[1]
 
 
 def _point(record: Record) -> WidthPoint:
