@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from veil.kernels import memory
 from veil.kernels.memory import LINE_BYTES, aligned, room, side_by_side
 
 
@@ -60,3 +61,12 @@ def test_matrices_stand_side_by_side() -> None:
     first, last = (placed[place].ctypes.data for place in (0, 3))
     assert last - first == 64 + 4096
     assert side_by_side([]) == ()
+
+
+def test_a_room_may_go_away_while_another_is_looked_for() -> None:
+    """The garbage collector runs whenever it likes, also inside of `room`."""
+    first = room((77, 1000), np.uint32)
+    place = first.ctypes.data
+    with memory._lock:
+        del first
+    assert room((77, 1000), np.uint32).ctypes.data == place

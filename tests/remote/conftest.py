@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 sys.path.insert(0, str(Path(__file__).parent))
-from processes import Listening
 from proxy import Proxy
 
+from processes import Listening
 from veil.client.session import Ahead
 from veil.kernels import cpu
 from veil.model.hybrid import HybridFHEModel

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import threading
 import weakref
+from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ _KEPT = 2
 """Rooms that wait for their next use: the leaves and the products of one batch."""
 
 _lock = threading.Lock()
-_free: list[NDArray[np.uint8]] = []
+_left: deque[NDArray[np.uint8]] = deque(maxlen=_KEPT)  # finalizers append to it at any moment, so they take no lock
 
 
 def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -30,15 +32,11 @@ def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
 def room(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """`aligned`, in memory that an earlier room left when the last array in it went away. Thread safe."""
     needed = _bytes(shape, dtype) + LINE_BYTES
-    with _lock:
-        fitting = [place for place, block in enumerate(_free) if block.size >= needed]
-        block = _free.pop(min(fitting, key=lambda place: _free[place].size)) if fitting else None
-        if block is None and len(_free) == _KEPT:
-            _free.pop(0)
+    block = _fitting(needed)
     if block is None:
         block = np.empty(needed, dtype=np.uint8)
     whole = np.frombuffer(block.data, dtype=np.uint8)  # views keep it alive, because its base is no array
-    weakref.finalize(whole, _leave, block).atexit = False
+    weakref.finalize(whole, _left.append, block).atexit = False
     return _placed(whole, shape, dtype)
 
 
@@ -58,10 +56,18 @@ def side_by_side(matrices: list[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
     return tuple(placed)
 
 
-def _leave(block: NDArray[np.uint8]) -> None:
+def _fitting(nbytes: int) -> NDArray[np.uint8] | None:
+    """The smallest block that waits and is large enough; None if there is none, and then the oldest of several goes."""
     with _lock:
-        _free.append(block)
-        del _free[:-_KEPT]
+        waiting = []
+        with suppress(IndexError):
+            while True:
+                waiting.append(_left.popleft())
+        found = min((block for block in waiting if block.size >= nbytes), key=lambda block: block.size, default=None)
+        if found is None and len(waiting) == _KEPT:
+            waiting.pop(0)
+        _left.extend(block for block in waiting if block is not found)
+        return found
 
 
 def _placed(block: NDArray[np.uint8], shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
