@@ -12,6 +12,12 @@ from veil.kernels import memory
 from veil.kernels.memory import LINE_BYTES, aligned, room, side_by_side
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> None:
+    """No other test's memory waits for its next use."""
+    memory._left.clear()
+
+
 @pytest.mark.parametrize("make", [aligned, room])
 @pytest.mark.parametrize("dtype", [np.uint32, np.int8, np.uint64])
 @pytest.mark.parametrize("shape", [(3, 5, 7), (1,), (4096, 16)])

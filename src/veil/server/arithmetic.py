@@ -25,7 +25,9 @@ class Arithmetic(Protocol):
     def own(self, share: Any) -> Any:
         """A copy of one row of what the hint prepared, to keep."""
 
-    def reply(self, group: int, rows: U8, shares: Sequence[Any], input_bits: int, result_bits: int, *, serial: bool) -> U8:
+    def reply(
+        self, group: int, rows: U8, shares: Sequence[Any], input_bits: int, result_bits: int, *, serial: bool = False
+    ) -> U8:
         """Packed ``W·b - h`` for packed rows [T, bytes] and their T shares [rows of the group].
 
         ``serial`` keeps host arithmetic on the calling thread.
@@ -43,7 +45,9 @@ class HostArithmetic:
         """See `Arithmetic`."""
         return np.array(share)
 
-    def reply(self, group: int, rows: U8, shares: Sequence[U32], input_bits: int, result_bits: int, *, serial: bool) -> U8:
+    def reply(
+        self, group: int, rows: U8, shares: Sequence[U32], input_bits: int, result_bits: int, *, serial: bool = False
+    ) -> U8:
         """See `Arithmetic`."""
         weights = self._weights[group]
         empty = np.empty((0, len(weights)), dtype=np.uint32)
@@ -65,7 +69,9 @@ class DeviceArithmetic:
         """See `Arithmetic`."""
         return share.clone()
 
-    def reply(self, group: int, rows: U8, shares: Sequence[Any], input_bits: int, result_bits: int, *, serial: bool) -> U8:
+    def reply(
+        self, group: int, rows: U8, shares: Sequence[Any], input_bits: int, result_bits: int, *, serial: bool = False
+    ) -> U8:
         """See `Arithmetic`."""
         import torch
 
