@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from veil.client import filler as filler_module
 from veil.client.filler import Ahead, Filler
 from veil.client.pool import MaskPool
 from veil.crypto.mask import ClientMask
@@ -127,3 +128,19 @@ def test_a_long_answer_is_prepared_piece_by_piece(filler_of: Any) -> None:
     filler.expect(2, 4000)
     wait(lambda: filler.full)
     assert pool.unused(full=True) == 48
+
+
+def test_while_an_announced_generation_runs_only_its_masks_are_made(filler_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of what should be ready waits until the answer is there, for it would slow that down."""
+    filler, _, pool = filler_of(tokens=20, prompt_rows=0)
+    wait(lambda: filler.full)
+    monkeypatch.setattr(filler_module, "_IDLE_S", 60.0)
+    filler.forward()
+    filler.expect(1, 4)
+    pool.clear()
+    filler.forward()
+    wait(lambda: pool.unused(full=True) == 4)
+    assert filler.full
+    monkeypatch.setattr(filler_module, "_IDLE_S", 0.0)
+    filler.forward()
+    wait(lambda: pool.unused(full=True) == 20)

@@ -150,8 +150,7 @@ class Filler:
         tokens, prompt_rows = self._levels()
         ready = self._pool.unused(full=True)
         short, short_prompt = tokens - ready, prompt_rows - self._pool.unused(full=False)
-        idle = time.monotonic() - self._forward > _IDLE_S
-        announced = self._announced
+        idle, announced = self._idle, self._announced
         first = min(_FIRST_TOKENS, tokens) if announced.prompt_rows else tokens
         if first > ready and (idle or short >= _WORTH_A_BATCH or 2 * short > tokens):
             return min(first - ready, _MOST_BATCH, max(4, 2 * ready)), True
@@ -160,13 +159,21 @@ class Filler:
         return (min(short, _MOST_BATCH), True) if idle and short > 0 else None
 
     def _levels(self) -> tuple[int, int]:
-        """Masks to keep ready, (with the head, without), within the memory."""
+        """Masks to keep ready, (with the head, without), within the memory.
+
+        While an announced generation runs, those that it may need: others would take the cores from it.
+        """
         announced = self._announced
+        least = 0 if announced.tokens and not self._idle else self._tokens
         held, held_prompt = self._pool.unused(full=True), self._pool.unused(full=False)
         announced_rows = min(announced.prompt_rows, self._room - max(1, held))
         announced_tokens = min(announced.tokens, _MOST_ANNOUNCED_TOKENS)
-        tokens = min(max(self._tokens, announced_tokens), self._room - max(announced_rows, held_prompt))
+        tokens = min(max(least, announced_tokens), self._room - max(announced_rows, held_prompt))
         return tokens, min(max(self._prompt_rows, announced_rows), self._room - max(tokens, held))
+
+    @property
+    def _idle(self) -> bool:
+        return time.monotonic() - self._forward > _IDLE_S
 
     def _failed(self, error: Exception) -> None:
         with self._pool.changed:
