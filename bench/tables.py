@@ -52,7 +52,7 @@ def cpu(results: Path) -> Rows:
         ("round trips a token", lambda r: f"{r.model.round_trips}"),
         ("memory, client and server in one process", lambda r: _gb(r.memory.server_bytes + r.memory.client_bytes)),
     ]
-    return [["", *(NAMES[r.model.name] for r in records)], *([name, *map(show, records)] for name, show in lines)]
+    return _by_model(records, lines)
 
 
 def peer(results: Path) -> Rows:
@@ -219,7 +219,7 @@ def card(results: Path) -> Rows:
         ("a row of a 64-row prompt, mask included", lambda r: _ms(r.prompt.row_s)),
         ("memory on the card, at most", lambda r: _gb(r.memory.highest_bytes)),
     ]
-    return [["", *(NAMES[r.model.name] for r in records)], *([name, *map(show, records)] for name, show in lines)]
+    return _by_model(records, lines)
 
 
 def remote(results: Path) -> Rows:
@@ -313,6 +313,11 @@ def main() -> int:
 def _records(results: Path) -> list[Record]:
     paths = [results / f"cpu-{name}.json" for name in NAMES]
     return [record.read(path, Record) for path in paths if path.exists()]
+
+
+def _by_model(records: list[Record], lines: list[tuple[str, Callable[[Record], str]]]) -> Rows:
+    """A column for each record's model, a row for each named figure."""
+    return [["", *(NAMES[r.model.name] for r in records)], *([name, *map(show, records)] for name, show in lines)]
 
 
 def _load(path: Path) -> Any:

@@ -10,7 +10,9 @@ import math
 import threading
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -40,20 +42,23 @@ def room(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return _placed(whole, shape, dtype)
 
 
-def side_by_side(matrices: list[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
-    """Matrices of one dtype, each at a line, one after the other in one block; the list is emptied, to free what is copied.
+def in_one_block(shapes: Sequence[tuple[int, ...]], dtype: DTypeLike) -> tuple[NDArray[Any], ...]:
+    """Arrays like `np.empty`, each at a line, one after the other in one block.
 
-    The system gives large blocks in large pages, and what is read ahead of a matrix's end is the next one's beginning.
+    The system gives large blocks in large pages, and what is read ahead of an array's end is the next one's beginning.
     """
-    steps = [-(-matrix.nbytes // LINE_BYTES) * LINE_BYTES for matrix in matrices]
-    block, start, placed = aligned((sum(steps),), np.uint8), 0, []
-    for step in steps:
-        matrix = matrices.pop(0)
-        own = block[start : start + matrix.nbytes].view(matrix.dtype).reshape(matrix.shape)
-        own[:] = matrix
-        placed.append(own)
-        start += step
-    return tuple(placed)
+    steps = [-(-_bytes(shape, dtype) // LINE_BYTES) * LINE_BYTES for shape in shapes]
+    block = aligned((sum(steps),), np.uint8)
+    starts = accumulate(steps, initial=0)
+    return tuple(_placed(block[start:], shape, dtype) for start, shape in zip(starts, shapes, strict=False))
+
+
+def side_by_side(matrices: list[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+    """Copies of matrices of one dtype, `in_one_block`; the list is emptied, to free what is copied."""
+    placed = in_one_block([matrix.shape for matrix in matrices], matrices[0].dtype if matrices else np.uint8)
+    for own in placed:
+        own[:] = matrices.pop(0)
+    return placed
 
 
 def _fitting(nbytes: int) -> NDArray[np.uint8] | None:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from veil.errors import BundleError
-from veil.kernels.memory import LINE_BYTES, aligned
+from veil.kernels.memory import in_one_block
 from veil.model import folder
 from veil.server.engine import ServerModel
 
@@ -52,18 +52,13 @@ def _read(path: Path, shapes: list[tuple[int, int]]) -> tuple[NDArray[np.int8], 
 
     NumPy asks for huge pages for a block; a core multiplies from those a tenth faster than from a mapped file's small ones.
     """
-    places = _places(path)
-    ends = np.cumsum([-(-rows * width // LINE_BYTES) * LINE_BYTES for rows, width in shapes])
-    block = aligned((int(ends[-1]),), np.int8)
-    weights = []
+    places, weights = _places(path), in_one_block(shapes, np.int8)
     with path.open("rb") as file:
-        for index, ((rows, width), start) in enumerate(zip(shapes, [0, *ends[:-1]], strict=True)):
-            part = block[start : start + rows * width]
+        for index, matrix in enumerate(weights):
             file.seek(places[f"group.{index}"])
-            if file.readinto(part.data) != part.size:
+            if file.readinto(matrix.reshape(-1).data) != matrix.size:
                 raise BundleError(f"{path} ends early")
-            weights.append(part.reshape(rows, width))
-    return tuple(weights)
+    return weights
 
 
 def _places(path: Path) -> dict[str, int]:

@@ -30,6 +30,12 @@ _HELLO_S = 10.0
 _ALONE_S = 0.25
 
 
+def listener(host: str, port: int) -> socket.socket:
+    """A socket that listens on a name, or an address of either family, in brackets or not; `OSError` if it cannot."""
+    host = host.strip("[]")
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+
 class _Connection:
     """One accepted connection: what ends it, when it was last heard of, and whether it has shown a ticket."""
 
@@ -68,9 +74,7 @@ class RowLane:
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
             self._tls.load_cert_chain(*tls)
-        host = address[0].strip("[]")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, address[1]), family=family)
+        self._listener = listener(*address)
         self.port = int(self._listener.getsockname()[1])
         self._lock = threading.Lock()
         self._open: set[_Connection] = set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from veil.model.server_bundle import load_server
 from veil.priority import in_thread_of_its_own
 from veil.progress import Progress
 from veil.server.engine import Engine
-from veil.server.lane import RowLane
+from veil.server.lane import RowLane, listener
 from veil.server.logs import event
 from veil.server.metrics import Metrics
 from veil.server.offer import Offer
@@ -77,13 +76,11 @@ class ServerConfig:
 
     def check_ports(self) -> None:
         """Raise `ValueError` for a port that is taken, or an address that is not this machine's."""
-        host = self.host.strip("[]")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         for option, port in (("--port", self.port), ("--rows-port", self.rows_port), ("--metrics-port", self.metrics_port)):
             if not port:
                 continue
             try:
-                socket.create_server((host, port), family=family).close()
+                listener(self.host, port).close()
             except OSError as error:
                 raise ValueError(f"cannot listen on {self.host}:{port} ({error.strerror}); choose with {option}") from None
 
