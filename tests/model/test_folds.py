@@ -127,17 +127,19 @@ def test_a_batch_with_padding() -> None:
 
 
 def test_noise_of_a_folded_group_is_as_predicted() -> None:
-    """Error over 24 rows of the first folded group, simulated against encrypted: variances within 25 %."""
+    """Error over 384 rows of the first folded group, simulated against encrypted: variances within 15 %.
+
+    The ratio of the two has a standard deviation of 2.8 %, measured 60 times (12 % over 24 rows)."""
     hybrid = compiled("llama")
     router, errors = hybrid._router, {}
     assert router is not None
     for mode in ("disable", "simulate", "execute"):
         seen: list[Any] = []
         router.observer = lambda group, x, tau, values, seen=seen: seen.append(values) if group == 1 else None
-        hybrid(PROMPT, fhe=mode)
+        hybrid(PROMPT.repeat(16, 1), fhe=mode)
         errors[mode] = seen[0].astype(float)
     simulated, real = ((errors[mode] - errors["disable"]).var() for mode in ("simulate", "execute"))
-    assert real == pytest.approx(simulated, rel=0.25)
+    assert real == pytest.approx(simulated, rel=0.15)
 
 
 REASONS = {
