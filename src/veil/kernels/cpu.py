@@ -273,6 +273,11 @@ def answer(data: U8, weights: I8, h: U32, input_bits: int, result_bits: int, *, 
     return out
 
 
+def read_lines(weights: I8, first: int, last: int) -> int:
+    """See `reference.read_lines`."""
+    return int(cpu_online.read_lines(weights.reshape(-1), first, last))
+
+
 def gaussian(words: NDArray[np.uint64], cumulative: NDArray[np.uint64], guide: I32) -> I32:
     """See `reference.gaussian`."""
     out = np.empty(words.size, dtype=np.int32)

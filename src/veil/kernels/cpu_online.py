@@ -271,6 +271,15 @@ def answer_serially(data, weights, h, input_bits, result_bits, out):  # type: ig
 
 
 @njit(cache=True, nogil=True)
+def read_lines(data, first, last):  # type: ignore[no-untyped-def]
+    """Read a byte of every cache line, so that it is in the caches afterwards; the bytes' sum, or nothing would be read."""
+    total = np.int64(0)
+    for i in range(first, last, LINE_BYTES):
+        total += np.int64(data[i])
+    return total
+
+
+@njit(cache=True, nogil=True)
 def scales(x, target, out):  # type: ignore[no-untyped-def]
     """τ of each row; see `reference.scales`."""
     for t in range(x.shape[0]):

@@ -307,6 +307,11 @@ def answer(data: U8, weights: I8, h: U32, input_bits: int, result_bits: int, *, 
     return pack(_top_bits(matmul(weights, rows) - h, result_bits), result_bits)
 
 
+def read_lines(weights: I8, first: int, last: int) -> int:
+    """Bring weights from ``first`` up to ``last``, of all in order, into the caches; the sum of one in each 64."""
+    return int(weights.reshape(-1)[first:last:64].sum(dtype=np.int64))
+
+
 # Client ----------------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -18,6 +18,11 @@ I8 = NDArray[np.int8]
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
 
+_STEP_BYTES = 128 << 10
+"""Some 3 µs of reading."""
+_PREFETCHED_BYTES = 8 << 20
+"""Of one group's weights: caches have room for no more."""
+
 
 class Arithmetic(Protocol):
     """The weights of all groups, where they are multiplied."""
@@ -32,6 +37,9 @@ class Arithmetic(Protocol):
 
         ``serial`` keeps host arithmetic on the calling thread.
         """
+
+    def prefetch(self, group: int) -> Iterator[object]:
+        """Steps, of a few µs each, that bring a group's weights nearer."""
 
 
 class HostArithmetic:
@@ -54,6 +62,13 @@ class HostArithmetic:
         h = shares[0][None] if len(shares) == 1 else np.stack(shares) if shares else empty
         packed: U8 = self._kernels.answer(rows, weights, h, input_bits, result_bits, serial=serial)
         return packed
+
+    def prefetch(self, group: int) -> Iterator[object]:
+        """See `Arithmetic`; the beginning comes last, because it is wanted first."""
+        weights = self._weights[group]
+        most = min(weights.size, _PREFETCHED_BYTES)
+        for first in reversed(range(0, most, _STEP_BYTES)):
+            yield self._kernels.read_lines(weights, first, min(most, first + _STEP_BYTES))
 
 
 class DeviceArithmetic:
@@ -81,6 +96,10 @@ class DeviceArithmetic:
         h = shares[0][None] if len(shares) == 1 else torch.stack(list(shares))
         packed: U8 = self._cuda.to_numpy(self._cuda.answer(self._cuda.asarray(rows), weights, h, input_bits, result_bits))
         return packed
+
+    def prefetch(self, group: int) -> Iterator[object]:
+        """See `Arithmetic`; a device's memory is near."""
+        return iter(())
 
 
 def arithmetic_for(weights: Sequence[I8], kernels: ModuleType) -> Arithmetic:

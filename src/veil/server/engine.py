@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -250,6 +250,10 @@ class Engine:
             claim(session, number, group, segment, row.data)[start:stop] for number, row in zip(masks, rows, strict=True)
         ]
         return Claim(group, rows, shares)
+
+    def prefetch_after(self, group: int) -> Iterator[object]:
+        """Steps that bring the weights of the group behind this one into the caches: a pass takes groups in their order."""
+        return self._work.prefetch((group + 1) % len(self._places))
 
     def work(self, claim: Claim) -> int:
         """Multiply-adds of a claim."""

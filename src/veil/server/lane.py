@@ -173,7 +173,7 @@ class RowLane:
             frames.send(seal(pb.EvaluateReply()))
             frames.connection.settimeout(None)
             frames.limit = self._message_bytes
-            while (data := frames.receive()) is not None:
+            while (data := frames.receive(stream.meanwhile)) is not None:
                 connection.busy = True
                 reply = stream.answer(data)
                 connection.busy, connection.heard = False, time.monotonic()

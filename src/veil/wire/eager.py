@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import time
+from collections.abc import Iterator
 
 from veil.priority import move_to_another_core
 
@@ -35,8 +36,11 @@ class EagerWait:
         self._stays = 0
         self._began = 0
 
-    def look(self) -> None:
-        """Return when there are bytes, or when it is time to sleep for them."""
+    def look(self, meanwhile: Iterator[object] = iter(())) -> None:
+        """Return when there are bytes, or when it is time to sleep for them; between two looks take one step of ``meanwhile``.
+
+        A step should take a few µs.
+        """
         self._began = before = time.perf_counter_ns()
         if self._poll is None or not self._eager:
             return
@@ -46,6 +50,7 @@ class EagerWait:
             return
         end, gone = before + _MOST_NS, 0
         while not self._poll.poll(0):
+            next(meanwhile, None)
             _yield()
             now = time.perf_counter_ns()
             gone, before = now - before, now

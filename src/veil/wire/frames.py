@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Iterator
 
 from veil.errors import CorruptMessage
 from veil.wire.eager import EagerWait
@@ -30,10 +31,13 @@ class Frames:
         """Send one message."""
         self.connection.sendall(len(data).to_bytes(LENGTH_BYTES, "little") + data)
 
-    def receive(self) -> bytes | None:
-        """The next message; None where the other side ended the connection between two."""
+    def receive(self, meanwhile: Iterator[object] = iter(())) -> bytes | None:
+        """The next message; None where the other side ended the connection between two.
+
+        An eager thread takes steps of ``meanwhile`` while there is no message; see `EagerWait.look`.
+        """
         if self.eager:
-            self._wait.look()
+            self._wait.look(meanwhile)
         head = self._reader.read(LENGTH_BYTES)
         self._wait.came()
         if not head:
