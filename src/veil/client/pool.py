@@ -154,9 +154,10 @@ class MaskPool:
     def take(self, group: int, rows: int, prompt_rows: int) -> tuple[str, list[ClientMask]] | None:
         """The session and the next masks for a group, marked spent for it, from the prompt line first; None if short."""
         with self.changed:
-            if self.missing(group, rows, prompt_rows):
-                return None
+            self._expire()
             first = min(prompt_rows, self._prompt.ready(group), rows)
+            if self._full.ready(group) < rows - first:
+                return None
             taken = self._prompt.take(group, first) if first else []
             return self.session, taken + self._full.take(group, rows - first)
 

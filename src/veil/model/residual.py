@@ -12,7 +12,7 @@ from veil.errors import BundleError, StreamChanged
 from veil.model.manifest import Fold, Manifest
 from veil.model.norms import Norm, norm_of
 
-_REMEDY = "compile the model with fold_norms='off'"
+REMEDY = "compile the model with fold_norms='off'"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,17 +51,20 @@ class ResidualStream:
         """The stream that the layer reading ``x`` [..., in] is about to add to: [..., width], as many rows."""
         seen = self._seen.get(fold.before)
         if seen is None or seen.source.shape[-1] != fold.width or _count(seen.source) != _count(x):
-            raise StreamChanged(f"no stream of these rows passed {fold.before} in this forward pass; {_REMEDY}")
+            raise StreamChanged(f"no stream of these rows passed {fold.before} in this forward pass; {REMEDY}")
         return seen.source
 
-    def factor(self, fold: Fold, x: torch.Tensor, before: torch.Tensor | None, added: torch.Tensor | None) -> torch.Tensor:
-        """ρ [T, 1] for a layer that reads ``x``, which must be the norm of ``before + added``, the sum taken exactly."""
+    def check_reader(self, fold: Fold, x: torch.Tensor) -> None:
+        """Raise `StreamChanged` unless ``x`` is what the fold's norm gave in this pass."""
         seen = self._seen.get(fold.after)
-        if seen is None or before is None or added is None or seen.result is not x:
-            raise StreamChanged(f"a layer behind {fold.after} reads something else; {_REMEDY}")
-        rows = seen.source.reshape(-1, fold.width)
-        if not torch.equal(rows, (before.reshape(-1, fold.width) + added.reshape(-1, fold.width))):
-            raise StreamChanged(f"the stream was changed on its way to {fold.after}; {_REMEDY}")
+        if seen is None or seen.result is not x:
+            raise StreamChanged(f"a layer behind {fold.after} reads something else; {REMEDY}")
+
+    def factor(self, fold: Fold, before: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+        """ρ [T, 1] of what the fold's norm read, which must be ``before + added``, the sum taken exactly."""
+        rows = self._seen[fold.after].source.reshape(-1, fold.width)
+        if not torch.equal(rows, before.reshape(-1, fold.width) + added.reshape(-1, fold.width)):
+            raise StreamChanged(f"the stream was changed on its way to {fold.after}; {REMEDY}")
         return self._norms[fold.after].factor(rows)
 
     def _note(self, name: str) -> Any:

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from veil import noise
-from veil.errors import NotCompiled, NotFiniteActivation
+from veil.errors import NotCompiled, NotFiniteActivation, StreamChanged
 from veil.model.manifest import Fold, Manifest
 from veil.model.quantize import clear_product, row_norms, target_norm
-from veil.model.residual import ResidualStream
+from veil.model.residual import REMEDY, ResidualStream
 from veil.params import Params
 
 F32 = NDArray[np.float32]
@@ -76,19 +76,21 @@ def simulated_service(params: Params, weights: tuple[I8, ...], kernels: ModuleTy
 class _Pending:
     source: torch.Tensor
     state: int | torch.Tensor
-    values: I32
-    tau: F64
+    outputs: F32
     claimed: set[str]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Answer:
-    """A folded group's result, with the stream that was read and what the first layer added to it."""
+    """A folded group's outputs, with the stream that was read and what the first layer added to it.
 
-    values: I32
-    tau: F64
+    ``behind`` are the outputs times ρ plus the shift, once the norm of that sum has been seen.
+    """
+
+    outputs: F32
     before: torch.Tensor
     added: torch.Tensor
+    behind: F32 | None = None
 
 
 class Router:
@@ -144,12 +146,11 @@ class Router:
         group, part = self.manifest.by_layer[name]
         pending = self._pending.get(group)
         if pending is None or not same_tensor(pending, source) or name in pending.claimed:
-            values, tau = self._evaluate(group, rows())
-            pending = self._pending[group] = _Pending(source, state_of(source), values, tau, set())
+            pending = self._pending[group] = _Pending(source, state_of(source), self._evaluate(group, rows()), set())
         pending.claimed.add(name)
         if len(pending.claimed) == len(self.manifest.groups[group].layers):
             del self._pending[group]
-        return self._floats(group, part, pending.values, pending.tau)
+        return _columns(pending.outputs, part)
 
     def _add(self, name: str, fold: Fold, x: torch.Tensor) -> torch.Tensor:
         """The output of the layer that adds to the stream; what reads the stream next is answered by the same trip."""
@@ -159,9 +160,9 @@ class Router:
         assert stream is not None
         before = stream.before(fold, x)
         rows: F32 = np.divide(np.concatenate([_rows(before), _rows(x)], axis=1), constants.smooth, dtype=np.float32)
-        values, tau = self._evaluate(group, rows)
-        added = self._floats(group, part, values, tau)
-        self._answers[group] = _Answer(values, tau, before, added.to(x.dtype))
+        outputs = self._evaluate(group, rows)
+        added = _columns(outputs, part)
+        self._answers[group] = _Answer(outputs, before, added.to(x.dtype))
         return added
 
     def _read(self, name: str, fold: Fold, x: torch.Tensor) -> torch.Tensor:
@@ -170,15 +171,16 @@ class Router:
         constants, stream, answer = self.constants[group].fold, self.stream, self._answers.get(group)
         assert constants is not None
         assert stream is not None
-        factor = stream.factor(fold, x, *((answer.before, answer.added) if answer else (None, None)))
-        assert answer is not None
-        return self._floats(group, part, answer.values, answer.tau) * factor + torch.from_numpy(constants.shift[part])
+        stream.check_reader(fold, x)
+        if answer is None:
+            raise StreamChanged(f"{name} was called before {self.manifest.groups[group].layers[0].name}; {REMEDY}")
+        if answer.behind is None:
+            factor = stream.factor(fold, answer.before, answer.added)
+            answer.behind = answer.outputs * factor.detach().numpy() + constants.shift
+        return _columns(answer.behind, part)
 
-    def _floats(self, group: int, part: slice, values: I32, tau: F64) -> torch.Tensor:
-        constants, own = self.constants[group], np.ascontiguousarray(values[:, part])
-        return torch.from_numpy(self._kernels.dequantize(own, tau, constants.scale[part], constants.bias[part]))
-
-    def _evaluate(self, group: int, x: F32) -> tuple[I32, F64]:
+    def _evaluate(self, group: int, x: F32) -> F32:
+        """A group's outputs [T, rows] for its rows x [T, width]."""
         if self.service is None:
             raise NotCompiled("call set_fhe_mode first")
         if self.checkpoint is not None:
@@ -196,7 +198,8 @@ class Router:
         values = self.service(group, x, tau)
         if self.observer is not None:
             self.observer(group, x, tau, values)
-        return values, shown
+        outputs: F32 = self._kernels.dequantize(values, shown, constants.scale, constants.bias)
+        return outputs
 
 
 def same_tensor(pending: Any, source: torch.Tensor) -> bool:
@@ -211,6 +214,11 @@ def same_tensor(pending: Any, source: torch.Tensor) -> bool:
 def state_of(tensor: torch.Tensor) -> int | torch.Tensor:
     """What tells whether a tensor was written to: its version, or a copy where torch keeps none (inference mode)."""
     return tensor.clone() if tensor.is_inference() else tensor._version
+
+
+def _columns(outputs: F32, part: slice) -> torch.Tensor:
+    """One layer's share of its group's outputs; a tensor of its own, so that writing to it is seen of it alone."""
+    return torch.from_numpy(np.ascontiguousarray(outputs[:, part]))
 
 
 def _rows(x: torch.Tensor) -> F32:
