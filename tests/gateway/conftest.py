@@ -20,11 +20,12 @@ from selenium.webdriver.support.ui import WebDriverWait
 from veil.client.session import Ahead
 from veil.gateway.app import Gateway, Settings, build_app
 from veil.gateway.guard import Access
-from veil.gateway.listen import Listener, open_socket
+from veil.gateway.listen import Listener
 from veil.gateway.served import ServedModel
 from veil.model.hybrid import HybridFHEModel
 from veil.model.modules import select_modules
 from veil.params import Params
+from veil.wire.listening import listening as free_socket
 
 
 def make_served(model: Any, tokenizer: Any, name: str = "tiny", mode: str = "execute") -> ServedModel:
@@ -71,7 +72,7 @@ class Running:
 @contextmanager
 def listening(served: ServedModel, access: Access | None = None, settings: Settings | None = None) -> Iterator[Running]:
     app = build_app(served, access, settings)
-    with open_socket("127.0.0.1", 0) as opened:
+    with free_socket("127.0.0.1", 0) as opened:
         listener = Listener(app, opened)
         thread = threading.Thread(target=listener.serve_until_told)
         thread.start()

@@ -257,6 +257,13 @@ def test_matmul_and_answer(out: int, width: int, rows: int, extreme: bool, rng: 
         same(cpu.answer(data, weights, h, input_bits, result_bits, serial=True), expected)
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (1, 64), (3, 43), (130, 257)], ids=str)
+def test_read_lines(rng: np.random.Generator, shape: tuple[int, int]) -> None:
+    weights = rng.integers(-128, 128, shape, dtype=np.int8)
+    for first, last in ((0, weights.size), (0, weights.size // 2), (weights.size // 3, weights.size), (0, 0)):
+        assert cpu.read_lines(weights, first, last) == reference.read_lines(weights, first, last)
+
+
 @given(st.integers(0, 2**32), st.integers(1, 80), st.integers(1, 80), st.integers(0, 9))
 @few
 def test_matmul_of_any_shape(seed: int, out: int, width: int, rows: int) -> None:

@@ -6,7 +6,7 @@ import random
 
 import torch
 
-from veil.kernels.cuda_rows import side_by_side
+from veil.kernels.cuda_rows import gathered
 
 
 def test_rows_of_several_matrices_in_any_order() -> None:
@@ -18,7 +18,7 @@ def test_rows_of_several_matrices_in_any_order() -> None:
             if not neighbours:
                 choose.shuffle(rows)
             for start, stop in ((0, 9), (2, 3), (4, 4)):
-                made = side_by_side(rows, start, stop)
+                made = gathered(rows, start, stop)
                 expected = [matrix[place, start:stop].tolist() for matrix, place in rows]
                 assert made.dtype == torch.uint32 and made.is_contiguous() and made.tolist() == expected
 
@@ -30,7 +30,7 @@ def test_neighbours_are_one_copy() -> None:
     original = torch.cat
     torch.cat = lambda parts: calls.append([len(part) for part in parts]) or original(parts)  # type: ignore[method-assign]
     try:
-        side_by_side(rows, 0, 4)
+        gathered(rows, 0, 4)
     finally:
         torch.cat = original  # type: ignore[method-assign]
     assert calls == [[3, 2]]

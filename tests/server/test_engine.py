@@ -16,6 +16,7 @@ from veil.errors import MaskReused, UnknownMask, UnknownSession, WireError
 from veil.kernels import cpu
 from veil.params import packed_bytes
 from veil.random import SecretRng
+from veil.server import arithmetic
 from veil.wire import codec
 from veil.wire.messages import MaskUpload
 
@@ -322,3 +323,29 @@ def test_the_server_model_lists_weights_in_slot_order(pair: Any) -> None:
     rows = pair.server_model.hint_rows()
     assert {name: [part.group for part in parts] for name, parts in rows.items()} == {"body": [0, 1], "head": [2]}
     assert rows["body"][1].weights is pair.weights[1]
+
+
+def test_the_weights_that_come_next_are_read_whole_their_beginning_last(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass takes groups in their order, and the first again after the last."""
+    read: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(cpu, "read_lines", lambda weights, first, last: read.append((id(weights), first, last)))
+    monkeypatch.setattr(arithmetic, "_STEP_BYTES", 1000)
+    groups = len(pair.weights)
+    for group, weights in enumerate(pair.weights):
+        read.clear()
+        steps = pair.engine.prefetch_after((group - 1) % groups)
+        assert read == []
+        count = sum(1 for _ in steps)
+        assert count == len(read) == -(-weights.size // 1000)
+        assert {which for which, _, _ in read} == {id(weights)}
+        assert read[-1][1] == 0
+        assert sorted(at for _, first, last in read for at in range(first, last)) == list(range(weights.size))
+
+
+def test_no_more_is_read_ahead_than_caches_hold(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "_PREFETCHED_BYTES", 100)
+    monkeypatch.setattr(arithmetic, "_STEP_BYTES", 64)
+    read: list[tuple[int, int]] = []
+    monkeypatch.setattr(cpu, "read_lines", lambda weights, first, last: read.append((first, last)))
+    list(pair.engine.prefetch_after(0))
+    assert read == [(64, 100), (0, 64)]

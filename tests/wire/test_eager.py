@@ -103,3 +103,22 @@ def test_frames_arrive_eagerly_as_they_do_otherwise(pair: tuple[socket.socket, s
         assert near.receive() == message
     far.close()
     assert near.receive() is None
+
+
+def test_work_is_done_between_two_looks_and_not_when_bytes_are_there(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = looks(monkeypatch, 1000)
+    work = iter(range(40))
+    pair[1].send(b"x")
+    wait = EagerWait(pair[0])
+    wait.look(work)
+    assert next(work) == 0
+    pair[0].recv(1)
+    monkeypatch.setattr(eager, "_yield", lambda: (seen.append(1), pair[1].send(b"x") if len(seen) == 3 else None))
+    wait.look(work)
+    assert next(work) == 4
+    pair[0].recv(1)
+    monkeypatch.setattr(eager, "_yield", lambda: (seen.append(1), pair[1].send(b"x") if len(seen) == 100 else None))
+    wait.look(work)
+    assert list(work) == []

@@ -21,7 +21,7 @@ from veil.client.stats import Stats
 from veil.client.supply import MaskSupply
 from veil.errors import NotFiniteActivation
 from veil.kernels import cuda
-from veil.kernels.cuda_rows import side_by_side
+from veil.kernels.cuda_rows import gathered
 from veil.model.quantize import target_norm
 from veil.params import packed_bytes
 from veil.random import SecretRng
@@ -248,11 +248,11 @@ class DeviceSession:
     def _many(self, group: int, x: Tensor, masks: Sequence[Any], numbers: Sequence[int]) -> Tensor:
         info = self.model.manifest.groups[group]
         first, start = self._factory.maker.group_start(group), self.model.manifest.starts[group]
-        rows = side_by_side([(mask.batch.rows, mask.place) for mask in masks], first, first + info.width)
+        rows = gathered([(mask.batch.rows, mask.place) for mask in masks], first, first + info.width)
         data, tau = self._encrypt(group, x.to(torch.float32).contiguous(), rows)
         reply = self._transport.answer(group, numbers, data)
         shares = [(mask.batch.mu[info.segment], mask.place) for mask in masks]
-        return self._decrypt(group, reply, side_by_side(shares, start, start + info.rows), tau)
+        return self._decrypt(group, reply, gathered(shares, start, start + info.rows), tau)
 
     def _encrypt(self, group: int, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Packed rows [T, bytes], and the scales τ [T] of their results; what was not finite shows in ``_taus``."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from veil.commands.served import ModelChoice, opened
 from veil.gateway.app import Settings, build_app
 from veil.gateway.guard import Access
-from veil.gateway.listen import Listener, open_socket
+from veil.gateway.listen import Listener
+from veil.wire.listening import listening
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +30,10 @@ def run(request: GatewayRequest) -> None:
     Raises `ValueError` for an address that cannot be had, before any long work, and veil's errors.
     """
     host = request.access.host
-    with open_socket(host, request.port) as listening:
-        port = listening.getsockname()[1]
+    with listening(host, request.port) as opened_socket:
+        port = opened_socket.getsockname()[1]
         with opened(request.choice) as served:
-            listener = Listener(build_app(served, request.access, request.settings), listening)
+            listener = Listener(build_app(served, request.access, request.settings), opened_socket)
             url = f"http://{_shown(host)}:{port}"
             print(f"veil: {served.name} at {url} (chat) and {url}/v1 (OpenAI API)", file=sys.stderr, flush=True)
             if request.open_page:

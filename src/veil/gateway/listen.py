@@ -1,4 +1,4 @@
-"""The gateway's web server: its socket, its signals, and an orderly end."""
+"""The gateway's web server: its signals, and an orderly end."""
 
 from __future__ import annotations
 
@@ -47,13 +47,3 @@ class Listener(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. `ValueError` for an address that cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=128)
-    except (OSError, UnicodeError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
-        raise ValueError(f"cannot listen on {host}:{port} ({reason}); choose another --port or --host") from None

@@ -9,7 +9,7 @@ import torch
 Tensor = torch.Tensor
 
 
-def side_by_side(rows: Sequence[tuple[Tensor, int]], start: int, stop: int) -> Tensor:
+def gathered(rows: Sequence[tuple[Tensor, int]], start: int, stop: int) -> Tensor:
     """Columns ``start`` to ``stop`` of some rows, each a matrix and a place in it → [R, stop - start] uint32, contiguous.
 
     Neighbours of one matrix are taken together: a prompt costs a few copies for each batch of masks, not for each row.

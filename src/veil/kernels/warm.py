@@ -57,6 +57,7 @@ def every_kernel(ring: Ring) -> Iterator[Callable[[], object]]:
     yield lambda: cpu.inner_hint(weights, public, 18, ring)
     yield lambda: cpu.outer_hint(np.zeros((1, ring.n), dtype=np.int32), ring)
     yield lambda: cpu.secret_products(points, points[0], ring.inner_tables, ring)
+    yield lambda: cpu.read_lines(weights, 0, 8)
     yield lambda: cpu.gaussian(np.frombuffer(bytes(8), dtype=np.uint64), cumulative, guide)
     yield lambda: cpu.matmul(weights[:, :8].copy(), words)
     yield lambda: cpu.answer(received, weights[:, :8].copy(), words, 24, 18)

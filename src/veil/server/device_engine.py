@@ -15,7 +15,7 @@ from veil.crypto.device_hint import DeviceHint
 from veil.crypto.hint import PreparedKeys
 from veil.errors import MaskReused, UnknownMask, WireError
 from veil.kernels import cuda
-from veil.kernels.cuda_rows import side_by_side
+from veil.kernels.cuda_rows import gathered
 from veil.kernels.ring import ring_of
 from veil.params import packed_bytes
 from veil.server.arithmetic import DeviceArithmetic
@@ -118,7 +118,7 @@ class DeviceEngine:
             if info.segment not in shares:
                 raise UnknownMask(f"mask {number} was not prepared for the {info.segment}")
         rows = [(shares[info.segment], place) for shares, place in held]
-        return self._reply(group, data, side_by_side(rows, start, start + info.rows))
+        return self._reply(group, data, gathered(rows, start, start + info.rows))
 
     def select(self, number: int) -> None:
         """Make a mask's shares those that `answer_current` uses."""

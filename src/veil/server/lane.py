@@ -23,17 +23,12 @@ from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
 from veil.wire.frames import Frames
+from veil.wire.listening import listening
 
 _LOG = logging.getLogger("veil.server")
 _HELLO_BYTES = 4096
 _HELLO_S = 10.0
 _ALONE_S = 0.25
-
-
-def listener(host: str, port: int) -> socket.socket:
-    """A socket that listens on a name, or an address of either family, in brackets or not; `OSError` if it cannot."""
-    host = host.strip("[]")
-    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
 
 
 class _Connection:
@@ -74,7 +69,7 @@ class RowLane:
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
             self._tls.load_cert_chain(*tls)
-        self._listener = listener(*address)
+        self._listener = listening(*address, "--rows-port")
         self.port = int(self._listener.getsockname()[1])
         self._lock = threading.Lock()
         self._open: set[_Connection] = set()

@@ -19,7 +19,7 @@ from veil.model.server_bundle import load_server
 from veil.priority import in_thread_of_its_own
 from veil.progress import Progress
 from veil.server.engine import Engine
-from veil.server.lane import RowLane, listener
+from veil.server.lane import RowLane
 from veil.server.logs import event
 from veil.server.metrics import Metrics
 from veil.server.offer import Offer
@@ -28,6 +28,7 @@ from veil.server.service import Served, Service, Shared
 from veil.server.store import Limits, SessionStore
 from veil.server.tokens import Tokens
 from veil.wire import methods
+from veil.wire.listening import listening
 
 
 def server_limits(max_sessions: int = 64, memory_gib: float = 4.0) -> Limits:
@@ -77,12 +78,8 @@ class ServerConfig:
     def check_ports(self) -> None:
         """Raise `ValueError` for a port that is taken, or an address that is not this machine's."""
         for option, port in (("--port", self.port), ("--rows-port", self.rows_port), ("--metrics-port", self.metrics_port)):
-            if not port:
-                continue
-            try:
-                listener(self.host, port).close()
-            except OSError as error:
-                raise ValueError(f"cannot listen on {self.host}:{port} ({error.strerror}); choose with {option}") from None
+            if port:
+                listening(self.host, port, option).close()
 
 
 def is_loopback(host: str) -> bool:
@@ -201,9 +198,9 @@ class Server:
                 message_bytes=message_bytes,
                 most=most,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._worker.stop()
-            raise ValueError(f"cannot listen on {config.host}:{config.rows_port} for rows: {error}") from None
+            raise ValueError(f"the row lane cannot start: {error}") from None
         self.service.rows_port = lane.port
         return lane
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
 from veil.server.scheduler import OnlineTurns
 from veil.server.store import Session, SessionStore
 from veil.wire import veil_pb2 as pb
+from veil.wire.eager import NOTHING
 from veil.wire.envelope import seal, unseal
 
 _TELL_BYTES = 1 << 18
@@ -26,7 +27,7 @@ class RowStream:
         self._cancel = cancel
         self._session: Session | None = None
         self._rows = self._received = self._sent = 0
-        self.meanwhile: Iterator[object] = iter(())
+        self.meanwhile = NOTHING
         """Steps, of some µs each, that make the next answer quicker; to take while the request for it is awaited."""
 
     def answer(self, data: bytes) -> bytes:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from veil.priority import move_to_another_core
 
+NOTHING: Iterator[object] = iter(())
+"""No work."""
 _MOST_NS = 2_000_000
 _SHARED_NS = 20_000
 _REST = 32
@@ -36,10 +38,10 @@ class EagerWait:
         self._stays = 0
         self._began = 0
 
-    def look(self, meanwhile: Iterator[object] = iter(())) -> None:
-        """Return when there are bytes, or when it is time to sleep for them; between two looks take one step of ``meanwhile``.
+    def look(self, meanwhile: Iterator[object] = NOTHING) -> None:
+        """Return when there are bytes, or when it is time to sleep for them.
 
-        A step should take a few µs.
+        Between two looks one step of ``meanwhile`` is taken, which should be a few µs.
         """
         self._began = before = time.perf_counter_ns()
         if self._poll is None or not self._eager:

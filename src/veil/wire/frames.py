@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 
 from veil.errors import CorruptMessage
-from veil.wire.eager import EagerWait
+from veil.wire.eager import NOTHING, EagerWait
 
 LENGTH_BYTES = 4
 _BUFFER = 32 << 10
@@ -31,7 +31,7 @@ class Frames:
         """Send one message."""
         self.connection.sendall(len(data).to_bytes(LENGTH_BYTES, "little") + data)
 
-    def receive(self, meanwhile: Iterator[object] = iter(())) -> bytes | None:
+    def receive(self, meanwhile: Iterator[object] = NOTHING) -> bytes | None:
         """The next message; None where the other side ended the connection between two.
 
         An eager thread takes steps of ``meanwhile`` while there is no message; see `EagerWait.look`.
