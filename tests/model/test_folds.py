@@ -226,6 +226,57 @@ def test_a_stream_that_was_changed_stops_the_pass(where: str) -> None:
     hybrid(PROMPT, fhe="disable")
 
 
+class Twice(nn.Module):
+    """A block whose readers can be led astray: ``second`` may read another norm, ``write`` a norm that is written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = transformers.PretrainedConfig(model_type="twice")
+        self.enter, self.behind = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.first, self.out = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.read, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.other = self.write = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.out(torch.tanh(self.first(self.enter(x))))
+        y = self.behind(x)
+        if self.write:
+            y.mul_(2)
+        z = self.read(y)
+        return z + self.second(self.behind(3 * x) if self.other else y)
+
+
+def twice(**changes: bool) -> HybridFHEModel:
+    torch.manual_seed(2)
+    model = Twice()
+    for name, value in changes.items():
+        setattr(model, name, value)
+    hybrid = HybridFHEModel(model, ["first", "out", "read", "second"])
+    hybrid.compile_model(torch.randn(3, 16), params=TINY, device="cpu", fold_norms="auto")
+    return hybrid
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("change", ["other", "write"])
+def test_a_reader_of_another_norm_or_of_a_changed_one_stops_the_pass(change: str, inference: bool) -> None:
+    hybrid = twice()
+    assert [bool(group.fold) for group in hybrid.manifest.groups] == [False, True]
+    x = torch.randn(5, 16)
+    with torch.inference_mode(inference), torch.no_grad():
+        assert decibels(hybrid(x, fhe="torch"), hybrid(x, fhe="disable")) > 25
+        setattr(hybrid.model, change, True)
+        with pytest.raises(StreamChanged, match="fold_norms='off'"):
+            hybrid(x, fhe="disable")
+
+
+def test_a_norm_that_is_written_to_is_not_folded() -> None:
+    hybrid = twice(write=True)
+    assert not any(group.fold for group in hybrid.manifest.groups)
+    x = torch.randn(5, 16)
+    with torch.no_grad():
+        assert decibels(hybrid(x, fhe="torch"), hybrid(x, fhe="disable")) > 25
+
+
 def test_a_folded_bundle_on_disk(tmp_path: Path, tiny_tokenizer: Any) -> None:
     hybrid = compiled("gpt2")
     hybrid.save(tmp_path / "bundle", tokenizer=tiny_tokenizer)

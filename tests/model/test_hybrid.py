@@ -80,18 +80,20 @@ def test_modes_differ_by_no_more_than_they_should(hybrid: HybridFHEModel) -> Non
 
 
 def test_simulated_noise_is_as_large_as_the_real_one(hybrid: HybridFHEModel) -> None:
-    """Error of the first layer's output over 32 rows, simulated against encrypted: variances within 25 %."""
+    """Error of the first layer's output over 256 rows, simulated against encrypted: variances within 15 %.
+
+    The ratio has a standard deviation of 5 % over 32 rows, so of 2 % here."""
     measured = {}
     router = hybrid._router
     assert router is not None
     for mode in ("disable", "simulate", "execute"):
         seen: list[np.ndarray] = []
         router.observer = lambda group, x, tau, values, seen=seen: seen.append(values) if group == 0 else None
-        hybrid(PROMPT.repeat(8, 1), fhe=mode)
+        hybrid(PROMPT.repeat(64, 1), fhe=mode)
         measured[mode] = seen[0].astype(np.float64)
     router.observer = None
     errors = {mode: (measured[mode] - measured["disable"]).var() for mode in ("simulate", "execute")}
-    assert errors["execute"] == pytest.approx(errors["simulate"], rel=0.25)
+    assert errors["execute"] == pytest.approx(errors["simulate"], rel=0.15)
 
 
 def test_one_call_in_another_mode_returns_to_the_mode_in_force(hybrid: HybridFHEModel) -> None:

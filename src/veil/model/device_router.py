@@ -17,7 +17,8 @@ from veil.errors import NotCompiled, NotFiniteActivation
 from veil.kernels import cuda
 from veil.model.manifest import Manifest
 from veil.model.quantize import row_norms, target_norm
-from veil.model.router import GroupConstants, same_tensor, state_of
+from veil.model.router import GroupConstants
+from veil.model.sighting import Sighting
 from veil.params import Params
 
 Tensor = torch.Tensor
@@ -81,8 +82,7 @@ class ClearService:
 
 @dataclass(eq=False)
 class _Pending:
-    source: Tensor
-    state: int | Tensor
+    source: Sighting
     values: Tensor
     claimed: set[str]
 
@@ -124,8 +124,8 @@ class DeviceRouter:
         if len(layers) == 1:
             return self._evaluate(group, rows())
         pending = self._pending.get(group)
-        if pending is None or not same_tensor(pending, source) or name in pending.claimed:
-            pending = self._pending[group] = _Pending(source, state_of(source), self._evaluate(group, rows()), set())
+        if pending is None or not pending.source.holds(source) or name in pending.claimed:
+            pending = self._pending[group] = _Pending(Sighting(source), self._evaluate(group, rows()), set())
         pending.claimed.add(name)
         if len(pending.claimed) == len(layers):
             del self._pending[group]

@@ -22,6 +22,7 @@ from torch import nn
 from veil.model.layers import RemoteLayer
 from veil.model.manifest import Fold, Group, Manifest
 from veil.model.norms import Norm, is_norm, norm_of
+from veil.model.sighting import Sighting
 
 _NORMS_BACK = 6
 
@@ -50,8 +51,8 @@ class Folds:
 @dataclass(frozen=True, eq=False)
 class _Call:
     name: str
-    source: torch.Tensor
-    result: torch.Tensor
+    source: Sighting
+    result: Sighting
     norm: bool
 
 
@@ -79,7 +80,7 @@ class StreamWatch:
     def _note(self, name: str, *, norm: bool) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
             if args and isinstance(args[0], torch.Tensor) and isinstance(result, torch.Tensor):
-                self._calls.append(_Call(name, args[0], result, norm))
+                self._calls.append(_Call(name, Sighting(args[0]), Sighting(result), norm))
 
         return hook
 
@@ -107,7 +108,7 @@ class StreamWatch:
     def _readers(self, place: int, manifest: Manifest) -> tuple[str, ...]:
         """Remote layers of the body that read a norm's output."""
         output = self._calls[place].result
-        names = [call.name for call in self._calls[place + 1 :] if not call.norm and call.source is output]
+        names = [call.name for call in self._calls[place + 1 :] if not call.norm and call.source.equals(output)]
         return tuple(n for n in dict.fromkeys(names) if manifest.groups[manifest.by_layer[n][0]].segment == "body")
 
     def _fold(self, place: int, readers: tuple[str, ...], manifest: Manifest) -> FoundFold | str:
@@ -115,7 +116,7 @@ class StreamWatch:
         norm = norm_of(self._model.get_submodule(call.name))
         if norm is None:
             return "it is neither an RMSNorm nor a LayerNorm over the whole width"
-        stream = _rows(call.source)
+        stream = _rows(call.source.tensor)
         if not _whole(readers, manifest):
             return f"{readers[0]} does not read it together with the other layers of its group"
         pair = self._sum(place, stream)
@@ -132,27 +133,29 @@ class StreamWatch:
             producer=producer.name,
             readers=readers,
             norm=norm,
-            stream=_rows(before.source).float(),
-            inputs=_rows(producer.source).float(),
+            stream=_rows(before.source.tensor).float(),
+            inputs=_rows(producer.source.tensor).float(),
             factor=norm.factor(stream),
         )
 
     def _sum(self, place: int, stream: torch.Tensor) -> tuple[_Call, _Call] | None:
         """The norm whose input, and the remote layer whose output, add up to ``stream`` exactly."""
         earlier = self._calls[:place]
-        norms = [(i, c) for i, c in enumerate(earlier) if c.norm and _rows(c.source).shape == stream.shape]
+        norms = [(i, c) for i, c in enumerate(earlier) if c.norm and _rows(c.source.tensor).shape == stream.shape]
         for index, before in reversed(norms[-_NORMS_BACK:]):
             for producer in reversed(earlier[index:]):
-                if producer.norm or _rows(producer.result).shape != stream.shape:
+                if producer.norm or _rows(producer.result.tensor).shape != stream.shape:
                     continue
-                if torch.equal(_rows(before.source) + _rows(producer.result), stream):
+                if torch.equal(_rows(before.source.tensor) + _rows(producer.result.tensor), stream):
                     return before, producer
         return None
 
     def _why_not(self, place: int) -> str:
         layers = [call for call in self._calls[:place] if not call.norm]
         last = layers[-1] if layers else None
-        through = [c.name for c in self._calls[:place] if c.norm and last is not None and _same(c.source, last.result)]
+        through = [
+            c.name for c in self._calls[:place] if c.norm and last is not None and _same(c.source.tensor, last.result.tensor)
+        ]
         if last is not None and through:
             return f"the output of {last.name} passes {through[-1]} before it joins the residual stream"
         return "what it reads is not the residual stream plus the output of one remote layer"

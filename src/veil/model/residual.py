@@ -11,6 +11,7 @@ from torch import nn
 from veil.errors import BundleError, StreamChanged
 from veil.model.manifest import Fold, Manifest
 from veil.model.norms import Norm, norm_of
+from veil.model.sighting import Sighting
 
 REMEDY = "compile the model with fold_norms='off'"
 
@@ -18,7 +19,7 @@ REMEDY = "compile the model with fold_norms='off'"
 @dataclass(frozen=True, eq=False)
 class _Seen:
     source: torch.Tensor
-    result: torch.Tensor
+    result: Sighting
 
 
 class ResidualStream:
@@ -55,9 +56,9 @@ class ResidualStream:
         return seen.source
 
     def check_reader(self, fold: Fold, x: torch.Tensor) -> None:
-        """Raise `StreamChanged` unless ``x`` is what the fold's norm gave in this pass."""
+        """Raise `StreamChanged` unless ``x`` is what the fold's norm gave last in this pass, unchanged."""
         seen = self._seen.get(fold.after)
-        if seen is None or seen.result is not x:
+        if seen is None or not seen.result.holds(x):
             raise StreamChanged(f"a layer behind {fold.after} reads something else; {REMEDY}")
 
     def factor(self, fold: Fold, before: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
@@ -70,7 +71,7 @@ class ResidualStream:
     def _note(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
             if self.active and args:
-                self._seen[name] = _Seen(args[0], result)
+                self._seen[name] = _Seen(args[0], Sighting(result))
 
         return hook
 

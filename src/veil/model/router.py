@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from veil.errors import NotCompiled, NotFiniteActivation, StreamChanged
 from veil.model.manifest import Fold, Manifest
 from veil.model.quantize import clear_product, row_norms, target_norm
 from veil.model.residual import REMEDY, ResidualStream
+from veil.model.sighting import Sighting
 from veil.params import Params
 
 F32 = NDArray[np.float32]
@@ -74,8 +75,7 @@ def simulated_service(params: Params, weights: tuple[I8, ...], kernels: ModuleTy
 
 @dataclass(eq=False)
 class _Pending:
-    source: torch.Tensor
-    state: int | torch.Tensor
+    source: Sighting
     outputs: F32
     claimed: set[str]
 
@@ -84,12 +84,13 @@ class _Pending:
 class _Answer:
     """A folded group's outputs, with the stream that was read and what the first layer added to it.
 
-    ``behind`` are the outputs times ρ plus the shift, once the norm of that sum has been seen.
+    ``behind`` are the outputs times ρ plus the shift, for the layers that read ``norm``: the norm of that sum, once seen.
     """
 
     outputs: F32
     before: torch.Tensor
     added: torch.Tensor
+    norm: torch.Tensor | None = None
     behind: F32 | None = None
 
 
@@ -145,8 +146,8 @@ class Router:
     def _output(self, name: str, source: torch.Tensor, rows: Callable[[], F32]) -> torch.Tensor:
         group, part = self.manifest.by_layer[name]
         pending = self._pending.get(group)
-        if pending is None or not same_tensor(pending, source) or name in pending.claimed:
-            pending = self._pending[group] = _Pending(source, state_of(source), self._evaluate(group, rows()), set())
+        if pending is None or not pending.source.holds(source) or name in pending.claimed:
+            pending = self._pending[group] = _Pending(Sighting(source), self._evaluate(group, rows()), set())
         pending.claimed.add(name)
         if len(pending.claimed) == len(self.manifest.groups[group].layers):
             del self._pending[group]
@@ -174,9 +175,9 @@ class Router:
         stream.check_reader(fold, x)
         if answer is None:
             raise StreamChanged(f"{name} was called before {self.manifest.groups[group].layers[0].name}; {REMEDY}")
-        if answer.behind is None:
+        if answer.behind is None or answer.norm is not x:
             factor = stream.factor(fold, answer.before, answer.added)
-            answer.behind = answer.outputs * factor.detach().numpy() + constants.shift
+            answer.norm, answer.behind = x, answer.outputs * factor.detach().numpy() + constants.shift
         return _columns(answer.behind, part)
 
     def _evaluate(self, group: int, x: F32) -> F32:
@@ -200,20 +201,6 @@ class Router:
             self.observer(group, x, tau, values)
         outputs: F32 = self._kernels.dequantize(values, shown, constants.scale, constants.bias)
         return outputs
-
-
-def same_tensor(pending: Any, source: torch.Tensor) -> bool:
-    """Whether the tensor is the one that was evaluated, and still has the values that it had."""
-    if pending.source is not source:
-        return False
-    if isinstance(pending.state, torch.Tensor):
-        return torch.equal(pending.state, source)
-    return pending.state == source._version
-
-
-def state_of(tensor: torch.Tensor) -> int | torch.Tensor:
-    """What tells whether a tensor was written to: its version, or a copy where torch keeps none (inference mode)."""
-    return tensor.clone() if tensor.is_inference() else tensor._version
 
 
 def _columns(outputs: F32, part: slice) -> torch.Tensor:
