@@ -14,6 +14,7 @@ from veil.client import filler as filler_module
 from veil.client.filler import Ahead, Filler
 from veil.client.pool import MaskPool
 from veil.crypto.mask import ClientMask
+from veil.errors import ServerUnreachable
 
 Q = 0
 
@@ -144,3 +145,29 @@ def test_while_an_announced_generation_runs_only_its_masks_are_made(filler_of: A
     monkeypatch.setattr(filler_module, "_IDLE_S", 0.0)
     filler.forward()
     wait(lambda: pool.unused(full=True) == 20)
+
+
+def test_who_waits_for_masks_is_told_that_the_session_was_closed(filler_of: Any) -> None:
+    """Also who begins to wait after that."""
+    filler, factory, _ = filler_of(tokens=0, prompt_rows=0)
+    factory.gate.clear()
+    said: list[str] = []
+
+    def wait_for_masks() -> None:
+        try:
+            filler.wait_for(Q, 1, 0)
+        except ServerUnreachable as error:
+            said.append(str(error))
+
+    waiting = threading.Thread(target=wait_for_masks, daemon=True)
+    waiting.start()
+    wait(lambda: filler._wanted is not None)
+    stopping = threading.Thread(target=filler.stop, daemon=True)
+    stopping.start()
+    wait(lambda: filler._stopping)
+    waiting.join(5)
+    factory.gate.set()
+    stopping.join(5)
+    assert not waiting.is_alive() and not stopping.is_alive()
+    wait_for_masks()
+    assert said == ["the session was closed"] * 2

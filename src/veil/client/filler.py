@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from veil.client.factory import MaskFactory
 from veil.client.pool import MaskPool
 from veil.crypto.mask import ClientMask
+from veil.errors import ServerUnreachable
 from veil.priority import lower_thread_priority
 
 _IDLE_S = 0.5
@@ -70,12 +71,14 @@ class Filler:
         self._thread.start()
 
     def wait_for(self, group: int, rows: int, prompt_rows: int) -> tuple[str, list[ClientMask]]:
-        """`MaskPool.take` as soon as it can; raises what prevents it."""
+        """`MaskPool.take` as soon as it can; raises what prevents it, `ServerUnreachable` after `stop`."""
         with self._pool.changed:
             self._wanted, self._error, self._paused = (group, rows, prompt_rows), None, False
             self._pool.changed.notify_all()
             try:
                 while True:
+                    if self._stopping:
+                        raise ServerUnreachable("the session was closed")
                     taken = self._pool.take(group, rows, prompt_rows)
                     if taken is not None:
                         return taken
