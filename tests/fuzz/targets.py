@@ -76,7 +76,7 @@ def server() -> Service:
     model = ServerModel(PARAMS, PublicSeed(bytes(32)), MANIFEST, weights)
     engine, _ = Engine.build(model, cpu, None, store)
     size = methods.largest_message([(PARAMS, MANIFEST)])
-    shared = Shared({"m": Served(engine)}, store, PreparationWorker(), OnlineTurns(), Metrics(), None, size, 5.0)
+    shared = Shared({"m": Served(engine)}, store, PreparationWorker(), OnlineTurns(), Metrics(), None, size, 5.0, 8)
     return Service(shared)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
 from veil.params import packed_bytes
+from veil.server.offer import Offer
+from veil.server.service import Served
 from veil.server.store import Limits
 from veil.server.tokens import Tokens, digest_of
 from veil.wire import failures, methods
@@ -289,3 +294,29 @@ def test_a_silent_stream_is_ended(llama: Any, serve: Any, raw: Any) -> None:
             list(client.channel.stream_stream(f"/{methods.SERVICE}/Evaluate")(silence(), timeout=10))
         release.set()
         assert caught.value.code() is grpc.StatusCode.CANCELLED
+
+
+def test_files_that_nobody_reads_are_ended_and_leave_room_for_others(
+    llama: Any, serve: Any, raw: Any, tmp_path: Path
+) -> None:
+    """More streams than the server has threads, each stuck in a file that is too large to be sent unread."""
+    shutil.copytree(llama.path / "client", tmp_path / "client")
+    with (tmp_path / "client" / "large").open("wb") as file:
+        file.truncate(16 << 20)
+    with serve(llama, limits=Limits(max_sessions=1), silent_s=3.0, sweep_s=0.1) as server, raw(server.port) as client:
+        server.service._shared.bundles["llama"] = Served(llama.engine, Offer(tmp_path / "client"))
+        fetch = client.channel.unary_stream(f"/{methods.SERVICE}/Fetch")
+        calls = [fetch(seal(pb.FetchRequest(bundle="llama", path="large")), timeout=20) for _ in range(24)]
+        refused = []
+        for call in calls:
+            try:
+                next(call)
+            except grpc.RpcError as error:
+                refused.append(error.code())
+        assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 9
+        assert server.service.calls.count == 15
+        client.unary("Describe", seal(pb.DescribeRequest(protocol=methods.PROTOCOL)))
+        end = time.monotonic() + 10
+        while server.service.calls.count:
+            assert time.monotonic() < end
+            time.sleep(0.05)

@@ -105,7 +105,9 @@ def with_outliers() -> LlamaForCausalLM:
 
 
 def test_outliers_leave_the_noise_as_predicted_and_far_below_eight_bits() -> None:
-    """40 rows in every layer: error variance within 10 % of the prediction, 15 dB better than 8-bit activations."""
+    """200 rows in every layer: error variance within 10 % of the prediction, 15 dB better than 8-bit activations.
+
+    Over 40 rows a layer's ratio has a standard deviation of up to 3.8 %, so of 1.7 % here."""
     hybrid = compiled(with_outliers(), Params.default())
     peaks: dict[str, float] = {}
     inside = measure._Inside.of(hybrid)
@@ -120,7 +122,7 @@ def test_outliers_leave_the_noise_as_predicted_and_far_below_eight_bits() -> Non
     hybrid(IDS)
     inside.router.observer = None
     assert min(peaks.values()) > 1000, peaks
-    layers = measure.layer_quality(hybrid, IDS)
+    layers = measure.layer_quality(hybrid, IDS.repeat(5, 1))
     assert len(layers) == len(hybrid.module_names)
     for layer in layers:
         assert layer.ratio == pytest.approx(1, abs=0.1), layer

@@ -9,20 +9,23 @@ from contextlib import contextmanager
 
 import grpc
 
+from veil.errors import QuotaExceeded
+
 IDLE_S = 2.0
 """Seconds without a message after which a stream is not under way when the server stops."""
 
 
 class OpenCall:
-    """One stream and when it was last heard of."""
+    """One stream, whose it is and when it was last heard of."""
 
-    def __init__(self, context: grpc.ServicerContext) -> None:
+    def __init__(self, context: grpc.ServicerContext, owner: str) -> None:
         self.context = context
+        self.owner = owner
         self.heard = time.monotonic()
         self.waiting = False
 
     def each(self, messages: Iterator[bytes]) -> Iterator[bytes]:
-        """Pass messages on and note when they came."""
+        """Pass messages of either direction on and note when they moved."""
         self.waiting = True
         for message in messages:
             self.waiting, self.heard = False, time.monotonic()
@@ -32,9 +35,10 @@ class OpenCall:
 
 
 class OpenCalls:
-    """All open streams. `cancel_silent` is called now and then by the server."""
+    """All open streams, at most ``most`` of one owner. `cancel_silent` is called now and then by the server."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._lock = threading.Lock()
         self._open: set[OpenCall] = set()
 
@@ -44,10 +48,12 @@ class OpenCalls:
         return len(self._open)
 
     @contextmanager
-    def watch(self, context: grpc.ServicerContext) -> Iterator[OpenCall]:
-        """Count a stream as open while its handler runs."""
-        call = OpenCall(context)
+    def watch(self, context: grpc.ServicerContext, owner: str) -> Iterator[OpenCall]:
+        """Count a stream as open while its handler runs; `QuotaExceeded` where its owner has enough of them."""
+        call = OpenCall(context, owner)
         with self._lock:
+            if sum(1 for other in self._open if other.owner == owner) >= self._most:
+                raise QuotaExceeded(f"{self._most} streams are open for you, the server allows no more; try again later")
             self._open.add(call)
         try:
             yield call

@@ -122,13 +122,16 @@ class Server:
         self._worker = PreparationWorker(config.batch_masks, self.metrics.computed)
         models = [served.engine.model for served in bundles.values()]
         message_bytes = methods.largest_message((model.params, model.manifest) for model in models)
+        threads = 4 * min(config.limits.max_sessions, 64) + 16
+        most_streams = threads // 4 if config.tokens else 3 * threads // 4  # a session has two at most; others have the rest
         on_card = any(served.engine.on_card for served in bundles.values())
         turns = OnlineTurns(1 if on_card else None, observer=self.metrics.computed)
         self.service = Service(
-            Shared(bundles, store, self._worker, turns, self.metrics, config.tokens, message_bytes, config.call_s)
+            Shared(
+                bundles, store, self._worker, turns, self.metrics, config.tokens, message_bytes, config.call_s, most_streams
+            )
         )
         self._health = health.HealthServicer(experimental_non_blocking=True)
-        threads = 4 * min(config.limits.max_sessions, 64) + 16
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="veil-call")
         self._grpc = grpc.server(
             self._pool,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -12,7 +13,7 @@ from google.protobuf.message import Message
 
 from veil import __version__
 from veil.errors import BundleError, IncompatibleServer, ServerUnreachable, VeilError, WireError
-from veil.server.calls import OpenCalls
+from veil.server.calls import OpenCall, OpenCalls
 from veil.server.engine import Engine
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
@@ -47,6 +48,8 @@ class Shared:
     tokens: Tokens | None
     message_bytes: int
     call_s: float
+    most_streams: int
+    """Of one owner, at once."""
 
 
 class Service:
@@ -54,7 +57,7 @@ class Service:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
-        self.calls = OpenCalls()
+        self.calls = OpenCalls(shared.most_streams)
         self.rows_port = 0
         self._described = self._describe()
 
@@ -192,28 +195,27 @@ class Service:
         return call
 
     def _upload(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        with self.calls.watch(context) as call:
-            try:
-                reply = seal(self.prepare(call.each(messages), self._owner(context)))
-            except VeilError as error:
-                self._fail(context, "Prepare", error)
-            self._shared.metrics.ended("Prepare", "ok")
-            return reply
+        with self._watched("Prepare", context) as call:
+            return seal(self.prepare(call.each(messages), call.owner))
+        raise AssertionError
 
     def _rows(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        with self.calls.watch(context) as call:
-            try:
-                yield from self.evaluate(call.each(messages), self._owner(context), context)
-            except VeilError as error:
-                self._fail(context, "Evaluate", error)
-            self._shared.metrics.ended("Evaluate", "ok")
+        with self._watched("Evaluate", context) as call:
+            yield from self.evaluate(call.each(messages), call.owner, context)
 
     def _file(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        with self._watched("Fetch", context) as call:
+            yield from call.each(self.fetch(unseal(data, pb.FetchRequest), call.owner))
+
+    @contextmanager
+    def _watched(self, name: str, context: grpc.ServicerContext) -> Iterator[OpenCall]:
+        """A stream that is open while the block runs; how it ended is told to its client and counted."""
         try:
-            yield from self.fetch(unseal(data, pb.FetchRequest), self._owner(context))
+            with self.calls.watch(context, self._owner(context)) as call:
+                yield call
         except VeilError as error:
-            self._fail(context, "Fetch", error)
-        self._shared.metrics.ended("Fetch", "ok")
+            self._fail(context, name, error)
+        self._shared.metrics.ended(name, "ok")
 
     def _owner(self, context: grpc.ServicerContext) -> str:
         if self._shared.tokens is None:
