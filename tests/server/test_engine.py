@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from veil.errors import MaskReused, UnknownMask, UnknownSession, WireError
 from veil.kernels import cpu
 from veil.params import packed_bytes
 from veil.random import SecretRng
-from veil.server import arithmetic
+from veil.server import arithmetic, store
 from veil.wire import codec
 from veil.wire.messages import MaskUpload
 
@@ -319,6 +320,140 @@ def test_closing_gives_all_memory_back(pair: Any) -> None:
     assert pair.engine.store.used_bytes == before
 
 
+# Failures -------------------------------------------------------------------------------------------------------------
+
+
+def after(calls: int, error: Exception, real: Callable[..., Any]) -> Callable[..., Any]:
+    """``real``, but for the call after so many, which raises."""
+    count = itertools.count()
+
+    def wrapper(*args: Any) -> Any:
+        if next(count) == calls:
+            raise error
+        return real(*args)
+
+    return wrapper
+
+
+class Two:
+    """Two sessions, each with an upload of two masks admitted for one batch."""
+
+    def __init__(self, pair: Any) -> None:
+        self.engine, self.store = pair.engine, pair.engine.store
+        self.clients = [Client(pair, seed) for seed in (1, 2)]
+        for client in self.clients:
+            client.prepare(client.upload((0, 0), first=True))
+        self.sessions = [self.store.find(client.name) for client in self.clients]
+        self.before = [session.nbytes for session in self.sessions]
+        self.uploads = [client.upload((1, 1), (2, 2)) for client in self.clients]
+        self.batch = [
+            self.engine.admit(session, upload) for session, upload in zip(self.sessions, self.uploads, strict=True)
+        ]
+
+    def served(self, which: int) -> None:
+        """The upload's masks are there, and its memory is counted."""
+        self.clients[which].evaluate(0, [1, 2], self.clients[which].row(0, 1) + self.clients[which].row(0, 2))
+        each = self.batch[which].mask_bytes
+        assert (self.sessions[which].waiting, self.sessions[which].nbytes) == (0, self.before[which] + 2 * each)
+
+    def given_back(self, which: int) -> None:
+        """None of the upload's masks is there, nothing is promised, and the session serves on."""
+        client, session = self.clients[which], self.sessions[which]
+        assert (sorted(session.masks), session.waiting, session.nbytes) == ([0], 0, self.before[which])
+        client.prepare(client.upload((3, 3)))
+        assert client.evaluate(0, [3], client.row(0, 3))
+
+
+@pytest.fixture
+def two(pair: Any) -> Iterator[Two]:
+    before = pair.engine.store.used_bytes
+    two = Two(pair)
+    yield two
+    for session in two.sessions:
+        two.store.close(session)
+    assert two.store.used_bytes == before
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("kernel"), WireError("bad")])
+def test_an_upload_that_cannot_be_read_fails_alone(two: Two, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(codec, "decode_mask", after(1, error, codec.decode_mask))
+        assert two.engine.make(two.batch) == [error, None]
+    two.given_back(0)
+    two.served(1)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt()])
+def test_a_pass_that_fails_gives_every_promise_back(two: Two, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    with monkeypatch.context() as patch, pytest.raises(type(error)):
+        patch.setattr(two.engine.hint, "prepare", after(0, error, two.engine.hint.prepare))
+        two.engine.make(two.batch)
+    two.given_back(0)
+    two.given_back(1)
+
+
+@pytest.mark.parametrize("calls", [0, 3])
+def test_an_upload_whose_shares_cannot_be_copied_fails_alone(two: Two, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    """At its first mask, or when one mask is there."""
+    error = MemoryError()
+    with monkeypatch.context() as patch:
+        patch.setattr(two.engine.arithmetic, "own", after(calls, error, two.engine.arithmetic.own))
+        assert two.engine.make(two.batch) == [error, None]
+    two.given_back(0)
+    two.served(1)
+
+
+def test_an_upload_whose_masks_cannot_be_kept_fails_alone(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = MemoryError()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "Mask", after(3, error, store.Mask))
+        assert two.engine.make(two.batch) == [None, error]
+    two.served(0)
+    two.given_back(1)
+
+
+def test_a_session_that_was_closed_meanwhile_fails_alone(two: Two) -> None:
+    two.store.close(two.sessions[0])
+    (error, none) = two.engine.make(two.batch)
+    assert isinstance(error, UnknownSession) and none is None
+    assert two.sessions[0].waiting == 0
+    two.served(1)
+
+
+class ClosedByReading(tuple[Any, ...]):
+    """Keys whose session is closed by another thread when somebody looks at them."""
+
+    close: Callable[[], None]
+
+    def __getitem__(self, index: Any) -> Any:
+        self.close()
+        return super().__getitem__(index)
+
+
+def test_a_session_may_be_closed_while_its_keys_are_read(two: Two) -> None:
+    assert two.sessions[0].keys is not None
+    two.sessions[0].keys = keys = ClosedByReading(two.sessions[0].keys)
+    keys.close = lambda: two.store.close(two.sessions[0])
+    two.engine.make(two.batch)
+    assert (two.sessions[0].waiting, two.sessions[0].nbytes, two.sessions[0].masks) == (0, 0, {})
+    two.served(1)
+
+
+def test_keys_are_not_kept_for_a_session_that_was_closed(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Client(pair)
+    session = pair.engine.store.find(other.name)
+
+    def close_meanwhile(*args: Any) -> Any:
+        pair.engine.close(other.name)
+        return decode(*args)
+
+    decode = codec.decode_keys
+    monkeypatch.setattr(codec, "decode_keys", close_meanwhile)
+    with pytest.raises(UnknownSession):
+        pair.engine.load_epoch(other.name, 0, other.keys())
+    assert session.keys is None and session.waiting == 0
+
+
 def test_the_server_model_lists_weights_in_slot_order(pair: Any) -> None:
     rows = pair.server_model.hint_rows()
     assert {name: [part.group for part in parts] for name, parts in rows.items()} == {"body": [0, 1], "head": [2]}
@@ -342,10 +477,10 @@ def test_the_weights_that_come_next_are_read_whole_their_beginning_last(pair: An
         assert sorted(at for _, first, last in read for at in range(first, last)) == list(range(weights.size))
 
 
-def test_no_more_is_read_ahead_than_caches_hold(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arithmetic, "_PREFETCHED_BYTES", 100)
-    monkeypatch.setattr(arithmetic, "_STEP_BYTES", 64)
+def test_no_more_is_read_ahead_than_caches_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[int, int]] = []
     monkeypatch.setattr(cpu, "read_lines", lambda weights, first, last: read.append((first, last)))
-    list(pair.engine.prefetch_after(0))
-    assert read == [(64, 100), (0, 64)]
+    weights = np.empty((4096, 4096), dtype=np.int8)
+    list(arithmetic.HostArithmetic([weights], cpu).prefetch(0))
+    assert sum(last - first for first, last in read) == 8 << 20 < weights.size
+    assert read[-1][0] == 0

@@ -4,43 +4,63 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from veil.errors import ServerUnreachable, VeilError, WireError
+from veil.errors import QuotaExceeded, ServerUnreachable, VeilError, WireError
 from veil.server.engine import Admitted, Claim
 from veil.server.scheduler import OnlineTurns, PreparationWorker
 from veil.server.store import Session
 from veil.wire.messages import MaskUpload, Upload
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what other threads bring about, 30 s at most."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.001)
+
+
 class FakeEngine:
-    """Records batches; ``gate`` holds preparation back."""
+    """Records batches; ``gate`` holds preparation back, ``online`` products."""
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[str, int]]] = []
         self.answered: list[int] = []
-        self.gate = threading.Event()
+        self.started = threading.Event()
+        self.gate, self.online = threading.Event(), threading.Event()
         self.gate.set()
+        self.online.set()
         self.failure: Exception | None = None
+        self.given_back: list[str] = []
 
-    def make(self, batch: list[Admitted]) -> list[VeilError | None]:
+    def make(self, batch: list[Admitted]) -> list[Exception | None]:
         self.batches.append([(item.session.name, item.upload.epoch) for item in batch])
-        self.gate.wait(5)
+        self.started.set()
+        assert self.gate.wait(30)
         if self.failure:
             raise self.failure
-        return [WireError("bad") if item.upload.epoch == 13 else None for item in batch]
+        return [BAD.get(item.upload.epoch) for item in batch]
+
+    def give_back(self, item: Admitted) -> None:
+        self.given_back.append(item.session.name)
 
     def work(self, claim: Claim) -> int:
         return len(claim.shares)
 
     def answer(self, claims: list[Claim], *, serial: bool) -> list[bytes]:
         self.answered.append(len(claims))
-        time.sleep(0.05)
+        assert self.online.wait(30)
         return [claim.rows.tobytes() for claim in claims]
+
+
+BAD = {13: WireError("bad"), 14: MemoryError(), 15: ZeroDivisionError("secret")}
+"""What goes wrong with uploads of these epochs."""
 
 
 def item(name: str, epoch: int, masks: int = 1, segments: tuple[str, ...] = ("body",)) -> Admitted:
@@ -57,8 +77,7 @@ def test_waiting_sessions_share_a_pass_and_stay_in_order(engine: Any) -> None:
     worker = PreparationWorker(batch_masks=4)
     engine.gate.clear()
     first = worker.submit(engine, item("x", 0))
-    while not engine.batches:
-        time.sleep(0.001)
+    assert engine.started.wait(30)
     waiting = [
         item("a", 0, 2),
         item("b", 0, 1, ("body", "head")),
@@ -70,7 +89,7 @@ def test_waiting_sessions_share_a_pass_and_stay_in_order(engine: Any) -> None:
     assert worker.waiting == 8
     engine.gate.set()
     for future in [first, *futures]:
-        future.result(5)
+        future.result(30)
     worker.stop()
     assert engine.batches == [[("x", 0)], [("a", 0), ("c", 0)], [("b", 0)], [("b", 1), ("d", 0)]]
 
@@ -79,30 +98,65 @@ def test_one_bad_upload_fails_alone(engine: Any) -> None:
     worker = PreparationWorker()
     engine.gate.clear()
     worker.submit(engine, item("x", 0))
-    while not engine.batches:
-        time.sleep(0.001)
-    good, bad = worker.submit(engine, item("a", 0)), worker.submit(engine, item("b", 13))
+    assert engine.started.wait(30)
+    good = worker.submit(engine, item("a", 0))
+    bad = [worker.submit(engine, item(str(epoch), epoch)) for epoch in BAD]
     engine.gate.set()
-    good.result(5)
-    with pytest.raises(WireError):
-        bad.result(5)
+    good.result(30)
+    for future, kind, message in zip(
+        bad,
+        (WireError, QuotaExceeded, VeilError),
+        ("^bad$", "out of memory", "^the server failed .* its log says why$"),
+        strict=True,
+    ):
+        with pytest.raises(kind, match=message):
+            future.result(30)
     worker.stop()
+    assert len(engine.batches) == 2
 
 
 def test_a_failure_is_reported_and_the_worker_goes_on(engine: Any, caplog: pytest.LogCaptureFixture) -> None:
     worker = PreparationWorker()
     engine.failure = RuntimeError("kernel")
     with pytest.raises(VeilError, match="its log says why"):
-        worker.submit(engine, item("a", 0)).result(5)
+        worker.submit(engine, item("a", 0)).result(30)
     engine.failure = MemoryError()
     with pytest.raises(VeilError, match="out of memory"):
-        worker.submit(engine, item("a", 0)).result(5)
+        worker.submit(engine, item("a", 0)).result(30)
     engine.failure = None
-    worker.submit(engine, item("a", 0)).result(5)
+    worker.submit(engine, item("a", 0)).result(30)
     worker.stop()
     assert "preparing failed" in caplog.text
-    with pytest.raises(ServerUnreachable):
-        worker.submit(engine, item("a", 0)).result(5)
+    assert engine.given_back == []  # `make` did it
+
+
+def test_what_comes_after_the_stop_is_refused_and_given_back(engine: Any) -> None:
+    worker = PreparationWorker()
+    worker.stop()
+    with pytest.raises(ServerUnreachable, match="shutting down"):
+        worker.submit(engine, item("a", 0)).result(30)
+    assert engine.given_back == ["a"]
+
+
+def test_a_pass_that_gets_no_thread_is_given_back_and_the_worker_goes_on(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def starts(thread: threading.Thread) -> None:
+        if thread.name == "veil-work":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    worker = PreparationWorker()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", starts)
+        with pytest.raises(ServerUnreachable, match="short of threads"):
+            worker.submit(engine, item("a", 0)).result(30)
+    assert (engine.given_back, engine.batches) == (["a"], [])
+    worker.submit(engine, item("b", 0)).result(30)
+    worker.stop()
+    assert engine.batches == [[("b", 0)]]
 
 
 def test_stopping_finishes_what_waits(engine: Any) -> None:
@@ -123,14 +177,18 @@ def test_rows_of_one_group_are_answered_together_and_each_gets_its_own(engine: A
     def ask(row: int) -> None:
         replies[row] = turns.answer(engine, claim(row % 2, row))
 
-    threads = [threading.Thread(target=ask, args=(row,)) for row in range(9)]
-    for thread in threads:
+    engine.online.clear()
+    threads = [threading.Thread(target=ask, args=(row,), daemon=True) for row in range(9)]
+    threads[0].start()
+    until(lambda: engine.answered == [1])
+    for thread in threads[1:]:
         thread.start()
+    until(lambda: len(turns._waiting) == 8)
+    engine.online.set()
     for thread in threads:
-        thread.join()
+        thread.join(30)
     assert replies == {row: bytes([row, row]) for row in range(9)}
-    assert len(engine.answered) <= 4
-    assert sum(engine.answered) == 9
+    assert engine.answered == [1, 4, 4]
 
 
 class CountingEngine:
@@ -146,7 +204,7 @@ class CountingEngine:
 
     def answer(self, claims: list[Claim], *, serial: bool) -> list[bytes]:
         self.running.append(serial)
-        assert self.gate.wait(5)
+        assert self.gate.wait(30)
         return [claim.rows.tobytes() for claim in claims]
 
 
@@ -157,19 +215,17 @@ def test_as_many_products_as_cores_run_at_once_and_the_rest_is_batched() -> None
     def ask(row: int) -> None:
         replies[row] = turns.answer(engine, claim(0, row))  # type: ignore[arg-type]
 
-    threads = [threading.Thread(target=ask, args=(row,)) for row in range(6)]
+    threads = [threading.Thread(target=ask, args=(row,), daemon=True) for row in range(6)]
     for running, thread in enumerate(threads[:2], 1):
         thread.start()
-        while len(engine.running) < running:
-            time.sleep(0.001)
+        until(lambda running=running: len(engine.running) == running)  # type: ignore[misc]
     for thread in threads[2:]:
         thread.start()
-    while len(turns._waiting) < 4:
-        time.sleep(0.001)
+    until(lambda: len(turns._waiting) == 4)
     assert engine.running == [False, True]  # the second one shares the cores
     engine.gate.set()
     for thread in threads:
-        thread.join(5)
+        thread.join(30)
     assert replies == {row: bytes([row, row]) for row in range(6)}
     assert len(engine.running) == 3
 
@@ -193,10 +249,9 @@ def test_online_work_does_not_wait_for_preparation(engine: Any) -> None:
     worker, turns = PreparationWorker(), OnlineTurns()
     engine.gate.clear()
     slow = worker.submit(engine, item("a", 0))
-    while not engine.batches:
-        time.sleep(0.001)
+    assert engine.started.wait(30)
     assert turns.answer(engine, claim(0, 3)) == bytes([3, 3])
     assert not slow.done()
     engine.gate.set()
-    slow.result(5)
+    slow.result(30)
     worker.stop()

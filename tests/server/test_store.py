@@ -40,7 +40,7 @@ def store(clock: Clock) -> SessionStore:
 
 def keep(store: SessionStore, session: Session, number: int, nbytes: int = 100) -> None:
     store.reserve(session, 1, nbytes)
-    store.keep(session, number, {"body": np.arange(4, dtype=np.uint32)}, nbytes)
+    store.keep(session, {number: {"body": np.arange(4, dtype=np.uint32)}}, nbytes)
 
 
 def test_names_are_unguessable_and_bound_to_their_owner(store: SessionStore) -> None:
@@ -135,7 +135,7 @@ def test_a_mask_that_is_ready_after_its_session_was_closed_is_dropped(store: Ses
     session = store.open("a", None)
     store.reserve(session, 1, 100)
     store.close(session)
-    store.keep(session, 0, {"body": np.zeros(1, dtype=np.uint32)}, 100)
+    store.keep(session, {0: {"body": np.zeros(1, dtype=np.uint32)}}, 100)
     assert session.masks == {}
     assert store.used_bytes == 0
 

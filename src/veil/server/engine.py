@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.crypto.hint import HintRows, MaskHalf, prepare_keys
-from veil.errors import MaskReused, VeilError, WireError
+from veil.errors import MaskReused, UnknownSession, WireError
 from veil.kernels import cpu
 from veil.model.manifest import Manifest
 from veil.params import Params
@@ -169,53 +169,65 @@ class Engine:
             if any(number <= before for before, number in zip([session.highest, *numbers], numbers, strict=False)):
                 raise WireError("mask numbers do not grow")
             key_bytes = 4 * 6 * len(self.model.params.automorphisms) * self.model.params.N if session.epoch < 0 else 0
+            used, highest = used | indices, max([session.highest, *numbers])
             self.store.reserve(session, len(numbers), len(numbers) * each + key_bytes)
-            session.epoch = upload.epoch
-            session.used_sets = used | indices
-            session.highest = max([session.highest, *numbers])
+            session.epoch, session.used_sets, session.highest = upload.epoch, used, highest
         return Admitted(session, upload, each)
 
-    def make(self, batch: Sequence[Admitted]) -> list[VeilError | None]:
-        """Prepare uploads of any sessions, all for the same segments, in one pass over Ĥ; what went wrong with each."""
-        errors: list[VeilError | None] = []
-        halves: list[MaskHalf] = []
-        for item in batch:
-            try:
-                halves += self._decode(item)
-                errors.append(None)
-            except VeilError as error:
-                self._give_back(item)
-                errors.append(error)
-        good = [item for item, error in zip(batch, errors, strict=True) if error is None]
-        if not halves:
-            return errors
-        segments = good[0].upload.segments
-        try:
-            shares = self.hint.prepare(halves, segments)
-        except BaseException:
-            for item in good:
-                self._give_back(item)
-            raise
-        places = ((item, mask.number) for item in good for mask in item.upload.masks)
-        for position, (item, number) in enumerate(places):
-            own = {name: self._work.own(shares[name][position]) for name in segments}
-            self.store.keep(item.session, number, own, item.mask_bytes)
-        return errors
+    def make(self, batch: Sequence[Admitted]) -> list[Exception | None]:
+        """Prepare uploads of any sessions, all for the same segments, in one pass over Ĥ; what went wrong with each.
 
-    def _give_back(self, item: Admitted) -> None:
+        Raises what fails all of them. Whatever happens, memory promised to an upload whose masks are not kept is given back.
+        """
+        errors: dict[Admitted, Exception] = {}
+        promised = dict.fromkeys(batch)
+        try:
+            decoded: dict[Admitted, list[MaskHalf]] = {}
+            for item in batch:
+                try:
+                    decoded[item] = self._decode(item)
+                except Exception as error:
+                    errors[item] = error
+            halves = [half for own in decoded.values() for half in own]
+            shares = self.hint.prepare(halves, batch[0].upload.segments) if halves else {}
+            first = 0
+            for item, own in decoded.items():
+                try:
+                    self._keep(item, shares, first)
+                    del promised[item]
+                except Exception as error:
+                    errors[item] = error
+                first += len(own)
+        finally:
+            for item in promised:
+                self.give_back(item)
+        return [errors.get(item) for item in batch]
+
+    def give_back(self, item: Admitted) -> None:
+        """Take back the promise of memory to an upload that is not made."""
         count = len(item.upload.masks)
         self.store.unreserve(item.session, count, count * item.mask_bytes)
 
     def _decode(self, item: Admitted) -> list[MaskHalf]:
         upload, params, session = item.upload, self.model.params, item.session
         if upload.keys is not None:
-            session.keys = None
+            self.store.load_keys(session, None)
             halves = codec.decode_keys(upload.keys, params, cpu)
-            session.keys = (upload.epoch, prepare_keys(halves, params, self._kernels))
-        if session.keys is None or session.keys[0] != upload.epoch:
+            self.store.load_keys(session, (upload.epoch, prepare_keys(halves, params, self._kernels)))
+        keys = session.keys
+        if session.closed:
+            raise UnknownSession("the session was closed")
+        if keys is None or keys[0] != upload.epoch:
             raise WireError(f"the keys of epoch {upload.epoch} did not arrive, or newer ones did")
-        keys = session.keys[1]
-        return [MaskHalf(mask.index, codec.decode_mask(mask.data, params, cpu), keys) for mask in upload.masks]
+        return [MaskHalf(mask.index, codec.decode_mask(mask.data, params, cpu), keys[1]) for mask in upload.masks]
+
+    def _keep(self, item: Admitted, shares: dict[str, Any], first: int) -> None:
+        """Keep copies of an upload's shares, which begin at ``first``."""
+        own = {
+            mask.number: {name: self._work.own(shares[name][position]) for name in item.upload.segments}
+            for position, mask in enumerate(item.upload.masks, first)
+        }
+        self.store.keep(item.session, own, item.mask_bytes)
 
     def _check_lengths(self, upload: Upload) -> None:
         params = self.model.params

@@ -59,6 +59,7 @@ class PreparationWorker:
         job = _Job(item, engine)
         with self._changed:
             if self._stopping:
+                engine.give_back(item)
                 job.done.set_exception(ServerUnreachable("the server is shutting down"))
             else:
                 self._jobs.append(job)
@@ -80,7 +81,13 @@ class PreparationWorker:
                 if not self._jobs:
                     return
                 batch = self._take()
-            in_thread_of_its_own(partial(self._make, batch), background=True)
+            try:
+                in_thread_of_its_own(partial(self._make, batch), background=True)
+            except Exception as error:  # no thread could be started; `_make` itself raises none
+                _LOG.error("preparing failed: %s", error)
+                for job in batch:
+                    job.engine.give_back(job.item)
+                    job.done.set_exception(ServerUnreachable("the server is short of threads; try again later"))
 
     def _take(self) -> list[_Job]:
         """The oldest job and those that can share its pass; a session's jobs stay in order."""
@@ -101,21 +108,28 @@ class PreparationWorker:
 
     def _make(self, batch: list[_Job]) -> None:
         start = time.perf_counter()
-        errors: list[VeilError | None]
+        errors: list[Exception | None]
         try:
             errors = batch[0].engine.make([job.item for job in batch])
-        except MemoryError:
-            errors = [QuotaExceeded("the server is out of memory for masks; try again later")] * len(batch)
-        except Exception:
-            _LOG.exception("preparing failed")
-            errors = [VeilError("the server failed while it prepared masks; its log says why")] * len(batch)
-        masks = sum(len(job.item.upload.masks) for job in batch)
-        self._observe("prepare", masks, time.perf_counter() - start)
+            masks = sum(len(job.item.upload.masks) for job in batch)
+            self._observe("prepare", masks, time.perf_counter() - start)
+        except Exception as failure:
+            errors = [failure] * len(batch)
         for job, error in zip(batch, errors, strict=True):
             if error is None:
                 job.done.set_result(None)
             else:
-                job.done.set_exception(error)
+                job.done.set_exception(_told(error))
+
+
+def _told(error: Exception) -> VeilError:
+    """What a client learns of an error; the log has what it must not."""
+    if isinstance(error, VeilError):
+        return error
+    if isinstance(error, MemoryError):
+        return QuotaExceeded("the server is out of memory for masks; try again later")
+    _LOG.error("preparing failed", exc_info=error)
+    return VeilError("the server failed while it prepared masks; its log says why")
 
 
 @dataclass(eq=False)

@@ -48,7 +48,12 @@ class Mask:
 
 @dataclass(eq=False)
 class Session:
-    """One client's keys of the current epoch and its masks. Fields change under the store's lock."""
+    """One client's keys of the current epoch and its masks.
+
+    ``keys``, ``masks``, ``waiting``, ``nbytes`` and ``closed`` change under the store's lock; whoever reads one of them
+    without it reads it once. ``epoch``, ``used_sets`` and ``highest`` change under the lock of the engine's `admit`. No lock
+    guards ``touched``, a time that any call writes, nor ``on_close``, which the session's newest stream of rows replaces.
+    """
 
     name: str
     owner: str
@@ -181,13 +186,21 @@ class SessionStore:
             session.waiting -= masks
             self._free(session, nbytes)
 
-    def keep(self, session: Session, number: int, shares: dict[str, U32], nbytes: int) -> None:
-        """Keep a mask that memory was promised for."""
+    def keep(self, session: Session, shares: dict[int, dict[str, U32]], nbytes: int) -> None:
+        """Keep an upload's masks, of ``nbytes`` each, that memory was promised for: all, or none if this raises."""
+        expires = self._clock() + self.limits.mask_ttl_s
+        masks = {number: Mask(share, expires, nbytes) for number, share in shares.items()}
         with self._lock:
-            session.waiting -= 1
+            if not session.closed:
+                session.masks.update(masks)
+            session.waiting -= len(masks)
+
+    def load_keys(self, session: Session, keys: tuple[int, PreparedKeys] | None) -> None:
+        """Make these the session's keys, with their epoch's number; `UnknownSession` once it was closed."""
+        with self._lock:
             if session.closed:
-                return
-            session.masks[number] = Mask(shares, self._clock() + self.limits.mask_ttl_s, nbytes)
+                raise UnknownSession("the session was closed")
+            session.keys = keys
 
     def release(self, session: Session, masks: Iterable[int]) -> None:
         """Forget some of a session's masks; numbers that it does not have are passed over."""
