@@ -98,3 +98,9 @@ class NotFiniteActivation(VeilError, ValueError):
 
 class DeviceUnavailable(VeilError, RuntimeError):
     """A device that was asked for and is not there."""
+
+
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """An exception's kind and message on one line of bounded length."""
+    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")
+    return text if len(text) <= limit else text[: limit - 1] + "…"

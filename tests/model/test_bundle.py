@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -360,6 +361,53 @@ def test_a_class_that_transformers_does_not_have_is_refused(copy: Path) -> None:
         edit(copy / "client", lambda header, name=name: header.update({"class": name}))
         with pytest.raises(BundleError, match=f"'{name}'"):
             bundle.load_client(copy / "client")
+
+
+# Code that comes with a half ------------------------------------------------------------------------------------------
+
+
+def add_code(half: Path, where: str) -> Path:
+    """Give the half's tokenizer or configuration a class in a file of its own; returns what it would write when it runs."""
+    folder_ = half / "tokenizer" if where == "tokenizer" else half
+    ran = half.parent / "ran"
+    (folder_ / "x.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass X: pass\n")
+    settings = folder_ / ("tokenizer_config.json" if where == "tokenizer" else "config.json")
+    fields = json.loads(settings.read_text())
+    fields.pop("tokenizer_class", None)
+    if where == "tokenizer":
+        fields |= {"tokenizer_class": "X", "auto_map": {"AutoTokenizer": ["x.X", None]}}
+    else:
+        fields |= {"model_type": "x", "auto_map": {"AutoConfig": "x.X"}}
+    settings.write_text(json.dumps(fields))
+    sign(half)
+    return ran
+
+
+def sign(half: Path) -> None:
+    """Write the digests anew, as somebody who makes bundles could."""
+    found = [path for path in half.rglob("*") if path.is_file() and path.name != folder.HEADER]
+    digests = {path.relative_to(half).as_posix(): folder.digest(path) for path in found}
+    edit(half, lambda header: header.update(sha256=digests))
+
+
+@pytest.mark.parametrize("where", ["tokenizer", "config"])
+def test_code_in_a_half_never_runs_whatever_is_answered(copy: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = add_code(copy / "client", where)
+    asked = io.StringIO("y\n" * 5)
+    monkeypatch.setattr("sys.stdin", asked)
+    with pytest.raises(BundleError, match="custom code"):
+        bundle.load_client(copy / "client")
+    assert not ran.exists()
+    assert asked.tell() == 0, "nobody is asked"
+
+
+@pytest.mark.parametrize("field", ["_attn_implementation", "attn_implementation", "_experts_implementation"])
+def test_attention_from_elsewhere_is_refused(copy: Path, field: str) -> None:
+    settings = copy / "client" / "config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {field: "somebody/attention"}))
+    sign(copy / "client")
+    with pytest.raises(BundleError, match="code that is not part of transformers"):
+        bundle.load_client(copy / "client")
 
 
 # Saving ---------------------------------------------------------------------------------------------------------------

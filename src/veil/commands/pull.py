@@ -25,6 +25,11 @@ from veil.wire import methods
 from veil.wire.patience import Patience
 
 _MOST_FILES = 1000
+_SUFFIXES = frozenset(
+    {".json", ".safetensors", ".txt", ".model", ".jinja", ".codes", ".bpe", ".spm", ".tiktoken", ".tokenizer"}
+)
+"""What a client half is made of: settings, tensors, vocabularies and a chat's template. Nothing that Python would run."""
+
 _WORTH_FOLDING_S = 0.0005
 """A round trip that takes longer than the arithmetic that folding adds for each trip it saves, on two cores."""
 
@@ -75,6 +80,7 @@ def cached(address: Address, *, name: str | None, fold_norms: str = "auto") -> P
 def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path, *, weak: bool) -> None:
     if len(bundle.files) > _MOST_FILES:
         raise BundleError(f"the server offers {len(bundle.files)} files, more than {_MOST_FILES}")
+    targets = [_safe(path) for path, _, _ in bundle.files]
     _show(bundle)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -82,7 +88,7 @@ def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path, *, weak:
         with Reporter() as reporter:
             for index, (path, size, sha256) in enumerate(bundle.files):
                 reporter.report("fetching", index, len(bundle.files))
-                target = partial / _safe(path)
+                target = partial / targets[index]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 fetch_file(connection, bundle.name, path, target, size=size, sha256=sha256)
             reporter.report("fetching", len(bundle.files), len(bundle.files))
@@ -139,11 +145,16 @@ def _show(bundle: ServedBundle) -> None:
 
 
 def _safe(path: str) -> Path:
-    """A relative path below the folder, from a server that need not be honest."""
+    """A relative path below the folder of a kind of file that belongs there, from a server that need not be honest."""
     parts = PurePosixPath(path).parts
     plain = all(part not in ("", ".", "..") and not set(part) & set('\\:*?"<>|\0') for part in parts)
     if not parts or path.startswith("/") or not plain or not path.isprintable() or len(path) > 200:
         raise BundleError(f"the server offers a file with the path {path!r}, which veil does not write")
+    if PurePosixPath(path).suffix not in _SUFFIXES:
+        raise BundleError(
+            f"the server offers the file {path!r}, which does not belong in a client half ({', '.join(sorted(_SUFFIXES))}); "
+            "distrust the server"
+        )
     return Path(*parts)
 
 

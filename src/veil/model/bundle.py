@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 from torch import nn
 
-from veil.errors import BundleError
+from veil.errors import BundleError, one_line
 from veil.kernels import cpu
 from veil.model import folder
 from veil.model.compiled import Compiled
@@ -96,12 +95,13 @@ def load_client(path: Path, *, verify: bool = True) -> Opened:
         constants = _load_constants(path, manifest, header["norms"])
         tables = _load_tables(path, params, manifest)
         model, layers = _load_model(path, header, manifest)
+        tokenizer = _load_tokenizer(path)
     except BundleError:
         raise
-    except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read: {error}") from None
+    except Exception as error:  # files that somebody else made surface as errors of every kind
+        raise BundleError(f"{path} cannot be read ({one_line(error)})") from None
     compiled = Compiled(params, seed, manifest, constants, None)
-    return Opened(model, layers, compiled, tables, _load_tokenizer(path))
+    return Opened(model, layers, compiled, tables, tokenizer)
 
 
 def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: Any, tokenizer: Any) -> None:
@@ -189,7 +189,8 @@ def _load_model(path: Path, header: dict[str, Any], manifest: Manifest) -> tuple
     model_class = getattr(transformers, class_name, None)
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise BundleError(f"the bundle's model is a {class_name!r}, which this transformers does not have")
-    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    _refuse_other_code(config, path)
     with torch.device("meta"):
         model = model_class._from_config(config)  # type: ignore[attr-defined]
     mixtures = _empty_experts(model, header["experts"])
@@ -217,6 +218,14 @@ def _load_model(path: Path, header: dict[str, Any], manifest: Manifest) -> tuple
     if (path / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
     return model.eval(), layers
+
+
+def _refuse_other_code(config: Any, path: Path) -> None:
+    """Refuse a configuration that names attention for transformers to fetch as code; no half that veil wrote does."""
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        chosen = {getattr(part, f"_{kind}_implementation", None) for kind in ("attn", "experts")}
+        if not chosen <= {None, "eager", "sdpa"}:
+            raise BundleError(f"{path}: the model's configuration asks for code that is not part of transformers")
 
 
 def _empty_experts(model: nn.Module, leaks: dict[str, ExpertLeak]) -> dict[str, RemoteLayer]:
@@ -257,4 +266,4 @@ def _load_tokenizer(path: Path) -> Any:
         return None
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path / TOKENIZER, local_files_only=True)
+    return AutoTokenizer.from_pretrained(path / TOKENIZER, local_files_only=True, trust_remote_code=False)

@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from veil.cache import cache_folder
-from veil.errors import ModelSourceError
+from veil.errors import ModelSourceError, one_line
 from veil.model.quiet import quiet
 from veil.progress import Progress
 
@@ -74,9 +74,14 @@ def _convert(file: Path, folder: Path) -> None:
     options = {"quantization_config": gguf_config(dequantize=True)} if gguf_config else {}
     try:
         with quiet(silence_streams=True):
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
             model, report = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True, **options
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
+                **options,
             )
             # The dequantized model is an ordinary one; these marks would make it refuse to be saved.
             model.__dict__.pop("hf_quantizer", None)
@@ -107,9 +112,3 @@ def require_complete(place: str, report: Mapping[str, Iterable[object]]) -> None
             raise ModelSourceError(
                 f"{place} lacks {len(names)} of its model's weights, {names[0]} for one; download it again"
             )
-
-
-def one_line(error: BaseException, limit: int = 160) -> str:
-    """An exception's kind and message on one line of bounded length."""
-    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -14,8 +14,8 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from veil.errors import ModelSourceError
-from veil.model.gguf import converted_folder, one_line, require_complete
+from veil.errors import ModelSourceError, one_line
+from veil.model.gguf import converted_folder, require_complete
 from veil.model.quiet import quiet
 from veil.progress import Progress
 

@@ -1,0 +1,48 @@
+"""Fetching a client half from a server that need not be honest."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from veil.client.connection import Address
+from veil.commands import pull
+from veil.errors import BundleError
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer/x.py", "config.PY", "x.pyc", "tokenizer/vocab.pkl", "tensors.bin", "x.so", "Makefile"]
+)
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_file_that_python_might_run_is_refused_before_anything_is_fetched(
+    name: str, cached: bool, llama: Any, serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEIL_CACHE_DIR", str(tmp_path / "cache"))
+    fetched: list[Any] = []
+    monkeypatch.setattr(pull, "fetch_file", lambda *arguments, **_: fetched.append(arguments))
+    half = Path(shutil.copytree(llama.path, tmp_path / "bundle"))
+    (half / "client" / name).write_bytes(b"x")
+    with serve(dataclasses.replace(llama, path=half), offer=True) as server:
+        address = Address(target=f"127.0.0.1:{server.port}", insecure=True)
+        with pytest.raises(
+            BundleError, match=f"the server offers the file '{name}', which does not belong in a client half"
+        ):
+            if cached:
+                pull.cached(address, name=None)
+            else:
+                pull.run(address, tmp_path / "half", name=None, as_json=False)
+    assert not fetched
+    assert not (tmp_path / "half").exists() and not list((tmp_path / "cache").rglob("*.json"))
+
+
+def test_what_a_half_is_made_of_is_taken(llama: Any) -> None:
+    files = [
+        path.relative_to(llama.path / "client").as_posix() for path in (llama.path / "client").rglob("*") if path.is_file()
+    ]
+    others = ["tokenizer/chat_template.jinja", "tokenizer/additional_chat_templates/rag.jinja", "tokenizer/tokenizer.model"]
+    for name in [*files, *others, "tokenizer/merges.txt", "tokenizer/bpe.codes"]:
+        assert pull._safe(name) == Path(name)
