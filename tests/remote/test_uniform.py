@@ -11,10 +11,12 @@ from scipy.stats import chi2
 from veil.client.connection import Address
 from veil.client.factory import ClientModel
 from veil.client.remote import RemoteTransport
-from veil.client.session import ClientSession
+from veil.client.session import Ahead, ClientSession
 from veil.client.stats import Stats
 from veil.kernels import cpu
 from veil.random import SecretRng
+from veil.wire import codec
+from veil.wire.messages import Upload
 from veil.wire.patience import Patience
 
 GROUP = 0
@@ -61,6 +63,30 @@ def test_received_rows_are_uniform_without_the_right_key(llama: Any, serve: Any)
     assert statistic(words) < limit
     assert statistic(words - np.roll(keys, 1, axis=0)) < limit, "a wrong key"
     assert statistic(words - keys) > 100 * limit, "the right key shows the activations"
+
+
+def test_received_keys_and_masks_are_uniform(llama: Any, serve: Any) -> None:
+    """Residues of what a client uploads, as shares of their primes, in 256 bins; uniform ones fail once in a million."""
+    seen: list[Upload] = []
+    with serve(llama) as server:
+        engine = server.service._shared.bundles["llama"].engine
+        admit = engine.admit
+        engine.admit = lambda session, upload: (seen.append(upload), admit(session, upload))[1]
+        remote = llama.connect(server.port, ahead=Ahead(tokens=0, prompt_rows=0))
+        remote.reserve(rows_full=8)
+        remote.close()
+    params = engine.model.params
+    keys = [codec.decode_keys(upload.keys, params, cpu) for upload in seen if upload.keys is not None]
+    masks = [codec.decode_mask(mask.data, params, cpu) for upload in seen for mask in upload.masks]
+    assert len(keys) >= 1
+    assert len(masks) >= 8
+    limit = chi2.ppf(1 - FALSE_ALARM, 255)
+    for polynomials in (keys, masks):
+        count = polynomials[0].shape[-2]
+        for i, p in enumerate(params.moduli[:count]):
+            residues = np.stack([one[..., i, :] for one in polynomials]).astype(np.uint64)
+            assert residues.size >= 256 * 5
+            assert statistic(((residues << np.uint64(32)) // np.uint64(p)).astype(np.uint32)) < limit
 
 
 def _spy_on(server: Any, received: list[bytes]) -> None:
