@@ -30,6 +30,9 @@ class Factory:
         self.gate = threading.Event()
         self.gate.set()
 
+    def stop(self) -> None:
+        self.gate.set()
+
     def make(self, count: int, *, full: bool) -> None:
         self.gate.wait(5)
         first = sum(number for number, _ in self.made)
@@ -162,12 +165,8 @@ def test_who_waits_for_masks_is_told_that_the_session_was_closed(filler_of: Any)
     waiting = threading.Thread(target=wait_for_masks, daemon=True)
     waiting.start()
     wait(lambda: filler._wanted is not None)
-    stopping = threading.Thread(target=filler.stop, daemon=True)
-    stopping.start()
-    wait(lambda: filler._stopping)
+    filler.stop()
     waiting.join(5)
-    factory.gate.set()
-    stopping.join(5)
-    assert not waiting.is_alive() and not stopping.is_alive()
+    assert not waiting.is_alive()
     wait_for_masks()
     assert said == ["the session was closed"] * 2

@@ -89,12 +89,13 @@ class ServedBundle:
 
 
 class Connection:
-    """One gRPC channel and its calls. Thread safe; a channel that went bad is replaced by `renew`."""
+    """One gRPC channel and its calls. Thread safe; a channel that went bad is replaced by `renew`, until `close`."""
 
     def __init__(self, address: Address, patience: Patience) -> None:
         self.address = address
         self.patience = patience
         self._lock = threading.Lock()
+        self._closed = False
         self._channel = address.channel(patience.keepalive_s)
 
     def unary(self, name: str, request: Message, reply: type[M], timeout_s: float) -> M:
@@ -162,11 +163,15 @@ class Connection:
     def renew(self) -> None:
         """Give the channel up for a new one; calls that run on it end."""
         with self._lock:
+            if self._closed:
+                return
             old, self._channel = self._channel, self.address.channel(self.patience.keepalive_s)
         old.close()
 
     def close(self) -> None:
-        """End every call."""
+        """End every call, from any thread; later ones raise `ServerUnreachable`."""
+        with self._lock:
+            self._closed = True
         self._channel.close()
 
     def _start(self, make: Callable[[grpc.Channel], R]) -> R:
@@ -178,7 +183,7 @@ class Connection:
             return call()
         except grpc.RpcError as error:
             raise self.error_from(error) from None
-        except ValueError as error:  # the channel was renewed by another thread
+        except ValueError as error:  # the channel was renewed or closed by another thread
             raise self.unreachable(str(error)) from None
 
 

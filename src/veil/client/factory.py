@@ -66,6 +66,7 @@ class MaskFactory:
         self._key_halves = public.key_halves(model.seed, model.params)
         self._mask_halves = [public.mask_half(model.seed, model.params, m) for m in range(model.params.masks_per_epoch)]
         self._lock = threading.RLock()
+        self._stopping = threading.Event()
         self._key: OuterKey | None = None
         self._epoch = -1
         self._sets_left: list[int] = []
@@ -96,8 +97,14 @@ class MaskFactory:
                 self._stats.sessions_lost += 1
                 self._open()
 
+    def stop(self) -> None:
+        """End the batch that is under way, from any thread; it and later ones raise `ServerUnreachable`."""
+        self._stopping.set()
+        self._transport.stop()
+
     def close(self) -> None:
-        """Forget keys and masks."""
+        """Stop, and forget keys and masks."""
+        self.stop()
         with self._lock:
             self._key = None
             self._pool.start_session("")
@@ -109,8 +116,10 @@ class MaskFactory:
         self._pool.start_session(session, 0.9 * keep_s)
 
     def _make_batch(self, count: int, segments: tuple[str, ...], full: bool) -> int:
-        tries = self._patience.tries()
+        tries = self._patience.tries(stop=self._stopping)
         while True:
+            if self._stopping.is_set():
+                raise ServerUnreachable("the session was closed")
             session = self._pool.session
             try:
                 made = self._send(session, count, segments)

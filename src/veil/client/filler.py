@@ -120,10 +120,11 @@ class Filler:
             return self._pool.unused(full=True) >= tokens and self._pool.unused(full=False) >= prompt_rows
 
     def stop(self) -> None:
-        """End the thread, after the batch that it is at."""
+        """End the thread, and the batch that it is at; who waits for masks is told."""
         with self._pool.changed:
             self._stopping = True
             self._pool.changed.notify_all()
+        self._factory.stop()
         self._thread.join()
 
     def _run(self) -> None:

@@ -17,6 +17,9 @@ from veil.wire.envelope import seal
 from veil.wire.messages import MaskUpload
 from veil.wire.patience import Patience, Tries
 
+_GOODBYE_S = 2.0
+"""Seconds for the last call; a server that does not hear it forgets the session in time."""
+
 _LANE_TRIES = 2
 """Tries of one exchange on the row lane before the others go over gRPC."""
 
@@ -39,6 +42,7 @@ class RemoteTransport:
         self._online = Connection(address, patience)
         self._ahead = Connection(address, patience)
         self._lock = threading.Lock()
+        self._stopping = threading.Event()
         self._stream: RowStream | None = None
         self._sequence = 0
         self._released: list[int] = []
@@ -57,7 +61,7 @@ class RemoteTransport:
     def open(self) -> str:
         """A new session; retries for a while, briefly if the server was never reached."""
         within = self._patience.retry_s if self._met else self._patience.connect_s
-        reply = self._ahead.retrying(self._open, self._patience.tries(within))
+        reply = self._ahead.retrying(self._open, self._patience.tries(within, self._stopping))
         self._met = True
         self._keys.clear()
         self._released = []
@@ -90,11 +94,13 @@ class RemoteTransport:
                 try:
                     if self._stream is None:
                         self._stream = self._open_stream(session, tries.count if tries else 1)
+                    self._check_open()  # when the stream is where `stop` finds it
                     return b"".join(self._stream.exchange(requests, sequences))
                 except (ServerUnreachable, CorruptMessage):
                     self._drop_stream()
+                    self._check_open()
                     self._stats.reconnects += 1
-                    tries = tries or self._patience.tries()
+                    tries = tries or self._patience.tries(stop=self._stopping)
                     if not tries.again():
                         raise
                     self._online.renew()
@@ -106,17 +112,30 @@ class RemoteTransport:
         """Note what the next rows' message will say."""
         self._released += masks
 
+    def stop(self) -> None:
+        """End what is under way, from any thread; what is left is `close`, which says goodbye where rows went."""
+        self._stopping.set()
+        self._ahead.close()
+        stream = self._stream
+        if stream is not None:
+            stream.end()
+
     def close(self, session: str) -> None:
         """End the session if the server can be reached, and the connections."""
+        self.stop()
         with self._lock:
             self._drop_stream()
         try:
-            self._ahead.unary("Close", pb.CloseRequest(session=session), pb.CloseReply, self._patience.connect_s)
+            request, within_s = pb.CloseRequest(session=session), min(self._patience.connect_s, _GOODBYE_S)
+            self._online.unary("Close", request, pb.CloseReply, within_s)
         except (ServerUnreachable, CorruptMessage):
             pass
         finally:
             self._online.close()
-            self._ahead.close()
+
+    def _check_open(self) -> None:
+        if self._stopping.is_set():
+            raise ServerUnreachable("the session was closed") from None
 
     def _open_stream(self, session: str, tried: int) -> RowStream:
         """The row lane where it works, else gRPC; a lane that cannot be reached is not tried again in this session."""

@@ -27,8 +27,11 @@ class RowStream(Protocol):
     def exchange(self, requests: Sequence[bytes], sequences: Sequence[int]) -> list[bytes]:
         """The rows of the replies to sealed requests; raises what the server said, or `ServerUnreachable`."""
 
+    def end(self) -> None:
+        """End the exchange that is under way, and the stream with it, from any thread."""
+
     def close(self) -> None:
-        """End the stream."""
+        """End the stream and free it; for the thread that uses it."""
 
 
 class GrpcStream:
@@ -64,6 +67,10 @@ class GrpcStream:
             raise self._connection.unreachable("the server ended the stream") from None
         self._deadline = float("inf")
         return rows
+
+    def end(self) -> None:
+        """End the exchange that is under way, and the stream with it, from any thread."""
+        self._call.cancel()
 
     def close(self) -> None:
         """End the stream."""
@@ -113,6 +120,10 @@ class LaneStream:
         except OSError as error:
             raise self._connection.unreachable(f"the connection for rows broke: {error}") from None
         return rows
+
+    def end(self) -> None:
+        """End the exchange that is under way, and the stream with it, from any thread."""
+        self._frames.end()
 
     def close(self) -> None:
         """End the connection."""

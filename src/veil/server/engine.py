@@ -66,7 +66,7 @@ class Claim:
 class Engine:
     """Prepares masks and multiplies encrypted rows for any number of sessions.
 
-    ``open``, ``load_epoch``, ``prepare``, ``evaluate``, ``release`` and ``close`` make it a
+    ``open``, ``load_epoch``, ``prepare``, ``evaluate``, ``release``, ``stop`` and ``close`` make it a
     `veil.wire.transport.Transport`. A service takes the steps of `prepare` and `evaluate` apart, to batch them over
     sessions: `admit` and `claim` check and may be called by any thread, `make` by one thread at a time, `answer` by any.
     """
@@ -114,6 +114,9 @@ class Engine:
     def close(self, session: str) -> None:
         """Forget a session and everything that it prepared."""
         self.store.close(self.store.find(session))
+
+    def stop(self) -> None:
+        """Nothing: no call of this process waits for anybody."""
 
     def load_epoch(self, session: str, epoch: int, keys: bytes) -> None:
         """Take the packed key halves of a new epoch; numbers grow, and the old epoch's keys are forgotten."""

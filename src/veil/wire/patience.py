@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,32 +25,33 @@ class Patience:
     pause_s: float = 0.1
     keepalive_s: float = 10.0
 
-    def tries(self, within_s: float | None = None) -> Tries:
-        """A series of tries that starts now."""
-        return Tries(self.retry_s if within_s is None else within_s, self.pause_s)
+    def tries(self, within_s: float | None = None, stop: threading.Event | None = None) -> Tries:
+        """A series of tries that starts now and ends early when ``stop`` is set."""
+        return Tries(self.retry_s if within_s is None else within_s, self.pause_s, stop)
 
 
 class Tries:
-    """Pauses between tries until the time is over."""
+    """Pauses between tries until the time is over or ``stop`` is set."""
 
     def __init__(
         self,
         within_s: float,
         pause_s: float,
+        stop: threading.Event | None = None,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._clock, self._sleep = clock, sleep
+        self._clock, self._stop = clock, stop or threading.Event()
         self._end = clock() + within_s
         self._pause, self._longest = pause_s, 16 * pause_s
         self.count = 1
 
     def again(self) -> bool:
-        """Pause and say that there is time for another try; False when there is not."""
+        """Pause and say that there is time for another try; False when there is not, at once after ``stop``."""
         pause = self._pause * (0.75 + 0.5 * random.random())
         if self._clock() + pause > self._end:
             return False
-        self._sleep(pause)
+        if self._stop.wait(pause):
+            return False
         self._pause = min(2 * self._pause, self._longest)
         self.count += 1
         return True

@@ -37,5 +37,8 @@ class Transport(Protocol):
     def release(self, session: str, masks: Sequence[int]) -> None:
         """Say that these masks will not be used again."""
 
+    def stop(self) -> None:
+        """End what is under way, from any thread: it and later calls but `close` raise `ServerUnreachable`, or end soon."""
+
     def close(self, session: str) -> None:
         """End the session."""

@@ -1,0 +1,102 @@
+"""Closing ends at once whatever is under way, also when the server is gone or silent."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from proxy import Proxy
+
+from veil.client import remote as remote_module
+from veil.client.session import Ahead
+from veil.errors import ServerUnreachable
+from veil.wire.patience import Patience
+
+LONG = Patience(connect_s=5.0, reply_s=60.0, prepare_s=60.0, retry_s=60.0, pause_s=5.0)
+SOON_S = 15.0
+
+
+@pytest.fixture(autouse=True)
+def short_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_module, "_GOODBYE_S", 0.2)
+
+
+def until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 10
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    assert condition()
+
+
+def closes_soon(remote: Any) -> None:
+    start = time.monotonic()
+    remote.close()
+    assert time.monotonic() - start < SOON_S
+
+
+def test_between_two_tries_of_an_upload(llama: Any, serve: Any) -> None:
+    with serve(llama) as server:
+        remote = llama.connect(server.port, patience=LONG, ahead=Ahead(tokens=0, prompt_rows=0))
+    connection, renewed = remote._remote._transport._ahead, threading.Event()
+    renew = connection.renew
+    connection.renew = lambda: (renew(), renewed.set())
+    remote.expect(1, 4)
+    assert renewed.wait(10)  # by the first try, which failed
+    closes_soon(remote)
+
+
+def test_within_an_upload(llama: Any, serve: Any, proxy_to: Callable[[int], Proxy]) -> None:
+    with serve(llama) as server:
+        proxy = proxy_to(server.port)
+        remote = llama.connect(proxy.port, patience=LONG, ahead=Ahead(tokens=0, prompt_rows=0))
+        proxy.silent = True
+        transport, began = remote._remote._transport, threading.Event()
+        upload = transport._ahead.upload
+        transport._ahead.upload = lambda *args: (began.set(), upload(*args))[1]
+        remote.expect(1, 4)
+        assert began.wait(10)
+        closes_soon(remote)
+
+
+@pytest.mark.parametrize("lane", [True, False])
+def test_within_an_exchange_of_rows(lane: bool, llama: Any, serve: Any, proxy_to: Callable[..., Proxy]) -> None:
+    """The thread that waits for the reply is told; no other stream is tried."""
+    with serve(llama, rows_port=0 if lane else None) as server:
+        proxy = proxy_to(server.service.rows_port if lane else server.port, plain=lane)
+        if lane:
+            server.service.rows_port = proxy.port
+        remote = llama.connect(server.port if lane else proxy.port, patience=LONG, ahead=Ahead(tokens=4, prompt_rows=0))
+        session = remote._remote
+        until(lambda: session._filler.full)
+        said: list[str] = []
+
+        def evaluate() -> None:
+            width = session.model.manifest.groups[0].width
+            try:
+                for _ in range(4):
+                    session.evaluate(0, np.ones((1, width), dtype=np.float32), np.ones(1))
+                    proxy.silent = True
+            except ServerUnreachable as error:
+                said.append(str(error))
+
+        thread = threading.Thread(target=evaluate, daemon=True)
+        thread.start()
+        until(lambda: proxy.silent)
+        closes_soon(remote)
+        thread.join(SOON_S)
+        assert said == ["the session was closed"]
+
+
+def test_a_session_that_was_closed_makes_no_other(llama: Any, serve: Any) -> None:
+    with serve(llama) as server:
+        remote = llama.connect(server.port, ahead=Ahead(tokens=0, prompt_rows=0))
+        session = remote._remote
+        remote.close()
+        until(lambda: server.store.count == 0)
+        with pytest.raises(ServerUnreachable, match="the session was closed"):
+            session.reserve(full=1)
+        assert server.store.count == 0
