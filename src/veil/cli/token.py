@@ -6,9 +6,9 @@ import typer
 
 
 def command() -> None:
-    """Make a token: itself on standard output, the line for the server's file on standard error."""
+    """Make a token: itself on standard output, the lines for the server's `--tokens` file on standard error."""
     from veil.server.tokens import digest_of, fresh_token
 
     made = fresh_token()
     typer.echo(made)
-    typer.echo(f"for the server's --tokens file: {digest_of(made)}", err=True)
+    typer.echo(f"# for the server's --tokens file\n{digest_of(made)}", err=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import ipaddress
 import json
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from google.protobuf.message import Message
 from veil.errors import BundleError, CorruptMessage, IncompatibleServer, ServerUnreachable, VeilError
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
+from veil.wire.certificates import client_context, read_authority
 from veil.wire.envelope import seal, unseal
 from veil.wire.patience import Patience, Tries
 
@@ -37,6 +37,7 @@ class Address:
     token: str | None = None
     tls: bool | Path = False
     insecure: bool = False
+    _authority: bytes | None = field(init=False, default=None, compare=False)
 
     def __post_init__(self) -> None:
         host, port = _split(self.target)
@@ -45,14 +46,15 @@ class Address:
             raise ValueError(f"a token would go to {host} in clear; use TLS, or allow it with insecure")
         if self.token and not (self.token.isascii() and self.token.isprintable()):
             raise ValueError("a token is printable ASCII")
+        if not isinstance(self.tls, bool):
+            object.__setattr__(self, "_authority", read_authority(Path(self.tls)))
 
     def channel(self, keepalive_s: float) -> grpc.Channel:
         """A new channel; connecting happens with the first call."""
         options = methods.client_options(keepalive_s)
         if not self.tls:
             return grpc.insecure_channel(self.target, options)
-        roots = None if self.tls is True else Path(self.tls).read_bytes()
-        return grpc.secure_channel(self.target, grpc.ssl_channel_credentials(roots), options)
+        return grpc.secure_channel(self.target, grpc.ssl_channel_credentials(self._authority), options)
 
     def socket(self, port: int, within_s: float) -> socket.socket:
         """A connection to another port of the same host, protected in the same way; `OSError` if there is none."""
@@ -62,9 +64,7 @@ class Address:
         if not self.tls:
             return plain
         try:
-            context = ssl.create_default_context(cafile=None if self.tls is True else str(self.tls))
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            return context.wrap_socket(plain, server_hostname=host)
+            return client_context(self._authority).wrap_socket(plain, server_hostname=host)
         except BaseException:
             plain.close()
             raise

@@ -16,6 +16,7 @@ from veil.server.listen import Server, ServerConfig, build_bundles, server_limit
 from veil.server.logs import LOGGER, JsonLines
 from veil.server.store import SessionStore
 from veil.server.tokens import Tokens
+from veil.wire.certificates import server_context
 
 _GRACE_S = 30.0
 
@@ -47,6 +48,8 @@ def run(request: ServeRequest) -> None:
     if (request.tls_cert is None) != (request.tls_key is None):
         raise ValueError("--tls-cert and --tls-key go together")
     tls = None if request.tls_cert is None or request.tls_key is None else (request.tls_cert, request.tls_key)
+    if tls is not None:
+        server_context(*tls)
     limits = server_limits(request.max_sessions, request.memory_gib)
     config = ServerConfig(
         host=request.host,

@@ -21,6 +21,7 @@ from veil.server.logs import event
 from veil.server.rows import RowStream
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
+from veil.wire.certificates import server_context
 from veil.wire.envelope import seal, unseal
 from veil.wire.frames import Frames
 from veil.wire.listening import listening
@@ -66,9 +67,7 @@ class RowLane:
         self._message_bytes, self._most = message_bytes, most
         self._tls: ssl.SSLContext | None = None
         if tls is not None:
-            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
-            self._tls.load_cert_chain(*tls)
+            self._tls = server_context(*tls)
         self._listener = listening(*address, "--rows-port")
         self.port = int(self._listener.getsockname()[1])
         self._lock = threading.Lock()

@@ -24,10 +24,15 @@ class Tokens:
     def read(cls, path: Path) -> Tokens:
         """A file with one SHA-256 in hexadecimal a line; what follows it on the line, and lines from ``#``, are notes.
 
-        Raises `ValueError` for another line or no line, without repeating it: it may be a token by mistake.
+        Raises `ValueError` for another line or no line, without repeating it: it may be a token by mistake; and for a file
+        that cannot be read.
         """
         digests = []
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+        except OSError as error:
+            raise ValueError(f"the tokens' file {path} cannot be read ({error.strerror}); check the path") from None
+        for number, line in enumerate(lines, 1):
             text = line.split("#")[0].strip()
             if not text:
                 continue
