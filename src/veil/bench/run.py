@@ -118,7 +118,7 @@ def _encrypted(sides: Sides, loaded: Loaded, request: Request, this: Machine, pr
     samples = meter.generations(request.repeats, progress)
     memory = _memory(sides, request, subject.remote_weights, building_bytes)
     by_rows, passes = meter.by_rows(request.rows, request.repeats, progress)
-    sizes = _bytes(sides, request, manifest.total_inputs + manifest.total_slots)
+    sizes = _bytes(sides, manifest.total_inputs + manifest.total_slots)
     links = () if sides.on_card else _links(sides, request.links, Timing.of(samples.online).median_s, sizes, progress)
     this = machine.better(this, machine.describe(sides.device))
     online, ahead = Timing.of(samples.online), Timing.of(samples.ahead)
@@ -184,7 +184,7 @@ def _prompt(samples: Samples, rows: int, mask_s: float) -> Prompt:
     return Prompt(rows=rows, row_s=prepare_s + online_s, prepare_s=prepare_s, online_s=online_s)
 
 
-def _bytes(sides: Sides, request: Request, values: int) -> BytesPerToken:
+def _bytes(sides: Sides, values: int) -> BytesPerToken:
     """Counted at the transport: a forward pass of one row, and the masks of one epoch."""
     hybrid, epoch = sides.hybrid, sides.hybrid.params.masks_per_epoch
     left = -hybrid.stats.masks % epoch

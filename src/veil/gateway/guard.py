@@ -88,7 +88,7 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         api = not _is_page(scope["path"])
-        refusal = self._refusal(scope, Headers(scope=scope), api)
+        refusal = self._refusal(Headers(scope=scope), api)
 
         counted = _Counted(receive)
 
@@ -111,7 +111,7 @@ class Guard:
         else:
             await self._app(scope, counted, unless_too_large)
 
-    def _refusal(self, scope: Scope, headers: Headers, api: bool) -> ApiError | None:
+    def _refusal(self, headers: Headers, api: bool) -> ApiError | None:
         host = headers.get("host", "")
         if not self._access.names(host):
             return ApiError(403, "this Host is not the gateway's; call it by 127.0.0.1 or localhost", code="wrong_host")

@@ -34,7 +34,7 @@ def sampling_of(body: schemas.SamplingRequest, served: ServedModel) -> Sampling:
 
 def chat_prompt(body: schemas.ChatRequest, served: ServedModel) -> list[int]:
     """The token ids of a chat."""
-    _refuse(body, tools=body.tools, functions=body.functions, audio=body.audio)
+    _refuse(tools=body.tools, functions=body.functions, audio=body.audio)
     if body.response_format and body.response_format.get("type", "text") != "text":
         raise bad_parameter("response_format", "only plain text can be asked for", "unsupported_value")
     if body.modalities and body.modalities != ["text"]:
@@ -45,7 +45,7 @@ def chat_prompt(body: schemas.ChatRequest, served: ServedModel) -> list[int]:
 
 def completion_prompts(body: schemas.CompletionRequest, served: ServedModel) -> list[list[int]]:
     """The token ids of the texts to continue."""
-    _refuse(body, suffix=body.suffix, echo=body.echo or None)
+    _refuse(suffix=body.suffix, echo=body.echo or None)
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise bad_parameter("best_of", "it can only be n", "unsupported_value")
     prompts = [served.text_ids(text, "prompt") for text in _several(body.prompt)]
@@ -100,7 +100,7 @@ def _several(given: Any) -> list[Any]:
     return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
 
 
-def _refuse(body: schemas.SamplingRequest, **given: Any) -> None:
+def _refuse(**given: Any) -> None:
     for name, value in given.items():
         if value:
             raise bad_parameter(name, f"{name} is not supported", "unsupported_value")
