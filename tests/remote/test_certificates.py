@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from processes import veil
 from veil.cli import app
 from veil.client.connection import Address
 from veil.server.tokens import Tokens
@@ -74,3 +75,11 @@ def test_a_tokens_file_is_what_veil_token_wrote(tmp_path: Path) -> None:
     assert made.exit_code == 0
     (tmp_path / "tokens").write_text(made.stderr)
     Tokens.read(tmp_path / "tokens").owner(made.stdout.strip())
+
+
+def test_tls_to_a_server_without_it_is_one_line(other_grpc_server: int, certificate: tuple[Path, Path]) -> None:
+    """A process, since gRPC's own log is written by its core, past Python."""
+    found = veil("pull", f"localhost:{other_grpc_server}", "never", "--tls-ca", certificate[0])
+    assert found.returncode == 2
+    (line,) = found.stderr.splitlines()
+    assert "answers without TLS" in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -61,7 +62,8 @@ for _name, _module in {
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; gRPC's own log, raw lines beside every error, only where the environment asks for it."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC looks when it is imported
     try:
         app()
     except KeyboardInterrupt:

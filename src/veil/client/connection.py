@@ -24,6 +24,9 @@ from veil.wire.patience import Patience, Tries
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
 
+_NO_TLS = "WRONG_VERSION_NUMBER"
+"""In gRPC's details where the first bytes of the other side are no TLS."""
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Address:
@@ -130,6 +133,10 @@ class Connection:
         except ServerUnreachable as error:
             if "(unimplemented" in str(error):
                 raise IncompatibleServer(f"{self.address.target} answers, but is not a veil server") from None
+            if _NO_TLS in str(error):
+                raise IncompatibleServer(
+                    f"{self.address.target} answers without TLS; if that is right, leave TLS out (--tls, --tls-ca)"
+                ) from None
             raise
         if reply.protocol != methods.PROTOCOL:
             raise IncompatibleServer(
