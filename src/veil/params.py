@@ -254,7 +254,7 @@ def _check_shape(spec: Spec) -> None:
     require(0.5 <= spec.headroom < 1.0, f"headroom is {spec.headroom}, expected 0.5 to 1")
     for name in ("inner_sigma", "outer_sigma"):
         sigma = getattr(spec, name)
-        require(math.isfinite(sigma) and 1.0 <= sigma <= 4096.0, f"{name} is {sigma}, expected 1 to 4096")
+        require(1.0 <= sigma <= 4096.0, f"{name} is {sigma}, expected 1 to 4096")
 
 
 def _largest_prime(bits: int, congruent_to_one_mod: int, taken: tuple[int, ...]) -> int:

@@ -19,13 +19,13 @@ def main() -> None:
     import veil.kernels.warm  # noqa: F401  the kernels come first and stay as they are: Numba compiles their bytecode
 
     with atheris.instrument_imports(include=["veil"]):
-        from targets import TARGETS, examples
+        from targets import TARGETS, escaped, examples
 
     if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
         sys.exit("usage: python tests/fuzz/run.py TARGET [libFuzzer options]\ntargets: " + ", ".join(TARGETS))
     name = sys.argv.pop(1)
     with tempfile.TemporaryDirectory() as corpus:
-        for number, example in enumerate(examples(name)):
+        for number, example in enumerate(examples(name) + escaped(name)):
             (Path(corpus) / f"example-{number}").write_bytes(example)
         files = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
         atheris.Setup(sys.argv if files else [*sys.argv, corpus], TARGETS[name])

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,9 +40,10 @@ from veil.wire.envelope import seal, unseal
 from veil.wire.frames import Frames
 
 PARAMS = Params.insecure_tiny()
+LAYER = Layer("a", "linear", 70, 9, 8, False)
 MANIFEST = Manifest(
     (
-        Group((Layer("a", "linear", 70, 9, 8, False),), "body"),
+        Group((LAYER,), "body"),
         Group((Layer("b", "linear", 9, 12, 8, False),), "head"),
     )
 )
@@ -310,6 +312,23 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         envelope, keys, mask, rows, upload, evaluate, calls, frames, header, description, path, status, token_file, address,
     )
 }  # fmt: skip
+
+
+def escaped(name: str) -> list[bytes]:
+    """Inputs of a target that once ended in another error than veil's."""
+    deep = "[" * 60000
+    described = [pb.DescribeReply(bundles=[pb.Bundle(name="m", header=text)]) for text in (deep, "[]")]
+    common = folder.common_fields(PARAMS, PublicSeed(bytes(32)), MANIFEST)
+    start = {"format": folder.FORMAT_VERSION, "half": "client"}
+    headers = [
+        start | common | {"sha256": {}, "params": common["params"] | {"inner_sigma": 10**400}},
+        start | common | {"sha256": [[1, "0"], ["config.json", "0"]]},
+        start | common | {"sha256": {}, "manifest": [{"segment": "body", "layers": [asdict(LAYER) | {"name": []}]}]},
+    ]
+    return {
+        "header": [deep.encode(), *(json.dumps(fields).encode() for fields in headers)],
+        "description": [reply.SerializeToString() for reply in described],
+    }.get(name, [])
 
 
 def examples(name: str) -> list[bytes]:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from targets import TARGETS, examples, refusals
+from targets import TARGETS, escaped, examples, refusals
 
 WHOLE = ("keys", "mask", "upload", "evaluate", "frames", "path")
 FEW = {"upload": 40, "evaluate": 60, "header": 60, "frames": 40, "token_file": 60}
@@ -42,6 +42,14 @@ def test_a_right_input_is_taken(name: str) -> None:
         TARGETS[name](example)
         if name in WHOLE:
             assert not refusals, "the example does not reach what it is an example of"
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if escaped(name)])
+def test_what_once_escaped_is_refused(name: str) -> None:
+    for data in escaped(name):
+        refusals.clear()
+        TARGETS[name](data)
+        assert refusals
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -251,7 +251,19 @@ def test_another_version_is_refused(copy: Path, half: str, version: Any) -> None
 
 @pytest.mark.parametrize("half", ["client", "server"])
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", "null", '{"format": 1}', '{"format": 1, "half": "client", "sha256": 3}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        "null",
+        "[" * 60000,
+        '{"format": 1}',
+        '{"format": 1, "half": "client", "sha256": 3}',
+        '{"format": 1, "half": "client", "sha256": [[1, "0"], ["config.json", "0"]]}',
+    ],
+    ids=range(9),
 )
 def test_a_damaged_header_is_refused(copy: Path, half: str, text: str) -> None:
     (copy / half / "bundle.json").write_text(text)
@@ -268,6 +280,8 @@ HEADERS: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
     ("an unknown parameter", lambda h: h["params"].update(extra=1)),
     ("a parameter of another type", lambda h: h["params"].update(inner_degree="64")),
     ("a parameter that cannot work", lambda h: h["params"].update(inner_degree=65)),
+    ("a parameter of 400 digits", lambda h: h["params"].update(inner_sigma=10**400)),
+    ("a layer named by a list", lambda h: h["manifest"][1]["layers"][0].update(name=[])),
     ("no manifest", lambda h: h.pop("manifest")),
     ("a layer of another width", lambda h: h["manifest"][1]["layers"][0].update(in_features=31)),
     ("a huge layer", lambda h: h["manifest"][1]["layers"][0].update(out_features=2**40)),
@@ -361,6 +375,38 @@ def test_a_class_that_transformers_does_not_have_is_refused(copy: Path) -> None:
         edit(copy / "client", lambda header, name=name: header.update({"class": name}))
         with pytest.raises(BundleError, match=f"'{name}'"):
             bundle.load_client(copy / "client")
+
+
+def deep(text: str) -> str:
+    return "[" * 60000
+
+
+CLIENT_FILES: list[tuple[str, Callable[[str], str]]] = [
+    ("config.json", deep),
+    ("config.json", lambda text: "{"),
+    ("config.json", lambda text: json.dumps(json.loads(text) | {"num_attention_heads": 0})),
+    ("config.json", lambda text: json.dumps(json.loads(text) | {"hidden_size": -1})),
+    ("config.json", lambda text: json.dumps(json.loads(text) | {"hidden_act": "nothing"})),
+    ("generation_config.json", deep),
+    ("generation_config.json", lambda text: "[]"),
+    ("tokenizer/tokenizer_config.json", deep),
+    ("tokenizer/tokenizer_config.json", lambda text: "[]"),
+    ("tokenizer/tokenizer.json", deep),
+    ("tokenizer/tokenizer.json", lambda text: "{}"),
+    ("tokenizer/tokenizer.json", lambda text: text.replace("WordLevel", "Nothing")),
+    ("tensors.safetensors", deep),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), CLIENT_FILES, ids=[f"{f[0]}-{i}" for i, f in enumerate(CLIENT_FILES)])
+def test_a_file_that_does_not_fit_is_one_error(copy: Path, name: str, change: Callable[[str], str]) -> None:
+    """Its digest is right: somebody made it so."""
+    file = copy / "client" / name
+    file.write_text(change(file.read_text(errors="replace")))
+    sign(copy / "client")
+    with pytest.raises(BundleError, match="cannot be read") as caught:
+        bundle.load_client(copy / "client")
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
 
 
 # Code that comes with a half ------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,26 @@ def test_a_file_that_python_might_run_is_refused_before_anything_is_fetched(
                 pull.run(address, tmp_path / "half", name=None, as_json=False)
     assert not fetched
     assert not (tmp_path / "half").exists() and not list((tmp_path / "cache").rglob("*.json"))
+
+
+@pytest.mark.parametrize("header", ["[" * 60000, "[]", "", "7", '{"params": ' + "9" * 5000 + "}"])
+def test_a_description_that_is_no_header_is_one_error(header: str, llama: Any, serve: Any, tmp_path: Path) -> None:
+    with serve(llama, offer=True) as server:
+        server.service._described.bundles[0].header = header
+        with pytest.raises(BundleError, match="the server describes a bundle with something that is not"):
+            pull.run(Address(target=f"127.0.0.1:{server.port}"), tmp_path / "half", name=None, as_json=False)
+        with pytest.raises(BundleError, match="the server describes a bundle with something that is not"):
+            llama.connect(server.port)
+
+
+def test_tables_without_a_digest_are_refused(llama: Any, serve: Any, tmp_path: Path) -> None:
+    half = Path(shutil.copytree(llama.path, tmp_path / "bundle")) / "client"
+    (half / "masks.safetensors").unlink()
+    fields = json.loads((half / "bundle.json").read_text())
+    fields["sha256"].pop("masks.safetensors")
+    (half / "bundle.json").write_text(json.dumps(fields))
+    with serve(llama, offer=True) as server, pytest.raises(BundleError, match="does not match its digest"):
+        dataclasses.replace(llama, path=half.parent).connect(server.port)
 
 
 def test_what_a_half_is_made_of_is_taken(llama: Any) -> None:

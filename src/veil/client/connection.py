@@ -201,8 +201,10 @@ def _path(name: str) -> str:
 def _served(bundle: Any) -> ServedBundle:
     try:
         header = json.loads(bundle.header)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BundleError("the server describes a bundle with something that is not JSON") from None
+    if not isinstance(header, dict):
+        raise BundleError("the server describes a bundle with something that is not a header")
     files = tuple((file.path, file.size, file.sha256) for file in bundle.files)
     return ServedBundle(failures.printable(bundle.name), failures.printable(bundle.fingerprint), files, header)
 

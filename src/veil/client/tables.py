@@ -42,7 +42,7 @@ def fetch_tables(path: Path, address: Address, patience: Patience) -> None:
         most = _most_bytes(params, manifest)
         if size > most:
             raise BundleError(f"the server's {MASKS} has {size} bytes, more than the {most} that it can have")
-        fetch_file(connection, bundle, MASKS, path / MASKS, size=size, sha256=header["sha256"][MASKS])
+        fetch_file(connection, bundle, MASKS, path / MASKS, size=size, sha256=header["sha256"].get(MASKS, ""))
     finally:
         connection.close()
 

@@ -36,13 +36,17 @@ def read_header(folder: Path, half: str, *, verify: bool = True, optional: tuple
         raise BundleError(f"{path} is larger than {_MAX_HEADER_BYTES} bytes")
     try:
         header = json.loads(path.read_text())
-        version, found, digests = header["format"], header["half"], dict(header["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
+        version, found, digests = header["format"], header["half"], header["sha256"]
+        if not isinstance(digests, dict):
+            raise TypeError("the digests are not by name")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} is damaged: {error}") from None
     if version != FORMAT_VERSION:
-        raise BundleError(f"{path} is of format {version}, this veil reads {FORMAT_VERSION}; compile the model again")
+        raise BundleError(
+            f"{path} is of format {str(version)[:40]}, this veil reads {FORMAT_VERSION}; compile the model again"
+        )
     if found != half:
-        raise BundleError(f"{folder} is the {found} half of a bundle, expected the {half} half")
+        raise BundleError(f"{folder} is the {str(found)[:40]} half of a bundle, expected the {half} half")
     if verify:
         _verify(folder, digests, optional)
     return dict(header)
@@ -67,7 +71,7 @@ def parse_common(header: dict[str, Any]) -> tuple[Params, PublicSeed, Manifest]:
         params = Params.insecure(spec) if insecure else Params.from_spec(spec)
         seed = PublicSeed(bytes.fromhex(header["seed"]))
         return params, seed, Manifest.from_json(header["manifest"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise BundleError(f"the bundle's header does not fit: {error}") from None
 
 

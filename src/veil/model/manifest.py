@@ -140,10 +140,10 @@ class Manifest:
                 )
                 for g in value
             )
+            manifest = cls(groups)
+            manifest.check()
         except (TypeError, KeyError) as error:
             raise BundleError(f"the manifest is not what this version writes: {error}") from None
-        manifest = cls(groups)
-        manifest.check()
         return manifest
 
     def check(self) -> None:
