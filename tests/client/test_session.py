@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from veil import noise
-from veil.errors import NotFiniteActivation, WireError
+from veil.errors import NotFiniteActivation, ServerUnreachable, WireError
 from veil.kernels import cpu
 from veil.model.quantize import clear_product, row_norms
 
@@ -135,4 +135,26 @@ def test_a_reply_of_another_length_is_refused(pair: Any, monkeypatch: pytest.Mon
     with pytest.raises(WireError, match="expected"):
         session.evaluate(0, *pair.inputs(0, 1))
     monkeypatch.undo()
+    session.close()
+
+
+def test_masks_of_an_upload_whose_answer_was_lost_are_released(
+    pair: Any, calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They arrived, but the client cannot know; it makes others, and the server keeps those only."""
+    session = pair.session()
+    before = pair.engine.store.mask_count
+    prepare, lost = type(pair.engine).prepare, [ServerUnreachable("lost")]
+
+    def lose(engine: Any, *args: Any) -> None:
+        prepare(engine, *args)
+        if lost:
+            raise lost.pop()
+
+    monkeypatch.setattr(type(pair.engine), "prepare", lose)
+    session.reserve(full=3)
+    uploads = [[mask.number for mask in call.args[2]] for call in calls if call.method == "prepare"]
+    assert [call.args[1] for call in calls if call.method == "release"] == [uploads[0]]
+    assert len(uploads) == 2
+    assert pair.engine.store.mask_count == before + 3
     session.close()

@@ -42,7 +42,7 @@ class MaskFactory:
     """Makes masks and puts them into a pool; opens another session, with fresh keys, when the server forgot the last.
 
     Thread safe: one batch is made at a time. A batch whose upload may or may not have arrived is thrown away, with its
-    epoch's key, and made anew.
+    epoch's key, and made anew; the server is told to forget its masks.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class MaskFactory:
         self._epoch = -1
         self._sets_left: list[int] = []
         self._made = 0
+        self._abandoned: list[int] = []
         self._open()
 
     @property
@@ -113,6 +114,7 @@ class MaskFactory:
         self._key = None
         session = self._transport.open()
         keep_s = getattr(self._transport, "mask_ttl_s", float("inf"))
+        self._abandoned = []
         self._pool.start_session(session, 0.9 * keep_s)
 
     def _make_batch(self, count: int, segments: tuple[str, ...], full: bool) -> int:
@@ -133,8 +135,10 @@ class MaskFactory:
                     raise
             except QuotaExceeded:
                 self._key = None
+                self._release_abandoned(session)
                 raise
             else:
+                self._release_abandoned(session)
                 self._pool.add(session, made, full=full)
                 return len(made)
 
@@ -149,10 +153,20 @@ class MaskFactory:
                 uploads.append(MaskUpload(self._made, index, data))
                 made.append(self.maker.make(self._made, index, key, secret, segments, self._rng))
                 self._made += 1
-            self._transport.prepare(session, self._epoch, uploads, segments)
+            try:
+                self._transport.prepare(session, self._epoch, uploads, segments)
+            except (ServerUnreachable, CorruptMessage):
+                self._abandoned += [upload.number for upload in uploads]
+                raise
             self._stats.masks += len(made)
             self._stats.bytes_up_ahead += sum(len(u.data) + MaskUpload.HEADER_BYTES for u in uploads)
             return made
+
+    def _release_abandoned(self, session: str) -> None:
+        """Give up masks that the server may have, once it has answered a later upload: then none of them comes after."""
+        if self._abandoned:
+            self._transport.release(session, self._abandoned)
+            self._abandoned = []
 
     def _current_key(self, session: str) -> OuterKey:
         """The epoch's key; a new one, sent ahead, when every set of the last was used."""

@@ -45,6 +45,8 @@ class RemoteTransport:
         self._stopping = threading.Event()
         self._stream: RowStream | None = None
         self._sequence = 0
+        self._opening = threading.Lock()  # guards what `open` replaces while rows go: these and the lane
+        self._session = ""
         self._released: list[int] = []
         self._keys: dict[int, bytes] = {}
         bits, groups = model.params.spec.input_bits, range(len(model.manifest.groups))
@@ -64,10 +66,11 @@ class RemoteTransport:
         reply = self._ahead.retrying(self._open, self._patience.tries(within, self._stopping))
         self._met = True
         self._keys.clear()
-        self._released = []
         self.mask_ttl_s, self.most_masks = float(reply.mask_ttl_s), reply.most_masks
-        self._lane = (reply.rows_port, reply.rows_ticket) if 0 < reply.rows_port < 65536 else None
-        return str(reply.session)
+        with self._opening:
+            self._session, self._released = str(reply.session), []
+            self._lane = (reply.rows_port, reply.rows_ticket) if 0 < reply.rows_port < 65536 else None
+            return self._session
 
     def load_epoch(self, session: str, epoch: int, keys: bytes) -> None:
         """Keep the keys until the epoch's first masks go up: one call carries both."""
@@ -109,8 +112,10 @@ class RemoteTransport:
                     raise
 
     def release(self, session: str, masks: Sequence[int]) -> None:
-        """Note what the next rows' message will say."""
-        self._released += masks
+        """Note what the next rows' message of this session will say; nothing where another session was opened."""
+        with self._opening:
+            if session == self._session:
+                self._released += masks
 
     def stop(self) -> None:
         """End what is under way, from any thread; what is left is `close`, which says goodbye where rows went."""
@@ -141,13 +146,12 @@ class RemoteTransport:
         """The row lane where it works, else gRPC; a lane that cannot be reached is not tried again in this session."""
         lane = self._lane
         if lane is not None and tried <= _LANE_TRIES:
-            self._lane = None
             try:
-                stream = LaneStream(self._online, session, lane, self._patience, self._largest_reply)
-                self._lane = lane
-                return stream
+                return LaneStream(self._online, session, lane, self._patience, self._largest_reply)
             except (OSError, ServerUnreachable, CorruptMessage):
-                pass
+                with self._opening:
+                    if self._lane is lane:
+                        self._lane = None
         return GrpcStream(self._online, self._patience.reply_s)
 
     def _open(self) -> pb.OpenReply:
@@ -175,15 +179,18 @@ class RemoteTransport:
         for first in range(0, max(1, len(masks)), step):
             last = min(len(masks), first + step)
             self._sequence += 1
+            with self._opening:
+                released: list[int] = []
+                if session == self._session:
+                    released, self._released = self._released, released
             request = pb.EvaluateRequest(
                 session=session,
                 sequence=self._sequence,
                 group=group,
                 masks=masks[first:last],
-                release=self._released,
+                release=released,
                 rows=data[first * row_bytes : last * row_bytes],
             )
-            self._released = []
             sequences.append(self._sequence)
             requests.append(seal(request))
         return sequences, requests

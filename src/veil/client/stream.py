@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import grpc
@@ -34,6 +34,36 @@ class RowStream(Protocol):
         """End the stream and free it; for the thread that uses it."""
 
 
+class _Deadline:
+    """Calls ``end`` from a thread of its own, and is ``late``, when what was begun is not done in time."""
+
+    def __init__(self, end: Callable[[], object], shortest_s: float) -> None:
+        self.late = False
+        self._end, self._look_s = end, min(1.0, shortest_s / 4)
+        self._at = float("inf")
+        self._over = threading.Event()
+        threading.Thread(target=self._watch, name="veil-deadline", daemon=True).start()
+
+    def begin(self, within_s: float) -> None:
+        """Something begins that may take so long."""
+        self._at = time.monotonic() + within_s
+
+    def done(self) -> None:
+        """It is done."""
+        self._at = float("inf")
+
+    def close(self) -> None:
+        """End the thread."""
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._look_s):
+            if time.monotonic() > self._at:
+                self.late = True
+                self._end()
+                return
+
+
 class GrpcStream:
     """A stream until its first failure; then it is closed and another one has to be opened."""
 
@@ -42,10 +72,7 @@ class GrpcStream:
         self._connection = connection
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._call = connection.both_ways("Evaluate", iter(self._requests.get, None))
-        self._deadline = float("inf")
-        self._late = False
-        self._closed = threading.Event()
-        threading.Thread(target=self._watch, name="veil-deadline", daemon=True).start()
+        self._deadline = _Deadline(self.end, reply_s)
 
     def exchange(self, requests: Sequence[bytes], sequences: Sequence[int]) -> list[bytes]:
         """The rows of the replies to sealed requests; raises what the server said, or `ServerUnreachable`."""
@@ -54,18 +81,18 @@ class GrpcStream:
         rows = []
         try:
             for sequence in sequences:
-                self._deadline = time.monotonic() + self._reply_s
+                self._deadline.begin(self._reply_s)
                 reply = unseal(next(self._call), pb.EvaluateReply)
                 if reply.sequence != sequence:
                     raise CorruptMessage(f"reply {reply.sequence} came where {sequence} was expected")
                 rows.append(reply.rows)
         except grpc.RpcError as error:
-            if self._late:
+            if self._deadline.late:
                 raise self._connection.unreachable(f"no reply within {self._reply_s:g} s") from None
             raise self._connection.error_from(error) from None
         except StopIteration:
             raise self._connection.unreachable("the server ended the stream") from None
-        self._deadline = float("inf")
+        self._deadline.done()
         return rows
 
     def end(self) -> None:
@@ -74,16 +101,9 @@ class GrpcStream:
 
     def close(self) -> None:
         """End the stream."""
-        self._closed.set()
+        self._deadline.close()
         self._requests.put(None)
         self._call.cancel()
-
-    def _watch(self) -> None:
-        while not self._closed.wait(min(1.0, self._reply_s / 4)):
-            if time.monotonic() > self._deadline:
-                self._late = True
-                self._call.cancel()
-                return
 
 
 class LaneStream:
@@ -92,15 +112,17 @@ class LaneStream:
     def __init__(self, connection: Connection, session: str, lane: tuple[int, str], patience: Patience, limit: int) -> None:
         port, ticket = lane
         self._connection = connection
-        self._reply_s = patience.reply_s
-        self._frames = Frames(connection.address.socket(port, min(patience.connect_s, _REACH_S)), limit)
+        self._within_s = min(patience.connect_s, _REACH_S)
+        self._frames = Frames(connection.address.socket(port, self._within_s), limit)
+        self._deadline = _Deadline(self.end, min(self._within_s, patience.reply_s))
         try:
             hello = pb.LaneHello(protocol=methods.PROTOCOL, session=session, ticket=ticket)
             self.exchange([seal(hello)], [0])
         except BaseException:
-            self._frames.close()
+            self.close()
             raise
-        self._frames.connection.settimeout(self._reply_s)
+        self._within_s = patience.reply_s
+        self._frames.connection.settimeout(patience.reply_s)  # of each read; the deadline is of them all
         self._frames.eager = True
 
     def exchange(self, requests: Sequence[bytes], sequences: Sequence[int]) -> list[bytes]:
@@ -108,6 +130,7 @@ class LaneStream:
         rows = []
         try:
             for request, sequence in zip(requests, sequences, strict=True):
+                self._deadline.begin(self._within_s)
                 self._frames.send(request)
                 reply = unseal(self._frames.receive(), pb.EvaluateReply)
                 if reply.error:
@@ -115,10 +138,13 @@ class LaneStream:
                 if reply.sequence != sequence:
                     raise CorruptMessage(f"reply {reply.sequence} came where {sequence} was expected")
                 rows.append(reply.rows)
-        except TimeoutError:
-            raise self._connection.unreachable(f"no reply within {self._reply_s:g} s") from None
-        except OSError as error:
+        except (OSError, CorruptMessage) as error:
+            if self._deadline.late or isinstance(error, TimeoutError):
+                raise self._connection.unreachable(f"no reply within {self._within_s:g} s") from None
+            if isinstance(error, CorruptMessage):
+                raise
             raise self._connection.unreachable(f"the connection for rows broke: {error}") from None
+        self._deadline.done()
         return rows
 
     def end(self) -> None:
@@ -127,4 +153,5 @@ class LaneStream:
 
     def close(self) -> None:
         """End the connection."""
+        self._deadline.close()
         self._frames.close()

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 class Patience:
     """Deadlines and retries, in seconds.
 
-    ``connect_s`` for the first answer of a server, ``reply_s`` for one reply to rows, ``prepare_s`` for one upload to be
-    usable; after a failure tries go on for ``retry_s``, with pauses that double from ``pause_s`` up to 16 times that.
-    ``keepalive_s`` is half the time in which a dead connection is noticed while nothing else is.
+    ``connect_s`` for the first answer of a server, ``reply_s`` for one reply to rows to be whole, ``prepare_s`` for one
+    upload to be usable; after a failure tries go on for ``retry_s``, with pauses that double from ``pause_s`` up to 16
+    times that. ``keepalive_s`` is half the time in which a dead connection is noticed while nothing else is.
     """
 
     connect_s: float = 10.0

@@ -1,0 +1,76 @@
+"""What the network transport keeps between calls belongs to one session, whichever thread opens the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from veil.client import remote as remote_module
+from veil.client.connection import Address
+from veil.client.remote import RemoteTransport
+from veil.client.stats import Stats
+from veil.client.stream import GrpcStream
+from veil.wire import veil_pb2 as pb
+from veil.wire.envelope import unseal
+from veil.wire.patience import Patience
+
+
+@pytest.fixture
+def transport(pair: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteTransport]:
+    """Its sessions are called 1, 2, …; each has a lane with a ticket of that name."""
+    opened = iter(range(1, 10))
+
+    def reply(self: RemoteTransport) -> pb.OpenReply:
+        name = str(next(opened))
+        return pb.OpenReply(session=name, rows_port=9, rows_ticket=name)
+
+    monkeypatch.setattr(RemoteTransport, "_open", reply)
+    made = RemoteTransport(pair.client_model, Address(target="127.0.0.1:9"), Stats(), Patience())
+    yield made
+    made._online.close()
+    made._ahead.close()
+
+
+def released(transport: RemoteTransport, session: str) -> list[int]:
+    (request,) = transport._requests(session, 0, [], b"")[1]
+    return list(unseal(request, pb.EvaluateRequest).release)
+
+
+def test_released_masks_are_told_once_and_to_their_session(transport: RemoteTransport) -> None:
+    first = transport.open()
+    transport.release(first, [3, 4])
+    transport.release(first, [5])
+    assert released(transport, first) == [3, 4, 5]
+    assert released(transport, first) == []
+    transport.release(first, [6])
+    second = transport.open()
+    transport.release(first, [7])
+    transport.release(second, [0])
+    assert released(transport, first) == []
+    assert released(transport, second) == [0]
+
+
+@pytest.mark.parametrize("opens, lane", [(False, None), (True, (9, "2"))])
+def test_a_lane_that_fails_is_given_up_but_not_the_next_sessions(
+    opens: bool, lane: object, transport: RemoteTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        if opens:
+            transport.open()
+        raise OSError
+
+    monkeypatch.setattr(remote_module, "LaneStream", fail)
+    stream = transport._open_stream(transport.open(), 1)
+    assert isinstance(stream, GrpcStream)
+    assert transport._lane == lane
+    stream.close()
+
+
+def test_a_lane_that_works_does_not_replace_the_next_sessions(
+    transport: RemoteTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_module, "LaneStream", lambda *_: transport.open())
+    assert transport._open_stream(transport.open(), 1) == "2"  # type: ignore[comparison-overlap]
+    assert transport._lane == (9, "2")
