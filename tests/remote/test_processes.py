@@ -96,6 +96,18 @@ def test_a_port_that_is_taken_is_told_before_the_hint_is_built(llama: Any) -> No
     assert result.returncode == 2 and "cannot listen on 192.0.2.1:8471" in result.stderr
 
 
+def test_a_port_that_is_given_twice_is_told_before_the_hint_is_built(llama: Any, free_port: int) -> None:
+    one = str(free_port)
+    for arguments, option in (
+        (("--port", one, "--rows-port", one), "--rows-port"),
+        (("--port", "0", "--rows-port", one, "--metrics-port", one), "--metrics-port"),
+    ):
+        result = veil("serve", llama.path / "server", *arguments)
+        assert result.returncode == 2
+        assert f"choose another {option}" in result.stderr.splitlines()[-1]
+        assert "hint" not in result.stderr
+
+
 def test_generate_against_nobody_is_one_line(llama: Any, free_port: int) -> None:
     result = veil("generate", PROMPT, "--server", f"127.0.0.1:{free_port}", "--bundle", llama.path)
     assert result.returncode == 2

@@ -6,6 +6,7 @@ import ipaddress
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -76,10 +77,15 @@ class ServerConfig:
             )
 
     def check_ports(self) -> None:
-        """Raise `ValueError` for a port that is taken, or an address that is not this machine's."""
-        for option, port in (("--port", self.port), ("--rows-port", self.rows_port), ("--metrics-port", self.metrics_port)):
-            if port:
-                listening(self.host, port, option).close()
+        """Raise `ValueError` for a port that is taken or given twice, or an address that is not this machine's."""
+        with ExitStack() as held:
+            for option, port in (
+                ("--port", self.port),
+                ("--rows-port", self.rows_port),
+                ("--metrics-port", self.metrics_port),
+            ):
+                if port:
+                    held.enter_context(listening(self.host, port, option))
 
 
 def is_loopback(host: str) -> bool:
