@@ -118,8 +118,10 @@ def test_mask_and_memory_quotas(store: SessionStore) -> None:
     with pytest.raises(QuotaExceeded, match="4 masks wait and 1 more"):
         store.reserve(session, 1, 1)
     other = store.open("b", None)
-    with pytest.raises(QuotaExceeded, match="memory for masks"):
+    with pytest.raises(QuotaExceeded, match=r"memory for masks, .* try again later"):
         store.reserve(other, 1, 601)
+    with pytest.raises(QuotaExceeded, match=r"2 more masks take 1.0 MiB .* ask its operator for more"):
+        store.reserve(other, 2, 1 << 20)
     store.reserve(other, 1, 600)
     assert store.used_bytes == 1000
     store.unreserve(other, 1, 600)

@@ -69,7 +69,7 @@ class ServerConfig:
         """Raise `ValueError` for an address that others can reach and that is not protected."""
         if self.insecure or is_loopback(self.host):
             return
-        missing = [name for name, there in (("TLS", self.tls), ("a token", self.tokens)) if not there]
+        missing = [name for name, there in (("TLS", self.tls), ("list of tokens", self.tokens)) if not there]
         if missing:
             raise ValueError(
                 f"{self.host} is not a loopback address, and there is no {' and no '.join(missing)}; "

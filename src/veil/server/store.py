@@ -235,8 +235,10 @@ class SessionStore:
             )
         if self._used_bytes + nbytes > limits.memory_bytes:
             raise QuotaExceeded(
-                f"the server's memory for masks is used up ({self._used_bytes >> 20} of "
-                f"{limits.memory_bytes >> 20} MiB); try again later, or with a smaller pool"
+                f"{masks} more masks take {_mib(nbytes)} of the server's memory for masks, where "
+                f"{_mib(limits.memory_bytes - self._used_bytes)} of {_mib(limits.memory_bytes)} are free; "
+                + ("try again later, or with" if nbytes <= limits.memory_bytes else "ask its operator for more, or use")
+                + " a smaller pool"
             )
 
     def _forget(self, session: Session) -> None:
@@ -260,6 +262,10 @@ class SessionStore:
         for session in sessions:
             if session.on_close is not None:
                 session.on_close()
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / (1 << 20):.1f} MiB"
 
 
 def mask_bytes(slots: int, groups: int) -> int:
