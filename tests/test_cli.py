@@ -172,6 +172,7 @@ def test_compile_then_generate_from_the_bundle(llama_folder: Path, tmp_path: Pat
         (("--bundle", "b", "--bits", "4"), ("--bundle", "leave out")),
         (("--bundle", "b", "--mode", "torch"), ("float layers", "--mode disable")),
         (("--top-p", "0"), ("--top-p", "above 0")),
+        (("--speculate", "./lokup"), ("auto, lookup, off or a model", "./lokup")),
     ],
 )
 def test_errors_before_any_work(arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
@@ -192,6 +193,19 @@ def test_errors_of_options_that_need_the_model(
     arguments: tuple[str, ...], words: tuple[str, ...], llama_folder: Path
 ) -> None:
     assert_one_line_error(generate(llama_folder, "--mode", "disable", *arguments), *words)
+
+
+def test_a_draft_with_another_tokenizer_is_refused_before_compiling(
+    llama_folder: Path, tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    assert generate(llama_folder, "--speculate", llama_folder).exit_code == 0
+    tiny_llama.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text().replace('"w5"', '"w"').replace('"w6"', '"w5"').replace('"w"', '"w6"'))
+    result = generate(llama_folder, "--speculate", tmp_path)
+    assert_one_line_error(result, "62 of 64 tokens", "same tokenizer")
+    assert "compiling" not in result.stderr
 
 
 def test_a_missing_bundle_is_one_line(tmp_path: Path) -> None:

@@ -161,6 +161,23 @@ def test_generate_says_what_a_token_cost(folded: Any, serve: Any) -> None:
     assert "tokens a pass" in shown.stderr
 
 
+def test_what_goes_up_while_the_link_is_measured_is_counted(llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from veil.client.link import Link
+
+    def slow(address: Any, patience: Any) -> Link:
+        time.sleep(0.5)
+        return Link(rtt_s=0.001, bytes_per_s=1e9)
+
+    monkeypatch.setattr("veil.client.link.measure_link", slow)
+    with serve(llama) as server:
+        options = ["--bundle", str(llama.path), "--server", f"127.0.0.1:{server.port}", "--max-new-tokens", "4", "--json"]
+        found = CliRunner().invoke(app, ["generate", "w3 w4 w5", *options])
+    assert found.exit_code == 0, found.output
+    params = llama.engine.model.params
+    ahead = params.mask_bytes + params.epoch_key_bytes / params.masks_per_epoch
+    assert json.loads(found.stdout)["bytes_per_token"]["up_ahead"] == pytest.approx(ahead, rel=0.02)
+
+
 def test_speculation_needs_remote_layers(llama_folder: Path) -> None:
     arguments = ["generate", "w3 w4", "--model", str(llama_folder), "--mode", "torch", "--speculate", "lookup"]
     found = CliRunner().invoke(app, arguments)

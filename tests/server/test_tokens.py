@@ -55,7 +55,7 @@ def test_other_addresses_need_tls_and_tokens(host: str, tmp_path: Path) -> None:
         ServerConfig(host=host, tls=tls),
         ServerConfig(host=host, tokens=tokens),
     ):
-        with pytest.raises(ValueError, match="(no TLS|no list of tokens|no TLS and no list of tokens); .*--insecure"):
+        with pytest.raises(ValueError, match=r"(no TLS|no list of tokens|no TLS and no list of tokens); .*--insecure"):
             config.check()
     ServerConfig(host=host, tls=tls, tokens=tokens).check()
     ServerConfig(host=host, insecure=True).check()

@@ -24,7 +24,8 @@ from veil.errors import ModelSourceError
 from veil.kernels.backend import kernels_for
 from veil.model.hybrid import HybridFHEModel
 from veil.model.quiet import quiet
-from veil.model.sources import load_model
+from veil.model.sources import Source, load_model
+from veil.model.speculation import check_draft
 from veil.progress import Progress
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class _Ready:
     tokenizer: PreTrainedTokenizerBase
     inputs: dict[str, torch.Tensor]
     origin: str
+    draft: Source | None
 
 
 def run(request: Request, *, as_json: bool) -> None:
@@ -73,7 +75,8 @@ def run(request: Request, *, as_json: bool) -> None:
     """
     start = time.perf_counter()
     with Reporter() as reporter:
-        ready = _prepare(request, reporter.report)
+        draft = _draft(request, reporter.report)
+        ready = _prepare(request, draft, reporter.report)
     load_s = time.perf_counter() - start
     text, costs = _generate(request, ready, load_s, write=not as_json)
     security = float(ready.hybrid.params.security_bits) if ready.hybrid and request.mode in ("execute", "remote") else 0.0
@@ -83,9 +86,19 @@ def run(request: Request, *, as_json: bool) -> None:
         error_console().print(costs.table(ready.origin, request.mode, security))
 
 
-def _prepare(request: Request, progress: Progress) -> _Ready:
+def _draft(request: Request, progress: Progress) -> Source | None:
+    """The small model that guesses, if one is asked for."""
+    if request.speculate in ("auto", "lookup", "off"):
+        return None
+    try:
+        return load_model(request.speculate, progress=progress)
+    except ModelSourceError as error:
+        raise ModelSourceError(f"--speculate is auto, lookup, off or a model, and as a model: {error}") from None
+
+
+def _prepare(request: Request, draft: Source | None, progress: Progress) -> _Ready:
     if request.server is not None:
-        return _connect(request, request.server, progress)
+        return _connect(request, request.server, draft, progress)
     place = "cuda" if kernels_for(request.device).name == "cuda" else "cpu"  # no GPU is told of before the long work
     if request.mode == "torch" and request.bundle is not None:
         raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or --model")
@@ -95,22 +108,22 @@ def _prepare(request: Request, progress: Progress) -> _Ready:
         place = "cpu" if hybrid.is_folded else place
         hybrid.model.to(place)
         model, tokenizer, origin = hybrid.model, hybrid.tokenizer, f"bundle {request.bundle}"
-        tokenizer, inputs = _encode(request, model, tokenizer, origin)
+        tokenizer, inputs = _encode(request, model, tokenizer, origin, draft)
     else:
         source = load_model(request.model, progress=progress)
         source.model.to(place)
         model, origin = source.model, source.origin
-        tokenizer, inputs = _encode(request, model, source.tokenizer, origin)
+        tokenizer, inputs = _encode(request, model, source.tokenizer, origin, draft)
         if request.mode != "torch":
             hybrid = compiled(source, bits=request.bits, modules=request.modules, device=request.device, progress=progress)
             model = hybrid.model
     if hybrid is not None:
         hybrid.set_fhe_mode(request.mode)
     inputs = {name: tensor.to(place) for name, tensor in inputs.items()}
-    return _Ready(model=model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin)
+    return _Ready(model=model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin, draft=draft)
 
 
-def _connect(request: Request, server: Address, progress: Progress) -> _Ready:
+def _connect(request: Request, server: Address, draft: Source | None, progress: Progress) -> _Ready:
     hybrid, folder = connected(
         server,
         bundle=request.bundle,
@@ -120,18 +133,23 @@ def _connect(request: Request, server: Address, progress: Progress) -> _Ready:
         progress=progress,
     )
     origin = f"{server.target}, bundle {folder}"
-    tokenizer, inputs = _encode(request, hybrid.model, hybrid.tokenizer, origin)
-    hybrid.expect(int(inputs["input_ids"].shape[1]), request.max_new_tokens)
-    return _Ready(model=hybrid.model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin)
+    tokenizer, inputs = _encode(request, hybrid.model, hybrid.tokenizer, origin, draft)
+    return _Ready(model=hybrid.model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin, draft=draft)
 
 
 def _encode(
-    request: Request, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, origin: str
+    request: Request,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    origin: str,
+    draft: Source | None,
 ) -> tuple[PreTrainedTokenizerBase, dict[str, torch.Tensor]]:
     if tokenizer is None:
         raise ModelSourceError(f"{origin} has no tokenizer; add tokenizer.json to it")
     if not model.can_generate():
         raise ModelSourceError(f"{origin} is an encoder ({type(model).__name__}): it has vectors for an answer, not text")
+    if draft is not None:
+        check_draft(model, draft.model, tokenizer, draft.tokenizer)
     if request.raw or not tokenizer.chat_template:
         encoded = tokenizer(request.prompt, return_tensors="pt")
     else:
@@ -159,8 +177,10 @@ def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) ->
     streamer = AnswerStreamer(ready.tokenizer, write=_write if write else None, on_token=meter.token)
     if request.seed is not None:
         torch.manual_seed(request.seed)
-    meter.start()
-    if ready.hybrid is not None and encrypted and not remote:
+    meter.start()  # after the link was measured, before the first upload: it counts them all
+    if ready.hybrid is not None and remote:
+        ready.hybrid.expect(rows, request.max_new_tokens)
+    elif ready.hybrid is not None and encrypted:
         ready.hybrid.reserve(rows_body=rows - 1)
         meter.prompt_masks_made()
         ready.hybrid.reserve(rows_full=1 + min(request.max_new_tokens - 1, _TOKENS_AHEAD))
@@ -188,7 +208,8 @@ def _speculation(request: Request, ready: _Ready) -> Speculation | None:
         return None
     if wanted == "lookup":
         return ready.hybrid.speculate("lookup")
-    return ready.hybrid.speculate(load_model(wanted).model)
+    assert ready.draft is not None
+    return ready.hybrid.speculate(ready.draft.model)
 
 
 def _generation_config(request: Request, model: PreTrainedModel) -> GenerationConfig:

@@ -22,6 +22,24 @@ from veil.client.stats import Stats
 from veil.model.pace import Pace
 
 _LONGEST_MATCH = 3
+_SAME_SHARE = 0.99
+"""Of a vocabulary; models of one family differ in the names of a few special tokens."""
+
+
+def check_draft(model: PreTrainedModel, draft: PreTrainedModel, own: Any = None, other: Any = None) -> None:
+    """`ValueError` for a draft of another vocabulary, or, with the tokenizers of both, one that numbers it otherwise."""
+    size, of_draft = (int(m.config.get_text_config().vocab_size) for m in (model, draft))
+    if size != of_draft:
+        raise ValueError(f"the draft model knows {of_draft} tokens, the model {size}; it needs the same tokenizer")
+    if own is None or other is None:
+        return
+    numbers, words = own.get_vocab(), other.get_vocab()
+    same = sum(words.get(word) == number for word, number in numbers.items())
+    if same < _SAME_SHARE * max(len(numbers), len(words)):
+        raise ValueError(
+            f"the draft model's tokenizer gives {same} of {len(numbers)} tokens the model's numbers; "
+            "it needs the same tokenizer"
+        )
 
 
 class Speculation:
@@ -41,9 +59,7 @@ class Speculation:
             if draft != "lookup":
                 raise ValueError(f"the draft is {draft!r}, expected 'lookup' or a model")
             return
-        own, other = (int(m.config.get_text_config().vocab_size) for m in (model, draft))
-        if own != other:
-            raise ValueError(f"the draft model knows {other} tokens, the model {own}; it needs the same tokenizer")
+        check_draft(model, draft)
 
     def __enter__(self) -> dict[str, Any]:
         make = self._model._get_candidate_generator
