@@ -205,7 +205,7 @@ def test_a_draft_with_another_tokenizer_is_refused_before_compiling(
     file.write_text(file.read_text().replace('"w5"', '"w"').replace('"w6"', '"w5"').replace('"w"', '"w6"'))
     result = generate(llama_folder, "--speculate", tmp_path)
     assert_one_line_error(result, "62 of 64 tokens", "same tokenizer")
-    assert "compiling" not in result.stderr
+    assert "quantizing" not in result.stderr
 
 
 def test_a_missing_bundle_is_one_line(tmp_path: Path) -> None:
