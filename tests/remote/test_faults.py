@@ -144,6 +144,7 @@ def warm(remote: Any) -> None:
     end = time.monotonic() + 10
     while not remote._remote._filler.full and time.monotonic() < end:
         time.sleep(0.01)
+    assert remote._remote._filler.full
 
 
 def frames_of_a_generation(llama: Any, line: Proxy) -> dict[Direction, int]:
@@ -224,26 +225,37 @@ def test_a_forgotten_session_in_mid_forward_is_survived(llama: Any, serve: Any, 
 def test_expired_masks_are_made_anew(llama: Any, serve: Any, undisturbed: list[int]) -> None:
     from veil.server.store import Limits
 
-    with serve(llama, limits=Limits(mask_ttl_s=2.0, session_ttl_s=60.0)) as server:
+    with serve(llama, limits=Limits(mask_ttl_s=600.0)) as server:
         remote = llama.connect(server.port, patience=PATIENCE, ahead=Ahead(tokens=4, prompt_rows=8))
         Record(remote)
-        time.sleep(0.3)
-        remote._remote._pool.keep_s = float("inf")  # a clock that is wrong
-        for session in server.store._sessions.values():
-            for mask in session.masks.values():
+        warm(remote)
+        store = server.store
+        with store._lock:
+            masks = [mask for session in store._sessions.values() for mask in session.masks.values()]
+            for mask in masks:
                 mask.expires = 0.0
+        assert len(masks) == 12
         assert _tokens(remote) == undisturbed
+        assert remote.stats.sessions_lost >= 1
         remote.close()
 
 
 def test_an_expired_session_says_so_and_is_replaced(llama: Any, serve: Any, undisturbed: list[int]) -> None:
     from veil.server.store import Limits
 
-    with serve(llama, limits=Limits(session_ttl_s=0.3)) as server:
+    now = [0.0]
+    with serve(llama, limits=Limits(session_ttl_s=300.0)) as server:
+        server.store._clock = lambda: now[0]
         remote = llama.connect(server.port, patience=PATIENCE, ahead=Ahead(tokens=1, prompt_rows=0))
-        time.sleep(1.0)
+        warm(remote)
+        assert server.store.count == 1
+        now[0] = 301.0
+        end = time.monotonic() + 10
+        while server.store.count and time.monotonic() < end:
+            time.sleep(0.01)
         assert server.store.count == 0
         assert _tokens(remote) == undisturbed
+        assert remote.stats.sessions_lost == 1
         remote.close()
 
 
