@@ -1,6 +1,7 @@
 """Attention state of past generations, so that a conversation's next turn sends rows for its new tokens only.
 
-The state is the client's own: keys and values of tokens that were computed before. It lives in memory.
+The state is the client's own: keys and values of tokens that were computed before. It lives in memory, one for all callers:
+the gateway cannot tell them apart, and docs/gateway.md says what they can learn of each other.
 """
 
 from __future__ import annotations
