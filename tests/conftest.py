@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,19 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_llama().save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], bool]], None]:
+    """Waits for what other threads bring about, 30 s at most."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < end, "it did not come about"
+            time.sleep(0.001)
+
+    return wait
 
 
 # The scheme -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
+from typing import Any
 
 import pytest
 
@@ -11,22 +11,20 @@ from veil.gateway.failures import ApiError
 from veil.gateway.line import Job, Line, TurnLock
 
 
-def test_callers_take_turns_and_each_is_served_in_order() -> None:
+def test_callers_take_turns_and_each_is_served_in_order(until: Any) -> None:
     line, order, gate = Line(1, 20), [], threading.Event()
     line.submit(Job("first", gate.wait))
-    while line.running == 0:
-        time.sleep(0.001)
+    until(lambda: line.running == 1)
     for name in ("a1", "a2", "a3", "a4", "b1", "b2", "c1"):
         line.submit(Job(name[0], lambda name=name: order.append(name)))
     assert line.waiting == 7
     gate.set()
-    while line.waiting or line.running:
-        time.sleep(0.001)
+    until(lambda: len(order) == 7)
     assert order == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
     line.close()
 
 
-def test_one_caller_leaves_a_thread_to_the_others() -> None:
+def test_one_caller_leaves_a_thread_to_the_others(until: Any) -> None:
     line, gate, started = Line(3, 20), threading.Event(), []
 
     def work(name: str) -> None:
@@ -35,23 +33,19 @@ def test_one_caller_leaves_a_thread_to_the_others() -> None:
 
     for index in range(5):
         line.submit(Job("greedy", lambda index=index: work(f"greedy {index}")))
-    while line.running < 2:
-        time.sleep(0.001)
-    time.sleep(0.05)
-    assert line.running == 2 and line.waiting == 3
+    until(lambda: len(started) == 2)
     line.submit(Job("other", lambda: work("other")))
-    while line.running < 3:
-        time.sleep(0.001)
-    assert started[-1] == "other"
+    until(lambda: len(started) == 3)
+    assert started[2] == "other"
+    assert line.running == 3 and line.waiting == 3
     gate.set()
     line.close()
 
 
-def test_it_is_bounded_and_leaving_makes_room() -> None:
+def test_it_is_bounded_and_leaving_makes_room(until: Any) -> None:
     line, gate = Line(1, 2), threading.Event()
     line.submit(Job("a", gate.wait))
-    while line.running == 0:
-        time.sleep(0.001)
+    until(lambda: line.running == 1)
     waiting = [Job("a", gate.wait), Job("b", gate.wait)]
     for job in waiting:
         line.submit(job)
@@ -76,7 +70,7 @@ def test_closing_tells_what_runs() -> None:
     assert job.cancelled.is_set()
 
 
-def test_a_turn_goes_to_who_waited_longest() -> None:
+def test_a_turn_goes_to_who_waited_longest(until: Any) -> None:
     lock, order = TurnLock(), []
     lock.acquire()
     threads = []
@@ -87,12 +81,11 @@ def test_a_turn_goes_to_who_waited_longest() -> None:
             order.append(name)
             lock.release()
 
-        threads.append(threading.Thread(target=work))
+        threads.append(threading.Thread(target=work, daemon=True))
         threads[-1].start()
-        while len(lock._queue) <= name:
-            time.sleep(0.001)
+        until(lambda name=name: len(lock._queue) == name + 1)
     assert lock.wanted
     lock.release()
     for thread in threads:
-        thread.join()
+        thread.join(30)
     assert order == list(range(5)) and not lock.wanted

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,14 +14,6 @@ from veil.server.engine import Admitted, Claim
 from veil.server.scheduler import OnlineTurns, PreparationWorker
 from veil.server.store import Session
 from veil.wire.messages import MaskUpload, Upload
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what other threads bring about, 30 s at most."""
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.001)
 
 
 class FakeEngine:
@@ -170,7 +160,7 @@ def claim(group: int, row: int) -> Claim:
     return Claim(group, np.full((1, 2), row, dtype=np.uint8), [np.zeros(1, dtype=np.uint32)])
 
 
-def test_rows_of_one_group_are_answered_together_and_each_gets_its_own(engine: Any) -> None:
+def test_rows_of_one_group_are_answered_together_and_each_gets_its_own(engine: Any, until: Any) -> None:
     turns = OnlineTurns(1)
     replies: dict[int, bytes] = {}
 
@@ -208,7 +198,7 @@ class CountingEngine:
         return [claim.rows.tobytes() for claim in claims]
 
 
-def test_as_many_products_as_cores_run_at_once_and_the_rest_is_batched() -> None:
+def test_as_many_products_as_cores_run_at_once_and_the_rest_is_batched(until: Any) -> None:
     turns, engine = OnlineTurns(2), CountingEngine(1 << 30)
     replies: dict[int, bytes] = {}
 
@@ -218,7 +208,7 @@ def test_as_many_products_as_cores_run_at_once_and_the_rest_is_batched() -> None
     threads = [threading.Thread(target=ask, args=(row,), daemon=True) for row in range(6)]
     for running, thread in enumerate(threads[:2], 1):
         thread.start()
-        until(lambda running=running: len(engine.running) == running)  # type: ignore[misc]
+        until(lambda running=running: len(engine.running) == running)
     for thread in threads[2:]:
         thread.start()
     until(lambda: len(turns._waiting) == 4)

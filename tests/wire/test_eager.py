@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -98,11 +99,18 @@ def test_it_leaves_the_core_that_the_sender_needs(
 def test_frames_arrive_eagerly_as_they_do_otherwise(pair: tuple[socket.socket, socket.socket]) -> None:
     near, far = (Frames(one, 1 << 20) for one in pair)
     near.eager = True
-    for message in (b"", b"x", bytes(1 << 17)):
-        far.send(message)
-        assert near.receive() == message
-    far.close()
+    messages = [b"", b"x", bytes(1 << 17)]
+
+    def send() -> None:
+        for message in messages:
+            far.send(message)
+        far.close()
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    assert [near.receive() for _ in messages] == messages
     assert near.receive() is None
+    sender.join(30)
 
 
 def test_work_is_done_between_two_looks_and_not_when_bytes_are_there(
@@ -122,3 +130,32 @@ def test_work_is_done_between_two_looks_and_not_when_bytes_are_there(
     monkeypatch.setattr(eager, "_yield", lambda: (seen.append(1), pair[1].send(b"x") if len(seen) == 100 else None))
     wait.look(work)
     assert list(work) == []
+
+
+@pytest.mark.parametrize("step_ns", [100_000, 3_000_000])
+def test_a_step_of_work_is_not_taken_for_another_s_use_of_the_core(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, step_ns: int
+) -> None:
+    """The thread neither moves after it, nor rests after one that took all the time for looking."""
+    moves: list[int] = []
+    clock = [0]
+    monkeypatch.setattr(eager, "move_to_another_core", lambda: moves.append(1))
+    monkeypatch.setattr(eager, "_yield", lambda: None)
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: clock[0])
+
+    def work() -> Iterator[None]:
+        clock[0] += step_ns
+        if step_ns < 2_000_000:
+            pair[1].send(b"x")
+        yield
+
+    wait, first, second = EagerWait(pair[0]), work(), work()
+    wait.look(first)
+    wait.came()
+    pair[1].send(b"x")
+    wait.look()
+    wait.came()  # soon, so that it looks for the next one
+    pair[0].recv(2)
+    wait.look(second)
+    assert list(first) == list(second) == []
+    assert moves == []

@@ -123,17 +123,32 @@ class RowLane:
             except OSError:
                 time.sleep(0.01)
                 continue
-            connection = _Connection(accepted)
-            with self._lock:
-                unknown = sum(1 for one in self._open if not one.known)
-                full = len(self._open) >= self._most or unknown >= max(1, self._most // 2)
-                if not full:
-                    self._open.add(connection)
-            if full:
-                self._ended("quota")
-                accepted.close()
-            else:
-                threading.Thread(target=self._serve, args=(connection,), name="veil-row", daemon=True).start()
+            self._begin(_Connection(accepted))
+
+    def _begin(self, connection: _Connection) -> None:
+        with self._lock:
+            unknown = sum(1 for one in self._open if not one.known)
+            full = len(self._open) >= self._most or unknown >= max(1, self._most // 2)
+            if not full:
+                self._open.add(connection)
+        if full:
+            self._ended("quota")
+            connection.socket.close()
+            return
+        try:
+            threading.Thread(target=self._serve, args=(connection,), name="veil-row", daemon=True).start()
+        except Exception as error:
+            _LOG.error("no thread for a row stream: %s", error)
+            self._drop(connection, "internal")
+
+    def _drop(self, connection: _Connection, result: str) -> None:
+        with self._lock:
+            self._open.discard(connection)
+            if self._latest is connection:
+                self._latest = None
+        connection.end()
+        connection.socket.close()
+        self._ended(result)
 
     def _serve(self, connection: _Connection) -> None:
         result = "broken"
@@ -149,11 +164,7 @@ class RowLane:
             _LOG.exception("a row stream failed")
             result = "internal"
         finally:
-            with self._lock:
-                self._open.discard(connection)
-            connection.end()
-            connection.socket.close()
-            self._ended(result)
+            self._drop(connection, result)
 
     def _answer(self, connection: _Connection, frames: Frames) -> str:
         """Serve one connection to its end; the result for the metrics."""

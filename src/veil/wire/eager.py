@@ -43,19 +43,20 @@ class EagerWait:
 
         Between two looks one step of ``meanwhile`` is taken, which should be a few µs.
         """
-        self._began = before = time.perf_counter_ns()
+        self._began = time.perf_counter_ns()
         if self._poll is None or not self._eager:
             return
         self._stays = max(0, self._stays - 1)
         if self._rest:
             self._rest -= 1
             return
-        end, gone = before + _MOST_NS, 0
+        end, gone = self._began + _MOST_NS, 0
         while not self._poll.poll(0):
             next(meanwhile, None)
+            before = time.perf_counter_ns()
             _yield()
             now = time.perf_counter_ns()
-            gone, before = now - before, now
+            gone = now - before
             if now > end:
                 self._rest = _REST if gone > _MOST_NS else 0
                 return
