@@ -33,6 +33,12 @@ def veil(*arguments: str | Path, **changes: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, env=_environment(changes), capture_output=True, text=True, timeout=300)
 
 
+def began(*arguments: str | Path, **changes: str) -> subprocess.Popen[str]:
+    """A command that goes on."""
+    command, pipe = _command(RUN, arguments), subprocess.PIPE
+    return subprocess.Popen(command, env=_environment(changes), stdout=pipe, stderr=pipe, text=True)
+
+
 class Listening:
     """A command that listens, and the ``port`` that it said; its last line is what it had loaded of ``WATCHED``."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from proxy import Proxy
+from proxy import Cut, Direction, Proxy
 
+from processes import began
 from veil.client import remote as remote_module
 from veil.client.session import Ahead
 from veil.errors import ServerUnreachable
@@ -100,3 +102,34 @@ def test_a_session_that_was_closed_makes_no_other(llama: Any, serve: Any) -> Non
         with pytest.raises(ServerUnreachable, match="the session was closed"):
             session.reserve(full=1)
         assert server.store.count == 0
+
+
+def test_an_interrupted_generation_ends_though_the_server_is_gone(
+    llama: Any, serve: Any, proxy_to: Callable[[int], Proxy], free_port: int
+) -> None:
+    with serve(llama, rows_port=None) as server:
+        proxy, gone = proxy_to(server.port), threading.Event()
+
+        def harm(way: Direction, at: int, frame: bytes) -> bytes:
+            if (way, at) == ("up", 40):
+                proxy.target = free_port
+                proxy.cut()
+                gone.set()
+                raise Cut
+            return frame
+
+        proxy.harm = harm
+        half, target = llama.path / "client", f"127.0.0.1:{proxy.port}"
+        process = began("generate", "w23 w6 w7", "--server", target, "--bundle", half, "--max-new-tokens", "20")
+        try:
+            assert gone.wait(60), process.communicate(timeout=5)
+            time.sleep(1.0)  # it tries again
+            process.send_signal(signal.SIGINT)
+            start = time.monotonic()
+            _, said = process.communicate(timeout=40)
+        finally:
+            process.kill()
+            process.wait()
+        assert process.returncode == 130, said
+        assert said.splitlines()[-1] == "veil: interrupted"
+        assert time.monotonic() - start < SOON_S
