@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,6 +96,23 @@ def test_the_link_is_measured(llama: Any, serve: Any, monkeypatch: pytest.Monkey
     assert 0.03 <= far.rtt_s < 0.2
     assert far.bytes_per_s > 0
     assert far.transfer_s(far.bytes_per_s) == pytest.approx(1.0)
+
+
+def test_a_trip_is_without_the_time_of_a_call(llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from veil.client import link
+
+    monkeypatch.setattr(link, "_empty", lambda connection, patience: 5.0)
+    with serve(llama) as server:
+        address, patience = Address(target=f"localhost:{server.port}"), Patience()
+        assert measure_link(address, patience).rtt_s == 5.0, "a relay: what connected is not what answers"
+        monkeypatch.setattr(link, "_OF_GRPC_S", 10.0)
+        assert 0 < measure_link(address, patience).rtt_s < 1.0
+        monkeypatch.setattr(socket, "create_connection", refuse)
+        assert measure_link(address, patience).rtt_s == 5.0
+
+
+def refuse(*_: Any) -> None:
+    raise ConnectionRefusedError
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ class Costs:
 
     def _network(self, remote: Remote) -> str:
         rest = max(0.0, self.token_s - remote.trips_s - remote.transfer_s)
-        link = f"{1000 * remote.rtt_s:.1f} ms, {8e-6 * remote.bytes_per_s:,.0f} Mbit/s"
+        link = f"{1000 * remote.rtt_s:.2f} ms, {8e-6 * remote.bytes_per_s:,.0f} Mbit/s"
         return (
             f"a token: {self.trips:.1f} trips {remote.trips_s:.3f} s, transfer {remote.transfer_s:.3f} s, "
             f"computing {rest:.3f} s ({link})"
