@@ -224,9 +224,17 @@ def test_a_model_without_tokenizer_is_one_line(tmp_path: Path, tiny_llama: Llama
     assert_one_line_error(generate(tmp_path / "bare"), "no tokenizer", "tokenizer.json")
 
 
-def test_an_empty_prompt_is_one_line(llama_folder: Path) -> None:
-    result = invoke("generate", "", "--model", llama_folder, "--raw", "--mode", "torch")
+@pytest.mark.parametrize("prompt", ["", " \n", "-"])
+@pytest.mark.parametrize("options", [(), ("--raw",)], ids=str)
+def test_an_empty_prompt_is_one_line(prompt: str, options: tuple[str, ...], llama_folder: Path) -> None:
+    result = invoke("generate", prompt, "--model", llama_folder, *options, stdin="\n")
     assert_one_line_error(result, "prompt is empty")
+    assert "loading" not in result.stderr
+
+
+def test_a_file_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert_one_line_error(invoke("compile", "smollm2", tmp_path / "file" / "out"), "file", "Not a directory")
 
 
 @pytest.mark.parametrize(
@@ -312,6 +320,18 @@ def test_the_streamer_writes_words_and_counts_tokens(tiny_tokenizer: PreTrainedT
     assert "".join(written) == "w3 w4 w5\n"
     assert len(written) > 1
     assert len(counted) == 4
+
+
+def test_a_broken_answer_ends_its_line(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    written: list[str] = []
+    streamer = AnswerStreamer(tiny_tokenizer, write=written.append, on_token=lambda: None)
+    streamer.break_off()
+    streamer.put(torch.tensor([[5, 6, 7]]))
+    assert "".join(written) == ""
+    for token in (8, 9, 10):
+        streamer.put(torch.tensor([token]))
+    streamer.break_off()
+    assert "".join(written) == "w3 w4 w5\n"
 
 
 def test_an_answer_cannot_steer_the_terminal() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
+from veil.errors import BundleError
 from veil.params import packed_bytes
 from veil.server.offer import Offer
 from veil.server.service import Served
@@ -320,3 +321,8 @@ def test_files_that_nobody_reads_are_ended_and_leave_room_for_others(
         while server.service.calls.count:
             assert time.monotonic() < end
             time.sleep(0.05)
+
+
+def test_a_server_half_is_not_offered(llama: Any) -> None:
+    with pytest.raises(BundleError, match="is the server half of a bundle, expected the client half"):
+        Offer(llama.path / "server")

@@ -74,6 +74,8 @@ def _check(request: BenchRequest) -> None:
         raise ValueError("--from shows and draws records that exist; leave out --widths and --json")
     if not request.records and request.figure is not None and (request.figure == WIDTHS) != bool(request.widths):
         raise ValueError(f"--figure {request.figure} does not fit: --widths and the figure {WIDTHS!r} go together")
+    if request.run.install_peer and not request.run.peer:
+        raise ValueError("--install-peer makes the environment of --peer; add --peer concrete-ml")
     for width in request.widths:
         subjects.check_width(width)
     if request.widths and request.run.peer:

@@ -30,10 +30,12 @@ def run(
 ) -> None:
     """Compile ``model`` into the folder ``out`` and say what it holds.
 
-    Raises `ValueError` when ``out`` exists and is not an empty folder, before any work.
+    Raises `ValueError` when ``out`` exists and is not an empty folder, and `OSError` when it cannot be made, before any
+    work.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists already; remove it, or choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with Reporter() as reporter:
         source = load_model(model, task=task, progress=reporter.report)

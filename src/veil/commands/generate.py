@@ -73,6 +73,8 @@ def run(request: Request, *, as_json: bool) -> None:
 
     Raises `ModelSourceError`, `BundleError`, `ValueError` and veil's other errors, for the command line to show.
     """
+    if not request.prompt.strip():
+        raise ValueError("the prompt is empty; give at least one word")
     start = time.perf_counter()
     with Reporter() as reporter:
         draft = _draft(request, reporter.report)
@@ -190,6 +192,9 @@ def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) ->
             for name in [name for name in options if name != "assistant_model"]:
                 setattr(config, name, options.pop(name))
             output = ready.model.generate(**ready.inputs, generation_config=config, streamer=streamer, **options)
+    except BaseException:
+        streamer.break_off()
+        raise
     finally:
         if ready.hybrid is not None and remote:
             ready.hybrid.close()

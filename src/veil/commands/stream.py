@@ -23,6 +23,7 @@ class AnswerStreamer(TextStreamer):
         self._write = write
         self._on_token = on_token
         self._prompt_seen = False
+        self._begun = False
 
     def put(self, value: torch.Tensor) -> None:
         """Take the prompt's tokens first, then generated tokens, one or several."""
@@ -31,9 +32,15 @@ class AnswerStreamer(TextStreamer):
         self._prompt_seen = True
         super().put(value)
 
+    def break_off(self) -> None:
+        """End the line of an answer that goes no further."""
+        if self._write is not None and self._begun:
+            self._write("\n")
+
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Write text that later tokens cannot change."""
         if self._write is not None:
+            self._begun = not stream_end and bool(text or self._begun)
             self._write(printable(text) + ("\n" if stream_end else ""))
 
 

@@ -29,8 +29,8 @@ def error_console() -> Console:
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Turn a command's expected errors into one line on standard error and exit code 2, and Ctrl-C into 130.
 
-    Expected are every `VeilError`, and a ``ValueError`` or ``TypeError`` that veil's own code raised; anything else is
-    a bug and keeps its traceback.
+    Expected are every `VeilError`, a ``ValueError`` or ``TypeError`` that veil's own code raised, and an ``OSError`` that
+    names a file; anything else is a bug and keeps its traceback.
     """
 
     @functools.wraps(command)
@@ -44,6 +44,11 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             if not isinstance(error, VeilError) and not _raised_by_veil(error.__traceback__):
                 raise
             typer.echo(f"veil: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(EXIT_ERROR) from None
+        except OSError as error:
+            if error.filename is None:
+                raise
+            typer.echo(f"veil: {error.filename}: {error.strerror}; check the path and who may use it", err=True)
             raise typer.Exit(EXIT_ERROR) from None
 
     return wrapped

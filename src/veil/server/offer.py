@@ -1,4 +1,4 @@
-"""The client half of a bundle as files to fetch. They are listed and hashed once, streamed, and never parsed."""
+"""The client half of a bundle as files to fetch: listed and hashed once, and streamed. Only which half it is, is read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from veil.errors import WireError
-from veil.model.folder import HEADER, digest
+from veil.model.folder import digest, read_header
 from veil.wire.methods import FILE_CHUNK
 
 
@@ -21,11 +21,13 @@ class OfferedFile:
 
 
 class Offer:
-    """The files below a folder, as they were when the server started; links are left out."""
+    """The files below a client half's folder, as they were when the server started; links are left out.
+
+    Raises `BundleError` for a folder that is none, above all for a server half, whose weights would go to everybody.
+    """
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / HEADER).is_file():
-            raise ValueError(f"{folder} is not a half of a bundle: it has no {HEADER}")
+        read_header(folder, "client", verify=False)
         self._folder = folder
         found = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
         self.files = [OfferedFile(path.relative_to(folder).as_posix(), path.stat().st_size, digest(path)) for path in found]
