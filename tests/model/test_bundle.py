@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,21 @@ def whole(family: str, saved: Callable[[str], tuple[HybridFHEModel, Path]]) -> t
 def copy(saved: Callable[[str], tuple[HybridFHEModel, Path]], tmp_path: Path) -> Path:
     """A bundle to damage."""
     return Path(shutil.copytree(saved("llama")[1], tmp_path / "copy"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no file modes")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_are_for_whom_the_umask_allows(
+    mask: int, mode: int, whole: tuple[HybridFHEModel, Path], tmp_path: Path
+) -> None:
+    before = os.umask(mask)
+    try:
+        whole[0].save(tmp_path / "bundle")
+    finally:
+        os.umask(before)
+    found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "bundle").rglob("*") if path.is_file()}
+    assert "weights.safetensors" in found
+    assert set(found.values()) == {mode}
 
 
 # What is saved comes back ---------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,16 @@ _MAX_HEADER_BYTES = 16 << 20
 
 
 def write_header(folder: Path, half: str, fields: dict[str, Any]) -> None:
-    """Write the header of a half (``client`` or ``server``) over the files that stand in the folder already."""
+    """Write the header of a half (``client`` or ``server``) over the files that stand in the folder already.
+
+    safetensors writes files for their owner alone; whoever may read the header may read those too.
+    """
     digests = {name: digest(folder / name) for name in _files(folder)}
     header = {"format": FORMAT_VERSION, "half": half, **fields, "sha256": digests}
     (folder / HEADER).write_text(json.dumps(header, indent=1, sort_keys=True) + "\n")
+    mode = stat.S_IMODE((folder / HEADER).stat().st_mode)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
 
 
 def read_header(folder: Path, half: str, *, verify: bool = True, optional: tuple[str, ...] = ()) -> dict[str, Any]:
