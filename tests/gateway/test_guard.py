@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import Any
 
 import httpx
 import pytest
 
-from veil.gateway.guard import MOST_BODY_BYTES, Access
+from veil.gateway.guard import MOST_BODY_BYTES, Access, Guard
 
 
 @pytest.fixture
@@ -117,3 +119,33 @@ def test_nothing_else_is_served(http: Any, path: str) -> None:
     reply = http.get(path)
     assert reply.status_code == 404
     assert reply.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_request_that_is_cancelled_is_told_that_the_gateway_stops(begun: bool) -> None:
+    """What had begun only ends; nothing is raised into the web server, which would print it."""
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(60)
+
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def call() -> None:
+        scope = {"type": "http", "path": "/v1/models", "headers": [(b"host", b"127.0.0.1")]}
+        task = asyncio.create_task(Guard(app, Access())(scope, receive, send))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await task
+
+    asyncio.run(call())
+    assert sent[0]["status"] == (200 if begun else 503)
+    if not begun:
+        assert json.loads(sent[1]["body"])["error"]["message"] == "the gateway is stopping; try again later"
+    assert len(sent) == (1 if begun else 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
@@ -75,7 +76,10 @@ class Access:
 
 
 class Guard:
-    """ASGI middleware: refuses what may not come in, limits bodies, and adds the headers that protect the page."""
+    """ASGI middleware: refuses what may not come in, limits bodies, and adds the headers that protect the page.
+
+    A request that is cancelled, because the gateway stops and has waited for it long enough, is told so.
+    """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
@@ -91,8 +95,11 @@ class Guard:
         refusal = self._refusal(Headers(scope=scope), api)
 
         counted = _Counted(receive)
+        begun = False
 
         async def protected(message: Message) -> None:
+            nonlocal begun
+            begun = True
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
@@ -108,8 +115,12 @@ class Guard:
 
         if refusal is not None:
             await _refuse(refusal, protected)
-        else:
+            return
+        try:
             await self._app(scope, counted, unless_too_large)
+        except asyncio.CancelledError:
+            if not begun:
+                await _refuse(ApiError(503, "the gateway is stopping; try again later", "server_error"), protected)
 
     def _refusal(self, headers: Headers, api: bool) -> ApiError | None:
         host = headers.get("host", "")
