@@ -72,7 +72,7 @@ def phases(records: Sequence[Record]) -> Figure:
             hatch = "///" if phase.moment == "ahead" else None
             axes.barh("veil", width, left=left, color=_COLOURS[phase.name], hatch=hatch, edgecolor="white", linewidth=0.6)
             left += width
-        axes.annotate(f" {milliseconds(left / 1e3)}", (left, 0), va="center", fontsize=9)
+        axes.annotate(f" {milliseconds(record.token_s.total)}", (left, 0), va="center", fontsize=9)
         if record.token_s.plaintext is not None:
             clear = record.token_s.plaintext * 1e3
             axes.barh("plaintext", clear, color=_PLAIN)

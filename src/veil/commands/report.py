@@ -52,8 +52,8 @@ def run(request: ReportRequest, *, as_json: bool) -> None:
         raise ValueError(f"there is no folder {request.html.parent} for the page; make it, or choose another place")
     start = time.perf_counter()
     with Reporter() as reporter, quiet():
-        source = load_model(request.model, progress=reporter.report)
         text = _read(request.text)
+        source = load_model(request.model, progress=reporter.report)
         ids = _tokens(source, text, request.tokens)
         report = _measured(request, source, ids, reporter)
         if request.every_bits:
@@ -126,7 +126,11 @@ def _read(path: Path | None) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as text ({error}); pass a UTF-8 file") from None
+        raise ValueError(f"{path} cannot be read as text ({_reason(error)}); pass a UTF-8 file") from None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _tokens(source: Source, text: str, count: int) -> torch.Tensor:
