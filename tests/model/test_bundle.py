@@ -464,6 +464,22 @@ def test_code_in_a_half_never_runs_whatever_is_answered(copy: Path, where: str, 
     assert asked.tell() == 0, "nobody is asked"
 
 
+def test_code_of_a_part_of_a_model_never_runs(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder of a kind that is no model by itself: transformers would look for its class in the other repository."""
+    code = {"AutoModel": "somebody/repository--x.X"}
+    parts = {"encoder": {"model_type": "blip_text_model", "auto_map": code}, "decoder": {"model_type": "bert"}}
+    (copy / "client" / "config.json").write_text(
+        json.dumps({"model_type": "encoder-decoder", "is_encoder_decoder": True} | parts)
+    )
+    edit(copy / "client", lambda header: header.update({"class": "EncoderDecoderModel"}))
+    sign(copy / "client")
+    asked = io.StringIO("y\n" * 5)
+    monkeypatch.setattr("sys.stdin", asked)
+    with pytest.raises(BundleError):
+        bundle.load_client(copy / "client")
+    assert asked.tell() == 0, "nobody is asked"
+
+
 @pytest.mark.parametrize("field", ["_attn_implementation", "attn_implementation", "_experts_implementation"])
 def test_attention_from_elsewhere_is_refused(copy: Path, field: str) -> None:
     settings = copy / "client" / "config.json"

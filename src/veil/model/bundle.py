@@ -221,11 +221,25 @@ def _load_model(path: Path, header: dict[str, Any], manifest: Manifest) -> tuple
 
 
 def _refuse_other_code(config: Any, path: Path) -> None:
-    """Refuse a configuration that names attention for transformers to fetch as code; no half that veil wrote does."""
-    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
-        chosen = {getattr(part, f"_{kind}_implementation", None) for kind in ("attn", "experts")}
-        if not chosen <= {None, "eager", "sdpa"}:
-            raise BundleError(f"{path}: the model's configuration asks for code that is not part of transformers")
+    """Of what may name code to fetch, at any depth of a configuration: ``auto_map`` is dropped, other attention refused.
+
+    Models that hold models make those from a part of their configuration, and would ask whether to run its code.
+    """
+    from transformers import PreTrainedConfig
+
+    rest: list[Any] = [config]
+    while rest:
+        part = rest.pop()
+        fields = vars(part) if isinstance(part, PreTrainedConfig) else part
+        if isinstance(fields, dict):
+            fields.pop("auto_map", None)
+            for name, chosen in fields.items():
+                foreign = chosen not in (None, "eager", "sdpa")
+                if foreign and str(name).lstrip("_").startswith(("attn_implementation", "experts_implementation")):
+                    raise BundleError(f"{path}: the model's configuration asks for code that is not part of transformers")
+            rest += fields.values()
+        elif isinstance(fields, list | tuple):
+            rest += fields
 
 
 def _empty_experts(model: nn.Module, leaks: dict[str, ExpertLeak]) -> dict[str, RemoteLayer]:
