@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,14 @@ def test_the_table_names_the_security_of_an_encrypted_run(llama_folder: Path) ->
     result = generate(llama_folder, "--max-new-tokens", "1")
     assert result.exit_code == 0
     assert f"{Params.default().security_bits:.1f} bits" in result.stderr
+
+
+def test_a_chat_template_that_fails_is_one_line(llama_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(llama_folder, tmp_path / "model"))
+    for template in ("{{ 1 // 0 }}", "{% for", "{{ raise_exception('no') }}"):
+        (folder / "chat_template.jinja").write_text(template)
+        assert_one_line_error(generate(folder, "--mode", "torch"), "the chat template of", "use --raw")
+    assert generate(folder, "--mode", "torch", "--raw").exit_code == 0
 
 
 def test_raw_skips_the_chat_template_and_a_dash_reads_stdin(llama_folder: Path) -> None:

@@ -192,3 +192,15 @@ def test_a_model_without_a_chat_template(serve_model: Any, listen: Any, new_mode
         assert reply.status_code == 400 and "/v1/completions" in reply.json()["error"]["message"]
         assert httpx.post(f"{running.url}/v1/completions", json={"model": "tiny", "prompt": "w1 w2"}).status_code == 200
     served.hybrid.close()
+
+
+def test_a_chat_template_that_fails_is_an_answer(serve_model: Any, listen: Any, new_model: Any, tiny_tokenizer: Any) -> None:
+    import copy
+
+    broken = copy.deepcopy(tiny_tokenizer)
+    broken.chat_template = "{{ 1 // 0 }}"
+    served = serve_model(new_model("gpt2"), broken)
+    with listen(served, access=Access()) as running:
+        reply = httpx.post(f"{running.url}/v1/chat/completions", json=BODY)
+        assert reply.status_code == 400 and "the chat template of tiny fails" in reply.json()["error"]["message"]
+    served.hybrid.close()

@@ -20,7 +20,7 @@ from veil.commands.costs import Costs, Meter
 from veil.commands.models import compiled, connected
 from veil.commands.stream import AnswerStreamer
 from veil.commands.terminal import Reporter, error_console
-from veil.errors import ModelSourceError
+from veil.errors import ModelSourceError, one_line
 from veil.kernels.backend import kernels_for
 from veil.model.hybrid import HybridFHEModel
 from veil.model.quiet import quiet
@@ -156,7 +156,10 @@ def _encode(
         encoded = tokenizer(request.prompt, return_tensors="pt")
     else:
         turns = [{"role": "user", "content": request.prompt}]
-        encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        try:
+            encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        except Exception as error:  # a template is the model's, a program of its own
+            raise ModelSourceError(f"the chat template of {origin} fails ({one_line(error)}); use --raw") from None
     inputs = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
     rows = int(inputs["input_ids"].shape[1])
     if rows == 0:

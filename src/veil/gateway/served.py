@@ -62,6 +62,8 @@ class ServedModel:
             encoded = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
         except TemplateError:
             raise bad_parameter("messages", f"the chat template of {self.name} does not allow this order of roles") from None
+        except Exception as error:  # a template is the bundle's, a program of its own
+            raise bad_parameter("messages", f"the chat template of {self.name} fails ({type(error).__name__})") from None
         return self._checked(encoded["input_ids"], "messages", room=1)
 
     def text_ids(self, text: str | Sequence[int], param: str) -> list[int]:
