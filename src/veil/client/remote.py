@@ -17,7 +17,7 @@ from veil.wire.envelope import seal
 from veil.wire.messages import MaskUpload
 from veil.wire.patience import Patience, Tries
 
-_GOODBYE_S = 2.0
+_GOODBYE_S = 4.0
 """Seconds for the last call; a server that does not hear it forgets the session in time."""
 
 _LANE_TRIES = 2
