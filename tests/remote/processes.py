@@ -12,6 +12,11 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "src"
 WATCHED = ("veil.random", "veil.crypto.secret", "veil.crypto.mask", "veil.client", "transformers", "tokenizers", "torch")
 RUN = "from veil.cli import main; main()"
+BEGIN = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # children of a shell's background job would ignore it
+{RUN}
+"""
 LISTEN = f"""
 import atexit, json, sys
 atexit.register(lambda: print("modules", json.dumps([m for m in sys.modules if m in {WATCHED!r}]), file=sys.stderr))
@@ -34,8 +39,8 @@ def veil(*arguments: str | Path, **changes: str) -> subprocess.CompletedProcess[
 
 
 def began(*arguments: str | Path, **changes: str) -> subprocess.Popen[str]:
-    """A command that goes on."""
-    command, pipe = _command(RUN, arguments), subprocess.PIPE
+    """A command that goes on until it ends or takes SIGINT."""
+    command, pipe = _command(BEGIN, arguments), subprocess.PIPE
     return subprocess.Popen(command, env=_environment(changes), stdout=pipe, stderr=pipe, text=True)
 
 

@@ -129,7 +129,7 @@ def test_an_interrupted_generation_ends_though_the_server_is_gone(
             _, said = process.communicate(timeout=40)
         finally:
             process.kill()
-            process.wait()
+            process.communicate()
         assert process.returncode == 130, said
         assert said.splitlines()[-1] == "veil: interrupted"
         assert time.monotonic() - start < SOON_S
