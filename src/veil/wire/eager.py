@@ -50,13 +50,15 @@ class EagerWait:
         if self._rest:
             self._rest -= 1
             return
-        end, gone = self._began + _MOST_NS, 0
+        before, gone = self._began, 0
+        end = before + _MOST_NS
         while not self._poll.poll(0):
+            begun = time.perf_counter_ns()
             next(meanwhile, None)
-            before = time.perf_counter_ns()
+            worked = time.perf_counter_ns() - begun
             _yield()
             now = time.perf_counter_ns()
-            gone = now - before
+            gone, before = now - before - worked, now
             if now > end:
                 self._rest = _REST if gone > _MOST_NS else 0
                 return
