@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,16 +129,35 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def until() -> Callable[[Callable[[], bool]], None]:
-    """Waits for what other threads bring about, 30 s at most."""
+def until() -> Callable[..., None]:
+    """Waits for what other threads bring about, 30 s at most unless told otherwise."""
 
-    def wait(condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + 30
+    def wait(condition: Callable[[], Any], within_s: float = 30.0) -> None:
+        end = time.monotonic() + within_s
         while not condition():
             assert time.monotonic() < end, "it did not come about"
             time.sleep(0.001)
 
     return wait
+
+
+@pytest.fixture
+def no_thread(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], AbstractContextManager[None]]:
+    """Inside ``no_thread(name)`` no thread of that name can be started."""
+    start = threading.Thread.start
+
+    @contextmanager
+    def refused(name: str) -> Iterator[None]:
+        def starts(thread: threading.Thread) -> None:
+            if thread.name == name:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", starts)
+            yield
+
+    return refused
 
 
 # The scheme -----------------------------------------------------------------------------------------------------------

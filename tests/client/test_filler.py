@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,19 +58,17 @@ def filler_of(pair: Any) -> Iterator[Callable[..., tuple[Filler, Factory, MaskPo
         filler.stop()
 
 
-def wait(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 5
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-    assert condition()
+@pytest.fixture
+def until(until: Any) -> Any:
+    return partial(until, within_s=5.0)
 
 
-def test_an_announced_generation_is_prepared_prompt_first(filler_of: Any) -> None:
+def test_an_announced_generation_is_prepared_prompt_first(filler_of: Any, until: Any) -> None:
     filler, factory, pool = filler_of(tokens=0, prompt_rows=0)
-    wait(lambda: filler.full)
+    until(lambda: filler.full)
     assert factory.made == []
     filler.expect(20, 10)
-    wait(lambda: filler.full)
+    until(lambda: filler.full)
     assert (pool.unused(full=False), pool.unused(full=True)) == (19, 10)
     kinds = [full for _, full in factory.made]
     assert kinds == sorted(kinds[:1], reverse=True) + sorted(kinds[1:]), "a few tokens, the prompt, the other tokens"
@@ -85,22 +84,22 @@ def test_expecting_returns_at_once(filler_of: Any) -> None:
     factory.gate.set()
 
 
-def test_the_last_announcement_counts(filler_of: Any) -> None:
+def test_the_last_announcement_counts(filler_of: Any, until: Any) -> None:
     filler, factory, pool = filler_of(tokens=0, prompt_rows=0)
     factory.gate.clear()
     filler.expect(400, 0)
     filler.expect(9, 2)
     factory.gate.set()
-    wait(lambda: filler.full)
+    until(lambda: filler.full)
     assert pool.unused(full=True) == 2
     assert 8 <= pool.unused(full=False) <= 16, "one batch may have been under way"
 
 
-def test_what_was_announced_is_not_prepared_twice(filler_of: Any) -> None:
+def test_what_was_announced_is_not_prepared_twice(filler_of: Any, until: Any) -> None:
     """As a generation uses its masks, what is still to come of it shrinks to nothing."""
     filler, _, pool = filler_of(tokens=0, prompt_rows=0)
     filler.expect(6, 3)
-    wait(lambda: filler.full)
+    until(lambda: filler.full)
     filler.rows(6)
     pool.take(Q, 6, 5)
     for _ in range(2):
@@ -110,47 +109,49 @@ def test_what_was_announced_is_not_prepared_twice(filler_of: Any) -> None:
     assert (pool.unused(full=False), pool.unused(full=True)) == (0, 0)
 
 
-def test_rows_of_a_running_generation_leave_the_next_ones_prompt(filler_of: Any) -> None:
+def test_rows_of_a_running_generation_leave_the_next_ones_prompt(filler_of: Any, until: Any) -> None:
     filler, _, pool = filler_of(tokens=4, prompt_rows=0)
-    wait(lambda: filler.full)
+    until(lambda: filler.full)
     filler.expect(30, 4)
     for _ in range(10):
         filler.rows(1)
-    wait(lambda: pool.unused(full=False) == 29)
+    until(lambda: pool.unused(full=False) == 29)
 
 
-def test_an_announcement_stays_within_the_memory(filler_of: Any) -> None:
+def test_an_announcement_stays_within_the_memory(filler_of: Any, until: Any) -> None:
     filler, _, pool = filler_of(tokens=4, prompt_rows=0, memory_mib=20)
     filler.expect(1000, 1000)
-    wait(lambda: filler.full)
+    until(lambda: filler.full)
     assert pool.unused(full=False) + pool.unused(full=True) == 20
     assert pool.unused(full=True) >= 1
 
 
-def test_a_long_answer_is_prepared_piece_by_piece(filler_of: Any) -> None:
+def test_a_long_answer_is_prepared_piece_by_piece(filler_of: Any, until: Any) -> None:
     filler, _, pool = filler_of(tokens=0, prompt_rows=0)
     filler.expect(2, 4000)
-    wait(lambda: filler.full)
+    until(lambda: filler.full)
     assert pool.unused(full=True) == 48
 
 
-def test_while_an_announced_generation_runs_only_its_masks_are_made(filler_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_an_announced_generation_runs_only_its_masks_are_made(
+    filler_of: Any, monkeypatch: pytest.MonkeyPatch, until: Any
+) -> None:
     """The rest of what should be ready waits until the answer is there, for it would slow that down."""
     filler, _, pool = filler_of(tokens=20, prompt_rows=0)
-    wait(lambda: filler.full)
+    until(lambda: filler.full)
     monkeypatch.setattr(filler_module, "_IDLE_S", 60.0)
     filler.forward()
     filler.expect(1, 4)
     pool.clear()
     filler.forward()
-    wait(lambda: pool.unused(full=True) == 4)
+    until(lambda: pool.unused(full=True) == 4)
     assert filler.full
     monkeypatch.setattr(filler_module, "_IDLE_S", 0.0)
     filler.forward()
-    wait(lambda: pool.unused(full=True) == 20)
+    until(lambda: pool.unused(full=True) == 20)
 
 
-def test_who_waits_for_masks_is_told_that_the_session_was_closed(filler_of: Any) -> None:
+def test_who_waits_for_masks_is_told_that_the_session_was_closed(filler_of: Any, until: Any) -> None:
     """Also who begins to wait after that."""
     filler, factory, _ = filler_of(tokens=0, prompt_rows=0)
     factory.gate.clear()
@@ -164,7 +165,7 @@ def test_who_waits_for_masks_is_told_that_the_session_was_closed(filler_of: Any)
 
     waiting = threading.Thread(target=wait_for_masks, daemon=True)
     waiting.start()
-    wait(lambda: filler._wanted is not None)
+    until(lambda: filler._wanted is not None)
     filler.stop()
     waiting.join(5)
     assert not waiting.is_alive()

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,9 @@ def short_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_module, "_GOODBYE_S", 0.2)
 
 
-def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 10
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-    assert condition()
+@pytest.fixture
+def until(until: Any) -> Any:
+    return partial(until, within_s=10.0)
 
 
 def closes_soon(remote: Any) -> None:
@@ -65,7 +64,7 @@ def test_within_an_upload(llama: Any, serve: Any, proxy_to: Callable[[int], Prox
 
 
 @pytest.mark.parametrize("lane", [True, False])
-def test_within_an_exchange_of_rows(lane: bool, llama: Any, serve: Any, proxy_to: Callable[..., Proxy]) -> None:
+def test_within_an_exchange_of_rows(lane: bool, llama: Any, serve: Any, proxy_to: Callable[..., Proxy], until: Any) -> None:
     """The thread that waits for the reply is told; no other stream is tried."""
     with serve(llama, rows_port=0 if lane else None) as server:
         proxy = proxy_to(server.service.rows_port if lane else server.port, plain=lane)
@@ -93,7 +92,7 @@ def test_within_an_exchange_of_rows(lane: bool, llama: Any, serve: Any, proxy_to
         assert said == ["the session was closed"]
 
 
-def test_a_session_that_was_closed_makes_no_other(llama: Any, serve: Any) -> None:
+def test_a_session_that_was_closed_makes_no_other(llama: Any, serve: Any, until: Any) -> None:
     with serve(llama) as server:
         remote = llama.connect(server.port, ahead=Ahead(tokens=0, prompt_rows=0))
         session = remote._remote

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import socket
-import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -62,17 +61,9 @@ def listening() -> Iterator[Listening]:
 
 
 def test_a_connection_that_gets_no_thread_is_closed_and_the_lane_goes_on(
-    listening: Listening, until: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    listening: Listening, until: Any, no_thread: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    start = threading.Thread.start
-
-    def starts(thread: threading.Thread) -> None:
-        if thread.name == "veil-row":
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR, "veil.server"):
-        patch.setattr(threading.Thread, "start", starts)
+    with no_thread("veil-row"), caplog.at_level(logging.ERROR, "veil.server"):
         for _ in range(5):
             with listening.connect() as connection:
                 assert connection.recv(1) == b""

@@ -128,21 +128,10 @@ def test_what_comes_after_the_stop_is_refused_and_given_back(engine: Any) -> Non
     assert engine.given_back == ["a"]
 
 
-def test_a_pass_that_gets_no_thread_is_given_back_and_the_worker_goes_on(
-    engine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start = threading.Thread.start
-
-    def starts(thread: threading.Thread) -> None:
-        if thread.name == "veil-work":
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
+def test_a_pass_that_gets_no_thread_is_given_back_and_the_worker_goes_on(engine: Any, no_thread: Any) -> None:
     worker = PreparationWorker()
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", starts)
-        with pytest.raises(ServerUnreachable, match="short of threads"):
-            worker.submit(engine, item("a", 0)).result(30)
+    with no_thread("veil-work"), pytest.raises(ServerUnreachable, match="short of threads"):
+        worker.submit(engine, item("a", 0)).result(30)
     assert (engine.given_back, engine.batches) == (["a"], [])
     worker.submit(engine, item("b", 0)).result(30)
     worker.stop()
