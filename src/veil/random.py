@@ -42,6 +42,10 @@ class SecretRng:
         """``count`` uniform 64-bit words."""
         return np.frombuffer(self._bytes(8 * count), dtype="<u8")
 
+    def words16(self, count: int) -> NDArray[np.uint16]:
+        """``count`` uniform 16-bit words."""
+        return np.frombuffer(self._bytes(2 * count), dtype="<u2")
+
     def ternary(self, count: int) -> NDArray[np.int8]:
         """``count`` uniform values of {-1, 0, 1}, by rejection from bytes below 255."""
         parts: list[NDArray[np.int8]] = []
@@ -67,26 +71,35 @@ class SecretRng:
 
 
 class GaussianTable:
-    """Inversion table of the rounded Gaussian ``round(sigma * g)``, to 63 bits of probability.
+    """Inversion table of the rounded Gaussian ``round(sigma * g)``, to 64 bits of probability.
 
-    ``cumulative[k]`` is ``2^63 · P(|X| ≤ k)``; a sample is the first k whose entry exceeds a uniform 63-bit word, with a
-    sign from the 64th bit. ``guide[t]`` is the answer for the smallest word with top bits t, where a search may start.
+    A sample is the least k with ``u < bounds[k]`` for a uniform 64-bit word u, minus ``largest``. ``values`` [2^16] int8 has
+    the answer for each value of the word's upper 16 bits, or `UNCLEAR` where the others decide: some 30 of 65,536.
     """
 
-    GUIDE_BITS = 12
+    UNCLEAR = -128
 
     def __init__(self, sigma: float) -> None:
+        if not 0 < sigma <= 12:
+            raise ValueError(f"sigma is {sigma}, expected up to 12")
         self.sigma = sigma
-        one = 1 << 63
-        entries = []
-        k = 0
+        tails = []  # P(X > k) in units of 2^-64
         while True:
-            tail = math.erfc((k + 0.5) / (sigma * math.sqrt(2)))
-            entries.append(one - round(tail * one))
-            if entries[-1] >= one:
+            tails.append(round(math.erfc((len(tails) + 0.5) / (sigma * math.sqrt(2))) / 2 * 2.0**64))
+            if tails[-1] == 0:
                 break
-            k += 1
-        entries[-1] = one
-        self.cumulative: NDArray[np.uint64] = np.array(entries, dtype=np.uint64)
-        starts = np.arange(1 << self.GUIDE_BITS, dtype=np.uint64) << np.uint64(63 - self.GUIDE_BITS)
-        self.guide: NDArray[np.int32] = np.searchsorted(self.cumulative, starts, side="right").astype(np.int32)
+        self.largest = len(tails) - 1
+        upper = [(1 << 64) - tail for tail in tails[:-1]]
+        bounds = [*reversed(tails[:-1]), *upper]
+        self.bounds: NDArray[np.uint64] = np.array(bounds, dtype=np.uint64)
+        first = np.arange(1 << 16, dtype=np.uint64) << np.uint64(48)
+        low, high = (
+            np.searchsorted(self.bounds, words, side="right") for words in (first, first + np.uint64((1 << 48) - 1))
+        )
+        clear = (low - self.largest).astype(np.int8)
+        self.values: NDArray[np.int8] = np.where(low == high, clear, np.int8(self.UNCLEAR)).astype(np.int8)
+
+    def resolve(self, upper: NDArray[np.uint16], lower: NDArray[np.uint64]) -> NDArray[np.int8]:
+        """The samples of words with these upper 16 bits and, as their lower 48, the lower 48 of ``lower``."""
+        words = (upper.astype(np.uint64) << np.uint64(48)) | (lower & np.uint64((1 << 48) - 1))
+        return (np.searchsorted(self.bounds, words, side="right") - self.largest).astype(np.int8)

@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from veil.kernels.cpu_vector import I32, I64, constant, splat
+from veil.kernels.cpu.vector import I32, I64, constant, splat
 
 Pairs = tuple[Any, Any]
 """64-bit vectors that belong to the even and the odd words of a vector."""
