@@ -14,11 +14,11 @@ PHASES = ("prepare", "wait", "online_server", "client")
 class Stats:
     """What a session did so far; ``after - before`` is what happened between.
 
-    ``rows`` are token rows through the model's body, ``masks`` masks made; ``rows_ready`` of the rows found their masks
-    made ahead. ``sessions_lost`` were opened anew because the server had forgotten them, ``reconnects`` are streams that
+    ``rows`` are token rows through the model's body, ``rows_made`` rows of batches made ahead; ``rows_ready`` of the rows found
+    theirs made. ``sessions_lost`` were opened anew because the server had forgotten them, ``reconnects`` are streams that
     broke. ``trips`` are round trips that a forward pass waited for. Of ``guessed`` tokens ``accepted`` were right; the rows
-    of the others spent their masks for nothing. Bytes are payload bytes at the transport. ``seconds`` has the phases prepare
-    (making masks, both sides, in the background or not), wait (a forward pass that waits for masks), online_server (waiting
+    of the others spent theirs for nothing. Bytes are payload bytes at the transport. ``seconds`` has the phases prepare
+    (making batches, both sides, in the background or not), wait (a forward pass that waits for rows), online_server (waiting
     for replies) and client (the rest of a forward pass: encryption, decryption and every layer that stays with the client).
     """
 
@@ -27,7 +27,7 @@ class Stats:
     trips: int = 0
     guessed: int = 0
     accepted: int = 0
-    masks: int = 0
+    rows_made: int = 0
     sessions_lost: int = 0
     reconnects: int = 0
     bytes_up_ahead: int = 0

@@ -48,6 +48,6 @@ def fetch_tables(path: Path, address: Address, patience: Patience) -> None:
 
 
 def _most_bytes(params: Params, manifest: Any) -> int:
-    bits = params.spec.public_mask_bits
-    each = sum(packed_bytes(params.blocks(slots) * params.N, bits) for slots in manifest.segments.values())
-    return params.masks_per_epoch * each + _HEADER_BYTES
+    bits = params.spec.public_bits
+    slots = sum(params.blocks(count) * params.w for count in manifest.segments.values())
+    return params.T * packed_bytes(slots, bits) + _HEADER_BYTES

@@ -82,6 +82,8 @@ class Kernels(Protocol):
     """A processor's kernels. Methods take and return arrays of the backend, unless their types say otherwise."""
 
     name: str
+    asks_cheaply: bool
+    """Whether `finite` costs nothing: false on a card, where it waits for everything before it."""
 
     def asarray(self, values: NDArray[Any]) -> Array:
         """A NumPy array as one of the backend; an array of the backend as it is."""
@@ -97,6 +99,9 @@ class Kernels(Protocol):
 
     def zeros(self, *shape: int) -> Array:
         """Words of zero, uint32."""
+
+    def concatenate(self, parts: Sequence[Array]) -> Array:
+        """Arrays one after the other, along their first axis."""
 
     # The server's half, once ---------------------------------------------------------------------------------------------
 
@@ -185,7 +190,7 @@ class Kernels(Protocol):
         """Packed results minus μ from ``column`` on, scaled back → [R, rows] float32."""
 
     def finite(self, scales: Array) -> bool:
-        """Whether every row's scale is finite; it waits for the backend."""
+        """Whether every row's scale is finite."""
 
     def prefetch(self, weights: Array) -> Iterator[object]:
         """Steps of a few µs that bring a group's weights nearer; none where memory is near."""

@@ -49,12 +49,15 @@ class Group:
     """Layers that read the same tensor, stacked in this order.
 
     With a ``fold`` the input is the residual stream, then what the first layer reads; the first layer adds to the stream,
-    and the others read it through the norm ``fold.after``.
+    and the others read it through the norm ``fold.after``. Values go up and results come down with as many bits as the
+    compiler found to be enough.
     """
 
     layers: tuple[Layer, ...]
     segment: str
     fold: Fold | None = None
+    input_bits: int = 24
+    result_bits: int = 16
 
     @property
     def name(self) -> str:
@@ -123,7 +126,7 @@ class Manifest:
     def to_json(self) -> list[dict[str, Any]]:
         """As JSON types; ``fold`` is there only where there is one."""
         return [
-            {"segment": g.segment, "layers": [asdict(layer) for layer in g.layers]}
+            {"segment": g.segment, "bits": [g.input_bits, g.result_bits], "layers": [asdict(layer) for layer in g.layers]}
             | ({"fold": asdict(g.fold)} if g.fold else {})
             for g in self.groups
         ]
@@ -137,6 +140,7 @@ class Manifest:
                     tuple(Layer(**fields) for fields in g["layers"]),
                     g["segment"],
                     Fold(**g["fold"]) if "fold" in g else None,
+                    *g["bits"],
                 )
                 for g in value
             )
@@ -160,6 +164,9 @@ class Manifest:
 def _check_group(group: Group) -> None:
     if group.segment not in SEGMENTS:
         raise BundleError(f"group {group.name!r} is in segment {group.segment!r}, expected one of {SEGMENTS}")
+    bits = (group.input_bits, group.result_bits)
+    if not all(isinstance(value, int) for value in bits) or bits[0] not in range(8, 33) or bits[1] not in range(8, 33):
+        raise BundleError(f"group {group.name!r} has values of {bits} bits, expected 8 to 32")
     read = [layer.in_features for layer in group.layers]
     if group.fold is not None:
         _check_fold(group)

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import grpc
@@ -22,6 +21,7 @@ from veil.progress import Progress
 from veil.server.engine import Engine
 from veil.server.lane import RowLane
 from veil.server.logs import event
+from veil.kernels.interface import Kernels
 from veil.server.metrics import Metrics
 from veil.server.offer import Offer
 from veil.server.scheduler import OnlineTurns, PreparationWorker
@@ -37,10 +37,10 @@ def server_limits(max_sessions: int = 64, memory_gib: float = 4.0) -> Limits:
     return Limits(
         max_sessions=max_sessions,
         max_sessions_per_owner=max(1, max_sessions // 4),
-        max_masks_per_session=4096,
+        max_batches_per_session=64,
         memory_bytes=int(memory_gib * (1 << 30)),
         session_ttl_s=900.0,
-        mask_ttl_s=3600.0,
+        batch_ttl_s=3600.0,
     )
 
 
@@ -63,7 +63,7 @@ class ServerConfig:
     call_s: float = 120.0
     silent_s: float = 300.0
     sweep_s: float = 10.0
-    batch_masks: int = 16
+    most_batches: int = 4
 
     def check(self) -> None:
         """Raise `ValueError` for an address that others can reach and that is not protected."""
@@ -101,7 +101,7 @@ def is_loopback(host: str) -> bool:
 def build_bundles(
     halves: dict[str, Path],
     offers: dict[str, Path],
-    kernels: ModuleType,
+    kernels: Kernels,
     store: SessionStore,
     progress: Progress | None = None,
 ) -> dict[str, Served]:
@@ -112,7 +112,7 @@ def build_bundles(
     bundles = {}
     for name, path in halves.items():
         offer = Offer(offers[name]) if name in offers else None
-        engine, _ = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, store))
+        engine = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, store))
         bundles[name] = Served(engine, offer)
     return bundles
 
@@ -125,7 +125,7 @@ class Server:
         self.config = config
         self.store = store
         self.metrics = Metrics()
-        self._worker = PreparationWorker(config.batch_masks, self.metrics.computed)
+        self._worker = PreparationWorker(config.most_batches, self.metrics.computed)
         models = [served.engine.model for served in bundles.values()]
         message_bytes = methods.largest_message((model.params, model.manifest) for model in models)
         threads = 4 * min(config.limits.max_sessions, 64) + 16
@@ -216,9 +216,9 @@ class Server:
     def _gauges(self) -> None:
         readings: dict[str, tuple[str, Any]] = {
             "sessions": ("Open sessions", lambda: self.store.count),
-            "masks_ready": ("Prepared masks that wait for their rows", lambda: self.store.mask_count),
-            "masks_queued": ("Masks that wait to be prepared", lambda: self._worker.waiting),
-            "mask_memory_bytes": ("Memory of keys and masks", lambda: self.store.used_bytes),
+            "batches_ready": ("Prepared batches that wait for their rows", lambda: self.store.batch_count),
+            "batches_queued": ("Batches that wait to be prepared", lambda: self._worker.waiting),
+            "batch_memory_bytes": ("Memory of prepared batches", lambda: self.store.used_bytes),
             "streams": ("Open streams", lambda: self.service.calls.count + (self._lane.count if self._lane else 0)),
         }
         for name, (text, read) in readings.items():

@@ -136,6 +136,7 @@ class CpuKernels:
     """See `interface.Kernels`."""
 
     name = "cpu"
+    asks_cheaply = True
 
     def asarray(self, values: NDArray[Any]) -> NDArray[Any]:
         return values
@@ -153,6 +154,9 @@ class CpuKernels:
 
     def zeros(self, *shape: int) -> U32:
         return np.zeros(shape, dtype=np.uint32)
+
+    def concatenate(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     # The server's half, once ---------------------------------------------------------------------------------------------
 
@@ -282,14 +286,12 @@ class CpuKernels:
         serial: bool = False,
     ) -> U8:
         out = np.empty((len(data), packed_bytes(len(weights), bits[1])), dtype=np.uint8)
-        first = 0
+        if len(shares) > 1:  # one pass over the weights for the rows of all batches
+            stacked = reference.gathered(shares, column, len(weights))
+            shares, column = [Rows(stacked, 0, len(stacked))], 0
         for part in shares:
-            last = first + part.count
             threads = 1 if serial else _threads()
-            online.answer(
-                data[first:last], weights, part.material, part.first, column, bits[0], bits[1], threads, out[first:last]
-            )
-            first = last
+            online.answer(data, weights, part.material, part.first, column, bits[0], bits[1], threads, out)
         return out
 
     def decrypt(
