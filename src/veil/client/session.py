@@ -45,7 +45,7 @@ class ClientSession:
         self.stats = stats
         self.kernels = kernels
         self._transport = transport
-        self._scalings = scalings
+        self.scalings = scalings
         self._pool = RowPool(model.manifest)
         self._maker = RowMaker(model, transport, kernels, rng, stats, self._pool, patience or Patience())
         rows = model.params.T
@@ -97,7 +97,7 @@ class ClientSession:
         Takes R fresh rows, spent before a byte leaves; waits for more if the pool is short. Raises `NotFiniteActivation` for
         NaN or infinity before anything is sent, where the backend can tell at once.
         """
-        info, kernels, scaling = self.model.manifest.groups[group], self.kernels, self._scalings[group]
+        info, kernels, scaling = self.model.manifest.groups[group], self.kernels, self.scalings[group]
         prompt_rows = self._supply.count(group, len(x))
         column, start = self._maker.batches.group_start(group), self.model.manifest.starts[group]
         for left in reversed(range(_RECOVERIES)):

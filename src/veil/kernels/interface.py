@@ -100,6 +100,12 @@ class Kernels(Protocol):
     def zeros(self, *shape: int) -> Array:
         """Words of zero, uint32."""
 
+    def pack(self, values: U32, bits: int) -> NDArray[np.uint8]:
+        """NumPy words [R, count] below 2^bits → bytes [R, ⌈count·bits/8⌉], little-endian, each row padded with zeros."""
+
+    def unpack(self, data: NDArray[np.uint8], count: int, bits: int) -> U32:
+        """The inverse of `pack`, of NumPy arrays."""
+
     def concatenate(self, parts: Sequence[Array]) -> Array:
         """Arrays one after the other, along their first axis."""
 

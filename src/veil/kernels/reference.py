@@ -207,6 +207,12 @@ class ReferenceKernels:
     def zeros(self, *shape: int) -> U32:
         return np.zeros(shape, dtype=np.uint32)
 
+    def pack(self, values: U32, bits: int) -> U8:
+        return pack(values, bits)
+
+    def unpack(self, data: U8, count: int, bits: int) -> U32:
+        return unpack(data, count, bits)
+
     def concatenate(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

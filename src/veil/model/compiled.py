@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from veil.kernels.memory import side_by_side
+from veil.model.constants import GroupConstants
 from veil.model.experts import calibrating
 from veil.model.fold_weights import quantize_folded
 from veil.model.folds import Folds, StreamWatch, fold_groups
 from veil.model.layers import RemoteLayer, float_bias, float_weight
-from veil.model.manifest import Layer, Manifest, make_groups
+from veil.model.manifest import Group, Layer, Manifest, make_groups
 from veil.model.quantize import quantize_weight, row_norms
-from veil.model.router import GroupConstants
+from veil.noise import wire_bits
 from veil.params import Params
 from veil.progress import Progress
 from veil.seed import PublicSeed
@@ -80,7 +81,7 @@ def compile_layers(
     by_producer = {fold.producer: fold for fold in folds.found}
     modules = {name: _inner(layer) for name, layer in layers.items()}
     norms = {name: norm for name, _, norm in seen}
-    weights, constants = [], []
+    weights, constants, groups = [], [], []
     for index, group in enumerate(manifest.groups):
         report("quantizing", index, len(manifest.groups))
         if group.fold is not None:
@@ -88,12 +89,15 @@ def compile_layers(
             matrix, parts = quantize_folded(group, found, modules, params, dynamic=dynamic)
             weights.append(matrix)
             constants.append(parts)
+            groups.append(_with_bits(group, matrix, params))
             continue
         matrix, parts = _quantize_group([(layer, modules[layer.name]) for layer in group.layers])
         if not dynamic:
             parts = replace(parts, fixed_norm=max(norms.get(group.layers[0].name, 0.0), 1e-30))
         weights.append(matrix)
         constants.append(parts)
+        groups.append(_with_bits(group, matrix, params))
+    manifest = Manifest(tuple(groups))
     report("quantizing", len(manifest.groups), len(manifest.groups))
     return Compiled(params, PublicSeed.fresh(), manifest, tuple(constants), side_by_side(weights), folds.reasons)
 
@@ -107,6 +111,14 @@ def _folds(watch: StreamWatch, manifest: Manifest, fold_norms: str) -> Folds:
         reason = folds.reasons[0] if folds.reasons else "no norm stands between two remote layers"
         raise ValueError(f"the norms cannot all be folded: {reason}; use fold_norms='auto' or 'off'")
     return folds
+
+
+def _with_bits(group: Group, weights: I8, params: Params) -> Group:
+    """A group with the bits of the wire that its weights and width need."""
+    largest = float(row_norms(weights).max(initial=1.0))
+    width = 16 if group.layers[0].kind == "embedding" else group.width  # of a one-hot row one input is not zero
+    bits = wire_bits(params, width, group.rows, largest)
+    return replace(group, input_bits=bits.input, result_bits=bits.result)
 
 
 def _quantize_group(members: list[tuple[Layer, nn.Module]]) -> tuple[I8, GroupConstants]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -63,15 +61,3 @@ def target_norm(params: Params, bound: float) -> float:
     ``bound`` is ``max_j ‖W_q,j‖₂`` by Cauchy–Schwarz, or ``max |W_q|`` for one-hot inputs.
     """
     return params.spec.headroom * 2.0 ** (INNER_MODULUS_BITS - 1) / max(bound, 1.0)
-
-
-def integer_rows(x: F32, tau: NDArray[np.float64]) -> NDArray[np.uint32]:
-    """``round(τ·x)`` of rows [T, d] modulo 2^32."""
-    rounded = np.rint(x.astype(np.float64) * tau[:, None])
-    return rounded.astype(np.int64).astype(np.uint32)
-
-
-def clear_product(weights: I8, x: F32, tau: NDArray[np.float64], kernels: ModuleType) -> NDArray[np.int32]:
-    """The exact integer product ``W_q·round(τ·x)`` [T, out]; it cannot wrap."""
-    product: NDArray[np.uint32] = kernels.matmul(weights, integer_rows(x, tau))
-    return product.view(np.int32)

@@ -243,6 +243,14 @@ class Engine:
             first += span.count
         return Claim(group, data, self.store.claim(session, spans, group, segment, parts))
 
+    def claim_row(self, session: str, groups: Sequence[int], span: Span) -> dict[str, Rows]:
+        """Spend one row for all these groups at once, where rows cannot come twice; its shares by segment."""
+        own, found = self.store.find(session), {}
+        for group in groups:
+            segment = self._places[group][0]
+            found[segment] = self.store.claim(own, [span], group, segment, [None])[0]
+        return found
+
     def prefetch_after(self, group: int) -> Iterator[object]:
         """Steps that bring the weights of the group behind this one into the caches: a pass takes groups in their order."""
         return self.kernels.prefetch(self._weights[(group + 1) % len(self._places)])

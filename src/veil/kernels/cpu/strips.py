@@ -96,10 +96,10 @@ def _sums_of_batches(low, high, tile, prime, batches, strips, p, pn):  # type: i
 @njit(cache=True)
 def _transposed_out(words, out, first, width):  # type: ignore[no-untyped-def]
     """Flat words [width, 16] → out[first + column·width + j]; what lies beyond ``out`` is dropped."""
-    columns = min(COLUMNS, (out.size - first) // width)
-    for column in range(columns):
-        for j in range(width):
-            out[first + column * width + j] = words[j * COLUMNS + column]
+    for column in range(min(COLUMNS, -(-(out.size - first) // width))):
+        start = first + column * width
+        for j in range(min(width, out.size - start)):
+            out[start + j] = words[j * COLUMNS + column]
 
 
 @njit(cache=True)
