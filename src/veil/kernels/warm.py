@@ -22,7 +22,7 @@ _log = logging.getLogger("veil")
 def warm_up(progress: Progress | None = None) -> None:
     """Load every kernel on tiny inputs. Where they are not cached yet, say so once and report progress."""
     CpuKernels().pack(np.zeros((1, 8), dtype=np.uint32), 8)
-    if not getattr(packing.pack, "stats", None) or not packing.pack.stats.cache_misses:
+    if not packing.compiled_now():
         return
     _log.info("%s (about a minute)", STAGE)
     steps = list(every_kernel(ring_of(Params.insecure_tiny())))

@@ -1,1 +1,1 @@
-"""The CPU backend: Numba and LLVM."""
+"""Numba kernels for CPUs: inner loops as LLVM vectors, which LLVM lowers to whatever the machine has."""

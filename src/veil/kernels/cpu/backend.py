@@ -322,9 +322,8 @@ class CpuKernels:
     def prefetch(self, weights: I8) -> Iterator[object]:
         """The beginning comes last, because it is wanted first."""
         most = min(weights.size, _PREFETCHED_BYTES)
-        flat = weights.reshape(-1)
         for first in reversed(range(0, most, _STEP_BYTES)):
-            yield online.read_lines(flat, first, min(most, first + _STEP_BYTES))
+            yield online.read_lines(weights, first, min(most, first + _STEP_BYTES))
 
     # Pieces of the above -------------------------------------------------------------------------------------------------
 
@@ -338,13 +337,13 @@ class CpuKernels:
     def pack(self, values: U32, bits: int) -> U8:
         """See `reference.pack`."""
         out = np.empty((len(values), packed_bytes(values.shape[1], bits)), dtype=np.uint8)
-        packing.pack(values, out, bits)
+        packing.pack(values, bits, _threads(), out)
         return out
 
     def unpack(self, data: U8, count: int, bits: int) -> U32:
         """See `reference.unpack`."""
         out = np.empty((len(data), count), dtype=np.uint32)
-        packing.unpack(data, out, bits)
+        packing.unpack(data, bits, _threads(), out)
         return out
 
 

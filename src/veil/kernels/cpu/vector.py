@@ -34,10 +34,14 @@ def vector_words(context: Any) -> int:
 
 
 class Loop:
-    """``for index in range(0, count, step)`` with sums in registers; ``values`` are their new values, then the results."""
+    """``for index in range(0, count, step)`` with sums in registers; ``values`` are their new values, then the results.
 
-    def __init__(self, builder: Any, count: Any, step: int, kinds: list[Any]) -> None:
+    The sums begin at zero, or at ``initial``.
+    """
+
+    def __init__(self, builder: Any, count: Any, step: int, kinds: list[Any], initial: list[Any] | None = None) -> None:
         self._builder, self._count, self._step, self._kinds = builder, count, step, kinds
+        self._initial = [_zero(kind) for kind in kinds] if initial is None else initial
 
     def __enter__(self) -> Loop:
         builder, before = self._builder, self._builder.block
@@ -47,8 +51,8 @@ class Loop:
         self.index = builder.phi(I64)
         self.index.add_incoming(I64(0), before)
         self._sums = [builder.phi(kind) for kind in self._kinds]
-        for total in self._sums:
-            total.add_incoming(ir.Constant(total.type, None if isinstance(total.type, ir.VectorType) else 0), before)
+        for total, value in zip(self._sums, self._initial, strict=True):
+            total.add_incoming(value, before)
         builder.cbranch(builder.icmp_signed("<", self.index, self._count), self._body, self._after)
         builder.position_at_end(self._body)
         self.values = list(self._sums)
@@ -64,6 +68,15 @@ class Loop:
         self.values = list(self._sums)
 
 
+def _zero(kind: Any) -> Any:
+    return ir.Constant(kind, None if isinstance(kind, ir.VectorType) else 0)
+
+
+def has_feature(context: Any, name: str) -> bool:
+    """Whether the machine that code is made for has a feature, by LLVM's name for it."""
+    return f"+{name}" in context.codegen().magic_tuple()[2].split(",")
+
+
 def array(context: Any, builder: Any, signature: Any, args: Any, place: int) -> Any:
     return context.make_array(signature.args[place])(context, builder, args[place])
 
@@ -74,6 +87,11 @@ def plus(builder: Any, value: Any, number: int) -> Any:
 
 def constant(kind: Any, value: int) -> Any:
     return ir.Constant(kind, [value] * kind.count)
+
+
+def read(builder: Any, pointer: Any, kind: Any) -> Any:
+    """A vector or word from bytes that may begin anywhere."""
+    return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=1)
 
 
 def load(builder: Any, pointer: Any, kind: Any) -> Any:
@@ -120,3 +138,37 @@ def prefetch(builder: Any, pointer: Any) -> None:
     """Ask for a line of data to be read, to all cache levels."""
     ask = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [_BYTES, I32, I32, I32])
     builder.call(ask, [builder.bitcast(pointer, _BYTES), I32(0), I32(3), I32(1)])
+
+
+@vector_code
+def read_word64(typing_context, data, at):  # type: ignore[no-untyped-def]
+    """Eight bytes of a flat uint8 array as a little-endian uint64, from any place."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = array(context, builder, signature, args, 0)
+        return read(builder, builder.gep(data.data, [args[1]]), I64)
+
+    return types.uint64(data, types.intp), code
+
+
+@vector_code
+def write_word64(typing_context, data, at, word):  # type: ignore[no-untyped-def]
+    """Write a uint64 as eight little-endian bytes of a flat uint8 array, at any place."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = array(context, builder, signature, args, 0)
+        place = builder.bitcast(builder.gep(data.data, [args[1]]), I64.as_pointer())
+        builder.store(args[2], place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(data, types.intp, types.uint64), code
+
+
+@vector_code
+def low_bits(typing_context, value):  # type: ignore[no-untyped-def]
+    """The low 32 bits of a float64's representation."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.trunc(builder.bitcast(args[0], I64), I32)
+
+    return types.uint32(types.float64), code
