@@ -66,7 +66,7 @@ def encrypt_rows(  # type: ignore[no-untyped-def]
         v = _value(x, divisors, j, inside, DIVIDED) * tau
         message = (v + 6755399441055744.0).to(tl.uint64, bitcast=True).to(tl.uint32)
         word = top_bits(message + tl.load(pads + j, mask=inside, other=0), BITS)
-        byte |= byte_part(tl.where(inside & good, word, 0).to(tl.uint32), shift, BITS)
+        byte |= byte_part(tl.where(inside, tl.where(good, word, 0), 0).to(tl.uint32), shift, BITS)
     tl.store(out + (row + t) * row_bytes + k, byte.to(tl.uint8), mask=k < row_bytes)
 
 

@@ -91,6 +91,24 @@ def public_points(table, out, twiddles, words, slots, ROWS: tl.constexpr, BITS: 
     tl.store(out + c * size + e, forward(x, twiddles, p, pn, LOG))
 
 
+@triton.jit
+def _plus(s0, s1, s2, s3, w0, w1, w2, w3, f, PART: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Four sums, and the products of four points with the factors at f, f + PART, …"""
+    s0 += w0.to(tl.uint64) * tl.load(f).to(tl.uint64)
+    s1 += w1.to(tl.uint64) * tl.load(f + PART).to(tl.uint64)
+    s2 += w2.to(tl.uint64) * tl.load(f + 2 * PART).to(tl.uint64)
+    s3 += w3.to(tl.uint64) * tl.load(f + 3 * PART).to(tl.uint64)
+    return s0, s1, s2, s3
+
+
+@triton.jit
+def _store_sums(s0, s1, s2, s3, to, inside, p, pn, PART: tl.constexpr):  # type: ignore[no-untyped-def]
+    tl.store(to, montgomery(s0, p, pn), mask=inside)
+    tl.store(to + PART, montgomery(s1, p, pn), mask=inside)
+    tl.store(to + 2 * PART, montgomery(s2, p, pn), mask=inside)
+    tl.store(to + 3 * PART, montgomery(s3, p, pn), mask=inside)
+
+
 @triton.jit(do_not_specialize=["count", "some"])
 def term_sums(  # type: ignore[no-untyped-def]
     points, batches, out, words, count, some,
@@ -99,43 +117,54 @@ def term_sums(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """``Σ_v points[c, v]·batches[b, v]·2^-32`` modulo both primes, of C polynomials and B batches → [B, C, 2, N].
 
-    Points in three bytes [C, 2, terms, 3, N/4], batches [B, terms, 2, N]; a program makes four sums in ROWS × BATCHES × BLOCK.
-    Sums are below 2^63 and what is stored is below ``sum/2^32 + p``. Programs that share points have neighbouring numbers.
+    Points in three bytes [C, 2, terms, 3, N/4], batches [B, terms, 2, N]; a program makes four sums in ROWS × BLOCK for
+    each of BATCHES (1, 2 or 4). All tensors have one shape, so that nothing moves between threads; warps of neighbouring
+    rows share what they read of batches. Sums are below 2^63; what is stored is below ``sum/2^32 + p``.
     """
     part: tl.constexpr = N // 4
     groups = tl.cdiv(some, BATCHES)
     row_groups = tl.cdiv(count, ROWS)
     job = tl.program_id(0)
-    c = job // groups % row_groups * ROWS + tl.arange(0, ROWS)
-    b = job % groups * BATCHES + tl.arange(0, BATCHES)
+    lane = tl.arange(0, ROWS * BLOCK)
+    c = job // groups % row_groups * ROWS + lane // BLOCK
+    b = job % groups * BATCHES
     tile = job // (groups * row_groups)
     i = tile // (part // BLOCK)
-    j = tile % (part // BLOCK) * BLOCK + tl.arange(0, BLOCK)
-    at = tl.minimum(c, count - 1).to(tl.int64) * 2 + i
-    at = points + (at * (TERMS * 3 * part))[:, None, None] + j[None, None, :]
-    factors = batches + ((tl.minimum(b, some - 1) * (TERMS * 2) + i) * N)[None, :, None] + j[None, None, :]
-    s0 = tl.zeros([ROWS, BATCHES, BLOCK], dtype=tl.uint64)
-    s1 = tl.zeros([ROWS, BATCHES, BLOCK], dtype=tl.uint64)
-    s2 = tl.zeros([ROWS, BATCHES, BLOCK], dtype=tl.uint64)
-    s3 = tl.zeros([ROWS, BATCHES, BLOCK], dtype=tl.uint64)
+    j = tile % (part // BLOCK) * BLOCK + lane % BLOCK
+    at = points + (tl.minimum(c, count - 1).to(tl.int64) * 2 + i) * (TERMS * 3 * part) + j
+    f0 = batches + (b * (TERMS * 2) + i) * N + j
+    f1 = batches + (tl.minimum(b + 1, some - 1) * (TERMS * 2) + i) * N + j
+    f2 = batches + (tl.minimum(b + 2, some - 1) * (TERMS * 2) + i) * N + j
+    f3 = batches + (tl.minimum(b + 3, some - 1) * (TERMS * 2) + i) * N + j
+    zero = tl.zeros([ROWS * BLOCK], dtype=tl.uint64)
+    a0, a1, a2, a3 = zero, zero, zero, zero
+    b0, b1, b2, b3 = zero, zero, zero, zero
+    c0, c1, c2, c3 = zero, zero, zero, zero
+    d0, d1, d2, d3 = zero, zero, zero, zero
     for first in range(0, TERMS, UNROLL):
         for k in tl.static_range(UNROLL):
             w0 = tl.load(at + (first + k) * (3 * part))
             w1 = tl.load(at + (first + k) * (3 * part) + part)
             w2 = tl.load(at + (first + k) * (3 * part) + 2 * part)
             w3 = (w0 >> 24) | ((w1 >> 16) & 0xFF00) | ((w2 >> 8) & 0xFF0000)
-            f = factors + (first + k) * (2 * N)
-            s0 += (w0 & 0xFFFFFF).to(tl.uint64) * tl.load(f).to(tl.uint64)
-            s1 += (w1 & 0xFFFFFF).to(tl.uint64) * tl.load(f + part).to(tl.uint64)
-            s2 += (w2 & 0xFFFFFF).to(tl.uint64) * tl.load(f + 2 * part).to(tl.uint64)
-            s3 += w3.to(tl.uint64) * tl.load(f + 3 * part).to(tl.uint64)
+            w0, w1, w2 = w0 & 0xFFFFFF, w1 & 0xFFFFFF, w2 & 0xFFFFFF
+            step = (first + k) * (2 * N)
+            a0, a1, a2, a3 = _plus(a0, a1, a2, a3, w0, w1, w2, w3, f0 + step, part)
+            if BATCHES > 1:
+                b0, b1, b2, b3 = _plus(b0, b1, b2, b3, w0, w1, w2, w3, f1 + step, part)
+            if BATCHES > 2:
+                c0, c1, c2, c3 = _plus(c0, c1, c2, c3, w0, w1, w2, w3, f2 + step, part)
+                d0, d1, d2, d3 = _plus(d0, d1, d2, d3, w0, w1, w2, w3, f3 + step, part)
     p, pn = tl.load(words + i * COLUMNS + PRIME), tl.load(words + i * COLUMNS + NEGATIVE)
-    to = ((b.to(tl.int64)[None, :] * count + c[:, None]) * (2 * N) + i * N)[:, :, None] + j[None, None, :]
-    inside = ((c < count)[:, None] & (b < some)[None, :])[:, :, None]
-    tl.store(out + to, montgomery(s0, p, pn), mask=inside)
-    tl.store(out + to + part, montgomery(s1, p, pn), mask=inside)
-    tl.store(out + to + 2 * part, montgomery(s2, p, pn), mask=inside)
-    tl.store(out + to + 3 * part, montgomery(s3, p, pn), mask=inside)
+    inside = c < count
+    size = tl.cast(count, tl.int64) * (2 * N)
+    to = out + b * size + c.to(tl.int64) * (2 * N) + i * N + j
+    _store_sums(a0, a1, a2, a3, to, inside, p, pn, part)
+    if BATCHES > 1:
+        _store_sums(b0, b1, b2, b3, to + size, inside & (b + 1 < some), p, pn, part)
+    if BATCHES > 2:
+        _store_sums(c0, c1, c2, c3, to + 2 * size, inside & (b + 2 < some), p, pn, part)
+        _store_sums(d0, d1, d2, d3, to + 3 * size, inside & (b + 3 < some), p, pn, part)
 
 
 class SumTile(NamedTuple):
@@ -150,15 +179,10 @@ class SumTile(NamedTuple):
     @classmethod
     def choose(cls, batches: int, degree: int, terms: int) -> SumTile:
         """The tile that was fastest on an H100 (docs/gpu.md)."""
-        if batches == 1:
-            rows, many, points, threads = 2, 1, 512, 4
-        elif batches == 2:
-            rows, many, points, threads = 4, 2, 128, 4
-        else:
-            rows, many, points, threads = 4, 4, 128, 4
-        unroll = next(step for step in (4, 3, 2, 1) if terms % step == 0)
+        rows, many, points, unroll, threads = {1: (4, 1, 128, 4, 4), 2: (4, 2, 128, 2, 4)}.get(batches, (8, 4, 64, 2, 8))
         points = min(points, degree // 4)
-        return cls(rows, many, points, unroll, max(1, min(threads, points // 32)))
+        unroll = next(step for step in (unroll, 3, 2, 1) if terms % step == 0)
+        return cls(rows, many, points, unroll, threads)
 
 
 # Launches ------------------------------------------------------------------------------------------------------------
