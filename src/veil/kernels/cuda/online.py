@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from veil.kernels.cuda.packing import byte_part, top_bits, unpack_word
+from veil.kernels.cuda.packing import part_of, span_of, store_units, top_bits, unpack_aligned, unpack_word
 
 Tensor = torch.Tensor
 
@@ -28,9 +28,10 @@ def _value(x, divisors, j, inside, DIVIDED: tl.constexpr):  # type: ignore[no-un
 @triton.jit(do_not_specialize=["row", "offset", "stride", "target", "fixed"])
 def encrypt_rows(  # type: ignore[no-untyped-def]
     x, divisors, pads, out, scales, row, offset, stride, target, fixed, width, row_bytes,
-    DIVIDED: tl.constexpr, FIXED: tl.constexpr, BITS: tl.constexpr, INPUTS: tl.constexpr, BLOCK: tl.constexpr,
+    DIVIDED: tl.constexpr, FIXED: tl.constexpr, BITS: tl.constexpr, SPAN: tl.constexpr,
+    INPUTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Rows x [R, width] from ``row`` on → packed rows and their scales; grid (row, tile of bytes).
+    """Rows x [R, width] from ``row`` on → packed rows and their scales; grid (row, tile of units of SPAN bits).
 
     The pads of the first row begin at word ``offset``. ``target`` and ``fixed`` are the bits of float64.
     """
@@ -56,24 +57,25 @@ def encrypt_rows(  # type: ignore[no-untyped-def]
         tl.store(scales + row + t, shown)
     pads += offset + t * stride
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    first = 8 * k // BITS
-    byte = tl.zeros([BLOCK], dtype=tl.uint32)
-    for part in tl.static_range(7 // BITS + 2):
+    first = SPAN * k // BITS
+    unit = tl.zeros([BLOCK], dtype=tl.uint32)
+    for part in tl.static_range((SPAN - 1) // BITS + 2):
         j = first + part
-        shift = j * BITS - 8 * k
-        inside = (j < width) & (shift < 8)
+        shift = j * BITS - SPAN * k
+        inside = (j < width) & (shift < SPAN)
         # 1.5·2^52 makes the sum's last bit worth one, so that it rounds to nearest even and its low word is the integer.
         v = _value(x, divisors, j, inside, DIVIDED) * tau
         message = (v + 6755399441055744.0).to(tl.uint64, bitcast=True).to(tl.uint32)
         word = top_bits(message + tl.load(pads + j, mask=inside, other=0), BITS)
-        byte |= byte_part(tl.where(inside, tl.where(good, word, 0), 0).to(tl.uint32), shift, BITS)
-    tl.store(out + (row + t) * row_bytes + k, byte.to(tl.uint8), mask=k < row_bytes)
+        word = tl.where(inside, tl.where(good, word, 0), 0).to(tl.uint32)
+        unit |= part_of(word, shift, BITS, SPAN)
+    store_units(out + (row + t) * row_bytes, k, unit, row_bytes, SPAN)
 
 
 @triton.jit(do_not_specialize=["row", "offset", "stride"])
 def decrypt_rows(  # type: ignore[no-untyped-def]
     data, shares, scales, scale, bias, out, row, offset, stride, count, row_bytes,
-    BITS: tl.constexpr, BLOCK: tl.constexpr,
+    BITS: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Packed results from ``row`` on, less their shares (the first row's begin at word ``offset``), scaled back.
 
@@ -82,8 +84,12 @@ def decrypt_rows(  # type: ignore[no-untyped-def]
     t = tl.program_id(0).to(tl.int64)
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = j < count
-    word = unpack_word(data + (row + t) * row_bytes, j, inside, BITS) << (32 - BITS)
-    value = (word - tl.load(shares + offset + t * stride + j, mask=inside, other=0)).to(tl.int32, bitcast=True)
+    data += (row + t) * row_bytes
+    if SPAN == 8:
+        word = unpack_word(data, j, inside, BITS)
+    else:
+        word = unpack_aligned(data.to(tl.pointer_type(tl.uint32)), j, inside, BITS)
+    value = ((word << (32 - BITS)) - tl.load(shares + offset + t * stride + j, mask=inside, other=0)).to(tl.int32, bitcast=True)
     tau = tl.load(scales + row + t)
     inverse = tl.where(tau == 0.0, 0.0, 1.0 / tl.where(tau == 0.0, 1.0, tau))
     y = value.to(tl.float64) * inverse * tl.load(scale + j, mask=inside, other=0.0).to(tl.float64)
@@ -101,11 +107,11 @@ def encrypt(
     """Launch `encrypt_rows` for some rows; ``scaling`` is target norm and fixed norm."""
     width = x.shape[1]
     inputs = min(2048, max(32, 1 << max(width - 1, 0).bit_length()))
-    block = 512
-    encrypt_rows[(rows, max(1, -(-out.shape[1] // block)))](
+    span, block = span_of(out), 512 if rows < 32 else 1024
+    encrypt_rows[(rows, max(1, -(-8 * out.shape[1] // (span * block))))](
         x, x if divisors is None else divisors, pads, out, scales, row, offset, pads.shape[1],
         _bits(scaling[0]), _bits(scaling[1] or 1.0), width, out.shape[1],
-        divisors is not None, scaling[1] != 0.0, bits, inputs, block, num_warps=4, enable_fp_fusion=False,
+        divisors is not None, scaling[1] != 0.0, bits, span, inputs, block, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -118,7 +124,7 @@ def decrypt(
     if rows and count:
         decrypt_rows[(rows, -(-count // block))](
             data, shares, scales, scale, bias, out, row, offset, shares.shape[1], count, data.shape[1],
-            bits, block, num_warps=4, enable_fp_fusion=False,
+            bits, span_of(data), block, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
 
 

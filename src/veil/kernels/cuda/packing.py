@@ -34,6 +34,21 @@ def unpack_word(data, j, inside, BITS: tl.constexpr):  # type: ignore[no-untyped
 
 
 @triton.jit
+def unpack_aligned(data, j, inside, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """`unpack_word` by two loads, from packed words whose bytes are a multiple of four, as pointer to uint32."""
+    position = j * BITS
+    at = data + position // 32
+    shift = (position % 32).to(tl.uint32)
+    word = tl.load(at, mask=inside, other=0) >> shift
+    if 32 % BITS != 0:
+        above = tl.load(at + 1, mask=inside & (shift + BITS > 32), other=0)
+        word |= tl.where(shift > 0, above << ((32 - shift) & 31), 0).to(tl.uint32)
+    if BITS < 32:
+        word &= (1 << BITS) - 1
+    return word
+
+
+@triton.jit
 def top_bits(value, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
     """A 32-bit word rounded to its top BITS."""
     if BITS == 32:
@@ -43,19 +58,28 @@ def top_bits(value, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def byte_part(word, shift, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What a word whose lowest bit is bit ``shift`` (it may be negative) of a byte has in that byte."""
-    left = tl.where((shift >= 0) & (shift < 8), shift, 0).to(tl.uint32)
+def part_of(word, shift, BITS: tl.constexpr, SPAN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What a word whose lowest bit is bit ``shift`` (it may be negative) of a unit of SPAN bits has in that unit."""
+    left = tl.where((shift >= 0) & (shift < SPAN), shift, 0).to(tl.uint32)
     right = tl.where((shift < 0) & (shift > -BITS), -shift, 0).to(tl.uint32)
-    return tl.where((shift < 8) & (shift > -BITS), ((word << left) >> right) & 0xFF, 0).to(tl.uint32)
+    return tl.where((shift < SPAN) & (shift > -BITS), (word << left) >> right, 0).to(tl.uint32)
+
+
+@triton.jit
+def store_units(out, place, units, count, SPAN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Store units of 8 or 32 bits at their places of a row, whose bytes are a multiple of a unit's."""
+    if SPAN == 8:
+        tl.store(out + place, (units & 0xFF).to(tl.uint8), mask=place < count)
+    else:
+        tl.store(out.to(tl.pointer_type(tl.uint32)) + place, units, mask=place < count // 4)
 
 
 @triton.jit(do_not_specialize=["row", "offset", "stride"])
 def pack_words(  # type: ignore[no-untyped-def]
     values, shares, out, row, offset, stride, count, row_bytes,
-    SUBTRACT: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+    SUBTRACT: tl.constexpr, BITS: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Words [R, count] below 2^BITS from ``row`` on → bytes [R, row_bytes]; grid (row, tile).
+    """Words [R, count] below 2^BITS from ``row`` on → bytes [R, row_bytes]; grid (row, tile of units of SPAN bits).
 
     SUBTRACT: words modulo 2^32, less the shares from word ``offset`` on (``stride`` a row), rounded to their top BITS.
     """
@@ -63,17 +87,17 @@ def pack_words(  # type: ignore[no-untyped-def]
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     values += (row + t) * count
     shares += offset + t * stride
-    first = 8 * k // BITS
-    byte = tl.zeros([BLOCK], dtype=tl.uint32)
-    for part in tl.static_range(7 // BITS + 2):
+    first = SPAN * k // BITS
+    unit = tl.zeros([BLOCK], dtype=tl.uint32)
+    for part in tl.static_range((SPAN - 1) // BITS + 2):
         j = first + part
-        shift = j * BITS - 8 * k
-        inside = (j < count) & (shift < 8)
+        shift = j * BITS - SPAN * k
+        inside = (j < count) & (shift < SPAN)
         value = tl.load(values + j, mask=inside, other=0)
         if SUBTRACT:
             value = top_bits(value - tl.load(shares + j, mask=inside, other=0), BITS)
-        byte |= byte_part(tl.where(inside, value, 0).to(tl.uint32), shift, BITS)
-    tl.store(out + (row + t) * row_bytes + k, byte.to(tl.uint8), mask=k < row_bytes)
+        unit |= part_of(tl.where(inside, value, 0).to(tl.uint32), shift, BITS, SPAN)
+    store_units(out + (row + t) * row_bytes, k, unit, row_bytes, SPAN)
 
 
 @triton.jit
@@ -109,9 +133,15 @@ def pack(values: Tensor, bits: int) -> Tensor:
     rows, count = values.shape
     out = empty(rows, packed_bytes(count, bits), dtype=torch.uint8)
     if out.numel():
-        grid = (rows, -(-out.shape[1] // _BLOCK))
-        pack_words[grid](values, values, out, 0, 0, 0, count, out.shape[1], False, bits, _BLOCK)
+        span = span_of(out)
+        grid = (rows, -(-8 * out.shape[1] // (span * _BLOCK)))
+        pack_words[grid](values, values, out, 0, 0, 0, count, out.shape[1], False, bits, span, _BLOCK)
     return out
+
+
+def span_of(rows: Tensor) -> int:
+    """Bits of the units in which packed rows [R, bytes] are written and read: 32 where each row has whole ones."""
+    return 32 if rows.shape[1] % 4 == 0 and rows.data_ptr() % 4 == 0 else 8
 
 
 def finish(values: Tensor, row: int, rows: int, shares: Tensor, offset: int, bits: int, out: Tensor) -> None:
@@ -120,9 +150,10 @@ def finish(values: Tensor, row: int, rows: int, shares: Tensor, offset: int, bit
     The shares of the first of them begin at word ``offset`` of ``shares`` [T, words].
     """
     if rows and out.shape[1]:
-        grid = (rows, -(-out.shape[1] // _BLOCK))
+        span = span_of(out)
+        grid = (rows, -(-8 * out.shape[1] // (span * _BLOCK)))
         pack_words[grid](
-            values, shares, out, row, offset, shares.shape[1], values.shape[1], out.shape[1], True, bits, _BLOCK
+            values, shares, out, row, offset, shares.shape[1], values.shape[1], out.shape[1], True, bits, span, _BLOCK
         )
 
 

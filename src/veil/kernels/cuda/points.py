@@ -179,7 +179,7 @@ class SumTile(NamedTuple):
     @classmethod
     def choose(cls, batches: int, degree: int, terms: int) -> SumTile:
         """The tile that was fastest on an H100 (docs/gpu.md)."""
-        rows, many, points, unroll, threads = {1: (4, 1, 128, 4, 4), 2: (4, 2, 128, 2, 4)}.get(batches, (8, 4, 64, 2, 8))
+        rows, many, points, unroll, threads = {1: (1, 1, 512, 4, 4), 2: (8, 2, 64, 4, 8)}.get(batches, (4, 4, 64, 2, 4))
         points = min(points, degree // 4)
         unroll = next(step for step in (unroll, 3, 2, 1) if terms % step == 0)
         return cls(rows, many, points, unroll, threads)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from veil.kernels.cuda.device import empty
-from veil.kernels.cuda.packing import byte_part, store_limbs, top_bits, unpack_word
+from veil.kernels.cuda.packing import part_of, span_of, store_limbs, top_bits, unpack_aligned, unpack_word
 from veil.kernels.ring import Ring
 
 Tensor = torch.Tensor
@@ -22,17 +22,24 @@ Tensor = torch.Tensor
 @triton.jit(do_not_specialize=["offset"])
 def answer_one(  # type: ignore[no-untyped-def]
     data, weights, shares, out, offset, rows, width, row_bytes,
-    INPUT_BITS: tl.constexpr, BITS: tl.constexpr, BYTES: tl.constexpr,
+    INPUT_BITS: tl.constexpr, BITS: tl.constexpr, BYTES: tl.constexpr, SPAN: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """One packed row → packed ``W·b - h`` in its top BITS; a program makes ROWS (a multiple of 8) outputs."""
+    """One packed row → packed ``W·b - h`` in its top BITS; a program makes ROWS (a multiple of 8) outputs.
+
+    The row is read in units of SPAN bits.
+    """
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     at = weights + tl.minimum(r, rows - 1).to(tl.int64)[:, None] * width
     total = tl.zeros([ROWS, BLOCK], dtype=tl.int32)
     for start in range(0, width, BLOCK):
         j = start + tl.arange(0, BLOCK)
         w = _tile(at + j[None, :], (j < width)[None, :], EVEN)
-        x = (unpack_word(data, j, j < width, INPUT_BITS) << (32 - INPUT_BITS)).to(tl.int32, bitcast=True)
+        if SPAN == 8:
+            word = unpack_word(data, j, j < width, INPUT_BITS)
+        else:
+            word = unpack_aligned(data.to(tl.pointer_type(tl.uint32)), j, j < width, INPUT_BITS)
+        x = (word << (32 - INPUT_BITS)).to(tl.int32, bitcast=True)
         total += w.to(tl.int32) * x[None, :]
     value = tl.sum(total, axis=1).to(tl.uint32, bitcast=True)
     value = top_bits(value - tl.load(shares + offset + r, mask=r < rows, other=0), BITS)
@@ -40,7 +47,7 @@ def answer_one(  # type: ignore[no-untyped-def]
     # Byte k of the tile is the sum (the parts do not overlap) of what each word puts there.
     k = tl.arange(0, BYTES)
     shift = tl.arange(0, ROWS)[:, None] * BITS - 8 * k[None, :]
-    byte = tl.sum(byte_part(value[:, None], shift, BITS).to(tl.int32), axis=0)
+    byte = tl.sum((part_of(value[:, None], shift, BITS, 8) & 0xFF).to(tl.int32), axis=0)
     tile_bytes: tl.constexpr = ROWS * BITS // 8
     at_byte = tl.program_id(0) * tile_bytes + k
     tl.store(out + at_byte, byte.to(tl.uint8), mask=(k < tile_bytes) & (at_byte < row_bytes))
@@ -129,11 +136,13 @@ class ProductTile(NamedTuple):
     @classmethod
     def choose(cls, rows: int, width: int, columns: int) -> ProductTile:
         """The tile that was fastest on an H100 (docs/gpu.md)."""
-        if columns > 64 and rows >= 128:
+        if columns > 512:
             return cls(128, 64, 128, 8, 3)
-        tall = rows * columns >= 1 << 19
-        many = 64 if tall and columns > 32 else 32 if tall and columns > 16 else 16
-        return cls(64, many, 256 if not tall and width >= 2048 else 128, 4, 3)
+        if columns > 64 and rows >= 8192 and width <= 4096:
+            return cls(128, 64, 64, 8, 4)
+        if columns > 16:
+            return cls(64, 64 if columns > 32 else 32, 128, 4, 3)
+        return cls(64, 16, 256 if width >= 2048 else 128, 4, 3)
 
 
 def row_block(rows: int, width: int) -> tuple[int, int]:
@@ -153,7 +162,7 @@ def answer_row(data: Tensor, weights: Tensor, shares: Tensor, offset: int, bits:
     block = min(block, max(32, 1 << (width - 1).bit_length())) if width else 32
     padded = 1 << (tile * bits[1] // 8 - 1).bit_length()
     answer_one[(-(-rows // tile),)](
-        data, weights, shares, out, offset, rows, width, out.shape[1], bits[0], bits[1], padded, tile, block,
+        data, weights, shares, out, offset, rows, width, out.shape[1], bits[0], bits[1], padded, span_of(data), tile, block,
         width % block == 0, num_warps=threads,
     )  # fmt: skip
 
