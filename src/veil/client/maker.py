@@ -135,7 +135,8 @@ class RowMaker:
                 made.append(batch)
                 self._made += 1
             try:
-                self._transport.prepare(session, uploads, segments)
+                with self._stats.phase("prepare_server"):
+                    self._transport.prepare(session, uploads, segments)
             except (ServerUnreachable, CorruptMessage):
                 self._abandoned += [upload.number for upload in uploads]
                 raise

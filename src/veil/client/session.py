@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from veil.client.filler import Ahead, Filler, Ready
@@ -102,21 +103,26 @@ class ClientSession:
         column, start = self._maker.batches.group_start(group), self.model.manifest.starts[group]
         for left in reversed(range(_RECOVERIES)):
             session, parts = self._supply.take(group, len(x), prompt_rows)
+            start_s = time.perf_counter()
             pads = [part.batch.pad_rows(part.first, part.count) for part in parts]
             data, scales = kernels.encrypt(x, scaling, pads, column, info.input_bits)
             self.check(group, scales)
             self._sent = data
+            start_s = self.stats.spent("encrypt", start_s)
             try:
-                with self.stats.phase("online_server"):
-                    reply = self._transport.evaluate(session, group, _spans(parts), data)
+                reply = self._transport.evaluate(session, group, _spans(parts), data)
             except (UnknownSession, UnknownBatch):
                 if not left:
                     raise
+                self.stats.spent("online_server", start_s)
                 self._maker.reopen(session)
                 continue
+            start_s = self.stats.spent("online_server", start_s)
             self._moved(group, len(x))
             shares = [part.batch.share_rows(info.segment, part.first, part.count) for part in parts]
-            return kernels.decrypt(kernels.asarray(reply), scaling, shares, start, info.result_bits, scales)
+            outputs = kernels.decrypt(kernels.asarray(reply), scaling, shares, start, info.result_bits, scales)
+            self.stats.spent("decrypt", start_s)
+            return outputs
         raise AssertionError
 
     def close(self) -> None:
