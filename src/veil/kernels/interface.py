@@ -8,7 +8,7 @@ processor, tensors on a card. Letters are those of docs/protocol.md.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -54,6 +54,13 @@ class Scaling:
     bias: Array
     target: float
     fixed: float
+
+
+def first_slots(scaling: Scaling, slots: int) -> Scaling:
+    """The scaling of a group's first outputs."""
+    if slots == len(scaling.scale):
+        return scaling
+    return replace(scaling, scale=scaling.scale[:slots], bias=scaling.bias[:slots])
 
 
 class Hint(Protocol):

@@ -132,6 +132,7 @@ class HybridFHEModel:
             params or Params.default(),
             progress or (lambda stage, done, total: None),
             fold_norms,
+            x.get("input_ids") if hasattr(x, "get") else x,
         )
         self._adopt(compiled, kernels)
 
@@ -421,6 +422,18 @@ class HybridFHEModel:
         """The session of the mode in force."""
         return self._remote if self._mode == "remote" else self._session if self._mode == "execute" else None
 
+    def _asks_last_row(self, arguments: dict[str, Any]) -> bool:
+        """Whether a pass wants the logits of the last row of each sequence, and nothing else of it but the cache."""
+        asked = arguments.get("logits_to_keep")
+        config = getattr(self.model, "config", None)
+        shown = ("output_hidden_states", "output_attentions")
+        return (
+            isinstance(asked, int)
+            and asked == 1
+            and arguments.get("labels") is None
+            and not any(arguments.get(name) or getattr(config, name, False) for name in shown)
+        )
+
     @property
     def _on_card(self) -> bool:
         return self._router is not None and self._kernels.name == "cuda"
@@ -441,6 +454,7 @@ class HybridFHEModel:
             return self._model_forward(*args, **kwargs)
         self._router.begin_forward()
         self._router.checkpoint = self.checkpoint
+        self._router.last_row_only = self._asks_last_row(kwargs)
         session = self._active()
         if session is not None:
             session.begin_forward()
