@@ -55,7 +55,8 @@ class HybridFHEModel:
     which they are; ``"none"`` evaluates all. Raises `TypeError` for a model that is not an ``nn.Module``, `ValueError` for
     a name that does not fit.
 
-    ``ahead``, set before the first ``execute``, has rows made ready in the background in that mode too. ``checkpoint`` is
+    ``ahead``, set before the first ``execute``, has rows made ready in the background in that mode too. ``hints``,
+    set before it, is a folder where the server's hint is kept for the next start. ``checkpoint`` is
     called before every evaluation of a remote layer; what it raises ends the forward pass.
     """
 
@@ -87,6 +88,7 @@ class HybridFHEModel:
         self._mode = "torch"
         self._progress: Progress | None = None
         self.ahead: Ahead | None = None
+        self.hints: Path | None = None
         self.checkpoint: Callable[[], None] | None = None
         generation = getattr(model, "generation_config", None)
         if generation is not None:
@@ -403,7 +405,7 @@ class HybridFHEModel:
             if compiled.weights is None:
                 raise NotCompiled("this needs the weights, and only the client half of the bundle is here")
             model = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
-            self._engine = Engine.build(model, self._server_kernels, self._progress)
+            self._engine = Engine.build(model, self._server_kernels, self._progress, hints=self.hints)
             self._tables = self._tables or self._engine.hint.public_tables(compiled.seed, compiled.params)
         return self._engine
 

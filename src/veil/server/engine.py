@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,9 @@ from veil.model.manifest import Manifest
 from veil.params import Params, packed_bytes
 from veil.progress import Progress
 from veil.seed import PublicSeed
+from veil.server.hint_files import load_hint, save_hint
 from veil.server.store import Session, SessionStore, record_bytes
+from veil.wire.methods import fingerprint
 from veil.wire.messages import BatchUpload, Span, Upload, rows_of
 
 I8 = NDArray[np.int8]
@@ -106,13 +109,25 @@ class Engine:
         kernels: Kernels,
         progress: Progress | None = None,
         store: SessionStore | None = None,
+        hints: Path | None = None,
     ) -> Engine:
-        """An engine for a model; its hint is built from the weights."""
+        """An engine for a model; its hint is built from the weights, or read from ``hints`` if it was kept there before.
+
+        On a card a hint is built quicker than read, so none is kept.
+        """
         weights = kernels.load_weights(model.weights)
+        mark, kept = fingerprint(model.params, model.seed, model.manifest), None
+        folder = None if hints is None or kernels.name == "cuda" else hints / f"{mark[:32]}-{kernels.name}"
+        if folder is not None:
+            kept = load_hint(folder, model.params, model.manifest.segments, kernels, mark)
+        if kept is not None:
+            return cls(model, kept, weights, kernels, store)
         segments: dict[str, list[HintRows]] = {name: [] for name in model.manifest.segments}
         for index, group in enumerate(model.manifest.groups):
             segments[group.segment].append(HintRows(index, weights[index]))
         hint = ServerHint.build(model.params, model.seed, segments, kernels, progress)
+        if folder is not None:
+            save_hint(folder, hint, kernels, mark)
         return cls(model, hint, weights, kernels, store)
 
     # The transport, in process -------------------------------------------------------------------------------------------

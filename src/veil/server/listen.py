@@ -104,15 +104,17 @@ def build_bundles(
     kernels: Kernels,
     store: SessionStore,
     progress: Progress | None = None,
+    hints: Path | None = None,
 ) -> dict[str, Served]:
-    """Load server halves by name and build their hints; ``offers`` are client halves by the same names."""
+    """Load server halves by name and build their hints; ``offers`` are client halves by the same names,
+    ``hints`` a folder where hints are kept for the next start."""
     unknown = sorted(set(offers) - set(halves))
     if unknown:
         raise ValueError(f"--offer names {unknown[0]!r}, which is not served; served are {', '.join(halves)}")
     bundles = {}
     for name, path in halves.items():
         offer = Offer(offers[name]) if name in offers else None
-        engine = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, store))
+        engine = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, store, hints))
         bundles[name] = Served(engine, offer)
     return bundles
 
