@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.kernels.ring import Ring
-from veil.random import SecretRng
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +75,13 @@ class Hint(Protocol):
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What `Kernels.load_hint` takes, to be kept on disk."""
+
+
+class Words(Protocol):
+    """Uniform words; `veil.random.SecretRng` has secret ones."""
+
+    def words16(self, count: int) -> NDArray[np.uint16]: ...
+    def words64(self, count: int) -> NDArray[np.uint64]: ...
 
 
 class Errors(Protocol):
@@ -149,7 +155,7 @@ class Kernels(Protocol):
 
     # The client's half, ahead of time ------------------------------------------------------------------------------------
 
-    def errors(self, rng: SecretRng, sigma: float) -> Errors:
+    def errors(self, rng: Words, sigma: float) -> Errors:
         """A source of errors of this deviation, seeded by ``rng``."""
 
     def encrypt_batch(self, a: Array, z: I8, secret: I8, errors: Array, ring: Ring) -> Array:

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.errors import WireError
-from veil.kernels.interface import Errors, Hint, Rows, Scaling
+from veil.kernels.gaussian import GaussianTable
+from veil.kernels.interface import Errors, Hint, Rows, Scaling, Words
 from veil.kernels.ring import FRACTION_BITS, Ring
 from veil.kernels.tables import NttTable
 from veil.params import packed_bytes
-from veil.random import GaussianTable, SecretRng
 
 if TYPE_CHECKING:
     import torch
@@ -169,9 +169,9 @@ class ReferenceHint:
 
 
 class HostErrors:
-    """Rounded Gaussians from a `SecretRng`, by inversion of two random bytes and, rarely, six more."""
+    """Rounded Gaussians from uniform words, by inversion of two random bytes and, rarely, six more."""
 
-    def __init__(self, rng: SecretRng, sigma: float) -> None:
+    def __init__(self, rng: Words, sigma: float) -> None:
         self._rng = rng
         self._table = GaussianTable(sigma)
 
@@ -263,7 +263,7 @@ class ReferenceKernels:
 
     # The client's half, ahead of time ------------------------------------------------------------------------------------
 
-    def errors(self, rng: SecretRng, sigma: float) -> Errors:
+    def errors(self, rng: Words, sigma: float) -> Errors:
         return HostErrors(rng, sigma)
 
     def encrypt_batch(self, a: U32, z: I8, secret: I8, errors: I8, ring: Ring) -> U8:
