@@ -18,6 +18,7 @@ from veil.kernels.memory import room
 
 _ZEROS = memoryview(bytes(1 << 18))
 
+
 class SecretRng:
     """Secret randomness: ChaCha20 under a key from the operating system, rekeyed every gibibyte.
 
@@ -64,7 +65,7 @@ class SecretRng:
             self._rekey(os.urandom(32))
         self._left -= count
         out = room((count,), np.uint8)
-        view = memoryview(out)
+        view = out.data
         for start in range(0, count, len(_ZEROS)):
             part = view[start : start + len(_ZEROS)]
             self._stream.update_into(_ZEROS[: len(part)], part)

@@ -219,12 +219,13 @@ def _cut(spans: Sequence[Span], step: int) -> list[list[Span]]:
     """Spans in parts of up to ``step`` rows."""
     parts: list[list[Span]] = []
     room = 0
-    for batch, first, count in spans:
+    for span in spans:
+        first, count = span.first, span.count
         while count:
             if not room:
                 parts.append([])
                 room = step
             own = min(count, room)
-            parts[-1].append(Span(batch, first, own))
+            parts[-1].append(Span(span.batch, first, own))
             first, count, room = first + own, count - own, room - own
     return parts

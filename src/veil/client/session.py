@@ -95,8 +95,9 @@ class ClientSession:
     def evaluate(self, group: int, x: Array, slots: int | None = None) -> Array:
         """``W·x + bias`` for rows x [R, width] float32 of one group, encrypted → [R, rows] float32.
 
-        With ``slots`` the rows are a prompt's, and only as many outputs are asked for, from the first on. Takes R fresh rows, spent before a byte leaves; waits for more if the pool is short. Raises `NotFiniteActivation` for
-        NaN or infinity before anything is sent, where the backend can tell at once.
+        With ``slots`` the rows are a prompt's, and only as many outputs are asked for, from the first on. Takes R fresh
+        rows, spent before a byte leaves; waits for more if the pool is short. Raises `NotFiniteActivation` for NaN or
+        infinity before anything is sent, where the backend can tell at once.
         """
         info, kernels, scaling = self.model.manifest.groups[group], self.kernels, self.scalings[group]
         prompt_rows = self._supply.count(group, len(x), prompt=slots is not None)

@@ -21,7 +21,7 @@ class GaussianTable:
         if not 0 < sigma <= 12:
             raise ValueError(f"sigma is {sigma}, expected up to 12")
         self.sigma = sigma
-        tails = []  # P(X > k) in units of 2^-64
+        tails: list[int] = []  # P(X > k) in units of 2^-64
         while True:
             tails.append(round(math.erfc((len(tails) + 0.5) / (sigma * math.sqrt(2))) / 2 * 2.0**64))
             if tails[-1] == 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,8 @@ TILE = 16
 """Blocks that are put into a hint together."""
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True, eq=False, slots=True)
+class Rows:
     """``count`` rows of a batch's material [T, words], from row ``first``."""
 
     material: Array
@@ -203,9 +204,7 @@ class Kernels(Protocol):
         ``bits`` are those of inputs and of results; ``serial`` keeps the work on the calling thread.
         """
 
-    def decrypt(
-        self, data: Array, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: Array
-    ) -> Array:
+    def decrypt(self, data: Array, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: Array) -> Array:
         """Packed results minus μ from ``column`` on, scaled back → [R, rows] float32."""
 
     def finite(self, scales: Array) -> bool:

@@ -233,7 +233,9 @@ class ReferenceKernels:
         blocks = -(-len(rows) // ring.w)
         padded = np.zeros((blocks * ring.w, ring.n), dtype=np.int32)
         padded[: len(rows)] = rows
-        polynomials = padded.reshape(blocks, ring.w, ring.terms, ring.T).transpose(0, 2, 3, 1).reshape(blocks, ring.terms, -1)
+        polynomials = (
+            padded.reshape(blocks, ring.w, ring.terms, ring.T).transpose(0, 2, 3, 1).reshape(blocks, ring.terms, -1)
+        )
         for i, table in enumerate(ring.outer):
             hint.points[i, first : first + blocks] = residues(polynomials, table)
 
@@ -326,9 +328,7 @@ class ReferenceKernels:
         rows = unpack(data, weights.shape[1], up) << np.uint32(32 - up)
         return pack(top_bits(matmul(weights, rows) - gathered(shares, column, len(weights)), down), down)
 
-    def decrypt(
-        self, data: U8, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: F64
-    ) -> F32:
+    def decrypt(self, data: U8, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: F64) -> F32:
         width = len(scaling.scale)
         words = unpack(data, width, bits) << np.uint32(32 - bits)
         values = (words - gathered(shares, column, width)).view(np.int32)

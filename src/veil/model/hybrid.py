@@ -82,6 +82,8 @@ class HybridFHEModel:
         self._session: ClientSession | None = None
         self._remote: ClientSession | None = None
         self._router: Router | None = None
+        self._kernels: Kernels
+        self._scalings: list[Scaling]
         self._graph: TokenGraph | None = None
         self._address: Any = None
         self._link: Link | None = None
@@ -156,7 +158,7 @@ class HybridFHEModel:
         self._kernels = kernels
         if kernels.name == "cpu":
             warm_up(self._progress)
-        self._scalings: list[Scaling] = scalings_of(compiled.constants, compiled.params, kernels)
+        self._scalings = scalings_of(compiled.constants, compiled.params, kernels)
         stream = ResidualStream(self.model, compiled.manifest)
         self._router = Router(compiled.manifest, compiled.constants, kernels, stream)
         self.stats.kernels = server.name if kernels is server else f"client {kernels.name}, server {server.name}"
@@ -290,9 +292,7 @@ class HybridFHEModel:
     def _clear_layers(self, *, simulate: bool) -> ClearLayers:
         compiled, kernels = self._need_compiled(), self._kernels
         if compiled.weights is None:
-            raise NotCompiled(
-                f"mode {'simulate' if simulate else 'disable'!r} needs the weights, and only the client half of the bundle is here"
-            )
+            raise NotCompiled("modes disable and simulate need the weights, and only the client half of the bundle is here")
         weights = kernels.load_weights(compiled.weights)
         if not simulate:
             return ClearLayers(compiled.manifest, weights, self._scalings, kernels)
@@ -412,9 +412,7 @@ class HybridFHEModel:
     def _open_session(self) -> ClientSession:
         engine, compiled = self._need_engine(), self._need_compiled()
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, self._tables)
-        session = ClientSession(
-            model, engine, self._kernels, self._scalings, SecretRng(), self.stats, ahead=self.ahead
-        )
+        session = ClientSession(model, engine, self._kernels, self._scalings, SecretRng(), self.stats, ahead=self.ahead)
         if self._kernels.name == "cuda":
             assert self._router is not None
             self._graph = TokenGraph(self._model_forward, self._router, session, engine)

@@ -31,9 +31,7 @@ class Evaluator(Protocol):
 class ClearLayers:
     """The integer layers in clear (mode ``disable``): the same kernels as a session's, with pads and shares of zero."""
 
-    def __init__(
-        self, manifest: Manifest, weights: Sequence[Array], scalings: Sequence[Scaling], kernels: Kernels
-    ) -> None:
+    def __init__(self, manifest: Manifest, weights: Sequence[Array], scalings: Sequence[Scaling], kernels: Kernels) -> None:
         self._manifest = manifest
         self._weights = weights
         self._scalings = scalings

@@ -60,9 +60,7 @@ class Router:
         self.last_row_only = False
         """Whether of the last layers nothing but the last row of each sequence matters in this pass."""
         self._kernels = kernels
-        self._shifts = [
-            None if own.shift is None else kernels.to_torch(kernels.asarray(own.shift)) for own in constants
-        ]
+        self._shifts = [None if own.shift is None else kernels.to_torch(kernels.asarray(own.shift)) for own in constants]
         self._pending: dict[int, _Pending] = {}
         self._answers: dict[int, _Answer] = {}
         self._lock = threading.RLock()

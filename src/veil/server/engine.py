@@ -20,8 +20,8 @@ from veil.progress import Progress
 from veil.seed import PublicSeed
 from veil.server.hint_files import load_hint, save_hint
 from veil.server.store import Session, SessionStore, record_bytes
-from veil.wire.methods import fingerprint
 from veil.wire.messages import BatchUpload, Span, Upload, rows_of
+from veil.wire.methods import fingerprint
 
 I8 = NDArray[np.int8]
 

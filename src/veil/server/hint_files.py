@@ -1,4 +1,4 @@
-"""A hint on disk: built once for a bundle, read again at the next start. What is damaged or of another bundle is built anew."""
+"""A hint on disk: built once for a bundle, read again at the next start. What does not fit is built anew."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ def save_hint(folder: Path, hint: ServerHint, kernels: Kernels, fingerprint: str
             shutil.rmtree(part, ignore_errors=True)
 
 
-def load_hint(
-    folder: Path, params: Params, slots: dict[str, int], kernels: Kernels, fingerprint: str
-) -> ServerHint | None:
+def load_hint(folder: Path, params: Params, slots: dict[str, int], kernels: Kernels, fingerprint: str) -> ServerHint | None:
     """The hint that `save_hint` kept; None where there is none of this bundle, these kernels and this version, or a part of
     it is missing or cut off.
     """

@@ -15,13 +15,13 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from veil.kernels.interface import Kernels
 from veil.model.server_bundle import load_server
 from veil.priority import in_thread_of_its_own
 from veil.progress import Progress
 from veil.server.engine import Engine
 from veil.server.lane import RowLane
 from veil.server.logs import event
-from veil.kernels.interface import Kernels
 from veil.server.metrics import Metrics
 from veil.server.offer import Offer
 from veil.server.scheduler import OnlineTurns, PreparationWorker

@@ -220,7 +220,9 @@ class CpuKernels:
         out = np.empty((ring.terms, 2, ring.N), dtype=np.uint32)
         for i, table in enumerate(ring.outer):
             p = np.uint64(table.prime)
-            plain, key = (_points(values % table.prime, table.prime, i, ring) for values in (message, z[None].astype(np.int64)))
+            plain, key = (
+                _points(values % table.prime, table.prime, i, ring) for values in (message, z[None].astype(np.int64))
+            )
             product = a[:, i].astype(np.uint64) * key % p
             out[:, i] = ((plain + p - product) % p).astype(np.uint32)
         return self.pack(out.reshape(-1, ring.N), ring.prime_bits).reshape(-1)
@@ -298,9 +300,7 @@ class CpuKernels:
             online.answer(data, weights, part.material, part.first, column, bits[0], bits[1], threads, out)
         return out
 
-    def decrypt(
-        self, data: U8, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: F64
-    ) -> F32:
+    def decrypt(self, data: U8, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: F64) -> F32:
         y = np.empty((len(data), len(scaling.scale)), dtype=np.float32)
         first = 0
         for part in shares:

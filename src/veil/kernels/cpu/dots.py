@@ -20,7 +20,20 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from veil.kernels.cpu.vector import I32, I64, Loop, array, constant, declare, has_feature, plus, prefetch, read, splat, vector_code
+from veil.kernels.cpu.vector import (
+    I32,
+    I64,
+    Loop,
+    array,
+    constant,
+    declare,
+    has_feature,
+    plus,
+    prefetch,
+    read,
+    splat,
+    vector_code,
+)
 
 WORDS, PAIRS, BYTES = 0, 1, 2
 STEP = 64

@@ -20,7 +20,9 @@ U8, U32, I8 = NDArray[np.uint8], NDArray[np.uint32], NDArray[np.int8]
 
 _TILE = 256  # results of each row that are finished together where rows are many; whole bytes
 _PIECE = 1024  # words that are decrypted together: whole bytes, in the first-level cache
-_ROUND = 6755399441055744.0  # 1.5·2^52: a float64 below 2^51 added to it is rounded to an integer, its low bits the integer's
+_ROUND = (
+    6755399441055744.0  # 1.5·2^52: a float64 below 2^51 added to it is rounded to an integer, its low bits the integer's
+)
 
 
 @njit(cache=True)

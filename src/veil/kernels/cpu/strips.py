@@ -13,7 +13,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
 
-from veil.kernels.cpu.transform import COLUMNS, forward, inverse, lower
+from veil.kernels.cpu.transform import COLUMNS, forward, inverse
 from veil.kernels.cpu.vector import (
     I32,
     I64,
@@ -26,7 +26,6 @@ from veil.kernels.cpu.vector import (
     transposed,
     vector_code,
 )
-
 
 _UNROLLED = 4
 _SQUARE = 8
