@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from veil.client.stats import Stats
 from veil.crypto.hint import hint_bytes
 from veil.errors import NotCompiled
 from veil.kernels.backend import kernels_for
-from veil.kernels.interface import Kernels, Scaling
+from veil.kernels.interface import Array, Kernels, Scaling
 from veil.kernels.warm import warm_up
 from veil.model.compiled import Compiled, compile_layers
 from veil.model.constants import scalings_of
@@ -78,6 +78,7 @@ class HybridFHEModel:
         self._layers = layers
         self._compiled: Compiled | None = None
         self._engine: Engine | None = None
+        self._weights: Sequence[Array] | None = None
         self._tables: dict[str, Any] = {}
         self._session: ClientSession | None = None
         self._remote: ClientSession | None = None
@@ -156,6 +157,7 @@ class HybridFHEModel:
             self._session.close()
             self._session = self._graph = None
         self._kernels = kernels
+        self._weights = None
         if kernels.name == "cpu":
             warm_up(self._progress)
         self._scalings = scalings_of(compiled.constants, compiled.params, kernels)
@@ -293,11 +295,13 @@ class HybridFHEModel:
         compiled, kernels = self._need_compiled(), self._kernels
         if compiled.weights is None:
             raise NotCompiled("modes disable and simulate need the weights, and only the client half of the bundle is here")
-        weights = kernels.load_weights(compiled.weights)
+        if self._weights is None:
+            engine = self._engine if self._engine is not None and self._engine.kernels is kernels else None
+            self._weights = kernels.load_weights(compiled.weights) if engine is None else engine.weights
         if not simulate:
-            return ClearLayers(compiled.manifest, weights, self._scalings, kernels)
+            return ClearLayers(compiled.manifest, self._weights, self._scalings, kernels)
         rng = np.random.default_rng()
-        return SimulatedLayers(compiled.manifest, weights, self._scalings, kernels, compiled.params, rng)
+        return SimulatedLayers(compiled.manifest, self._weights, self._scalings, kernels, compiled.params, rng)
 
     def reserve(self, rows_body: int = 0, rows_full: int = 0) -> None:
         """Have rows ready: ``rows_body`` for prompt rows, ``rows_full`` for rows that need logits; whole batches are made."""

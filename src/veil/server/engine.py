@@ -89,7 +89,7 @@ class Engine:
         self.hint = hint
         self.store = store or SessionStore()
         self.kernels = kernels
-        self._weights = weights
+        self.weights = weights
         self._ring = ring_of(model.params)
         self._admission = threading.Lock()
         self._places = [
@@ -278,7 +278,7 @@ class Engine:
 
     def prefetch_after(self, group: int) -> Iterator[object]:
         """Steps that bring the weights of the group behind this one into the caches: a pass takes groups in their order."""
-        return self.kernels.prefetch(self._weights[(group + 1) % len(self._places)])
+        return self.kernels.prefetch(self.weights[(group + 1) % len(self._places)])
 
     def work(self, claim: Claim) -> int:
         """Multiply-adds of a claim."""
@@ -294,7 +294,7 @@ class Engine:
         shares = [part for claim in claims for part in claim.shares]
         rows = [kernels.asarray(claim.rows) for claim in claims]
         together = rows[0] if len(rows) == 1 else kernels.concatenate(rows)
-        packed = kernels.answer(together, self._weights[group][:slots], shares, column, bits, serial=serial)
+        packed = kernels.answer(together, self.weights[group][:slots], shares, column, bits, serial=serial)
         replies, first = [], 0
         for claim in claims:
             replies.append(packed[first : first + claim.count])

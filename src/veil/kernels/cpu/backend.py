@@ -17,7 +17,7 @@ from veil.kernels.cpu import online, packing, product, strips
 from veil.kernels.cpu.transform import COLUMNS, forward_factors, inverse_factors
 from veil.kernels.gaussian import GaussianTable
 from veil.kernels.interface import Errors, Hint, Rows, Scaling, Words
-from veil.kernels.memory import aligned, room, side_by_side
+from veil.kernels.memory import aligned, room
 from veil.kernels.ring import Ring
 from veil.kernels.tables import shoup
 from veil.params import packed_bytes
@@ -165,7 +165,7 @@ class CpuKernels:
     # The server's half, once ---------------------------------------------------------------------------------------------
 
     def load_weights(self, weights: Sequence[I8]) -> list[I8]:
-        return list(side_by_side(list(weights)))
+        return list(weights)
 
     def inner_hint(self, weights: I8, a: U32, ring: Ring) -> I32:
         width = weights.shape[1]
