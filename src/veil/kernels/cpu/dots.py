@@ -1,4 +1,4 @@
-"""The inner loops of the online product: two rows of int8 weights with some rows of words, sums in registers.
+"""The inner loops of the online product: some rows of int8 weights with some rows of words, sums in registers.
 
 Modulo 2^32 a word is the sum of its digits, and digits are what processors multiply fastest. How a row's words are laid out
 (its *planes*) depends on the machine's `form`, and on ``kept``, how many top bits of the words are used:
@@ -48,6 +48,27 @@ def _form(context: Any) -> int:
     if has_feature(context, "avx512vnni") or has_feature(context, "avxvnni"):
         return BYTES
     return PAIRS if has_feature(context, "avx2") else WORDS
+
+
+def _weights(context: Any, rows: int) -> int:
+    """Rows of weights of one visit: as many sums as the registers hold, and as few visits as that allows."""
+    if _form(context) == BYTES and has_feature(context, "avx512vnni"):
+        return 8 if rows == 1 else 4
+    return 4 if rows <= 2 else 2
+
+
+@vector_code
+def weights_of(typing_context, rows):  # type: ignore[no-untyped-def]
+    """Rows of weights that one visit with this many rows multiplies."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        size = I64(_weights(context, 6))
+        for few in (4, 3, 2, 1):
+            fits = builder.icmp_signed("<=", args[0], I64(few))
+            size = builder.select(fits, I64(_weights(context, few)), size)
+        return size
+
+    return types.intp(types.intp), code
 
 
 @vector_code
@@ -130,7 +151,7 @@ class _Visit:
 def _add_digits(visit: _Visit, count: Any, above: Any, sums: list[Any]) -> list[Any]:
     """Sums of eight words each, plus weights times signed 16-bit digits in a plane ``above`` bytes after the lowest."""
     builder, kind, digits = visit.builder, ir.VectorType(I32, 8), ir.VectorType(_I16, 16)
-    multiply = declare(builder, "llvm.x86.avx2.pmadd.wd", kind, [digits] * 2)
+    multiply, many = declare(builder, "llvm.x86.avx2.pmadd.wd", kind, [digits] * 2), len(visit.starts)
     places = visit.rows(above, 2)
     turn = STEP if visit.ahead else STEP // 2
     with Loop(builder, count, turn, [kind] * len(sums), sums) as loop:
@@ -146,7 +167,7 @@ def _add_digits(visit: _Visit, count: Any, above: Any, sums: list[Any]) -> list[
                 x = read(builder, builder.gep(place, [double]), digits)
                 for w, row in enumerate(weights):
                     product = builder.call(multiply, [x, row])
-                    loop.values[2 * t + w] = builder.add(loop.values[2 * t + w], product)
+                    loop.values[many * t + w] = builder.add(loop.values[many * t + w], product)
     return loop.values
 
 
@@ -154,12 +175,12 @@ def _pair_sums(visit: _Visit) -> list[Any]:
     """Each (row of planes, row of weights) as eight words to be summed, in the form `PAIRS`."""
     builder, kind = visit.builder, ir.VectorType(I32, 8)
     halves, small = ir.VectorType(_I16, 16), ir.VectorType(_I8, 32)
-    multiply = declare(builder, "llvm.x86.avx2.pmadd.ub.sw", halves, [small] * 2)
+    multiply, many = declare(builder, "llvm.x86.avx2.pmadd.ub.sw", halves, [small] * 2), len(visit.starts)
     summed = declare(builder, "llvm.x86.avx2.pmadd.wd", kind, [halves] * 2)
     above = builder.shl(visit.padded, I64(1))
     places = visit.rows(above, 1)
     turn = STEP if visit.ahead else STEP // 2
-    with Loop(builder, visit.count_if(23), turn, [halves] * (2 * len(places))) as loop:
+    with Loop(builder, visit.count_if(23), turn, [halves] * (len(visit.starts) * len(places))) as loop:
         visit.ask(loop.index)
         for step in range(0, turn, 32):
             at = plus(builder, loop.index, step)
@@ -168,7 +189,7 @@ def _pair_sums(visit: _Visit) -> list[Any]:
                 x = read(builder, builder.gep(place, [at]), small)
                 for w, row in enumerate(weights):
                     product = builder.call(multiply, [x, row])
-                    loop.values[2 * t + w] = builder.add(loop.values[2 * t + w], product)
+                    loop.values[many * t + w] = builder.add(loop.values[many * t + w], product)
     sums = [builder.call(summed, [total, constant(halves, 1)]) for total in loop.values]
     sums = _add_digits(visit, visit.count_if(32), above, sums)
     sums = [builder.shl(total, constant(kind, 16)) for total in sums]
@@ -178,8 +199,8 @@ def _pair_sums(visit: _Visit) -> list[Any]:
 def _byte_sums(visit: _Visit, words: int, name: str) -> list[Any]:
     """Each (row of planes, row of weights) as some words to be summed, in the form `BYTES`."""
     builder, kind = visit.builder, ir.VectorType(I32, words)
-    multiply = declare(builder, name, kind, [kind] * 3)
-    sums, size = 2 * len(visit.planes), 4 * words
+    multiply, many = declare(builder, name, kind, [kind] * 3), len(visit.starts)
+    sums, size = len(visit.starts) * len(visit.planes), 4 * words
     planes = builder.lshr(visit.kept, I64(3))
     with Loop(builder, planes, 1, [kind] * sums) as each:
         first = [builder.shl(total, constant(kind, 8)) for total in each.values]
@@ -193,15 +214,15 @@ def _byte_sums(visit: _Visit, words: int, name: str) -> list[Any]:
                 for t, place in enumerate(places):
                     x = read(builder, builder.gep(place, [at]), kind)
                     for w, row in enumerate(weights):
-                        loop.values[2 * t + w] = builder.call(multiply, [loop.values[2 * t + w], x, row])
+                        loop.values[many * t + w] = builder.call(multiply, [loop.values[many * t + w], x, row])
         each.values = loop.values
     return each.values
 
 
 def _word_sums(visit: _Visit) -> list[Any]:
     """Each (row of planes, row of weights) as eight words to be summed, in the form `WORDS`."""
-    builder, kind = visit.builder, ir.VectorType(I32, 8)
-    with Loop(builder, visit.count, 8, [kind] * (2 * len(visit.planes))) as loop:
+    builder, kind, many = visit.builder, ir.VectorType(I32, 8), len(visit.starts)
+    with Loop(builder, visit.count, 8, [kind] * (len(visit.starts) * len(visit.planes))) as loop:
         at = loop.index
         weights = [
             builder.sext(read(builder, builder.gep(start, [at]), ir.VectorType(_I8, 8)), kind) for start in visit.starts
@@ -209,7 +230,7 @@ def _word_sums(visit: _Visit) -> list[Any]:
         for t, place in enumerate(visit.rows(I64(0), 4)):
             x = read(builder, builder.gep(place, [builder.shl(at, I64(2))]), kind)
             for w, row in enumerate(weights):
-                loop.values[2 * t + w] = builder.add(loop.values[2 * t + w], builder.mul(x, row))
+                loop.values[many * t + w] = builder.add(loop.values[many * t + w], builder.mul(x, row))
     return loop.values
 
 
@@ -255,36 +276,40 @@ def _neighbours(builder: Any, a: Any, b: Any) -> Any:
 
 
 def _visit(rows: int) -> Callable[..., Any]:
-    """Code for ``u[t + i, c] += Σ_k weights[at + k]·x[t + i, first + k]`` for this many rows i and two (at, c).
+    """Code for ``u[t + i, j + offset] += Σ_k weights[j, k]·x[t + i, k]`` for this many rows i, and rows j of weights.
 
-    weights int8, ``at`` counted in all of it; planes [rows, bytes] uint8 of words padded to ``padded``, of which ``kept``
-    top bits are used; ``first`` and ``count`` are multiples of `STEP`; u uint32. Where both c are one, it is added once.
+    Half of those j (see `weights_of`) begin at ``j0`` and end before ``end0``, the others at ``j1`` and before ``end1``. k
+    goes from ``first`` through ``count`` weights, both multiples of `STEP`. weights int8; planes [rows, bytes] uint8 of
+    words padded to ``padded``, of which ``kept`` top bits are used; u uint32.
     """
 
     @vector_code
-    def visit(typing_context, weights, at0, at1, planes, t, first, count, padded, kept, u, c0, c1):  # type: ignore[no-untyped-def]
+    def visit(typing_context, weights, j0, end0, j1, end1, planes, t, first, count, padded, kept, u, offset):  # type: ignore[no-untyped-def]
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            weights, planes, u = (array(context, builder, signature, args, place) for place in (0, 3, 9))
-            size, columns = builder.extract_value(planes.shape, 1), builder.extract_value(u.shape, 1)
-            t, kept = args[4], args[8]
+            weights, planes, u = (array(context, builder, signature, args, place) for place in (0, 5, 11))
+            width, size, columns = (builder.extract_value(each.shape, 1) for each in (weights, planes, u))
+            t, first, kept = args[6], args[7], args[10]
             places = [builder.gep(planes.data, [builder.mul(plus(builder, t, i), size)]) for i in range(rows)]
-            starts = [builder.gep(weights.data, [at]) for at in args[1:3]]
-            vectors = _sums(context, _Visit(builder, starts, places, list(args[5:9])))
+            half = _weights(context, rows) // 2
+            taken, inside, starts = [], [], []
+            for i in range(2 * half):
+                row = plus(builder, args[1 if i < half else 3], i % half)
+                inside.append(builder.icmp_signed("<", row, args[2 if i < half else 4]))
+                taken.append(builder.select(inside[i], row, args[1]))
+                starts.append(builder.gep(weights.data, [builder.add(builder.mul(taken[i], width), first)]))
+            vectors = _sums(context, _Visit(builder, starts, places, list(args[7:11])))
             totals = _across(builder, vectors)
             shift = builder.trunc(builder.sub(I64(32), kept), I32)
-            same = builder.icmp_signed("==", args[10], args[11])
-            for i in range(rows):
-                row = builder.mul(plus(builder, t, i), columns)
-                for w in range(2):
-                    place = builder.gep(u.data, [builder.add(row, args[10 + w])])
-                    value = builder.shl(totals[2 * i + w], shift)
-                    if w:
-                        value = builder.select(same, I32(0), value)
-                    builder.store(builder.add(builder.load(place), value), place)
+            for i, total in enumerate(totals):
+                value = builder.select(inside[i % (2 * half)], builder.shl(total, shift), I32(0))
+                row = builder.mul(plus(builder, t, i // (2 * half)), columns)
+                column = builder.add(taken[i % (2 * half)], args[12])
+                place = builder.gep(u.data, [builder.add(row, column)])
+                builder.store(builder.add(builder.load(place), value), place)
             return context.get_dummy_value()
 
         size = types.intp
-        return types.void(weights, size, size, planes, size, size, size, size, size, u, size, size), code
+        return types.void(weights, size, size, size, size, planes, size, size, size, size, size, u, size), code
 
     return visit
 
