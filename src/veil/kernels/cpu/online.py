@@ -9,8 +9,8 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from veil.kernels.cpu.dots import take_apart
 from veil.kernels.cpu.packing import pack_words, unpack_words
+from veil.kernels.cpu.planes import take_apart
 from veil.kernels.cpu.product import FEW, ROWS_APART, add_products, kept_bits, new_planes, padded_width, rows_at_once
 from veil.kernels.cpu.vector import low_bits
 from veil.kernels.memory import LINE_BYTES

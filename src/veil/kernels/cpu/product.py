@@ -6,20 +6,9 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from veil.kernels.cpu.dots import (
-    BYTES,
-    PAIRS,
-    STEP,
-    form,
-    take_apart,
-    visit_1,
-    visit_2,
-    visit_3,
-    visit_4,
-    visit_6,
-    weights_of,
-)
+from veil.kernels.cpu.dots import visit_1, visit_2, visit_3, visit_4, visit_6, weights_of
 from veil.kernels.cpu.one_row import PLANES, ROWS, add_one_row, has_byte_dots
+from veil.kernels.cpu.planes import BYTES, PAIRS, STEP, form, take_apart
 from veil.kernels.memory import LINE_BYTES
 
 FEW = 4
@@ -35,7 +24,7 @@ _CHUNK_BYTES = 1 << 18  # planes that stay in the second-level cache
 
 @njit(cache=True)
 def kept_bits(bits, rows):  # type: ignore[no-untyped-def]
-    """Top bits that planes of so many rows keep of words of which ``bits`` are used, on this machine; see `dots`."""
+    """Top bits that planes of so many rows keep of words of which ``bits`` are used, on this machine; see `planes`."""
     if rows == 1 and bits <= 8 * PLANES and has_byte_dots():
         return 8 * PLANES
     if form() == PAIRS:
