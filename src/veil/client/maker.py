@@ -61,9 +61,7 @@ class RowMaker:
         self._pool = pool
         self._patience = patience
         manifest = model.manifest
-        self.batches = BatchMaker(
-            model.params, model.seed, manifest.widths, manifest.segments, model.tables, kernels, rng
-        )
+        self.batches = BatchMaker(model.params, model.seed, manifest.widths, manifest.segments, model.tables, kernels, rng)
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._made = 0
@@ -135,7 +133,8 @@ class RowMaker:
                 made.append(batch)
                 self._made += 1
             try:
-                self._transport.prepare(session, uploads, segments)
+                with self._stats.phase("prepare_server"):
+                    self._transport.prepare(session, uploads, segments)
             except (ServerUnreachable, CorruptMessage):
                 self._abandoned += [upload.number for upload in uploads]
                 raise
