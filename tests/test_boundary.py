@@ -18,8 +18,7 @@ SECRET = (
     "veil.client",
     "veil.model.hybrid",
     "veil.model.bundle",
-    "veil.crypto.device_secret",
-    "veil.kernels.cuda_secret",
+    "veil.kernels.cuda.secret",
 )
 
 
