@@ -25,11 +25,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from veil.crypto import public
-from veil.kernels.cuda import packing, points, product
+from veil.kernels.cuda import points, product
 from veil.kernels.cuda.backend import CudaKernels
 from veil.kernels.cuda.constants import constants
 from veil.kernels.cuda.device import target
 from veil.kernels.cuda.graphs import capture
+from veil.kernels.cuda.rows import located
 from veil.kernels.interface import Rows, Scaling
 from veil.kernels.reference import ReferenceKernels
 from veil.kernels.ring import ring_of
@@ -182,10 +183,8 @@ def _check_rows(draw: np.random.Generator, rng: SecretRng) -> None:
 # A batch -------------------------------------------------------------------------------------------------------------
 
 
-def ahead(model: str) -> None:
-    shapes = groups(model)
-    slots, elements = sum(rows for rows, _ in shapes), sum(PARAMS.elements(width) for _, width in shapes)
-    blocks, T = PARAMS.blocks(slots), PARAMS.T
+def _prepare(model: str, blocks: int) -> None:
+    T = PARAMS.T
     hint = random_hint(blocks)
     for count in (1, 2, 4, 8):
         batches = K.asarray(random_points(count))
@@ -197,7 +196,14 @@ def ahead(model: str) -> None:
         sums = torch.empty((1, blocks, 2, RING.N), dtype=torch.uint32, device="cuda")
         batches = K.asarray(random_points(1))
         note("ahead", f"{model} sums only", ms=timed(lambda: points.sums(hint.words, batches, k, sums)))
-    del hint
+
+
+def ahead(model: str) -> None:
+    shapes = groups(model)
+    slots, elements = sum(rows for rows, _ in shapes), sum(PARAMS.elements(width) for _, width in shapes)
+    blocks, T = PARAMS.blocks(slots), PARAMS.T
+    _prepare(model, blocks)
+    torch.cuda.empty_cache()
     rng = SecretRng()
     inner = K.load_inner(np.zeros((elements, RING.k, RING.m), dtype=np.uint32), RING)
     errors, outer = K.errors(rng, 3.2), K.asarray(random_points(1)[0])
@@ -207,10 +213,42 @@ def ahead(model: str) -> None:
     note("ahead", f"{model} pads", ms=timed(lambda: K.pads(inner, secret, drawn, RING)))
     table = K.load_public(np.zeros((T, blocks * RING.w), dtype=np.uint32), RING)
     note("ahead", f"{model} shares", ms=timed(lambda: K.shares(table, z, blocks * RING.w, RING)))
+    _batches(model, inner, table, outer, blocks)
     own = errors.draw(RING.terms, RING.N)
     data = K.encrypt_batch(outer, z, secret, own, RING)
     note("ahead", f"{model} encrypt batch", ms=timed(lambda: K.encrypt_batch(outer, z, secret, own, RING)))
     note("ahead", f"{model} decode batch", ms=timed(lambda: K.decode_batches(data[None], RING)))
+
+
+def _batches(model: str, inner: Any, table: Any, outer: Any, blocks: int, count: int = 4) -> None:
+    """Everything that batches need, by the clock: what a client makes, and what the server makes of it."""
+    hint, rng, T = random_hint(blocks), SecretRng(), PARAMS.T
+    inner_errors, outer_errors = K.errors(rng, 3.2), K.errors(rng, 3.2)
+
+    def make() -> Any:
+        uploads, held = [], []
+        for _ in range(count):
+            secret, z = rng.ternary(PARAMS.n).reshape(PARAMS.k, PARAMS.m), rng.ternary(PARAMS.N)
+            uploads.append(K.encrypt_batch(outer, z, secret, outer_errors.draw(RING.terms, RING.N), RING).view(1, -1))
+            held.append(K.pads(inner, secret, inner_errors.draw(T, len(inner) * RING.r), RING))
+            held.append(K.shares(table, z, blocks * RING.w, RING))
+        held.append(K.prepare(hint, K.decode_batches(K.concatenate(uploads), RING), 32, RING))
+        return held
+
+    make()
+    torch.cuda.synchronize()
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        held = make()
+        launched = time.perf_counter()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start, launched - start))
+        del held
+    whole, launch = (statistics.median(column) for column in zip(*times, strict=True))
+    note(
+        "ahead", f"{model} {count} batches, all", ms=1e3 * whole, launched_ms=1e3 * launch, us_a_row=1e6 * whole / count / T
+    )
 
 
 # Rows ----------------------------------------------------------------------------------------------------------------
@@ -276,14 +314,21 @@ def prompts(model: str, count: int = 512) -> None:
 
 
 def layers() -> None:
-    for (count, width), some in itertools.product([*MODELS["llama-1b"][1], (2304, 768), (28672, 4096)], (1, 8, 16, 64, 512)):
-        weights, data = int8(count, width), octets(some, packed_bytes(width, 24))
-        parts = [Rows(words(64, count), 0, min(64, some)) for _ in range(-(-some // 64))]
-        copies = [int8(count, width) for _ in range(min(8, 1 + (100 << 20) // (count * width)))]
-        ms = replayed(lambda: [K.answer(data, own, parts, 0, (24, 16)) for own in copies]) / len(copies)
-        least = count * width / BYTES_PER_S if some == 1 else 6 * count * width * some / OPERATIONS_PER_S
-        note("layers", f"{count}x{width} {some} rows", us=1e3 * ms, share=1e3 * least / ms)
-        del weights
+    for shape, some in itertools.product([*MODELS["llama-1b"][1], (2304, 768), (28672, 4096)], (1, 8, 16, 64, 512)):
+        _layer(*shape, some)
+
+
+def _layer(count: int, width: int, some: int) -> None:
+    data, parts = octets(some, packed_bytes(width, 24)), [Rows(words(64, count), 0, min(64, some))] * -(-some // 64)
+    copies = [int8(count, width) for _ in range(min(8, 1 + (100 << 20) // (count * width)))]
+
+    def step() -> None:
+        for own in copies:
+            K.answer(data, own, parts, 0, (24, 16))
+
+    ms = replayed(step) / len(copies)
+    least = count * width / BYTES_PER_S if some == 1 else 6 * count * width * some / OPERATIONS_PER_S
+    note("layers", f"{count}x{width} {some} rows", us=1e3 * ms, share=1e3 * least / ms)
 
 
 def hint() -> None:
@@ -308,34 +353,26 @@ def hint() -> None:
 
 
 def tune() -> None:
-    k = constants(RING, target())
-    words_ = words(4163, 2, RING.terms, 3, RING.N // 4)
-    for shape in [(4, 1, 128, 4, 4), (1, 1, 512, 4, 4), (4, 1, 128, 8, 4), (2, 1, 64, 4, 1), (8, 1, 128, 4, 8),
-                  (4, 2, 128, 2, 4), (8, 2, 64, 4, 8), (4, 2, 128, 1, 4), (4, 2, 64, 4, 4),
-                  (8, 4, 64, 1, 8), (8, 4, 64, 2, 8), (4, 4, 64, 2, 4), (8, 4, 32, 2, 4), (4, 4, 32, 4, 4)]:  # fmt: skip
-        tile = points.SumTile(*shape)
-        batches, out = words(tile.batches, RING.terms, 2, RING.N), words(tile.batches, 4163, 2, RING.N)
-        ms = timed(lambda: points.sums(words_, batches, k, out, tile), 5)
-        note("tune", f"sums {shape}", ms=ms, ms_a_batch=ms / tile.batches)
-    del words_, out
-    for (count, width), some, limbs in [((16384, 2048), 512, 3), ((2048, 8192), 512, 3), ((2304, 768), 512, 3),
-                                        ((16384, 2048), 64, 3), ((2048, 2048), 64, 3), ((2048, 8192), 16, 3),
-                                        ((16384, 2048), 16, 3), ((16384, 2048), 1536, 4)]:  # fmt: skip
-        weights, x = int8(count, width), int8(limbs, some, width)
-        for shape in [(128, 64, 128, 8, 3), (128, 64, 128, 8, 4), (128, 128, 64, 8, 3), (128, 64, 64, 8, 4), (64, 64, 128, 4, 3),
-                      (64, 32, 128, 4, 4), (64, 16, 128, 4, 4), (64, 16, 256, 4, 3), (128, 128, 128, 8, 3),
-                      (64, 128, 128, 8, 3), (128, 32, 128, 4, 4), (256, 64, 128, 16, 3), (32, 16, 256, 4, 4)]:  # fmt: skip
-            if shape[1] > some or (some > 100 and shape[1] < 64) or (some <= 64 and shape[0] > 128):
+    for (count, width), bits in itertools.product(
+        [(28672, 4096), (4096, 14336), (6144, 4096), (16384, 2048), (2048, 8192), (3072, 2048), (3072, 768), (768, 3072)],
+        [(26, 16), (23, 15)],
+    ):
+        shares, data = located([Rows(words(1, count), 0, 1)], 0), octets(1, packed_bytes(width, bits[0]))
+        copies = [int8(count, width) for _ in range(min(30, 1 + (200 << 20) // (count * width)))]
+        out = octets(1, packed_bytes(count, bits[1]))
+        for shape in [(8, 256, 1), (8, 512, 2), (8, 512, 4), (8, 1024, 4), (8, 1024, 8), (8, 2048, 8), (8, 256, 2),
+                      (16, 256, 1), (16, 256, 2), (16, 512, 4), (16, 1024, 8), (16, 512, 2), (32, 512, 4)]:  # fmt: skip
+            if bits[0] == 23 and shape[0] == 32:
                 continue
-            if (limbs == 4 and shape[0] * shape[1] > 8192) or (shape[0] < 64 and some != 16):
-                continue
-            try:
-                ms = replayed(lambda: product.multiply(weights, x, product.ProductTile(*shape)), 5)
-            except Exception as error:
-                note("tune", f"product {count}x{width} {some} {shape}", failed=repr(error)[:60])
-                continue
-            share = 2e3 * limbs * count * width * some / OPERATIONS_PER_S / ms
-            note("tune", f"product {count}x{width} {some} {shape}", us=1e3 * ms, share=share)
+
+            def step(
+                shape: Any = shape, out: Any = out, copies: Any = copies, bits: Any = bits, args: Any = (data, shares)
+            ) -> None:
+                for own in copies:
+                    product.answer_row(args[0], own, args[1], bits, out, product.RowTile(*shape))
+
+            ms = replayed(step, 5) / len(copies)
+            note("tune", f"row {count}x{width} {bits} {shape}", us=1e3 * ms, share=1e3 * count * width / BYTES_PER_S / ms)
 
 
 def main() -> None:
