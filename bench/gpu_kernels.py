@@ -379,15 +379,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("sections", nargs="*", default=["check", "ahead", "rows", "layers", "prompts", "hint"])
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
     options = parser.parse_args()
+    models = options.models
     RECORD["card"], RECORD["torch"] = torch.cuda.get_device_name(), torch.__version__
     steps: dict[str, list[Callable[[], None]]] = {
         "check": [check],
         "tune": [tune],
-        "ahead": [lambda model=model: ahead(model) for model in MODELS],
-        "rows": [lambda model=model: rows(model) for model in MODELS],
+        "ahead": [lambda model=model: ahead(model) for model in models],
+        "rows": [lambda model=model: rows(model) for model in models],
         "layers": [layers],
-        "prompts": [lambda: prompts("gpt2"), lambda: prompts("llama-1b")],
+        "prompts": [lambda model=model: prompts(model) for model in models if model != "llama-8b"],
         "hint": [hint],
     }
     for section in options.sections:

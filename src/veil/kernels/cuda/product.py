@@ -156,9 +156,9 @@ class RowTile(NamedTuple):
     @classmethod
     def choose(cls, rows: int, width: int) -> RowTile:
         """The tile that was fastest on an H100 (docs/gpu.md)."""
-        if rows > 8192 or (width <= 1024 and rows > 1056):
-            return cls(8, 256, 1)
-        return cls(8, 1024 if width >= 2 * rows or rows <= 1056 else 512, 4)
+        if rows > 8192:
+            return cls(8, 256, 1) if width <= 1024 else cls(8, 512, 2) if width <= 2048 else cls(8, 256, 2)
+        return cls(8, 1024 if rows <= 4096 or width >= 2 * rows else 512, 4)
 
 
 # Launches ------------------------------------------------------------------------------------------------------------
