@@ -17,7 +17,7 @@ from veil.report import measure
 from veil.report.eight_bit import eight_bit_product
 from veil.report.measure import EIGHT_BIT
 
-TINY = Params.insecure_tiny(masks_per_epoch=16)
+TINY = Params.insecure_tiny()
 IDS = torch.arange(3, 43)[None] % 64
 
 
