@@ -135,7 +135,7 @@ def test_a_terminal(llama_folder: Path) -> None:
         place = found + len(words)
 
     try:
-        until("masks ready")
+        until("rows ready")
         os.write(parent, b"w23 w6\x1b\rw7")
         until("w7")
         os.write(parent, b"\r")

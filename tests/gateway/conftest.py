@@ -29,7 +29,7 @@ from veil.wire.listening import listening as free_socket
 
 
 def make_served(model: Any, tokenizer: Any, name: str = "tiny", mode: str = "execute") -> ServedModel:
-    """A tiny model, encrypted with test parameters, masks made in the background."""
+    """A tiny model, encrypted with test parameters, rows made in the background."""
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
     hybrid.compile_model(torch.arange(1, 9).unsqueeze(0), params=Params.insecure_tiny(), device="cpu")
     hybrid.ahead = Ahead(tokens=8, prompt_rows=8)

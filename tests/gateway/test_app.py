@@ -33,12 +33,12 @@ def test_status(http: Any, running: Any) -> None:
     assert status["totals"]["rows"] > 0 and status["totals"]["bytes_up_online"] > 0
 
 
-def test_an_announced_prompt_finds_its_masks_ready(http: Any, running: Any) -> None:
+def test_an_announced_prompt_finds_its_rows_ready(http: Any, running: Any) -> None:
     time.sleep(0.6)
     assert http.post("/veil/expect", json={"characters": 100, "new_tokens": 12}).json() == {"heeded": True}
     assert http.post("/veil/expect", json={"characters": 100}).json() == {"heeded": False}, "once in a while is enough"
     end = time.monotonic() + 30
-    while (status := http.get("/veil/status").json())["masks_ready"] < 12 or status["prompt_masks_ready"] < 30:
+    while (status := http.get("/veil/status").json())["rows_ready"] < 12 or status["prompt_rows_ready"] < 30:
         assert time.monotonic() < end, status
         time.sleep(0.05)
     used = http.post("/v1/chat/completions", json=BODY | {"messages": [{"role": "user", "content": "w8 " * 30}]}).json()[

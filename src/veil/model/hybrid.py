@@ -154,6 +154,8 @@ class HybridFHEModel:
         if self._router is not None and kernels is self._kernels:
             return
         if self._session is not None:
+            if self._graph is not None:
+                self._graph.close()
             self._session.close()
             self._session = self._graph = None
         self._kernels = kernels
@@ -248,9 +250,9 @@ class HybridFHEModel:
 
     def close(self) -> None:
         """End the sessions, in process and remote, and forget their keys."""
-        for session in (self._session, self._remote):
-            if session is not None:
-                session.close()
+        for part in (self._graph, self._session, self._remote):
+            if part is not None:
+                part.close()
         self._session = self._remote = self._graph = None
         if self._mode in ("execute", "remote"):
             self.set_fhe_mode("torch")
