@@ -11,7 +11,7 @@ from veil.kernels import online_reference as reference
 from veil.kernels.cpu import online, packing, product
 
 SHAPES = ((1, 1), (1, 7), (3, 7), (3, 64), (17, 65), (130, 63), (9, 576), (65, 129), (5, 1000), (2, 9001))
-ROWS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 32, 40)
+ROWS = {0: 1, 1: 2, 2: 1, 3: 3, 4: 1, 5: 1, 6: 2, 7: 1, 8: 1, 9: 1, 13: 1, 40: 2}  # and threads
 FILLS = ("random", "largest", "smallest")
 TARGET = 0.99 * 2**31 / 1200
 
@@ -77,16 +77,16 @@ def test_a_row_of_bytes_that_may_not_be_written(rng: np.random.Generator) -> Non
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("bits", [1, 12, 16, 17, 23, 24, 25, 32])
+@pytest.mark.parametrize("bits", [1, 8, 12, 16, 17, 23, 24, 32])
 def test_products(shape: tuple[int, int], bits: int, rng: np.random.Generator) -> None:
-    for rows in ROWS:
+    for rows, threads in ROWS.items():
         for fill in FILLS:
             weights = int8(rng, shape, fill)
             x = words(rng, (rows, shape[1]), bits, fill) << np.uint32(32 - bits)
             expected = reference.matmul(weights, x)
-            for threads in (1, 2, 3):
+            for some in {1, threads}:
                 out, untouched = guarded(expected.shape, np.uint32)
-                product.matmul(weights, x, threads, out)
+                product.matmul(weights, x, some, out)
                 same(out, expected)
                 untouched()
 
@@ -107,16 +107,16 @@ def test_the_products_of_all_ones_and_the_lowest_weights() -> None:
 def test_answers(shape: tuple[int, int], rng: np.random.Generator) -> None:
     count, width = shape
     bits = [(12, 8), (16, 14), (17, 15), (23, 18), (24, 24), (25, 31), (32, 32)]
-    for rows in ROWS:
+    for rows, threads in ROWS.items():
         for input_bits, result_bits in bits if width < 1000 else bits[::2]:
             for fill in FILLS:
                 data = reference.pack(words(rng, (rows, width), input_bits, fill), input_bits)
                 weights = int8(rng, shape, fill)
                 shares = words(rng, (rows + 3, count + 5), 32, fill)
                 expected = reference.answer(data, weights, shares, 2, 4, input_bits, result_bits)
-                for threads in (1, 2):
+                for some in {1, threads}:
                     out, untouched = guarded(expected.shape, np.uint8)
-                    online.answer(data, weights, shares, 2, 4, input_bits, result_bits, threads, out)
+                    online.answer(data, weights, shares, 2, 4, input_bits, result_bits, some, out)
                     same(out, expected)
                     untouched()
 

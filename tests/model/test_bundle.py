@@ -27,7 +27,7 @@ from veil.model.quantize import quantize_weight
 from veil.model.server_bundle import load_server
 from veil.params import Params
 
-TINY = Params.insecure_tiny(masks_per_epoch=2)
+TINY = Params.insecure_tiny()
 PROMPT = torch.tensor([[5, 9, 33, 17]])
 
 
@@ -123,7 +123,7 @@ def test_a_bundle_saved_again_is_the_same(whole: tuple[HybridFHEModel, Path], tm
     opened.save(tmp_path / "again")
     for half in ("client", "server"):
         before, after = (json.loads((path / half / "bundle.json").read_text()) for path in (whole[1], tmp_path / "again"))
-        weights = ("weights.safetensors", "masks.safetensors", "remote.safetensors", "tensors.safetensors")
+        weights = ("weights.safetensors", "tables.safetensors", "remote.safetensors", "tensors.safetensors")
         for name in weights:
             assert before["sha256"].get(name) == after["sha256"].get(name)
         assert {k: v for k, v in before.items() if k != "sha256"} == {k: v for k, v in after.items() if k != "sha256"}
@@ -173,7 +173,7 @@ def test_the_client_half_holds_no_remote_weight(whole: tuple[HybridFHEModel, Pat
     held = load_file(path / "client" / "remote.safetensors")
     assert {name.split(".")[0] for name in held} <= {"scale", "bias"}
     assert {array.ndim for array in held.values()} == {1}
-    packed = load_file(path / "client" / "masks.safetensors")
+    packed = load_file(path / "client" / "tables.safetensors")
     assert set(packed) == {"body", "head"}
 
 
@@ -225,7 +225,7 @@ def load_half(copy: Path, half: str) -> Any:
 FILES = [
     ("client", "tensors.safetensors"),
     ("client", "remote.safetensors"),
-    ("client", "masks.safetensors"),
+    ("client", "tables.safetensors"),
     ("client", "config.json"),
     ("client", "generation_config.json"),
     ("client", "tokenizer/tokenizer.json"),
@@ -366,8 +366,8 @@ TENSORS: list[tuple[str, str, str, Any]] = [
     ("client", "remote.safetensors", "scale.0", None),
     ("client", "remote.safetensors", "bias.1", np.zeros(3, dtype=np.float32)),
     ("client", "remote.safetensors", "scale.1", "float64"),
-    ("client", "masks.safetensors", "body", None),
-    ("client", "masks.safetensors", "head", np.zeros((2, 5), dtype=np.uint8)),
+    ("client", "tables.safetensors", "body", None),
+    ("client", "tables.safetensors", "head", np.zeros((2, 5), dtype=np.uint8)),
     ("client", "tensors.safetensors", "model.norm.weight", None),
     ("client", "tensors.safetensors", "model.norm.weight", np.zeros(3, dtype=np.float32)),
     ("client", "tensors.safetensors", "model.norm.intruder", np.zeros(3, dtype=np.float32)),

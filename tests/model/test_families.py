@@ -19,7 +19,7 @@ from veil import HybridFHEModel, linear_modules
 from veil.params import Params
 
 PROMPT = torch.tensor([[5, 9, 33, 17, 60, 41]])
-TINY = Params.insecure_tiny(masks_per_epoch=16)
+TINY = Params.insecure_tiny(signal_db=60.0)
 
 
 def inputs_of(model: Any) -> dict[str, torch.Tensor]:
@@ -70,7 +70,7 @@ def forward_in(hybrid: HybridFHEModel, mode: str) -> torch.Tensor:
     if mode != "torch":
         router = hybrid._router
         assert router is not None
-        router.observer = lambda group, x, tau, values: asked.add(group)
+        router.observer = lambda group, x, outputs: asked.add(group)
     hybrid.set_fhe_mode(mode)
     output = forward(hybrid.model)
     if mode != "torch":

@@ -61,9 +61,7 @@ class RowMaker:
         self._pool = pool
         self._patience = patience
         manifest = model.manifest
-        self.batches = BatchMaker(
-            model.params, model.seed, manifest.widths, manifest.segments, model.tables, kernels, rng
-        )
+        self.batches = BatchMaker(model.params, model.seed, manifest.widths, manifest.segments, model.tables, kernels, rng)
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._made = 0

@@ -12,13 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from veil.crypto.batch import RowBatch
 from veil.model.manifest import Manifest
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
     """Rows of a batch that were taken: ``count`` from row ``first``."""
 
     batch: RowBatch
@@ -67,7 +67,7 @@ class _Line:
                 continue
             if len(places) != 1:
                 return None
-            return Part(batch, [batch.take(group, 1) for group in groups][0], 1)
+            return Part(batch, max(batch.take(group, 1) for group in groups), 1)
         return None
 
     def level(self) -> list[int]:

@@ -90,11 +90,11 @@ class RemoteTransport:
             self._ahead.renew()
             raise
 
-    def evaluate(self, session: str, group: int, spans: Sequence[Span], data: Array) -> Array:
+    def evaluate(self, session: str, group: int, spans: Sequence[Span], data: Array, slots: int) -> Array:
         """Send rows and wait for the results; after a broken stream the same bytes go over a new one."""
         packed, info = self._kernels.to_numpy(data), self._model.manifest.groups[group]
         with self._lock:
-            sequences, requests = self._requests(session, group, spans, packed)
+            sequences, requests = self._requests(session, group, spans, packed, slots)
             tries: Tries | None = None
             while True:
                 try:
@@ -102,7 +102,7 @@ class RemoteTransport:
                         self._stream = self._open_stream(session, tries.count if tries else 1)
                     self._check_open()  # when the stream is where `stop` finds it
                     reply = b"".join(self._stream.exchange(requests, sequences))
-                    return codec.rows_from(reply, len(packed), info.rows, info.result_bits)
+                    return codec.rows_from(reply, len(packed), slots, info.result_bits)
                 except (ServerUnreachable, CorruptMessage):
                     self._drop_stream()
                     self._check_open()
@@ -178,7 +178,7 @@ class RemoteTransport:
         )
 
     def _requests(
-        self, session: str, group: int, spans: Sequence[Span], data: NDArray[np.uint8]
+        self, session: str, group: int, spans: Sequence[Span], data: NDArray[np.uint8], slots: int
     ) -> tuple[list[int], list[bytes]]:
         _, step = self._row_sizes[group]
         sequences, requests, first = [], [], 0
@@ -196,6 +196,7 @@ class RemoteTransport:
                 spans=codec.flat_spans(part),
                 release=released,
                 rows=data[first:last].tobytes(),
+                slots=0 if slots == self._model.manifest.groups[group].rows else slots,
             )
             sequences.append(self._sequence)
             requests.append(seal(request))
@@ -218,12 +219,13 @@ def _cut(spans: Sequence[Span], step: int) -> list[list[Span]]:
     """Spans in parts of up to ``step`` rows."""
     parts: list[list[Span]] = []
     room = 0
-    for batch, first, count in spans:
+    for span in spans:
+        first, count = span.first, span.count
         while count:
             if not room:
                 parts.append([])
                 room = step
             own = min(count, room)
-            parts[-1].append(Span(batch, first, own))
+            parts[-1].append(Span(span.batch, first, own))
             first, count, room = first + own, count - own, room - own
     return parts

@@ -11,7 +11,7 @@ from veil.client.pool import Part, RowPool
 from veil.client.stats import Stats
 from veil.client.supply import RowSupply
 from veil.errors import NotFiniteActivation, UnknownBatch, UnknownSession
-from veil.kernels.interface import Array, Kernels, Scaling
+from veil.kernels.interface import Array, Kernels, Scaling, first_slots
 from veil.params import packed_bytes
 from veil.random import SecretRng
 from veil.wire.messages import Span
@@ -92,14 +92,17 @@ class ClientSession:
         """The packed rows that were sent last, as the server got them; empty before the first."""
         return b"" if self._sent is None else self.kernels.to_numpy(self._sent).tobytes()
 
-    def evaluate(self, group: int, x: Array) -> Array:
+    def evaluate(self, group: int, x: Array, slots: int | None = None) -> Array:
         """``W·x + bias`` for rows x [R, width] float32 of one group, encrypted → [R, rows] float32.
 
-        Takes R fresh rows, spent before a byte leaves; waits for more if the pool is short. Raises `NotFiniteActivation` for
-        NaN or infinity before anything is sent, where the backend can tell at once.
+        With ``slots`` the rows are a prompt's, and only as many outputs are asked for, from the first on. Takes R fresh
+        rows, spent before a byte leaves; waits for more if the pool is short. Raises `NotFiniteActivation` for NaN or
+        infinity before anything is sent, where the backend can tell at once.
         """
         info, kernels, scaling = self.model.manifest.groups[group], self.kernels, self.scalings[group]
-        prompt_rows = self._supply.count(group, len(x))
+        prompt_rows = self._supply.count(group, len(x), prompt=slots is not None)
+        slots = info.rows if slots is None else slots
+        scaling = first_slots(scaling, slots)
         column, start = self._maker.batches.group_start(group), self.model.manifest.starts[group]
         for left in reversed(range(_RECOVERIES)):
             session, parts = self._supply.take(group, len(x), prompt_rows)
@@ -110,7 +113,7 @@ class ClientSession:
             self._sent = data
             start_s = self.stats.spent("encrypt", start_s)
             try:
-                reply = self._transport.evaluate(session, group, _spans(parts), data)
+                reply = self._transport.evaluate(session, group, _spans(parts), data, slots)
             except (UnknownSession, UnknownBatch):
                 if not left:
                     raise
@@ -118,7 +121,7 @@ class ClientSession:
                 self._maker.reopen(session)
                 continue
             start_s = self.stats.spent("online_server", start_s)
-            self._moved(group, len(x))
+            self._moved(group, len(x), slots)
             shares = [part.batch.share_rows(info.segment, part.first, part.count) for part in parts]
             outputs = kernels.decrypt(kernels.asarray(reply), scaling, shares, start, info.result_bits, scales)
             self.stats.spent("decrypt", start_s)
@@ -146,7 +149,7 @@ class ClientSession:
         if part is None:
             return None
         for group in groups:
-            self._moved(group, 1)
+            self._moved(group, 1, self.model.manifest.groups[group].rows)
         return self._pool.session, part
 
     def pad_column(self, group: int) -> int:
@@ -169,11 +172,11 @@ class ClientSession:
         name = self.model.manifest.groups[group].name
         raise NotFiniteActivation(f"NaN or infinity reached {name}; generation stops here and its result is dropped")
 
-    def _moved(self, group: int, rows: int) -> None:
+    def _moved(self, group: int, rows: int, slots: int) -> None:
         info = self.model.manifest.groups[group]
         self.stats.trips += 1
         self.stats.bytes_up_online += rows * packed_bytes(info.width, info.input_bits)
-        self.stats.bytes_down_online += rows * packed_bytes(info.rows, info.result_bits)
+        self.stats.bytes_down_online += rows * packed_bytes(slots, info.result_bits)
 
 
 def _spans(parts: Sequence[Part]) -> list[Span]:

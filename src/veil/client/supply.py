@@ -57,8 +57,8 @@ class RowSupply:
         """Rows that are ready now."""
         return Ready(tokens=self._pool.unused(full=True), prompt_rows=self._pool.unused(full=False))
 
-    def count(self, group: int, rows: int) -> int:
-        """Count a call's rows; how many of them may use rows without the head."""
+    def count(self, group: int, rows: int, *, prompt: bool = False) -> int:
+        """Count a call's rows; how many of them may use rows without the head: all but the last, or all of a ``prompt``."""
         head = self._manifest.groups[group].segment == "head"
         self._body_rows = max(self._body_rows, 0 if head else rows)
         self._head_rows += rows if head else 0
@@ -67,7 +67,7 @@ class RowSupply:
             self._stats.rows_ready += rows
             if self._filler is not None:
                 self._filler.rows(rows)
-        return 0 if head or self._expect_head else max(0, rows - 1)
+        return 0 if head or self._expect_head else rows if prompt else max(0, rows - 1)
 
     def take(self, group: int, rows: int, prompt_rows: int) -> tuple[str, list[Part]]:
         """The session and rows for rows that were counted, spent; returns when there are enough."""

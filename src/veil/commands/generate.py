@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from veil.model.speculation import Speculation
 
 _TOKENS_AHEAD = 15
-"""Generated tokens that masks are made for before the first is asked for; more are made as they are needed."""
+"""Generated tokens that rows are made for before the first is asked for; more are made as they are needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,6 @@ def _prepare(request: Request, draft: Source | None, progress: Progress) -> _Rea
     hybrid: HybridFHEModel | None = None
     if request.bundle is not None:
         hybrid = HybridFHEModel.load(request.bundle, device=request.device, progress=progress)
-        place = "cpu" if hybrid.is_folded else place
         hybrid.model.to(place)
         model, tokenizer, origin = hybrid.model, hybrid.tokenizer, f"bundle {request.bundle}"
         tokenizer, inputs = _encode(request, model, tokenizer, origin, draft)
@@ -187,7 +186,7 @@ def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) ->
         ready.hybrid.expect(rows, request.max_new_tokens)
     elif ready.hybrid is not None and encrypted:
         ready.hybrid.reserve(rows_body=rows - 1)
-        meter.prompt_masks_made()
+        meter.prompt_rows_made()
         ready.hybrid.reserve(rows_full=1 + min(request.max_new_tokens - 1, _TOKENS_AHEAD))
     try:
         with quiet(), speculation or nullcontext({}) as options:

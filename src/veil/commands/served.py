@@ -35,7 +35,7 @@ class ModelChoice:
 
 @contextmanager
 def opened(choice: ModelChoice) -> Iterator[ServedModel]:
-    """The model with its keys made and masks on their way; both are forgotten at the end. veil's errors."""
+    """The model with its session open and rows on their way; both are forgotten at the end. veil's errors."""
     with Reporter() as reporter:
         served = _open(choice, reporter.report)
     try:

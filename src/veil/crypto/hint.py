@@ -104,9 +104,7 @@ class ServerHint:
 
         One pass over G for all of them.
         """
-        return {
-            name: self._kernels.prepare(self._segments[name], batches, SHARE_BITS, self._ring) for name in segments
-        }
+        return {name: self._kernels.prepare(self._segments[name], batches, SHARE_BITS, self._ring) for name in segments}
 
 
 def hint_bytes(params: Params, slots: Sequence[int]) -> int:
@@ -120,9 +118,7 @@ def share_bytes(params: Params, slots: int) -> int:
     return 4 * params.T * params.blocks(slots) * params.w
 
 
-def _pieces(
-    params: Params, seed: PublicSeed, rows: Sequence[HintRows], kernels: Kernels, step: int
-) -> Iterator[Array]:
+def _pieces(params: Params, seed: PublicSeed, rows: Sequence[HintRows], kernels: Kernels, step: int) -> Iterator[Array]:
     """H [≤ step, n] of one piece of slots after another; a group may straddle pieces."""
     ring = ring_of(params)
     pending: list[Array] = []

@@ -78,7 +78,7 @@ class Gateway:
         self.served.need(kind)
 
     def expect(self, characters: int, new_tokens: int) -> bool:
-        """Have masks made for a prompt that is being written; False if that was said a moment ago."""
+        """Have rows made for a prompt that is being written; False if that was said a moment ago."""
         now = time.monotonic()
         if now - self._expected < _EXPECT_EVERY_S:
             return False
@@ -88,8 +88,8 @@ class Gateway:
 
     def status(self) -> schemas.Status:
         """What the page shows."""
-        served, ready, totals = self.served, self.served.hybrid.masks_ready, self.generator.totals
-        counted = ("rows", "masks", "bytes_up_ahead", "bytes_down_ahead", "bytes_up_online", "bytes_down_online")
+        served, ready, totals = self.served, self.served.hybrid.rows_ready, self.generator.totals
+        counted = ("rows", "rows_made", "bytes_up_ahead", "bytes_down_ahead", "bytes_up_online", "bytes_down_online")
         return schemas.Status(
             version=__version__,
             model=served.name,
@@ -98,8 +98,8 @@ class Gateway:
             mode=served.mode,
             server=served.server,
             security_bits=served.security_bits,
-            masks_ready=ready.tokens,
-            prompt_masks_ready=ready.prompt_rows,
+            rows_ready=ready.tokens,
+            prompt_rows_ready=ready.prompt_rows,
             running=self.line.running,
             waiting=self.line.waiting,
             sent=served.sent_sample.hex(),
@@ -189,12 +189,12 @@ def _add_openai(app: FastAPI, gateway: Gateway) -> None:
 def _add_own(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/veil/status", responses=_ERRORS)
     async def status() -> schemas.Status:
-        """Masks that are ready, what waits, and what was sent."""
+        """Rows that are ready, what waits, and what was sent."""
         return gateway.status()
 
     @app.post("/veil/expect", status_code=202, responses=_ERRORS)
     async def expect(body: schemas.ExpectRequest) -> dict[str, bool]:
-        """A prompt is being written: masks are made for it now. Says whether it was heeded; twice a second is enough."""
+        """A prompt is being written: rows are made for it now. Says whether it was heeded; twice a second is enough."""
         return {"heeded": gateway.expect(body.characters, body.new_tokens)}
 
 

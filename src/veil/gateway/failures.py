@@ -8,9 +8,9 @@ from typing import Any
 from veil.errors import (
     AccessDenied,
     IncompatibleServer,
-    MaskReused,
     NotFiniteActivation,
     QuotaExceeded,
+    RowReused,
     ServerUnreachable,
     WireError,
 )
@@ -79,7 +79,7 @@ def from_generation(error: BaseException) -> ApiError:
         return ApiError(503, str(error), kind="server_error", code="server_unreachable")
     if isinstance(error, QuotaExceeded):
         return ApiError(503, str(error), kind="server_error", code="server_quota")
-    if isinstance(error, AccessDenied | IncompatibleServer | WireError | MaskReused):
+    if isinstance(error, AccessDenied | IncompatibleServer | WireError | RowReused):
         return ApiError(502, str(error), kind="server_error", code="server_refused")
     if isinstance(error, NotFiniteActivation):
         return ApiError(500, str(error), kind="server_error", code="not_finite")

@@ -38,7 +38,7 @@ def veil_usage_of(served: ServedModel, account: Account) -> schemas.VeilUsage:
         first_token=round(first - account.asked, 4),
         total=round(now - account.asked, 4),
         per_token=round((last - first) / max(1, account.new_tokens - 1), 4),
-        wait_for_masks=round(stats.seconds["wait"], 4),
+        wait_for_rows=round(stats.seconds["wait"], 4),
         online=round(stats.seconds["online_server"], 4),
         client=round(stats.seconds["client"], 4),
     )
@@ -47,7 +47,7 @@ def veil_usage_of(served: ServedModel, account: Account) -> schemas.VeilUsage:
         security_bits=served.security_bits,
         rows=stats.rows,
         rows_ready=stats.rows_ready,
-        masks=stats.masks,
+        rows_made=stats.rows_made,
         reconnects=stats.reconnects,
         bytes_up_ahead=stats.bytes_up_ahead,
         bytes_down_ahead=stats.bytes_down_ahead,
@@ -64,7 +64,7 @@ def sent_by(served: ServedModel, account: Account) -> schemas.Sent:
         sample=served.sent_sample.hex(),
         bytes_up=stats.bytes_up_online + stats.bytes_up_ahead,
         bytes_down=stats.bytes_down_online + stats.bytes_down_ahead,
-        masks_ready=served.hybrid.masks_ready.tokens,
+        rows_ready=served.hybrid.rows_ready.tokens,
     )
 
 

@@ -176,19 +176,19 @@ class Seconds(Reply):
     first_token: float
     total: float
     per_token: float
-    wait_for_masks: float
+    wait_for_rows: float
     online: float
     client: float
 
 
 class VeilUsage(Reply):
-    """What a request cost and sent: token rows, masks that were ready, payload bytes, security (0: nothing encrypted)."""
+    """What a request cost and sent: token rows, those made ahead, payload bytes, security (0: nothing encrypted)."""
 
     mode: str
     security_bits: float
     rows: int
     rows_ready: int
-    masks: int
+    rows_made: int
     reconnects: int
     bytes_up_ahead: int
     bytes_down_ahead: int
@@ -277,12 +277,12 @@ class ChunkChoice(Reply):
 
 
 class Sent(Reply):
-    """What left this machine: the first bytes of the last packed rows, in hexadecimal, bytes so far, masks left."""
+    """What left this machine: the first bytes of the last packed rows, in hexadecimal, bytes so far, rows left."""
 
     sample: str
     bytes_up: int
     bytes_down: int
-    masks_ready: int
+    rows_ready: int
 
 
 class ChatChunk(Reply):
@@ -364,8 +364,8 @@ class Status(Reply):
     mode: str
     server: str | None
     security_bits: float
-    masks_ready: int
-    prompt_masks_ready: int
+    rows_ready: int
+    prompt_rows_ready: int
     running: int
     waiting: int
     sent: str

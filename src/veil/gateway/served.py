@@ -1,4 +1,4 @@
-"""The model that the gateway serves: names, limits, prompts to token ids, and what is known of its masks and traffic."""
+"""The model that the gateway serves: names, limits, prompts to token ids, and what is known of its rows and traffic."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class ServedModel:
             raise ApiError(400, f"{self.name} {able}; it cannot serve this", param=param, code="model_not_supported")
 
     def expect(self, characters: int, new_tokens: int) -> None:
-        """Have masks made for a prompt of about so many characters and its answer."""
+        """Have rows made for a prompt of about so many characters and its answer."""
         rows = min(self.context_length, round(characters / _CHARACTERS_A_TOKEN) + _TEMPLATE_TOKENS)
         self.hybrid.expect(prompt_rows=rows, new_tokens=min(new_tokens, self.context_length))
 

@@ -8,14 +8,13 @@ processor, tensors on a card. Letters are those of docs/protocol.md.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from veil.kernels.ring import Ring
-from veil.random import SecretRng
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +31,8 @@ TILE = 16
 """Blocks that are put into a hint together."""
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True, eq=False, slots=True)
+class Rows:
     """``count`` rows of a batch's material [T, words], from row ``first``."""
 
     material: Array
@@ -56,6 +56,13 @@ class Scaling:
     fixed: float
 
 
+def first_slots(scaling: Scaling, slots: int) -> Scaling:
+    """The scaling of a group's first outputs."""
+    if slots == len(scaling.scale):
+        return scaling
+    return replace(scaling, scale=scaling.scale[:slots], bias=scaling.bias[:slots])
+
+
 class Hint(Protocol):
     """G of some blocks of slots, as points of both outer primes, where a backend wants it."""
 
@@ -69,6 +76,13 @@ class Hint(Protocol):
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What `Kernels.load_hint` takes, to be kept on disk."""
+
+
+class Words(Protocol):
+    """Uniform words; `veil.random.SecretRng` has secret ones."""
+
+    def words16(self, count: int) -> NDArray[np.uint16]: ...
+    def words64(self, count: int) -> NDArray[np.uint64]: ...
 
 
 class Errors(Protocol):
@@ -142,7 +156,7 @@ class Kernels(Protocol):
 
     # The client's half, ahead of time ------------------------------------------------------------------------------------
 
-    def errors(self, rng: SecretRng, sigma: float) -> Errors:
+    def errors(self, rng: Words, sigma: float) -> Errors:
         """A source of errors of this deviation, seeded by ``rng``."""
 
     def encrypt_batch(self, a: Array, z: I8, secret: I8, errors: Array, ring: Ring) -> Array:
@@ -190,9 +204,7 @@ class Kernels(Protocol):
         ``bits`` are those of inputs and of results; ``serial`` keeps the work on the calling thread.
         """
 
-    def decrypt(
-        self, data: Array, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: Array
-    ) -> Array:
+    def decrypt(self, data: Array, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: Array) -> Array:
         """Packed results minus μ from ``column`` on, scaled back → [R, rows] float32."""
 
     def finite(self, scales: Array) -> bool:

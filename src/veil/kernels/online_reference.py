@@ -1,7 +1,7 @@
 """The online steps in NumPy: the definition of correct for every processor's kernels. Clear before fast.
 
-All integers are modulo 2^32. A word of k bits on the way stands for its value times 2^(32-k): the top bits of 32. ``row0`` and
-``col0`` say where the rows of a call begin in matrices that hold more of them: shares, pads and μ.
+All integers are modulo 2^32. A word of k bits on the way stands for its value times 2^(32-k): the top bits of 32. ``row0``
+and ``col0`` say where the rows of a call begin in matrices that hold more of them: shares, pads and μ.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-F32, F64 = NDArray[np.float32], NDArray[np.float64]
-U8, U32, I8 = NDArray[np.uint8], NDArray[np.uint32], NDArray[np.int8]
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
+I8 = NDArray[np.int8]
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -54,8 +57,8 @@ def answer(data: U8, weights: I8, shares: U32, row0: int, col0: int, input_bits:
 def scales(x: F32, target: float, fixed: float) -> tuple[F64, F64]:
     """τ of rows [T, d], already divided, that are encrypted, and the τ by which results are read.
 
-    τ is ``target / ‖x‖₂``, 0 for a row of zeros, NaN for a row that is not finite. With a ``fixed`` norm above 0, τ is at most
-    ``target / fixed``, also for a row of zeros, and results are read by ``target / fixed`` in every case.
+    τ is ``target / ‖x‖₂``, 0 for a row of zeros, NaN for a row that is not finite. With a ``fixed`` norm above 0, τ is at
+    most ``target / fixed``, also for a row of zeros, and results are read by ``target / fixed`` in every case.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         norms = np.sqrt((x.astype(np.float64) ** 2).sum(axis=1))

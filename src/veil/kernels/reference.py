@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.errors import WireError
-from veil.kernels.interface import Errors, Hint, Rows, Scaling
+from veil.kernels.gaussian import GaussianTable
+from veil.kernels.interface import Errors, Hint, Rows, Scaling, Words
 from veil.kernels.ring import FRACTION_BITS, Ring
 from veil.kernels.tables import NttTable
 from veil.params import packed_bytes
-from veil.random import GaussianTable, SecretRng
 
 if TYPE_CHECKING:
     import torch
@@ -169,9 +169,9 @@ class ReferenceHint:
 
 
 class HostErrors:
-    """Rounded Gaussians from a `SecretRng`, by inversion of two random bytes and, rarely, six more."""
+    """Rounded Gaussians from uniform words, by inversion of two random bytes and, rarely, six more."""
 
-    def __init__(self, rng: SecretRng, sigma: float) -> None:
+    def __init__(self, rng: Words, sigma: float) -> None:
         self._rng = rng
         self._table = GaussianTable(sigma)
 
@@ -233,7 +233,9 @@ class ReferenceKernels:
         blocks = -(-len(rows) // ring.w)
         padded = np.zeros((blocks * ring.w, ring.n), dtype=np.int32)
         padded[: len(rows)] = rows
-        polynomials = padded.reshape(blocks, ring.w, ring.terms, ring.T).transpose(0, 2, 3, 1).reshape(blocks, ring.terms, -1)
+        polynomials = (
+            padded.reshape(blocks, ring.w, ring.terms, ring.T).transpose(0, 2, 3, 1).reshape(blocks, ring.terms, -1)
+        )
         for i, table in enumerate(ring.outer):
             hint.points[i, first : first + blocks] = residues(polynomials, table)
 
@@ -263,7 +265,7 @@ class ReferenceKernels:
 
     # The client's half, ahead of time ------------------------------------------------------------------------------------
 
-    def errors(self, rng: SecretRng, sigma: float) -> Errors:
+    def errors(self, rng: Words, sigma: float) -> Errors:
         return HostErrors(rng, sigma)
 
     def encrypt_batch(self, a: U32, z: I8, secret: I8, errors: I8, ring: Ring) -> U8:
@@ -326,9 +328,7 @@ class ReferenceKernels:
         rows = unpack(data, weights.shape[1], up) << np.uint32(32 - up)
         return pack(top_bits(matmul(weights, rows) - gathered(shares, column, len(weights)), down), down)
 
-    def decrypt(
-        self, data: U8, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: F64
-    ) -> F32:
+    def decrypt(self, data: U8, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: F64) -> F32:
         width = len(scaling.scale)
         words = unpack(data, width, bits) << np.uint32(32 - bits)
         values = (words - gathered(shares, column, width)).view(np.int32)

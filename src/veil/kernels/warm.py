@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from veil.kernels.cpu import packing
 from veil.kernels.cpu.backend import CpuKernels
@@ -13,7 +14,6 @@ from veil.kernels.interface import Rows, Scaling
 from veil.kernels.ring import Ring, ring_of
 from veil.params import Params
 from veil.progress import Progress
-from veil.random import SecretRng
 
 STAGE = "compiling the CPU kernels, once on this machine"
 _log = logging.getLogger("veil")
@@ -36,7 +36,7 @@ def warm_up(progress: Progress | None = None) -> None:
 
 def every_kernel(ring: Ring) -> Iterator[Callable[[], object]]:
     """Calls that together compile every kernel for the array types of real use (bytes off the wire are read-only)."""
-    kernels, rng = CpuKernels(), SecretRng()
+    kernels, rng = CpuKernels(), _Words()
     weights = np.ones((8, 8), dtype=np.int8)
     a = np.zeros((1, ring.k, ring.m), dtype=np.uint32)
     public = np.zeros((ring.terms, 2, ring.N), dtype=np.uint32)
@@ -60,3 +60,13 @@ def every_kernel(ring: Ring) -> Iterator[Callable[[], object]]:
     yield lambda: kernels.answer(received, weights, rows, 0, (24, 16), serial=True)
     yield lambda: kernels.decrypt(received[:, :16], scaling, rows, 0, 16, tau)
     yield lambda: list(kernels.prefetch(weights))
+
+
+class _Words:
+    """Stands for secret randomness where nothing is secret: a server warms its kernels up too."""
+
+    def words16(self, count: int) -> NDArray[np.uint16]:
+        return np.zeros(count, dtype=np.uint16)
+
+    def words64(self, count: int) -> NDArray[np.uint64]:
+        return np.zeros(count, dtype=np.uint64)

@@ -169,9 +169,7 @@ def _load_constants(path: Path, manifest: Manifest, norms: list[Any]) -> tuple[G
             raise BundleError(f"{path / REMOTE}: group {index} divides its inputs by something that is not positive")
         bound, fixed = norms[index]
         fixed_norm = None if fixed is None else float(fixed)
-        constants.append(
-            GroupConstants(own["scale"], own["bias"], float(bound), fixed_norm, divisors, own.get("shift"))
-        )
+        constants.append(GroupConstants(own["scale"], own["bias"], float(bound), fixed_norm, divisors, own.get("shift")))
     return tuple(constants)
 
 

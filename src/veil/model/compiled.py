@@ -17,6 +17,7 @@ from veil.model.constants import GroupConstants
 from veil.model.experts import calibrating
 from veil.model.fold_weights import quantize_folded
 from veil.model.folds import Folds, StreamWatch, fold_groups
+from veil.model.last_rows import last_row_layers
 from veil.model.layers import RemoteLayer, float_bias, float_weight
 from veil.model.manifest import Group, Layer, Manifest, make_groups
 from veil.model.quantize import quantize_weight, row_norms
@@ -54,8 +55,11 @@ def compile_layers(
     params: Params,
     report: Progress,
     fold_norms: str = "off",
+    sample: Any = None,
 ) -> Compiled:
     """Calibrate with one forward pass (``run``), group, and quantize every layer; ``fold_norms`` is auto, on or off.
+
+    ``sample`` are the token ids of that pass, where there are any.
 
     Raises `ValueError` for bits outside 2 to 8, a name in ``n_bits`` that is not remote, a weight that is not finite, a
     layer that computes something else or that the model goes around, or a norm that ``on`` wants folded and that cannot be.
@@ -66,9 +70,16 @@ def compile_layers(
     watch = StreamWatch(model, layers)
     with calibrating(model), nullcontext() if fold_norms == "off" else watch:
         seen = _calibrate(layers, run)
+    apart = last_row_layers(model, layers, [name for name, _, _ in seen], sample) if fold_norms == "off" else set()
     described = {
         name: Layer(
-            name, layer.kind, layer.in_features, layer.out_features, bits[name], float_bias(_inner(layer)) is not None
+            name,
+            layer.kind,
+            layer.in_features,
+            layer.out_features,
+            bits[name],
+            float_bias(_inner(layer)) is not None,
+            name in apart,
         )
         for name, layer in layers.items()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from veil.client.stats import Stats
 from veil.crypto.hint import hint_bytes
 from veil.errors import NotCompiled
 from veil.kernels.backend import kernels_for
-from veil.kernels.interface import Kernels, Scaling
+from veil.kernels.interface import Array, Kernels, Scaling
 from veil.kernels.warm import warm_up
 from veil.model.compiled import Compiled, compile_layers
 from veil.model.constants import scalings_of
@@ -55,7 +55,8 @@ class HybridFHEModel:
     which they are; ``"none"`` evaluates all. Raises `TypeError` for a model that is not an ``nn.Module``, `ValueError` for
     a name that does not fit.
 
-    ``ahead``, set before the first ``execute``, has rows made ready in the background in that mode too. ``checkpoint`` is
+    ``ahead``, set before the first ``execute``, has rows made ready in the background in that mode too. ``hints``,
+    set before it, is a folder where the server's hint is kept for the next start. ``checkpoint`` is
     called before every evaluation of a remote layer; what it raises ends the forward pass.
     """
 
@@ -77,16 +78,20 @@ class HybridFHEModel:
         self._layers = layers
         self._compiled: Compiled | None = None
         self._engine: Engine | None = None
+        self._weights: Sequence[Array] | None = None
         self._tables: dict[str, Any] = {}
         self._session: ClientSession | None = None
         self._remote: ClientSession | None = None
         self._router: Router | None = None
+        self._kernels: Kernels
+        self._scalings: list[Scaling]
         self._graph: TokenGraph | None = None
         self._address: Any = None
         self._link: Link | None = None
         self._mode = "torch"
         self._progress: Progress | None = None
         self.ahead: Ahead | None = None
+        self.hints: Path | None = None
         self.checkpoint: Callable[[], None] | None = None
         generation = getattr(model, "generation_config", None)
         if generation is not None:
@@ -132,6 +137,7 @@ class HybridFHEModel:
             params or Params.default(),
             progress or (lambda stage, done, total: None),
             fold_norms,
+            x.get("input_ids") if hasattr(x, "get") else x,
         )
         self._adopt(compiled, kernels)
 
@@ -151,9 +157,10 @@ class HybridFHEModel:
             self._session.close()
             self._session = self._graph = None
         self._kernels = kernels
+        self._weights = None
         if kernels.name == "cpu":
             warm_up(self._progress)
-        self._scalings: list[Scaling] = scalings_of(compiled.constants, compiled.params, kernels)
+        self._scalings = scalings_of(compiled.constants, compiled.params, kernels)
         stream = ResidualStream(self.model, compiled.manifest)
         self._router = Router(compiled.manifest, compiled.constants, kernels, stream)
         self.stats.kernels = server.name if kernels is server else f"client {kernels.name}, server {server.name}"
@@ -287,14 +294,14 @@ class HybridFHEModel:
     def _clear_layers(self, *, simulate: bool) -> ClearLayers:
         compiled, kernels = self._need_compiled(), self._kernels
         if compiled.weights is None:
-            raise NotCompiled(
-                f"mode {'simulate' if simulate else 'disable'!r} needs the weights, and only the client half of the bundle is here"
-            )
-        weights = kernels.load_weights(compiled.weights)
+            raise NotCompiled("modes disable and simulate need the weights, and only the client half of the bundle is here")
+        if self._weights is None:
+            engine = self._engine if self._engine is not None and self._engine.kernels is kernels else None
+            self._weights = kernels.load_weights(compiled.weights) if engine is None else engine.weights
         if not simulate:
-            return ClearLayers(compiled.manifest, weights, self._scalings, kernels)
+            return ClearLayers(compiled.manifest, self._weights, self._scalings, kernels)
         rng = np.random.default_rng()
-        return SimulatedLayers(compiled.manifest, weights, self._scalings, kernels, compiled.params, rng)
+        return SimulatedLayers(compiled.manifest, self._weights, self._scalings, kernels, compiled.params, rng)
 
     def reserve(self, rows_body: int = 0, rows_full: int = 0) -> None:
         """Have rows ready: ``rows_body`` for prompt rows, ``rows_full`` for rows that need logits; whole batches are made."""
@@ -402,16 +409,14 @@ class HybridFHEModel:
             if compiled.weights is None:
                 raise NotCompiled("this needs the weights, and only the client half of the bundle is here")
             model = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
-            self._engine = Engine.build(model, self._server_kernels, self._progress)
+            self._engine = Engine.build(model, self._server_kernels, self._progress, hints=self.hints)
             self._tables = self._tables or self._engine.hint.public_tables(compiled.seed, compiled.params)
         return self._engine
 
     def _open_session(self) -> ClientSession:
         engine, compiled = self._need_engine(), self._need_compiled()
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, self._tables)
-        session = ClientSession(
-            model, engine, self._kernels, self._scalings, SecretRng(), self.stats, ahead=self.ahead
-        )
+        session = ClientSession(model, engine, self._kernels, self._scalings, SecretRng(), self.stats, ahead=self.ahead)
         if self._kernels.name == "cuda":
             assert self._router is not None
             self._graph = TokenGraph(self._model_forward, self._router, session, engine)
@@ -420,6 +425,18 @@ class HybridFHEModel:
     def _active(self) -> ClientSession | None:
         """The session of the mode in force."""
         return self._remote if self._mode == "remote" else self._session if self._mode == "execute" else None
+
+    def _asks_last_row(self, arguments: dict[str, Any]) -> bool:
+        """Whether a pass wants the logits of the last row of each sequence, and nothing else of it but the cache."""
+        asked = arguments.get("logits_to_keep")
+        config = getattr(self.model, "config", None)
+        shown = ("output_hidden_states", "output_attentions")
+        return (
+            isinstance(asked, int)
+            and asked == 1
+            and arguments.get("labels") is None
+            and not any(arguments.get(name) or getattr(config, name, False) for name in shown)
+        )
 
     @property
     def _on_card(self) -> bool:
@@ -441,6 +458,7 @@ class HybridFHEModel:
             return self._model_forward(*args, **kwargs)
         self._router.begin_forward()
         self._router.checkpoint = self.checkpoint
+        self._router.last_row_only = self._asks_last_row(kwargs)
         session = self._active()
         if session is not None:
             session.begin_forward()

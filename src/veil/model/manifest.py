@@ -25,7 +25,10 @@ _NAME = r"[\w.\-]{1,256}"
 
 @dataclass(frozen=True)
 class Layer:
-    """One remote module: its name, kind, widths, bits of its weights and whether it has a bias."""
+    """One remote module: its name, kind, widths, bits of its weights and whether it has a bias.
+
+    Of a layer with ``last_row`` nothing but the last row of a sequence matters where only its logits are asked for.
+    """
 
     name: str
     kind: Kind
@@ -33,6 +36,7 @@ class Layer:
     out_features: int
     bits: int
     bias: bool
+    last_row: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,11 @@ class Group:
     def rows(self) -> int:
         """Outputs of all layers together."""
         return sum(layer.out_features for layer in self.layers)
+
+    @property
+    def prompt_rows(self) -> int:
+        """Outputs, the first ones, that matter for every row of a prompt and not for the last alone."""
+        return sum(layer.out_features for layer in self.layers if not layer.last_row)
 
 
 @dataclass(frozen=True)
@@ -173,6 +182,9 @@ def _check_group(group: Group) -> None:
         read = read[1:]
     if not group.layers or len(set(read)) != 1:
         raise BundleError(f"group {group.name!r} does not have one input width")
+    flags = [layer.last_row for layer in group.layers]
+    if flags != sorted(flags) or (group.fold is not None and any(flags)):
+        raise BundleError(f"group {group.name!r} has layers for the last row before others, or is folded")
     for layer in group.layers:
         sizes = (layer.in_features, layer.out_features, layer.bits)
         if not all(isinstance(size, int) for size in sizes) or not isinstance(layer.name, str):
@@ -208,7 +220,10 @@ def make_groups(inputs: Sequence[tuple[Layer, int]], head: str | None) -> Manife
             groups[-1][1].append(layer)
         else:
             groups.append((-1 if alone else tensor, [layer]))
-    made = [Group(tuple(layers), "head" if layers[0].name == head else "body") for _, layers in groups]
+    made = [
+        Group(tuple(sorted(layers, key=lambda layer: layer.last_row)), "head" if layers[0].name == head else "body")
+        for _, layers in groups
+    ]
     manifest = Manifest(tuple(made))
     manifest.check()
     return manifest

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from veil import noise
 from veil.errors import NotFiniteActivation
-from veil.kernels.interface import Array, Kernels, Rows, Scaling
+from veil.kernels.interface import Array, Kernels, Rows, Scaling, first_slots
 from veil.model.manifest import Manifest
 from veil.model.quantize import row_norms
 from veil.params import Params
@@ -20,31 +20,34 @@ WHOLE = 32
 
 
 class Evaluator(Protocol):
-    """A group's outputs [R, rows] float32 for its inputs [R, width] float32; `veil.client.session.ClientSession` is one."""
+    """A group's outputs [R, rows] float32 for its inputs [R, width] float32; `veil.client.session.ClientSession` is one.
 
-    def evaluate(self, group: int, x: Array) -> Array: ...
+    With ``slots`` the rows are a prompt's, and only as many outputs are asked for, from the first on.
+    """
+
+    def evaluate(self, group: int, x: Array, slots: int | None = None) -> Array: ...
 
 
 class ClearLayers:
     """The integer layers in clear (mode ``disable``): the same kernels as a session's, with pads and shares of zero."""
 
-    def __init__(
-        self, manifest: Manifest, weights: Sequence[Array], scalings: Sequence[Scaling], kernels: Kernels
-    ) -> None:
+    def __init__(self, manifest: Manifest, weights: Sequence[Array], scalings: Sequence[Scaling], kernels: Kernels) -> None:
         self._manifest = manifest
         self._weights = weights
         self._scalings = scalings
         self._kernels = kernels
         self._zeros: Array | None = None
 
-    def evaluate(self, group: int, x: Array) -> Array:
+    def evaluate(self, group: int, x: Array, slots: int | None = None) -> Array:
         """See `Evaluator`; `NotFiniteActivation` for NaN or infinity."""
-        info, kernels, scaling, rows = self._manifest.groups[group], self._kernels, self._scalings[group], len(x)
+        info, kernels, rows = self._manifest.groups[group], self._kernels, len(x)
+        slots = info.rows if slots is None else slots
+        scaling = first_slots(self._scalings[group], slots)
         nothing = [Rows(self._nothing(rows, max(info.width, info.rows)), 0, rows)]
         data, scales = kernels.encrypt(x, scaling, nothing, 0, WHOLE)
         if not kernels.finite(scales):
             raise NotFiniteActivation(f"NaN or infinity reached {info.name}; generation stops here")
-        reply = kernels.answer(data, self._weights[group], nothing, 0, (WHOLE, WHOLE))
+        reply = kernels.answer(data, self._weights[group][:slots], nothing, 0, (WHOLE, WHOLE))
         return kernels.decrypt(reply, scaling, [Rows(self._error(group, nothing[0].material), 0, rows)], 0, WHOLE, scales)
 
     def _error(self, group: int, nothing: Array) -> Array:

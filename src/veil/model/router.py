@@ -57,10 +57,10 @@ class Router:
         self.evaluator: Evaluator | None = None
         self.observer: Observer | None = None
         self.checkpoint: Callable[[], None] | None = None
+        self.last_row_only = False
+        """Whether of the last layers nothing but the last row of each sequence matters in this pass."""
         self._kernels = kernels
-        self._shifts = [
-            None if own.shift is None else kernels.to_torch(kernels.asarray(own.shift)) for own in constants
-        ]
+        self._shifts = [None if own.shift is None else kernels.to_torch(kernels.asarray(own.shift)) for own in constants]
         self._pending: dict[int, _Pending] = {}
         self._answers: dict[int, _Answer] = {}
         self._lock = threading.RLock()
@@ -74,10 +74,13 @@ class Router:
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """The output [..., out] of a remote linear layer for its input [..., in]."""
-        group = self.manifest.groups[self.manifest.by_layer[name][0]]
+        index = self.manifest.by_layer[name][0]
+        group = self.manifest.groups[index]
         with self._lock:
-            if group.fold is None:
-                flat = self._output(name, x, lambda: _rows(x))
+            if self.last_row_only and x.ndim == 3 and x.shape[1] > 1 and group.layers[-1].last_row:
+                flat = self._output(name, x, lambda: self._needed(index, x))
+            elif group.fold is None:
+                flat = self._output(name, x, lambda: self._evaluate(index, _rows(x)))
             elif name == group.layers[0].name:
                 flat = self._add(name, group.fold, x)
             else:
@@ -88,14 +91,15 @@ class Router:
         """The output [..., out] of a remote embedding for token ids [...], as the product with one-hot rows."""
         width = self.manifest.groups[self.manifest.by_layer[name][0]].width
         with self._lock:
-            flat = self._output(name, ids, lambda: _one_hot(ids, width))
+            group = self.manifest.by_layer[name][0]
+            flat = self._output(name, ids, lambda: self._evaluate(group, _one_hot(ids, width)))
             return flat.reshape(*ids.shape, flat.shape[-1]).to(ids.device)
 
-    def _output(self, name: str, source: Tensor, rows: Callable[[], Tensor]) -> Tensor:
+    def _output(self, name: str, source: Tensor, evaluate: Callable[[], Tensor]) -> Tensor:
         group, part = self.manifest.by_layer[name]
         pending = self._pending.get(group)
         if pending is None or not pending.source.holds(source) or name in pending.claimed:
-            pending = self._pending[group] = _Pending(Sighting(source), self._evaluate(group, rows()), set())
+            pending = self._pending[group] = _Pending(Sighting(source), evaluate(), set())
         pending.claimed.add(name)
         if len(pending.claimed) == len(self.manifest.groups[group].layers):
             del self._pending[group]
@@ -126,15 +130,27 @@ class Router:
             answer.norm, answer.behind = x, answer.outputs * factor.detach() + shift
         return _columns(answer.behind, part)
 
-    def _evaluate(self, group: int, x: Tensor) -> Tensor:
-        """A group's outputs [R, rows] for its rows x [R, width]."""
+    def _needed(self, group: int, x: Tensor) -> Tensor:
+        """A group's outputs for sequences x [B, S, width], flat, with zeros where nothing reads them: rows but the last ones
+        have the outputs of layers that matter for every row.
+        """
+        info = self.manifest.groups[group]
+        outputs = x.new_zeros((*x.shape[:2], info.rows), dtype=torch.float32)
+        if info.prompt_rows:
+            first = self._evaluate(group, _rows(x[:, :-1]), info.prompt_rows)
+            outputs[:, :-1, : info.prompt_rows] = first.view(x.shape[0], -1, info.prompt_rows)
+        outputs[:, -1] = self._evaluate(group, _rows(x[:, -1]))
+        return outputs.view(-1, info.rows)
+
+    def _evaluate(self, group: int, x: Tensor, slots: int | None = None) -> Tensor:
+        """A group's outputs [R, rows] for its rows x [R, width]; the first ``slots`` of them for rows of a prompt."""
         if self.evaluator is None:
             raise NotCompiled("call set_fhe_mode first")
         if self.checkpoint is not None:
             self.checkpoint()
         if not len(x):
             return x.new_empty((0, self.manifest.groups[group].rows))
-        outputs = self._kernels.to_torch(self.evaluator.evaluate(group, self._kernels.from_torch(x)))
+        outputs = self._kernels.to_torch(self.evaluator.evaluate(group, self._kernels.from_torch(x), slots))
         if self.observer is not None:
             self.observer(group, x, outputs)
         return outputs

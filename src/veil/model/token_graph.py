@@ -46,15 +46,15 @@ class _FixedRow:
         self.groups: list[int] = []
         self.scales: list[tuple[int, Array]] = []
 
-    def evaluate(self, group: int, x: Array) -> Array:
+    def evaluate(self, group: int, x: Array, slots: int | None = None) -> Array:
         """One row's step under the material that `arm` will copy; `ValueError` for more rows, or a group twice."""
-        if len(x) != 1 or group in self.groups:
+        if len(x) != 1 or group in self.groups or slots is not None:
             raise ValueError("a recorded pass has one row, and each group once")
         session, kernels = self._session, self._session.kernels
         info, scaling = session.model.manifest.groups[group], session.scalings[group]
         column, start = session.pad_column(group), session.model.manifest.starts[group]
         data, scales = kernels.encrypt(x, scaling, [Rows(self._pads, 0, 1)], column, info.input_bits)
-        (reply,) = self._engine.answer([Claim(group, data, [Rows(self._h[info.segment], 0, 1)])])
+        (reply,) = self._engine.answer([Claim(group, data, [Rows(self._h[info.segment], 0, 1)], info.rows)])
         self.groups.append(group)
         self.scales.append((group, scales))
         return kernels.decrypt(reply, scaling, [Rows(self._mu[info.segment], 0, 1)], start, info.result_bits, scales)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,10 @@ from veil.model.manifest import Manifest
 from veil.params import Params, packed_bytes
 from veil.progress import Progress
 from veil.seed import PublicSeed
+from veil.server.hint_files import load_hint, save_hint
 from veil.server.store import Session, SessionStore, record_bytes
 from veil.wire.messages import BatchUpload, Span, Upload, rows_of
+from veil.wire.methods import fingerprint
 
 I8 = NDArray[np.int8]
 
@@ -47,16 +50,21 @@ class Admitted:
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """Packed rows [R, bytes] of one group and the rows of the shares h that wait for them."""
+    """Packed rows [R, bytes] of one group, the rows of the shares h that wait for them, and how many outputs are asked."""
 
     group: int
     rows: Array
     shares: list[Rows]
+    slots: int
 
     @property
     def count(self) -> int:
         """Rows."""
         return len(self.rows)
+
+    def asks_like(self, other: Claim) -> bool:
+        """Whether one product can answer both."""
+        return (self.group, self.slots) == (other.group, other.slots)
 
 
 class Engine:
@@ -81,7 +89,7 @@ class Engine:
         self.hint = hint
         self.store = store or SessionStore()
         self.kernels = kernels
-        self._weights = weights
+        self.weights = weights
         self._ring = ring_of(model.params)
         self._admission = threading.Lock()
         self._places = [
@@ -101,13 +109,25 @@ class Engine:
         kernels: Kernels,
         progress: Progress | None = None,
         store: SessionStore | None = None,
+        hints: Path | None = None,
     ) -> Engine:
-        """An engine for a model; its hint is built from the weights."""
+        """An engine for a model; its hint is built from the weights, or read from ``hints`` if it was kept there before.
+
+        On a card a hint is built quicker than read, so none is kept.
+        """
         weights = kernels.load_weights(model.weights)
+        mark, kept = fingerprint(model.params, model.seed, model.manifest), None
+        folder = None if hints is None or kernels.name == "cuda" else hints / f"{mark[:32]}-{kernels.name}"
+        if folder is not None:
+            kept = load_hint(folder, model.params, model.manifest.segments, kernels, mark)
+        if kept is not None:
+            return cls(model, kept, weights, kernels, store)
         segments: dict[str, list[HintRows]] = {name: [] for name in model.manifest.segments}
         for index, group in enumerate(model.manifest.groups):
             segments[group.segment].append(HintRows(index, weights[index]))
         hint = ServerHint.build(model.params, model.seed, segments, kernels, progress)
+        if folder is not None:
+            save_hint(folder, hint, kernels, mark)
         return cls(model, hint, weights, kernels, store)
 
     # The transport, in process -------------------------------------------------------------------------------------------
@@ -129,9 +149,9 @@ class Engine:
         if error is not None:
             raise error
 
-    def evaluate(self, session: str, group: int, spans: Sequence[Span], data: Array) -> Array:
+    def evaluate(self, session: str, group: int, spans: Sequence[Span], data: Array, slots: int) -> Array:
         """``W·b - h`` for packed rows of one group, one row of a batch each; packed results. Rows cannot come twice."""
-        return self.answer([self.claim(self.store.find(session), group, spans, data, again=False)])[0]
+        return self.answer([self.claim(self.store.find(session), group, spans, data, slots, again=False)])[0]
 
     def release(self, session: str, batches: Sequence[int]) -> None:
         """Forget batches that the client will not use again."""
@@ -225,8 +245,10 @@ class Engine:
 
     # Online --------------------------------------------------------------------------------------------------------------
 
-    def claim(self, session: Session, group: int, spans: Sequence[Span], data: Array, *, again: bool = True) -> Claim:
-        """Match packed rows [R, bytes] with the shares of their batches.
+    def claim(
+        self, session: Session, group: int, spans: Sequence[Span], data: Array, slots: int, *, again: bool = True
+    ) -> Claim:
+        """Match packed rows [R, bytes] with the shares of their batches, for the group's first ``slots`` outputs.
 
         With ``again`` the same bytes for the same rows may come once more (a lost reply); other bytes raise `RowReused`.
         Raises `UnknownBatch`, and `WireError` for what does not fit the manifest.
@@ -234,14 +256,17 @@ class Engine:
         if not 0 <= group < len(self._places):
             raise WireError(f"group {group} is not one of {len(self._places)}")
         segment, (up, _), _ = self._places[group]
-        row_bytes = packed_bytes(self.model.manifest.groups[group].width, up)
+        info = self.model.manifest.groups[group]
+        if not 0 < slots <= info.rows:
+            raise WireError(f"{slots} outputs of group {group}, which has {info.rows}")
+        row_bytes = packed_bytes(info.width, up)
         if tuple(data.shape) != (rows_of(list(spans)), row_bytes):
             raise WireError(f"{tuple(data.shape)} bytes for {rows_of(list(spans))} rows of {row_bytes} bytes")
         parts, first = [], 0
         for span in spans:
             parts.append(np.ascontiguousarray(data[first : first + span.count]).data if again else None)
             first += span.count
-        return Claim(group, data, self.store.claim(session, spans, group, segment, parts))
+        return Claim(group, data, self.store.claim(session, spans, group, segment, parts), slots)
 
     def claim_row(self, session: str, groups: Sequence[int], span: Span) -> dict[str, Rows]:
         """Spend one row for all these groups at once, where rows cannot come twice; its shares by segment."""
@@ -253,23 +278,23 @@ class Engine:
 
     def prefetch_after(self, group: int) -> Iterator[object]:
         """Steps that bring the weights of the group behind this one into the caches: a pass takes groups in their order."""
-        return self.kernels.prefetch(self._weights[(group + 1) % len(self._places)])
+        return self.kernels.prefetch(self.weights[(group + 1) % len(self._places)])
 
     def work(self, claim: Claim) -> int:
         """Multiply-adds of a claim."""
         return claim.count * self.model.weights[claim.group].size
 
     def answer(self, claims: Sequence[Claim], *, serial: bool = False) -> list[Array]:
-        """The packed results of some claims on one group, with one pass over its weights.
+        """The packed results of some claims on one group and as many outputs, with one pass over its weights.
 
         ``serial`` keeps it on the calling thread.
         """
-        group, kernels = claims[0].group, self.kernels
+        group, slots, kernels = claims[0].group, claims[0].slots, self.kernels
         _, bits, column = self._places[group]
         shares = [part for claim in claims for part in claim.shares]
         rows = [kernels.asarray(claim.rows) for claim in claims]
         together = rows[0] if len(rows) == 1 else kernels.concatenate(rows)
-        packed = kernels.answer(together, self._weights[group], shares, column, bits, serial=serial)
+        packed = kernels.answer(together, self.weights[group][:slots], shares, column, bits, serial=serial)
         replies, first = [], 0
         for claim in claims:
             replies.append(packed[first : first + claim.count])

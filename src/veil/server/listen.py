@@ -15,13 +15,13 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from veil.kernels.interface import Kernels
 from veil.model.server_bundle import load_server
 from veil.priority import in_thread_of_its_own
 from veil.progress import Progress
 from veil.server.engine import Engine
 from veil.server.lane import RowLane
 from veil.server.logs import event
-from veil.kernels.interface import Kernels
 from veil.server.metrics import Metrics
 from veil.server.offer import Offer
 from veil.server.scheduler import OnlineTurns, PreparationWorker
@@ -104,15 +104,17 @@ def build_bundles(
     kernels: Kernels,
     store: SessionStore,
     progress: Progress | None = None,
+    hints: Path | None = None,
 ) -> dict[str, Served]:
-    """Load server halves by name and build their hints; ``offers`` are client halves by the same names."""
+    """Load server halves by name and build their hints; ``offers`` are client halves by the same names,
+    ``hints`` a folder where hints are kept for the next start."""
     unknown = sorted(set(offers) - set(halves))
     if unknown:
         raise ValueError(f"--offer names {unknown[0]!r}, which is not served; served are {', '.join(halves)}")
     bundles = {}
     for name, path in halves.items():
         offer = Offer(offers[name]) if name in offers else None
-        engine = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, store))
+        engine = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, store, hints))
         bundles[name] = Served(engine, offer)
     return bundles
 

@@ -58,7 +58,7 @@ class RowStream:
             raise WireError(f"group {request.group} is not one of {len(manifest.groups)}")
         group = manifest.groups[request.group]
         data = codec.rows_from(request.rows, rows_of(spans), group.width, group.input_bits)
-        claim: Claim = session.engine.claim(session, request.group, spans, data)
+        claim: Claim = session.engine.claim(session, request.group, spans, data, request.slots or group.rows)
         return claim
 
     def adopt(self, name: str) -> Session:

@@ -182,7 +182,7 @@ class OnlineTurns:
             batch, rows = [asked], asked.claim.count
             self._waiting.remove(asked)
             for other in list(self._waiting):
-                same = other.engine is asked.engine and other.claim.group == asked.claim.group
+                same = other.engine is asked.engine and other.claim.asks_like(asked.claim)
                 if same and rows + other.claim.count <= self._batch_rows:
                     self._waiting.remove(other)
                     batch.append(other)

@@ -232,9 +232,7 @@ class SessionStore:
                 found.append(batch)
             for span, batch, digest in zip(spans, found, digests, strict=True):
                 batch.claimed.setdefault(group, _Claimed()).claim(span, digest)
-            return [
-                Rows(batch.shares[segment], span.first, span.count) for span, batch in zip(spans, found, strict=True)
-            ]
+            return [Rows(batch.shares[segment], span.first, span.count) for span, batch in zip(spans, found, strict=True)]
 
     def _refuse(self, session: Session, batches: int, nbytes: int) -> None:
         limits, held = self.limits, len(session.batches) + session.waiting

@@ -27,7 +27,7 @@ def rows_from(data: bytes, rows: int, count: int, bits: int) -> U8:
 
 def flat_spans(spans: Sequence[Span]) -> list[int]:
     """Spans as the numbers that go over the wire."""
-    return [number for span in spans for number in span]
+    return [number for span in spans for number in (span.batch, span.first, span.count)]
 
 
 def spans_from(numbers: Sequence[int]) -> list[Span]:

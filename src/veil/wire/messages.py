@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from veil.kernels.interface import Array
 
 
-class Span(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Span:
     """Rows of one batch, as many as ``count`` from row ``first`` on."""
 
     batch: int

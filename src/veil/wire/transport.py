@@ -32,8 +32,11 @@ class Transport(Protocol):
         again then.
         """
 
-    def evaluate(self, session: str, group: int, spans: Sequence[Span], data: Array) -> Array:
-        """Send packed rows [R, bytes] of a group, one row of a batch for each; returns packed results [R, bytes]."""
+    def evaluate(self, session: str, group: int, spans: Sequence[Span], data: Array, slots: int) -> Array:
+        """Send packed rows [R, bytes] of a group, one row of a batch for each; returns packed results [R, bytes].
+
+        ``slots`` is how many of the group's outputs, from the first on, are answered.
+        """
 
     def release(self, session: str, batches: Sequence[int]) -> None:
         """Say that these batches will not be used again."""

@@ -117,13 +117,14 @@ class PrepareReply(_message.Message):
     def __init__(self, batches: _Optional[int] = ..., check: _Optional[int] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
-    __slots__ = ("session", "sequence", "group", "spans", "release", "rows", "check")
+    __slots__ = ("session", "sequence", "group", "spans", "release", "rows", "slots", "check")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
     CHECK_FIELD_NUMBER: _ClassVar[int]
     session: str
     sequence: int
@@ -131,8 +132,9 @@ class EvaluateRequest(_message.Message):
     spans: _containers.RepeatedScalarFieldContainer[int]
     release: _containers.RepeatedScalarFieldContainer[int]
     rows: bytes
+    slots: int
     check: int
-    def __init__(self, session: _Optional[str] = ..., sequence: _Optional[int] = ..., group: _Optional[int] = ..., spans: _Optional[_Iterable[int]] = ..., release: _Optional[_Iterable[int]] = ..., rows: _Optional[bytes] = ..., check: _Optional[int] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., sequence: _Optional[int] = ..., group: _Optional[int] = ..., spans: _Optional[_Iterable[int]] = ..., release: _Optional[_Iterable[int]] = ..., rows: _Optional[bytes] = ..., slots: _Optional[int] = ..., check: _Optional[int] = ...) -> None: ...
 
 class EvaluateReply(_message.Message):
     __slots__ = ("sequence", "rows", "error", "details", "check")

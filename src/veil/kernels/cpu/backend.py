@@ -15,12 +15,12 @@ from veil.errors import WireError
 from veil.kernels import reference
 from veil.kernels.cpu import online, packing, product, strips
 from veil.kernels.cpu.transform import COLUMNS, forward_factors, inverse_factors
-from veil.kernels.interface import Errors, Hint, Rows, Scaling
-from veil.kernels.memory import aligned, room, side_by_side
+from veil.kernels.gaussian import GaussianTable
+from veil.kernels.interface import Errors, Hint, Rows, Scaling, Words
+from veil.kernels.memory import aligned, room
 from veil.kernels.ring import Ring
 from veil.kernels.tables import shoup
 from veil.params import packed_bytes
-from veil.random import GaussianTable, SecretRng
 
 if TYPE_CHECKING:
     import torch
@@ -116,19 +116,23 @@ def _negative_inverse(p: int) -> int:
 
 
 class HostErrors:
-    """Rounded Gaussians from a `SecretRng`; the same samples as `reference.HostErrors`."""
+    """Rounded Gaussians from uniform words; the same samples as `reference.HostErrors`."""
 
-    def __init__(self, rng: SecretRng, sigma: float) -> None:
+    def __init__(self, rng: Words, sigma: float) -> None:
         self._rng = rng
         self._table = GaussianTable(sigma)
+        groups = self._table.values.reshape(-1, 16)
+        same = (groups == groups[:, :1]).all(axis=1)
+        self._coarse = np.where(same, groups[:, 0], np.int8(GaussianTable.UNCLEAR)).astype(np.int8)
 
     def draw(self, *shape: int) -> I8:
         """See `interface.Errors`."""
         words = self._rng.words16(int(np.prod(shape)))
-        samples = np.empty(words.size, dtype=np.int8)
-        strips.gaussian(words, self._table.values, samples)
-        unclear = np.flatnonzero(samples == GaussianTable.UNCLEAR)
-        samples[unclear] = self._table.resolve(words[unclear], self._rng.words64(unclear.size))
+        samples, counts = np.empty(words.size, dtype=np.int8), np.zeros(-(-words.size // 65536), dtype=np.int64)
+        strips.gaussian(words, self._coarse, self._table.values, GaussianTable.UNCLEAR, samples, counts)
+        if counts.any():
+            unclear = np.flatnonzero(samples == GaussianTable.UNCLEAR)
+            samples[unclear] = self._table.resolve(words[unclear], self._rng.words64(unclear.size))
         return samples.reshape(shape)
 
 
@@ -161,7 +165,7 @@ class CpuKernels:
     # The server's half, once ---------------------------------------------------------------------------------------------
 
     def load_weights(self, weights: Sequence[I8]) -> list[I8]:
-        return list(side_by_side(list(weights)))
+        return list(weights)
 
     def inner_hint(self, weights: I8, a: U32, ring: Ring) -> I32:
         width = weights.shape[1]
@@ -207,7 +211,7 @@ class CpuKernels:
 
     # The client's half, ahead of time ------------------------------------------------------------------------------------
 
-    def errors(self, rng: SecretRng, sigma: float) -> Errors:
+    def errors(self, rng: Words, sigma: float) -> Errors:
         return HostErrors(rng, sigma)
 
     def encrypt_batch(self, a: U32, z: I8, secret: I8, errors: I8, ring: Ring) -> U8:
@@ -216,7 +220,9 @@ class CpuKernels:
         out = np.empty((ring.terms, 2, ring.N), dtype=np.uint32)
         for i, table in enumerate(ring.outer):
             p = np.uint64(table.prime)
-            plain, key = (_points(values % table.prime, table.prime, i, ring) for values in (message, z[None].astype(np.int64)))
+            plain, key = (
+                _points(values % table.prime, table.prime, i, ring) for values in (message, z[None].astype(np.int64))
+            )
             product = a[:, i].astype(np.uint64) * key % p
             out[:, i] = ((plain + p - product) % p).astype(np.uint32)
         return self.pack(out.reshape(-1, ring.N), ring.prime_bits).reshape(-1)
@@ -294,9 +300,7 @@ class CpuKernels:
             online.answer(data, weights, part.material, part.first, column, bits[0], bits[1], threads, out)
         return out
 
-    def decrypt(
-        self, data: U8, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: F64
-    ) -> F32:
+    def decrypt(self, data: U8, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: F64) -> F32:
         y = np.empty((len(data), len(scaling.scale)), dtype=np.float32)
         first = 0
         for part in shares:

@@ -4,9 +4,9 @@ Modulo 2^32 a word is the sum of its digits, and digits are what processors mult
 (its *planes*) depends on the machine's `form`, and on ``kept``, how many top bits of the words are used:
 
 - `BYTES`, where the processor multiplies bytes with int8 (VNNI): a plane of bytes for each 8 kept bits, lowest first.
-- `PAIRS`, elsewhere with AVX2: a plane of signed 16-bit digits (``vpmaddwd``). Above it, with 23 bits kept, one of 7-bit digits:
-  they count modulo 2^7 only, and two products of 7-bit digits fit 16 bits (``vpmaddubsw``, twice as many at once). With 32
-  bits kept, a second plane of 16-bit digits.
+- `PAIRS`, elsewhere with AVX2: a plane of signed 16-bit digits (``vpmaddwd``). Above it, with 23 bits kept, one of 7-bit
+  digits: they count modulo 2^7 only, and two products of 7-bit digits fit 16 bits (``vpmaddubsw``, twice as many at once).
+  With 32 bits kept, a second plane of 16-bit digits.
 - `WORDS`, on any other machine: the words themselves.
 
 The highest digit comes first; what it gives is shifted up in place, and the next digit's products are added to it.
@@ -20,13 +20,26 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from veil.kernels.cpu.vector import I32, I64, Loop, array, constant, declare, has_feature, plus, prefetch, read, splat, vector_code
+from veil.kernels.cpu.vector import (
+    I32,
+    I64,
+    Loop,
+    array,
+    constant,
+    declare,
+    has_feature,
+    plus,
+    prefetch,
+    read,
+    splat,
+    vector_code,
+)
 
 WORDS, PAIRS, BYTES = 0, 1, 2
 STEP = 64
 """Weights in one turn of the loops; planes are padded with zeros to whole turns."""
 AHEAD_BYTES = (4096, 1536)
-"""How far ahead memory is asked for where rows are few; what the first asks for may be dropped when too much is on its way."""
+"""How far ahead memory is asked for where rows are few; what the first asks for may be dropped when much is on its way."""
 _I8, _I16 = ir.IntType(8), ir.IntType(16)
 _FEW = 2  # rows for which weights are asked for ahead
 

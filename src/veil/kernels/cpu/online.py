@@ -1,6 +1,6 @@
 """The online steps of both halves: the server's answer, the client's encryption and decryption of rows.
 
-Each function's meaning is that of its namesake in `online_reference`; arrays are in C order, and one thread is the calling one.
+Each function means what its namesake in `online_reference` does; arrays are in C order, one thread is the calling one.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from veil.kernels.cpu.product import FEW, ROWS_APART, add_products, kept_bits, n
 from veil.kernels.cpu.vector import low_bits
 from veil.kernels.memory import LINE_BYTES
 
-F32, F64 = NDArray[np.float32], NDArray[np.float64]
-U8, U32, I8 = NDArray[np.uint8], NDArray[np.uint32], NDArray[np.int8]
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
+I8 = NDArray[np.int8]
 
 _TILE = 256  # results of each row that are finished together where rows are many; whole bytes
 _PIECE = 1024  # words that are decrypted together: whole bytes, in the first-level cache
-_ROUND = 6755399441055744.0  # 1.5·2^52: a float64 below 2^51 added to it is rounded to an integer, its low bits the integer's
+_ROUND = 6755399441055744.0  # 1.5·2^52: the sum with a float64 below 2^51 has the rounded integer as its low bits
 
 
 @njit(cache=True)
@@ -133,6 +136,23 @@ def _scale(total, target, fixed):  # type: ignore[no-untyped-def]
     return min(tau, target / fixed) if tau != 0.0 else target / fixed
 
 
+@njit(cache=True, error_model="numpy")
+def _divide(x, divisors, out):  # type: ignore[no-untyped-def]
+    if divisors.size:
+        for j in range(out.size):
+            out[j] = x[j] / divisors[j]
+    else:
+        for j in range(out.size):
+            out[j] = x[j]
+
+
+@njit(cache=True)
+def _masked(x, scale, pads, half, down, words):  # type: ignore[no-untyped-def]
+    for j in range(words.size):
+        message = low_bits(np.float64(x[j]) * scale + _ROUND)
+        words[j] = np.uint32(np.uint32(message + pads[j]) + half) >> down
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, start, end, out, tau, shown):  # type: ignore[no-untyped-def]
     """`encrypt` of the rows from start to end."""
@@ -140,12 +160,7 @@ def _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, start, end, out
     half, down = np.uint32((1 << (32 - bits)) >> 1), np.uint32(32 - bits)
     row, words = np.empty(width, np.float32), np.empty(width, np.uint32)
     for t in range(start, end):
-        if divisors.size:
-            for j in range(width):
-                row[j] = x[t, j] / divisors[j]
-        else:
-            for j in range(width):
-                row[j] = x[t, j]
+        _divide(x[t], divisors, row)
         scale = _scale(_square_sum(row), target, fixed)
         tau[t] = scale
         shown[t] = target / fixed if fixed != 0.0 else scale
@@ -153,9 +168,7 @@ def _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, start, end, out
             for j in range(out.shape[1]):
                 out[t, j] = 0
             continue
-        for j in range(width):
-            message = low_bits(np.float64(row[j]) * scale + _ROUND)
-            words[j] = np.uint32(np.uint32(message + pads[row0 + t, col0 + j]) + half) >> down
+        _masked(row, scale, pads[row0 + t, col0 : col0 + width], half, down, words)
         pack_words(words, width, bits, out[t], 0)
 
 
@@ -189,6 +202,13 @@ def encrypt(
         _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, 0, len(x), out, tau, shown)
 
 
+@njit(cache=True)
+def _read_off(words, mu, inverse, scale, bias, y):  # type: ignore[no-untyped-def]
+    for j in range(y.size):
+        value = np.int32(np.uint32(words[j] - mu[j]))
+        y[j] = np.float32(np.float64(value) * inverse * np.float64(scale[j]) + np.float64(bias[j]))
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def _decrypt(data, mu, row0, col0, bits, shown, scale, bias, start, end, y):  # type: ignore[no-untyped-def]
     """`decrypt` of the pieces from start to end, counted through all rows."""
@@ -200,10 +220,9 @@ def _decrypt(data, mu, row0, col0, bits, shown, scale, bias, start, end, y):  # 
         size = min(_PIECE, count - first)
         unpack_words(data[t], first * bits // 8, bits, size, True, words)
         inverse = 1.0 / shown[t] if shown[t] != 0.0 else 0.0
-        for j in range(size):
-            value = np.int32(np.uint32(words[j] - mu[row0 + t, col0 + first + j]))
-            exact = np.float64(value) * inverse * np.float64(scale[first + j]) + np.float64(bias[first + j])
-            y[t, first + j] = np.float32(exact)
+        last = first + size
+        shares = mu[row0 + t, col0 + first : col0 + last]
+        _read_off(words, shares, inverse, scale[first:last], bias[first:last], y[t, first:last])
 
 
 @njit(cache=True, parallel=True, nogil=True, error_model="numpy")

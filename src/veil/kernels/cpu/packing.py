@@ -17,7 +17,6 @@ from veil.kernels.cpu.vector import (
     constant,
     declare,
     has_feature,
-    plus,
     read,
     read_word64,
     splat,

@@ -45,7 +45,7 @@ def rows_at_once(padded):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def new_planes(rows, padded, kept):  # type: ignore[no-untyped-def]
     """Room for planes [rows, bytes] uint8, from a line on, rows not a power of two apart."""
-    size = padded * (3 if kept == 23 else kept // 8) + LINE_BYTES
+    size = padded * ((kept + 7) // 8) + LINE_BYTES
     room = np.empty(rows * size + LINE_BYTES, np.uint8)
     start = -room.ctypes.data % LINE_BYTES
     return room[start : start + rows * size].reshape(rows, size)

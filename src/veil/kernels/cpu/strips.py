@@ -13,8 +13,22 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
 
-from veil.kernels.cpu.transform import COLUMNS, forward, inverse, lower
-from veil.kernels.cpu.vector import I32, I64, Loop, array, constant, plus, splat, store, vector_code
+from veil.kernels.cpu.transform import COLUMNS, forward, inverse
+from veil.kernels.cpu.vector import (
+    I32,
+    I64,
+    Loop,
+    array,
+    constant,
+    load,
+    plus,
+    store,
+    transposed,
+    vector_code,
+)
+
+_UNROLLED = 4
+_SQUARE = 8
 
 
 @njit(cache=True, inline="always")
@@ -36,17 +50,25 @@ def term_sums(typing_context, low, high, place, factors, first, terms, out, out_
         words, sums = ir.VectorType(I32, COLUMNS), ir.VectorType(I64, COLUMNS // 2)
         small, byte = ir.VectorType(ir.IntType(16), COLUMNS), ir.VectorType(ir.IntType(8), COLUMNS)
         mask = constant(sums, 0xFFFFFFFF)
-        with Loop(builder, args[5], 1, [sums, sums]) as loop:
-            at = builder.add(args[2], builder.mul(loop.index, I64(COLUMNS)))
+
+        def add_term(values: list[Any], term: Any) -> list[Any]:
+            at = builder.add(args[2], builder.mul(term, I64(COLUMNS)))
             lower16 = builder.load(builder.bitcast(builder.gep(low.data, [at]), small.as_pointer()), align=2)
             upper8 = builder.load(builder.bitcast(builder.gep(high.data, [at]), byte.as_pointer()), align=1)
             upper = builder.shl(builder.zext(upper8, words), constant(words, 16))
             pairs = builder.bitcast(builder.or_(builder.zext(lower16, words), upper), sums)
-            factor = builder.zext(builder.load(builder.gep(factors.data, [builder.add(args[4], loop.index)])), I64)
+            factor = builder.zext(builder.load(builder.gep(factors.data, [builder.add(args[4], term)])), I64)
             wide = _splat(builder, factor, sums)
             even = builder.mul(builder.and_(pairs, mask), wide)
             odd = builder.mul(builder.lshr(pairs, constant(sums, 32)), wide)
-            loop.values = [builder.add(loop.values[0], even), builder.add(loop.values[1], odd)]
+            return [builder.add(values[0], even), builder.add(values[1], odd)]
+
+        whole = builder.and_(args[5], I64(-_UNROLLED))
+        with Loop(builder, whole, _UNROLLED, [sums, sums]) as loop:
+            for step in range(_UNROLLED):
+                loop.values = add_term(loop.values, plus(builder, loop.index, step))
+        with Loop(builder, builder.sub(args[5], whole), 1, [sums, sums], loop.values) as loop:
+            loop.values = add_term(loop.values, builder.add(whole, loop.index))
         prime = _splat(builder, builder.zext(args[8], I64), sums)
         inverse_of = _splat(builder, builder.zext(args[9], I64), sums)
         halves = []
@@ -93,9 +115,31 @@ def _sums_of_batches(low, high, tile, prime, batches, strips, p, pn):  # type: i
             term_sums(flat_low, flat_high, place, flat, first, terms, out, out_place, p, pn)
 
 
+@vector_code
+def _turn(typing_context, words, at, out, start, step):  # type: ignore[no-untyped-def]
+    """A square of 8 × 8 words, rows 16 apart in ``words`` from ``at`` on, transposed into rows ``step`` apart in ``out``."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        words, out = array(context, builder, signature, args, 0), array(context, builder, signature, args, 2)
+        kind = ir.VectorType(I32, _SQUARE)
+        places = [plus(builder, args[1], COLUMNS * row) for row in range(_SQUARE)]
+        rows = transposed(builder, [load(builder, builder.gep(words.data, [place]), kind) for place in places])
+        for row, values in enumerate(rows):
+            place = builder.add(args[3], builder.mul(args[4], I64(row)))
+            builder.store(values, builder.bitcast(builder.gep(out.data, [place]), kind.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(words, types.intp, out, types.intp, types.intp), code
+
+
 @njit(cache=True)
 def _transposed_out(words, out, first, width):  # type: ignore[no-untyped-def]
     """Flat words [width, 16] → out[first + column·width + j]; what lies beyond ``out`` is dropped."""
+    if width % _SQUARE == 0 and first + COLUMNS * width <= out.size:
+        for column in range(0, COLUMNS, _SQUARE):
+            for j in range(0, width, _SQUARE):
+                _turn(words, j * COLUMNS + column, out, first + column * width + j, width)
+        return
     for column in range(min(COLUMNS, -(-(out.size - first) // width))):
         start = first + column * width
         for j in range(min(width, out.size - start)):
@@ -304,8 +348,17 @@ def small_points(values, out, p, factors):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def gaussian(words, table, out):  # type: ignore[no-untyped-def]
-    """Samples of uniform 16-bit words by table, int8."""
-    for part in prange(-(-words.size // 65536)):
+def gaussian(words, coarse, table, unclear, out, counts):  # type: ignore[no-untyped-def]
+    """Samples of uniform 16-bit words by table, int8; ``coarse`` answers for a word's upper 12 bits where they decide.
+
+    ``counts`` gets how many of each part of 65,536 words need more bits.
+    """
+    for part in prange(counts.size):
+        count = 0
         for j in range(part * 65536, min(words.size, (part + 1) * 65536)):
-            out[j] = table[words[j]]
+            v = coarse[words[j] >> np.uint16(4)]
+            if v == unclear:
+                v = table[words[j]]
+                count += v == unclear
+            out[j] = v
+        counts[part] = count
