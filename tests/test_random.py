@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import os
 import pickle
+import sys
 from fractions import Fraction
 from typing import Any
 
@@ -15,7 +17,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from scipy import stats
 
 from veil.kernels.backend import kernels_for
-from veil.random import GaussianTable, SecretRng
+from veil.kernels.gaussian import GaussianTable
+from veil.random import SecretRng
 from veil.seed import PublicSeed
 
 SAMPLES = 1_000_000
@@ -162,6 +165,25 @@ def test_the_stream_is_rekeyed_before_it_runs_out(monkeypatch: pytest.MonkeyPatc
     first, second = SecretRng.insecure_for_tests(1), SecretRng.insecure_for_tests(1)
     np.testing.assert_array_equal(first.words64(8), second.words64(8))
     assert first.words64(8).tobytes() != second.words64(8).tobytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="os.fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_does_not_go_on_with_its_parents_stream() -> None:
+    """Parent and child would make the same secrets, and send different rows under the same pads."""
+    rng = SecretRng.insecure_for_tests(6)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, rng.words64(4).tobytes())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as drawn_by_child:
+        drawn = drawn_by_child.read()
+    assert os.waitpid(child, 0)[1] == 0
+    own = rng.words64(4).tobytes()
+    assert own == SecretRng.insecure_for_tests(6).words64(4).tobytes()
+    assert len(drawn) == len(own) and drawn != own
 
 
 def test_two_instances_differ() -> None:
