@@ -54,9 +54,14 @@ class Client:
         draw = np.random.default_rng(seed)
         return draw.integers(0, 256, (count, self.row_bytes(group)), dtype=np.uint8)
 
-    def evaluate(self, group: int, spans: list[Span], data: np.ndarray) -> np.ndarray:
+    def slots(self, group: int) -> int:
+        groups = self.pair.manifest.groups
+        return int(groups[group].rows) if 0 <= group < len(groups) else 1
+
+    def evaluate(self, group: int, spans: list[Span], data: np.ndarray, slots: int | None = None) -> np.ndarray:
         """As a service does: the same bytes may come again."""
-        claim = self.engine.claim(self.engine.store.find(self.name), group, spans, data)
+        slots = self.slots(group) if slots is None else slots
+        claim = self.engine.claim(self.engine.store.find(self.name), group, spans, data, slots)
         return np.array(self.engine.answer([claim])[0])
 
 
@@ -103,11 +108,26 @@ def test_a_row_s_answer_does_not_depend_on_the_rows_beside_it(client: Client) ->
 def test_claims_are_answered_together_and_each_gets_its_own(client: Client) -> None:
     engine, session = client.engine, client.engine.store.find(client.name)
     parts = [(Span(0, 0, 2), client.rows(1, 2, 1)), (Span(0, 2, 1), client.rows(1, 1, 2))]
-    claims = [engine.claim(session, 1, [span], data) for span, data in parts]
+    claims = [engine.claim(session, 1, [span], data, 300) for span, data in parts]
     together = [np.array(own) for own in engine.answer(claims, serial=True)]
     for (span, data), own in zip(parts, together, strict=True):
         np.testing.assert_array_equal(own, client.evaluate(1, [span], data))
     assert [engine.work(claim) for claim in claims] == [2 * 300 * 64, 300 * 64]
+
+
+@pytest.mark.parametrize("slots", [1, 30, 50])
+def test_a_prompt_asks_for_the_first_outputs_only(client: Client, slots: int) -> None:
+    rows = client.rows(0, 2)
+    whole = reference.unpack(client.evaluate(0, [Span(0, 0, 2)], rows), 51, 16)
+    part = reference.unpack(client.evaluate(0, [Span(0, 0, 2)], rows, slots), slots, 16)
+    np.testing.assert_array_equal(part, whole[:, :slots])
+
+
+@pytest.mark.parametrize("slots", [0, -1, 52, 1 << 32])
+def test_other_outputs_than_a_group_has_are_refused(client: Client, slots: int) -> None:
+    with pytest.raises(WireError, match=f"{slots} outputs of group 0, which has 51"):
+        client.evaluate(0, [Span(0, 0, 1)], client.rows(0), slots)
+    assert client.evaluate(0, [Span(0, 0, 1)], client.rows(0, seed=4)).size, "nothing was spent"
 
 
 def test_the_same_bytes_give_the_same_reply(client: Client) -> None:
@@ -119,12 +139,12 @@ def test_the_same_bytes_give_the_same_reply(client: Client) -> None:
 def test_nothing_comes_twice_where_nothing_can_be_lost(client: Client) -> None:
     """In process there is no resend: the same bytes again are a second use."""
     engine, rows = client.engine, client.rows(1)
-    engine.evaluate(client.name, 1, [Span(0, 0, 1)], rows)
+    engine.evaluate(client.name, 1, [Span(0, 0, 1)], rows, 300)
     with pytest.raises(RowReused):
-        engine.evaluate(client.name, 1, [Span(0, 0, 1)], rows)
+        engine.evaluate(client.name, 1, [Span(0, 0, 1)], rows, 300)
     with pytest.raises(RowReused):
         client.evaluate(1, [Span(0, 0, 1)], rows)
-    assert engine.evaluate(client.name, 1, [Span(0, 1, 1)], rows).shape == (1, packed_bytes(300, 15))
+    assert engine.evaluate(client.name, 1, [Span(0, 1, 1)], rows, 300).shape == (1, packed_bytes(300, 15))
 
 
 def test_no_rows_give_no_bytes(client: Client) -> None:
@@ -170,7 +190,7 @@ def test_a_closed_session_is_gone(pair: Any) -> None:
     other.engine.close(other.name)
     for call in (
         lambda: other.evaluate(0, [Span(0, 0, 1)], other.rows(0)),
-        lambda: other.engine.evaluate(other.name, 0, [Span(0, 0, 1)], other.rows(0)),
+        lambda: other.engine.evaluate(other.name, 0, [Span(0, 0, 1)], other.rows(0), 51),
         lambda: other.prepare(other.upload(1)),
         lambda: other.engine.release(other.name, [0]),
         lambda: other.engine.claim_row(other.name, [0], Span(0, 0, 1)),
@@ -220,7 +240,7 @@ def test_one_row_twice_in_a_request_is_refused(client: Client, second: int) -> N
     data = np.concatenate([client.rows(1), client.rows(1, seed=second)])
     spans = [Span(0, 0, 1), Span(0, 0, 1)]
     with pytest.raises(RowReused):
-        client.engine.evaluate(client.name, 1, spans, data)
+        client.engine.evaluate(client.name, 1, spans, data, 300)
     if second:
         with pytest.raises(RowReused):
             client.evaluate(2, spans, np.concatenate([client.rows(2), client.rows(2, seed=second)]))
@@ -280,7 +300,7 @@ def test_another_session_s_batch_is_refused(pair: Any, client: Client) -> None:
 @pytest.mark.parametrize("name", ["", "00" * 16, "nonsense"])
 def test_an_unknown_session_is_refused(client: Client, name: str) -> None:
     for call in (
-        lambda: client.engine.evaluate(name, 0, [Span(0, 0, 1)], client.rows(0)),
+        lambda: client.engine.evaluate(name, 0, [Span(0, 0, 1)], client.rows(0), 51),
         lambda: client.engine.prepare(name, client.upload(1).batches, BOTH),
         lambda: client.engine.claim_row(name, [0], Span(0, 0, 1)),
         lambda: client.engine.close(name),
@@ -367,7 +387,7 @@ def test_memory_is_promised_before_anything_is_made(pair: Any, monkeypatch: pyte
     """A batch is counted with all that it will hold: shares of whole blocks, and the record of its rows."""
     engine = pair.engine
     limits = store.Limits(memory_bytes=2 * engine.batch_bytes(["body"]) + 10)
-    small = Engine(engine.model, engine.hint, engine._weights, engine.kernels, store.SessionStore(limits))
+    small = Engine(engine.model, engine.hint, engine.weights, engine.kernels, store.SessionStore(limits))
     client = Client(pair)
     client.engine, client.name = small, small.open()
     client.prepare(client.upload(0, 1, segments=["body"]))
@@ -492,7 +512,7 @@ def test_the_weights_that_come_next_are_read_whole_their_beginning_last(pair: An
     read: list[tuple[int, int, int]] = []
     monkeypatch.setattr(cpu_backend.online, "read_lines", lambda own, first, last: read.append((id(own), first, last)))
     monkeypatch.setattr(cpu_backend, "_STEP_BYTES", 1000)
-    groups, loaded = len(pair.weights), pair.engine._weights
+    groups, loaded = len(pair.weights), pair.engine.weights
     for group, weights in enumerate(loaded):
         read.clear()
         steps = pair.engine.prefetch_after((group - 1) % groups)

@@ -154,8 +154,8 @@ def test_stopping_finishes_what_waits(engine: Any) -> None:
     assert all(future.done() for future in futures)
 
 
-def claim(group: int, row: int) -> Claim:
-    return Claim(group, np.full((1, 2), row, dtype=np.uint8), [Rows(np.zeros((1, 1), dtype=np.uint32), 0, 1)])
+def claim(group: int, row: int, slots: int = 1) -> Claim:
+    return Claim(group, np.full((1, 2), row, dtype=np.uint8), [Rows(np.zeros((1, 1), dtype=np.uint32), 0, 1)], slots)
 
 
 def test_rows_of_one_group_are_answered_together_and_each_gets_its_own(engine: Any, until: Any) -> None:
@@ -177,6 +177,12 @@ def test_rows_of_one_group_are_answered_together_and_each_gets_its_own(engine: A
         thread.join(30)
     assert replies == {row: bytes([row, row]) for row in range(9)}
     assert engine.answered == [1, 4, 4]
+
+
+def test_rows_that_ask_for_other_outputs_are_not_answered_together() -> None:
+    assert claim(0, 1, 5).asks_like(claim(0, 2, 5))
+    assert not claim(0, 1, 5).asks_like(claim(0, 1, 4))
+    assert not claim(0, 1, 5).asks_like(claim(1, 1, 5))
 
 
 class CountingEngine:

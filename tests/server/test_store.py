@@ -160,7 +160,8 @@ def test_a_row_is_answered_again_and_another_is_refused(store: SessionStore) -> 
     shares = session.batches[7].shares["body"]
     rows = claim(store, session, Span(7, 2, 3), b"rows")
     assert rows.material is shares and (rows.first, rows.count) == (2, 3)
-    assert claim(store, session, Span(7, 2, 3), b"rows") == rows
+    again = claim(store, session, Span(7, 2, 3), b"rows")
+    assert again.material is shares and (again.first, again.count) == (2, 3)
     claim(store, session, Span(7, 2, 3), b"another group's", group=1)
     for data in (b"swor", b"", b"rows ", None):
         with pytest.raises(RowReused, match="rows from 2 of batch 7 were used before"):
@@ -208,7 +209,8 @@ def test_spans_of_one_claim_are_in_order(store: SessionStore) -> None:
     spans: Sequence[Span] = [Span(8, 1, 2), Span(7, 0, 4), Span(8, 3, 1), Span(7, 4, 4)]
     found = store.claim(session, spans, 0, "body", [b"1", b"2", b"3", b"4"])
     assert [(rows.first, rows.count) for rows in found] == [(1, 2), (0, 4), (3, 1), (4, 4)]
-    assert store.claim(session, spans, 0, "body", [b"1", b"2", b"3", b"4"]) == found, "all of it again"
+    again = store.claim(session, spans, 0, "body", [b"1", b"2", b"3", b"4"])
+    assert [(rows.first, rows.count) for rows in again] == [(rows.first, rows.count) for rows in found]
     with pytest.raises(RowReused):
         store.claim(session, [Span(8, 5, 1), Span(8, 4, 1)], 0, "body", [b"1", b"2"])
 
