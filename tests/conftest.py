@@ -184,7 +184,9 @@ class Scheme:
 
     segment = "body"
 
-    def __init__(self, params: Params, count: int, rows: list[int], *, seed: int = 1, kernels: Kernels | None = None) -> None:
+    def __init__(
+        self, params: Params, count: int, rows: list[int], *, seed: int = 1, kernels: Kernels | None = None
+    ) -> None:
         self.params, self.ring, self.count, self.rows = params, ring_of(params), count, rows
         self.kernels = kernels or kernels_for("cpu")
         self.rng, self.draw = OpenRng.insecure_for_tests(seed), np.random.default_rng(seed)
