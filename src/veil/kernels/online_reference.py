@@ -58,7 +58,7 @@ def scales(x: F32, target: float, fixed: float) -> tuple[F64, F64]:
     """τ of rows [T, d], already divided, that are encrypted, and the τ by which results are read.
 
     τ is ``target / ‖x‖₂``, 0 for a row of zeros, NaN for a row that is not finite. With a ``fixed`` norm above 0, τ is at
-    most ``target / fixed``, also for a row of zeros, and results are read by ``target / fixed`` in every case.
+    most ``target / fixed``, also for a row of zeros, and the results of rows that are finite are read by ``target / fixed``.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         norms = np.sqrt((x.astype(np.float64) ** 2).sum(axis=1))
@@ -68,7 +68,7 @@ def scales(x: F32, target: float, fixed: float) -> tuple[F64, F64]:
     if not fixed:
         return tau, tau
     limit = target / fixed
-    return np.where(tau == 0, limit, np.minimum(tau, limit)), np.full(len(x), limit)
+    return np.where(tau == 0, limit, np.minimum(tau, limit)), np.where(np.isnan(tau), np.nan, limit)
 
 
 def encrypt(x: F32, tau: F64, pads: U32, row0: int, col0: int, bits: int) -> U8:

@@ -163,7 +163,7 @@ def _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, start, end, out
         _divide(x[t], divisors, row)
         scale = _scale(_square_sum(row), target, fixed)
         tau[t] = scale
-        shown[t] = target / fixed if fixed != 0.0 else scale
+        shown[t] = scale if fixed == 0.0 or np.isnan(scale) else target / fixed
         if np.isnan(scale):
             for j in range(out.shape[1]):
                 out[t, j] = 0
