@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from veil.client.session import Ahead
 from veil.model.experts import ExpertLeak
 from veil.model.hybrid import HybridFHEModel
@@ -18,8 +16,6 @@ from veil.progress import Progress
 
 if TYPE_CHECKING:
     from veil.client.connection import Address
-
-_SAMPLE_TOKENS = 8
 
 
 def compiled(
@@ -33,11 +29,7 @@ def compiled(
     expert_leak: ExpertLeak = "none",
 ) -> HybridFHEModel:
     """Compile a loaded model, on a fixed sample of tokens so that nothing of a prompt enters a bundle."""
-    vocabulary = int(source.model.config.get_text_config().vocab_size)
-    tokens = torch.arange(1, 1 + _SAMPLE_TOKENS).unsqueeze(0) % vocabulary
-    if fold_norms != "off":
-        tokens = sample_tokens(source)
-    tokens = tokens.to(source.model.device)
+    tokens = sample_tokens(source).to(source.model.device)
     sample = {"input_ids": tokens}
     if source.model.config.is_encoder_decoder:
         sample["decoder_input_ids"] = tokens

@@ -118,6 +118,8 @@ def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: 
         arrays[f"scale.{index}"] = group.scale
         if group.bias.any():
             arrays[f"bias.{index}"] = group.bias
+        if group.divisors is not None:
+            arrays[f"divisors.{index}"] = group.divisors
         if group.fold is not None:
             arrays[f"smooth.{index}"], arrays[f"shift.{index}"] = group.fold.smooth, group.fold.shift
     save_arrays(arrays, path / REMOTE)
@@ -156,17 +158,21 @@ def _load_constants(path: Path, manifest: Manifest, norms: list[Any]) -> tuple[G
     for index, group in enumerate(manifest.groups):
         sizes = {"scale": group.rows, "bias": group.rows}
         sizes |= {"smooth": group.width, "shift": group.rows} if group.fold else {}
+        sizes |= {"divisors": group.width} if f"divisors.{index}" in arrays and not group.fold else {}
         arrays.setdefault(f"bias.{index}", np.zeros(group.rows, dtype=np.float32))
         own = {name: arrays[f"{name}.{index}"] for name in sizes}
         for name, size in sizes.items():
             if own[name].dtype != np.float32 or own[name].shape != (size,):
                 raise BundleError(f"{path / REMOTE}: group {index} does not have {size} float32 values of {name}")
         fold = FoldConstants(own["smooth"], own["shift"]) if group.fold else None
-        if fold is not None and not (fold.smooth > 0).all():
+        divisors = own.get("divisors")
+        for divided in (divisors, None if fold is None else fold.smooth):
+            if divided is None or (np.isfinite(divided) & (divided > 0)).all():
+                continue
             raise BundleError(f"{path / REMOTE}: group {index} divides its inputs by something that is not positive")
         bound, fixed = norms[index]
         fixed_norm = None if fixed is None else float(fixed)
-        constants.append(GroupConstants(own["scale"], own["bias"], float(bound), fixed_norm, fold))
+        constants.append(GroupConstants(own["scale"], own["bias"], float(bound), fixed_norm, fold, divisors))
     return tuple(constants)
 
 

@@ -23,7 +23,7 @@ class Card:
     """The client's half on the card: the router of the model's layers, and a service for each mode."""
 
     def __init__(self, compiled: Compiled) -> None:
-        self.router = DeviceRouter(compiled.manifest)
+        self.router = DeviceRouter(compiled.manifest, compiled.constants)
         self._compiled = compiled
         self._scalings = scalings(compiled.constants)
 

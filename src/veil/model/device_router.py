@@ -93,8 +93,9 @@ class DeviceRouter:
     There is no folded group, and ``checkpoint`` is called once a forward pass, by who starts it.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, constants: Sequence[GroupConstants] = ()) -> None:
         self.manifest = manifest
+        self._divisors = {i: cuda.asarray(c.divisors) for i, c in enumerate(constants) if c.divisors is not None}
         self.stream = None
         self.checkpoint: Callable[[], None] | None = None
         self.service: DeviceService | None = None
@@ -134,7 +135,8 @@ class DeviceRouter:
     def _evaluate(self, group: int, x: Tensor) -> Tensor:
         if self.service is None:
             raise NotCompiled("call set_fhe_mode first")
-        return self.service(group, x)
+        divisors = self._divisors.get(group)
+        return self.service(group, x if divisors is None else x.float() / divisors)
 
 
 def _one_hot(ids: Tensor, width: int) -> Tensor:

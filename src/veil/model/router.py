@@ -46,6 +46,8 @@ class GroupConstants:
     bound: float
     fixed_norm: float | None = None
     fold: FoldConstants | None = None
+    divisors: F32 | None = None
+    """What the inputs [width] are divided by; None for nothing, and in a folded group, which has its own."""
 
 
 class Service(Protocol):
@@ -187,6 +189,8 @@ class Router:
         if self.checkpoint is not None:
             self.checkpoint()
         constants = self.constants[group]
+        if constants.divisors is not None:
+            x = np.divide(x, constants.divisors, dtype=np.float32)
         target = target_norm(self._params, constants.bound)
         tau = self._kernels.scales(x, target)
         if not np.isfinite(tau).all():
