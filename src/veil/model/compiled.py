@@ -114,7 +114,7 @@ def _folds(watch: StreamWatch, manifest: Manifest, fold_norms: str) -> Folds:
 
 @dataclass(eq=False)
 class _Seen:
-    """What calibration saw a layer read: the first tensor's id, the largest row norm, and some of the rows, evenly chosen."""
+    """What calibration saw a layer read: the first tensor's id, the largest row norm, and some rows."""
 
     tensor: int
     largest: float = 0.0
@@ -149,9 +149,7 @@ def _thinned(rows: torch.Tensor) -> torch.Tensor:
     return rows[torch.linspace(0, len(rows) - 1, _KEPT_ROWS, dtype=torch.float64).long().to(rows.device)]
 
 
-def _quantize_group(
-    members: list[tuple[Layer, nn.Module]], read: _Seen | None, params: Params
-) -> tuple[I8, GroupConstants]:
+def _quantize_group(members: list[tuple[Layer, nn.Module]], read: _Seen | None, params: Params) -> tuple[I8, GroupConstants]:
     floats, biases = [], []
     for layer, module in members:
         try:
