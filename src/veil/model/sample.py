@@ -7,8 +7,8 @@ import torch
 from veil.model.sources import Source
 
 _TOKENS = 512
-_TEXT = """The town library opens at nine. On Mondays a retired engineer reads the newspaper by the window and writes letters \
-to a friend in Lisbon; he says that a clear sentence is like a well-made bridge.
+_TEXT = """The town library opens at nine. On Mondays a retired engineer reads the newspaper by the window and writes \
+letters to a friend in Lisbon; he says that a clear sentence is like a well-made bridge.
 def area(width: float, height: float) -> float:
     return width * height  # in square metres
 Question: Why does bread rise? Answer: Yeast turns sugar into carbon dioxide, and the gas is caught in the dough. In \
