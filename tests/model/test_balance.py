@@ -234,7 +234,7 @@ def test_the_client_half_keeps_divisors_and_corrections(saved: tuple[HybridFHEMo
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])
 def test_a_divisor_that_is_not_positive_is_refused(saved: tuple[HybridFHEModel, Path], bad: float) -> None:
-    hybrid, path = saved
+    _, path = saved
     file = path / "client" / bundle.REMOTE
     arrays = load_file(file)
     name = next(name for name in arrays if name.startswith("divisors."))
