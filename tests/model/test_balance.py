@@ -20,7 +20,7 @@ from veil.model.balance import LEAST_ROWS, Inputs, balanced, bias_correction, di
 from veil.model.quantize import quantize_weight, rounded
 from veil.params import Params
 
-TINY = Params.insecure_tiny(masks_per_epoch=16)
+TINY = Params.insecure_tiny()
 
 
 def uneven(rows: int, width: int, seed: int = 0) -> np.ndarray:
