@@ -65,6 +65,7 @@ def of_width(params: Params, kernels: Kernels, width: int) -> SignalPoint:
     session.close()
     exact = x.astype(np.float64) @ weights.astype(np.float64).T * scale
     error = outputs - exact
+    signal = noise.signal(params, width) * np.mean((norms / norms.max()) ** 2)
     return SignalPoint(
         width=width,
         slots=SLOTS,
@@ -72,7 +73,8 @@ def of_width(params: Params, kernels: Kernels, width: int) -> SignalPoint:
         input_bits=bits.input,
         result_bits=bits.result,
         measured_db=float(10 * np.log10(np.mean(exact**2) / np.mean(error**2))),
-        predicted_db=noise.signal_to_noise_db(params, width, float(norms.max()), bits),
+        predicted_db=float(10 * np.log10(signal / np.mean(noise.result(params, norms, bits)))),
+        largest_slot_db=noise.signal_to_noise_db(params, width, float(norms.max()), bits),
         error_ratio=float(np.sqrt(np.mean((error / _predicted(params, x, norms, scale, bits)) ** 2))),
     )
 

@@ -279,7 +279,8 @@ class WidthSeries:
 class SignalPoint:
     """Signal to noise of one encrypted layer of this input width, in decibels: measured on its outputs, and predicted.
 
-    ``error_ratio`` is the measured deviation of the error over the predicted one. Bits are those of each value on the wire.
+    ``largest_slot_db`` is the prediction for the output of the largest norm, which the bits of each value on the wire are
+    chosen for; ``error_ratio`` is the measured deviation of the error over the predicted one.
     """
 
     width: int
@@ -289,6 +290,7 @@ class SignalPoint:
     result_bits: int
     measured_db: float
     predicted_db: float
+    largest_slot_db: float
     error_ratio: float
 
 

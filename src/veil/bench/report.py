@@ -130,9 +130,9 @@ def widths(series: WidthSeries) -> Table:
 def signal(series: SignalSeries) -> Table:
     """Signal to noise by width."""
     title = f"signal to noise of one encrypted layer · {series.device} · {series.commit}"
-    table = _table(title, "width", "measured", "predicted", "error / predicted", "bits up / down")
+    table = _table(title, "width", "measured", "predicted", "of the largest slot", "error / predicted", "bits up / down")
     for point in series.points:
-        decibels = [f"{value:.1f} dB" for value in (point.measured_db, point.predicted_db)]
+        decibels = [f"{value:.1f} dB" for value in (point.measured_db, point.predicted_db, point.largest_slot_db)]
         bits = f"{point.input_bits} / {point.result_bits}"
         table.add_row(str(point.width), *decibels, f"{point.error_ratio:.3f}", bits)
     return table
