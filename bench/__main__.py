@@ -39,6 +39,7 @@ MEASUREMENTS: dict[str, list[str]] = {
     "widths": veil_bench("widths", "--widths", "512,1024,2048,4096", "--plaintext"),
     "quality": script("quality", out="quality"),
     "remote-smollm2": script("remote", out="remote-smollm2"),
+    "remote-smollm2-unfolded": script("remote", "--fold-norms", "off", out="remote-smollm2-unfolded"),
     "gateway-smollm2": script("gateway", out="gateway-smollm2"),
     "guesses": script("guesses", out="guesses"),
     **{

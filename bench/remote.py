@@ -38,6 +38,7 @@ PARTS = ("tokens", "first", "clients")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--fold-norms", choices=["auto", "on", "off"], default="auto", help="of the bundle that it compiles")
     parser.add_argument("--part", choices=PARTS, help="only this; all by default")
     parser.add_argument("--out", type=Path, default=Path("bench/results/remote-smollm2.json"))
     parser.add_argument("--client", nargs=2, metavar=("HOST:PORT", "NUMBER"), help="be one of the clients")
@@ -46,7 +47,7 @@ def main() -> None:
         client(args.client[0], int(args.client[1]), args.bundle)
         return
     with tempfile.TemporaryDirectory() as folder:
-        bundle = args.bundle or compiled(Path(folder) / "smollm2")
+        bundle = args.bundle or compiled(Path(folder) / "smollm2", "--fold-norms", args.fold_norms)
         record = Record(benchmark="remote, smollm2", parameters=parameters(bundle))
         for part in [args.part] if args.part else PARTS:
             {"tokens": tokens, "first": first, "clients": clients}[part](bundle, record)
@@ -187,7 +188,7 @@ def warm(hybrid: HybridFHEModel) -> Callable[[], None]:
 
 
 def tokens(bundle: Path, record: Record) -> None:
-    """A token, in process and remote: masks ready, the pool refilling meanwhile, and no pool at the start."""
+    """A token, in process and remote: rows ready, the pool refilling meanwhile, and no pool at the start."""
     local = in_process(bundle)
     ids = inputs(local, 0)
     answer, _ = generate(local, ids)
