@@ -94,12 +94,12 @@ def limits(record: Record) -> Table:
 
 def links(record: Record) -> Table:
     """What a network link makes of a token, by formula."""
-    title = f"a token over a link, its row ready: online + {record.model.round_trips} round trips + bytes / bandwidth"
-    table = _table(title, "link", "by formula")
+    trips = record.model.round_trips
+    table = _table(f"a token over a link, its row ready: {trips} round trips", "link", "by formula", "of it round trips")
     online_bytes = record.bytes_per_token.up_online + record.bytes_per_token.down_online
     for name, link in TYPICAL_LINKS:
-        seconds = token_seconds(record.token_s.online, record.model.round_trips, online_bytes, link)
-        table.add_row(name, f"{seconds:.3f} s")
+        seconds = token_seconds(record.token_s.online, trips, online_bytes, link)
+        table.add_row(name, f"{seconds:.3f} s", f"{trips * link.rtt_s:.3f} s")
     return table
 
 
