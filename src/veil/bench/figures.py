@@ -211,7 +211,7 @@ def signal(series: SignalSeries) -> Figure:
     axes.set_xscale("log", base=2)
     axes.set_xticks(places, [str(place) for place in places])
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15 * max(max(point.measured_db, point.predicted_db) for point in series.points))
     axes.set_xlabel("inputs of the layer")
     axes.set_ylabel("signal to noise, decibels")
     axes.grid(alpha=0.3)
