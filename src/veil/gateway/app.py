@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from veil import __version__
-from veil.gateway import page, schemas
+from veil.gateway import incoming, page, schemas
 from veil.gateway.answers import Answers, texts, vectors
 from veil.gateway.failures import ApiError, unknown_model
 from veil.gateway.generation import Generator
@@ -48,10 +48,14 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How much the gateway does at once: generations that take turns, and requests that wait for one."""
+    """How much the gateway does at once: generations that take turns, and requests that wait for one.
+
+    ``answer_tokens`` is the most that an answer gets whose request has no limit.
+    """
 
     at_once: int = 4
     most_waiting: int = 32
+    answer_tokens: int = 2048
 
 
 class Gateway:
@@ -59,6 +63,7 @@ class Gateway:
 
     def __init__(self, served: ServedModel, settings: Settings) -> None:
         self.served = served
+        self.settings = settings
         self.created = int(time.time())
         self.generator = Generator(served)
         self.line = Line(settings.at_once, settings.most_waiting)
@@ -150,25 +155,25 @@ def _add_openai(app: FastAPI, gateway: Gateway) -> None:
         return gateway.card()
 
     @app.post("/v1/chat/completions", response_model=schemas.ChatReply, responses=_ERRORS)
-    async def chat(body: schemas.ChatRequest, request: Request) -> Response:
+    async def chat(body: incoming.ChatRequest, request: Request) -> Response:
         """The model's turn in a chat, whole or as server-sent events."""
         gateway.need_model(body.model, "text")
-        sampling = sampling_of(body, served)
+        sampling = await asyncio.to_thread(sampling_of, body, served, gateway.settings.answer_tokens)
         prompt = await asyncio.to_thread(chat_prompt, body, served)
         answers = texts(line, _caller(request, body.user), generator, [prompt], body.n or 1, sampling)
         return await _reply(request, answers, _replies(served, answers, body, chat=True), stream=bool(body.stream))
 
     @app.post("/v1/completions", response_model=schemas.CompletionReply, responses=_ERRORS)
-    async def completions(body: schemas.CompletionRequest, request: Request) -> Response:
+    async def completions(body: incoming.CompletionRequest, request: Request) -> Response:
         """A text's continuation, whole or as server-sent events."""
         gateway.need_model(body.model, "text")
-        sampling = sampling_of(body, served)
+        sampling = await asyncio.to_thread(sampling_of, body, served, gateway.settings.answer_tokens)
         prompts = await asyncio.to_thread(completion_prompts, body, served)
         answers = texts(line, _caller(request, body.user), generator, prompts, body.n or 1, sampling)
         return await _reply(request, answers, _replies(served, answers, body, chat=False), stream=bool(body.stream))
 
     @app.post("/v1/embeddings", responses=_ERRORS)
-    async def embeddings(body: schemas.EmbeddingRequest, request: Request) -> schemas.EmbeddingReply:
+    async def embeddings(body: incoming.EmbeddingRequest, request: Request) -> schemas.EmbeddingReply:
         """Vectors of texts, from an encoder."""
         gateway.need_model(body.model, "encoder")
         inputs = await asyncio.to_thread(embedding_inputs, body, served)
@@ -193,13 +198,13 @@ def _add_own(app: FastAPI, gateway: Gateway) -> None:
         return gateway.status()
 
     @app.post("/veil/expect", status_code=202, responses=_ERRORS)
-    async def expect(body: schemas.ExpectRequest) -> dict[str, bool]:
+    async def expect(body: incoming.ExpectRequest) -> dict[str, bool]:
         """A prompt is being written: masks are made for it now. Says whether it was heeded; twice a second is enough."""
         return {"heeded": gateway.expect(body.characters, body.new_tokens)}
 
 
-def _replies(served: ServedModel, answers: Answers, body: schemas.SamplingRequest, *, chat: bool) -> Replies:
-    scored = bool(body.logprobs) if isinstance(body, schemas.ChatRequest) else getattr(body, "logprobs", None) is not None
+def _replies(served: ServedModel, answers: Answers, body: incoming.SamplingRequest, *, chat: bool) -> Replies:
+    scored = bool(body.logprobs) if isinstance(body, incoming.ChatRequest) else getattr(body, "logprobs", None) is not None
     usage = bool(body.stream and body.stream_options and body.stream_options.include_usage)
     return Replies(served, answers, chat=chat, scored=scored, usage=usage, trace=bool(body.veil and body.veil.trace))
 
@@ -310,12 +315,19 @@ def _error(error: ApiError) -> JSONResponse:
 def _first_problem(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong, without the value that was sent: it may be a prompt."""
     problem = error.errors()[0]
-    if problem["type"] == "json_invalid":
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "json_invalid":
         return ApiError(400, "the body is not JSON")
     place = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
-    param = place[0] if place else None
+    message = problem["msg"]
+    if kind == "not_json":
+        place, message = context["place"].split("."), context["message"]
     where = ".".join(part for part in place if part.isidentifier() or part.isdecimal()) or "the body"
-    return ApiError(400, f"{where}: {problem['msg']}", param=param)
+    param = place[0] if place and place[0].isidentifier() else None
+    if kind == "extra_forbidden":
+        name = ascii(place[-1][:64])
+        return ApiError(400, f"{where}: the gateway has no parameter {name}", param=param, code="unknown_parameter")
+    return ApiError(400, f"{where}: {message}", param=param)
 
 
 def _schema(app: FastAPI) -> dict[str, Any]:

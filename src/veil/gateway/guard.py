@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from veil.gateway.failures import ApiError
+from veil.gateway.failures import ApiError, from_error, stopping
 
 MOST_BODY_BYTES = 8 << 20
 
@@ -78,7 +79,8 @@ class Access:
 class Guard:
     """ASGI middleware: refuses what may not come in, limits bodies, and adds the headers that protect the page.
 
-    A request that is cancelled, because the gateway stops and has waited for it long enough, is told so.
+    A request that is cancelled, because the gateway stops and has waited for it long enough, is told so. An error that
+    nobody foresaw ends here: the client is told in OpenAI's shape, and no traceback is logged. HEAD is GET without a body.
     """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
@@ -116,11 +118,19 @@ class Guard:
         if refusal is not None:
             await _refuse(refusal, protected)
             return
+        if scope.get("method") == "HEAD":
+            scope = {**scope, "method": "GET"}  # the web server, which has a scope of its own, leaves the body out
         try:
             await self._app(scope, counted, unless_too_large)
         except asyncio.CancelledError:
             if not begun:
-                await _refuse(ApiError(503, "the gateway is stopping; try again later", "server_error"), protected)
+                await _refuse(stopping(), protected)
+        except ClientDisconnect:
+            pass  # nobody is there to be told
+        except Exception as error:
+            known = from_error(error)
+            if not begun:
+                await _refuse(known, protected)
 
     def _refusal(self, headers: Headers, api: bool) -> ApiError | None:
         host = headers.get("host", "")

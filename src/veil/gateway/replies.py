@@ -12,10 +12,10 @@ from typing import Any
 from veil import __version__
 from veil.gateway import schemas
 from veil.gateway.answers import Answers
-from veil.gateway.failures import ApiError
+from veil.gateway.failures import from_error
 from veil.gateway.generation import Account, End
 from veil.gateway.served import ServedModel
-from veil.gateway.transcript import Piece, Scored
+from veil.gateway.transcript import Named, Piece, Scored
 
 
 def usage_of(served: ServedModel, account: Account) -> schemas.Usage:
@@ -122,10 +122,11 @@ class Replies:
                     if self._chat:
                         yield self._chunk(event.index, schemas.Delta(role="assistant", content=""))
                 yield self._event(event.index, event.what)
-        except ApiError as error:
+        except Exception as error:
+            known = from_error(error)
             if not started:
-                raise
-            yield _sse(schemas.ErrorReply(error=schemas.ErrorBody(**error.body["error"])).model_dump_json())
+                raise known from None
+            yield _sse(schemas.ErrorReply(error=schemas.ErrorBody(**known.body["error"])).model_dump_json())
             return
         if self._usage:
             usage = usage_of(self._served, self._answers.account)
@@ -156,7 +157,7 @@ class Replies:
         for choice in data["choices"]:
             if "delta" in choice:
                 choice["delta"] = {name: value for name, value in choice["delta"].items() if value is not None}
-        return _sse(json.dumps(data, ensure_ascii=False, separators=(",", ":")))
+        return _sse(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
 
     def _chat_choice(self, index: int, answer: _Whole) -> schemas.ChatChoice:
         assert answer.end is not None
@@ -168,30 +169,46 @@ class Replies:
         )
 
     def _choice(self, index: int, text: str, tokens: Sequence[Scored], end: End | None) -> schemas.CompletionChoice:
-        logprobs = None
-        if self._scored:
-            logprobs = schemas.CompletionLogprobs(
-                tokens=[token.text for token in tokens],
-                token_logprobs=[token.logprob for token in tokens],
-                top_logprobs=[dict(token.top) for token in tokens],
-                text_offset=[token.offset for token in tokens],
-            )
+        logprobs = _text_logprobs(tokens) if self._scored else None
         return schemas.CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=end.reason if end else None)
 
 
 def _chat_logprobs(tokens: Sequence[Scored]) -> schemas.ChatLogprobs:
     content = []
     for token in tokens:
-        top = [schemas.TopLogprob(token=text, logprob=logprob, bytes=_bytes(text)) for text, logprob in token.top]
+        top = [schemas.TopLogprob(token=other.text, logprob=other.logprob, bytes=list(other.bytes)) for other in token.top]
         content.append(
-            schemas.TokenLogprob(token=token.text, logprob=token.logprob, bytes=_bytes(token.text), top_logprobs=top)
+            schemas.TokenLogprob(token=token.text, logprob=token.logprob, bytes=list(token.bytes), top_logprobs=top)
         )
     return schemas.ChatLogprobs(content=content)
 
 
-def _bytes(text: str) -> list[int] | None:
-    """A token's UTF-8 bytes; None for a part of a character."""
-    return None if "\ufffd" in text else list(text.encode())
+def _text_logprobs(tokens: Sequence[Scored]) -> schemas.CompletionLogprobs:
+    """The older form, which knows tokens by their texts: the token that was taken has its own, whatever others look like."""
+    return schemas.CompletionLogprobs(
+        tokens=[_older_name(token) for token in tokens],
+        token_logprobs=[token.logprob for token in tokens],
+        top_logprobs=[_top_by_name(token) for token in tokens],
+        text_offset=[token.offset for token in tokens],
+    )
+
+
+def _top_by_name(token: Scored) -> dict[str, float]:
+    """The likeliest tokens and the one that was taken, none left out: a second one of a name is called by its id."""
+    others = [other for other in token.top if other.id != token.id]
+    named: dict[str, Named] = {_older_name(token): token}
+    for other in others:
+        name = _older_name(other)
+        named[name if name not in named else f"token_id:{other.id}"] = other
+    return {name: named[name].logprob for name in sorted(named, key=lambda name: -named[name].logprob)}
+
+
+def _older_name(token: Named) -> str:
+    r"""A token's text; ``bytes:\xe2\x80`` for a part of a character, as OpenAI names it."""
+    try:
+        return token.bytes.decode()
+    except UnicodeDecodeError:
+        return f"bytes:{token.text}"
 
 
 def _sse(data: str) -> bytes:
