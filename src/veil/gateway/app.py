@@ -26,8 +26,9 @@ from veil.gateway.generation import Generator
 from veil.gateway.guard import Access, Guard
 from veil.gateway.line import Line
 from veil.gateway.replies import Replies, veil_usage_of
-from veil.gateway.requests import chat_prompt, completion_prompts, embedding_inputs, sampling_of
+from veil.gateway.requests import chat_prompt, completion_prompts, embedding_inputs, sampling_of, tokens_asked
 from veil.gateway.served import ServedModel
+from veil.gateway.tokens import shown
 
 _EXPECT_EVERY_S = 0.5
 _STATUSES = {
@@ -133,6 +134,7 @@ def build_app(served: ServedModel, access: Access | None = None, settings: Setti
     _add_errors(app)
     _add_openai(app, gateway)
     _add_own(app, gateway)
+    _add_tokens(app, gateway)
     page.add_to(app)
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
     app.add_middleware(Guard, access=access or Access())
@@ -201,6 +203,36 @@ def _add_own(app: FastAPI, gateway: Gateway) -> None:
     async def expect(body: incoming.ExpectRequest) -> dict[str, bool]:
         """A prompt is being written: masks are made for it now. Says whether it was heeded; twice a second is enough."""
         return {"heeded": gateway.expect(body.characters, body.new_tokens)}
+
+
+def _add_tokens(app: FastAPI, gateway: Gateway) -> None:
+    served = gateway.served
+
+    @app.post("/tokenize", responses=_ERRORS)
+    async def tokenize(body: incoming.TokenizeRequest) -> schemas.Tokens:
+        """A text or a chat as token ids, as vLLM has it."""
+        gateway.need_model(body.model or served.name, served.kind)
+        ids = await asyncio.to_thread(tokens_asked, body, served)
+        names = [shown(served.token_bytes.named(token)) for token in ids] if body.return_token_strs else None
+        return schemas.Tokens(count=len(ids), max_model_len=served.context_length, tokens=ids, token_strs=names)
+
+    @app.post("/detokenize", responses=_ERRORS)
+    async def detokenize(body: incoming.DetokenizeRequest) -> schemas.Detokenized:
+        """Token ids as text, special tokens too."""
+        gateway.need_model(body.model or served.name, served.kind)
+        ids = list(served.known_tokens(body.tokens, "tokens"))
+        text = await asyncio.to_thread(served.tokenizer.decode, ids, clean_up_tokenization_spaces=False)
+        return schemas.Detokenized(prompt=text)
+
+    @app.get("/health", responses=_ERRORS)
+    async def health() -> schemas.Health:
+        """Whether the gateway runs; it needs no key."""
+        return schemas.Health()
+
+    @app.get("/version", responses=_ERRORS)
+    async def version() -> schemas.Version:
+        """The gateway's version."""
+        return schemas.Version(version=__version__)
 
 
 def _replies(served: ServedModel, answers: Answers, body: incoming.SamplingRequest, *, chat: bool) -> Replies:

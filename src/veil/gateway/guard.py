@@ -33,6 +33,9 @@ _CSP = "; ".join(
         "require-trusted-types-for 'script'",
     )
 )
+_OPEN = frozenset({"/health"})
+"""Paths that need no key: they say nothing but that somebody answers."""
+
 _HEADERS = {
     "Content-Security-Policy": _CSP,
     "X-Content-Type-Options": "nosniff",
@@ -94,7 +97,7 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         api = not _is_page(scope["path"])
-        refusal = self._refusal(Headers(scope=scope), api)
+        refusal = self._refusal(Headers(scope=scope), api, scope["path"] in _OPEN)
 
         counted = _Counted(receive)
         begun = False
@@ -132,7 +135,7 @@ class Guard:
             if not begun:
                 await _refuse(known, protected)
 
-    def _refusal(self, headers: Headers, api: bool) -> ApiError | None:
+    def _refusal(self, headers: Headers, api: bool, is_open: bool) -> ApiError | None:
         host = headers.get("host", "")
         if not self._access.names(host):
             return ApiError(403, "this Host is not the gateway's; call it by 127.0.0.1 or localhost", code="wrong_host")
@@ -141,7 +144,7 @@ class Guard:
             return ApiError(403, "pages from elsewhere may not use this gateway", code="wrong_origin")
         if origin is None and api and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return ApiError(403, "pages from elsewhere may not use this gateway", code="wrong_origin")
-        if api and not self._access.accepts(headers.get("authorization")):
+        if api and not is_open and not self._access.accepts(headers.get("authorization")):
             return ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:12]) > MOST_BODY_BYTES:

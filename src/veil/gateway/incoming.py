@@ -361,3 +361,22 @@ class ExpectRequest(Body):
 
     characters: Annotated[int, Field(ge=0, le=1 << 20)]
     new_tokens: Annotated[int, Field(ge=0, le=1 << 16)] = 256
+
+
+class TokenizeRequest(Body):
+    """``POST /tokenize``: a text, or a chat as the model's template writes it."""
+
+    model: Text | None = None
+    prompt: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=2048)] | None = None
+    add_special_tokens: bool = True
+    return_token_strs: bool | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeRequest(Body):
+    """``POST /detokenize``: token ids."""
+
+    model: Text | None = None
+    tokens: Annotated[list[TokenId], Field(max_length=1 << 20, fail_fast=True)]

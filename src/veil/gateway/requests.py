@@ -105,6 +105,19 @@ def chat_prompt(body: incoming.ChatRequest, served: ServedModel) -> list[int]:
     return served.template_ids(turns, variables=body.chat_template_kwargs or {})
 
 
+def tokens_asked(body: incoming.TokenizeRequest, served: ServedModel) -> list[int]:
+    """The token ids of a text or a chat, also of one that is too long to be answered."""
+    if (body.prompt is None) == (body.messages is None):
+        raise bad_parameter("prompt", "give prompt or messages, one of them")
+    if body.prompt is not None:
+        served.refuse_huge([body.prompt], "prompt")
+        ids: list[int] = served.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"]
+        return ids
+    turns = [_turn(message, f"messages.{place}") for place, message in enumerate(body.messages or [])]
+    served.refuse_huge([str(turn["content"]) for turn in turns], "messages")
+    return served.template_ids(turns, variables=body.chat_template_kwargs or {})
+
+
 def completion_prompts(body: incoming.CompletionRequest, served: ServedModel) -> list[list[int]]:
     """The token ids of the texts to continue."""
     if body.best_of is not None and body.best_of != (body.n or 1):

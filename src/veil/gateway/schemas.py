@@ -253,3 +253,30 @@ class Status(Reply):
     waiting: int
     sent: str
     totals: dict[str, int]
+
+
+class Tokens(Reply):
+    """``POST /tokenize``: the ids, how many there are and may be, and the tokens as text if asked for."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenized(Reply):
+    """``POST /detokenize``."""
+
+    prompt: str
+
+
+class Health(Reply):
+    """``GET /health``."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Version(Reply):
+    """``GET /version``."""
+
+    version: str

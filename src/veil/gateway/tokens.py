@@ -37,6 +37,11 @@ class TokenBytes:
             return bytes(known[c] for c in piece) if all(c in known for c in piece) else str(piece).encode()
         return self.single(piece)
 
+    def named(self, token: int) -> bytes:
+        """A token's bytes, or what the tokenizer calls it where they depend on what stands before it."""
+        exact = self.of(token)
+        return exact if exact is not None else str(self._tokenizer.convert_ids_to_tokens(token)).encode()
+
     def single(self, piece: str) -> bytes | None:
         """The byte that a piece like ``<0xE2>`` stands for."""
         found = _BYTE.fullmatch(piece)
