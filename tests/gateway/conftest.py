@@ -143,6 +143,18 @@ def byte_tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
+def new_byte_tokenizer() -> Callable[[str], Any]:
+    """`make_byte_tokenizer`, for tests that cannot import it."""
+    return make_byte_tokenizer
+
+
+@pytest.fixture(scope="session")
+def new_byte_model() -> Callable[[], Any]:
+    """`make_byte_llama`, for tests that cannot import it."""
+    return make_byte_llama
+
+
+@pytest.fixture(scope="session")
 def byte_served(byte_tokenizer: Any) -> Iterator[ServedModel]:
     """A tiny Llama over bytes as the model ``bytes``, in integers and not encrypted: quick, its words random."""
     made = make_served(make_byte_llama(), byte_tokenizer, name="bytes", mode="disable")

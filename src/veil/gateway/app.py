@@ -26,9 +26,10 @@ from veil.gateway.generation import Generator
 from veil.gateway.guard import Access, Guard
 from veil.gateway.line import Line
 from veil.gateway.replies import Replies, veil_usage_of
-from veil.gateway.requests import chat_prompt, completion_prompts, embedding_inputs, sampling_of, tokens_asked
+from veil.gateway.requests import chat_prompt, completion_prompts, embedding_inputs, sampling_of, tokens_asked, tools_of
 from veil.gateway.served import ServedModel
 from veil.gateway.tokens import shown
+from veil.gateway.tools import Use
 
 _EXPECT_EVERY_S = 0.5
 _STATUSES = {
@@ -160,10 +161,11 @@ def _add_openai(app: FastAPI, gateway: Gateway) -> None:
     async def chat(body: incoming.ChatRequest, request: Request) -> Response:
         """The model's turn in a chat, whole or as server-sent events."""
         gateway.need_model(body.model, "text")
-        sampling = await asyncio.to_thread(sampling_of, body, served, gateway.settings.answer_tokens)
-        prompt = await asyncio.to_thread(chat_prompt, body, served)
+        use = await asyncio.to_thread(tools_of, body.tools, body.tool_choice, served, body.parallel_tool_calls)
+        prompt = await asyncio.to_thread(chat_prompt, body.messages, served, use, body.chat_template_kwargs)
+        sampling = await asyncio.to_thread(sampling_of, body, served, gateway.settings.answer_tokens, use)
         answers = texts(line, _caller(request, body.user), generator, [prompt], body.n or 1, sampling)
-        return await _reply(request, answers, _replies(served, answers, body, chat=True), stream=bool(body.stream))
+        return await _reply(request, answers, _replies(served, answers, body, use, chat=True), stream=bool(body.stream))
 
     @app.post("/v1/completions", response_model=schemas.CompletionReply, responses=_ERRORS)
     async def completions(body: incoming.CompletionRequest, request: Request) -> Response:
@@ -235,10 +237,14 @@ def _add_tokens(app: FastAPI, gateway: Gateway) -> None:
         return schemas.Version(version=__version__)
 
 
-def _replies(served: ServedModel, answers: Answers, body: incoming.SamplingRequest, *, chat: bool) -> Replies:
+def _replies(
+    served: ServedModel, answers: Answers, body: incoming.SamplingRequest, use: Use | None = None, *, chat: bool
+) -> Replies:
     scored = bool(body.logprobs) if isinstance(body, incoming.ChatRequest) else getattr(body, "logprobs", None) is not None
     usage = bool(body.stream and body.stream_options and body.stream_options.include_usage)
-    return Replies(served, answers, chat=chat, scored=scored, usage=usage, trace=bool(body.veil and body.veil.trace))
+    return Replies(
+        served, answers, chat=chat, scored=scored, usage=usage, trace=bool(body.veil and body.veil.trace), use=use
+    )
 
 
 async def _reply(request: Request, answers: Answers, replies: Replies, *, stream: bool) -> Response:

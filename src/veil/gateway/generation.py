@@ -51,7 +51,7 @@ class Account:
 class End:
     """Why an answer is over."""
 
-    reason: Literal["stop", "length"]
+    reason: Literal["stop", "length", "tool_calls"]
 
 
 Emit = Callable[[Piece], None]
@@ -84,7 +84,7 @@ class Generator:
                 account.cached_tokens += known
             served.hybrid.expect(prompt_rows=len(ids) - known, new_tokens=room)
             sampler = Sampler(sampling, served.ends, branch, matcher)
-            transcript = Transcript(served.tokenizer, sampling.stop, served.token_bytes)
+            transcript = Transcript(served.tokenizer, sampling.stop, served.token_bytes, sampling.written)
             watch = _Watch(transcript, sampler, served.ends | sampling.stop_tokens, matcher, sampling.min_tokens, turn, emit)
             config = GenerationConfig(
                 do_sample=False,

@@ -108,6 +108,11 @@ class Grammars:
                 raise bad_parameter(param, f"this is no GBNF grammar: {_first_line(str(error))}") from None
         return self._made_of(LLMatcher.grammar_from_lark(text), param)
 
+    def specials(self, param: str) -> list[tuple[str, int]]:
+        """The tokens by text that no literal or expression stands for: the library knows them by their ids only."""
+        made, added = self._need(param), self._tokenizer.added_tokens_decoder
+        return [(str(text), token) for token, text in added.items() if made.is_special_token(token)]
+
     def _made_of(self, text: str, param: str) -> Grammar:
         from llguidance import LLMatcher
 

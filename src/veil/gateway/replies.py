@@ -12,9 +12,11 @@ from typing import Any
 from veil import __version__
 from veil.gateway import schemas
 from veil.gateway.answers import Answers
+from veil.gateway.calls import Call, CallReader
 from veil.gateway.failures import from_error
 from veil.gateway.generation import Account, End
 from veil.gateway.served import ServedModel
+from veil.gateway.tools import Use
 from veil.gateway.transcript import Named, Piece, Scored
 
 
@@ -72,14 +74,26 @@ def sent_by(served: ServedModel, account: Account) -> schemas.Sent:
 class _Whole:
     text: str = ""
     tokens: list[Scored] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     end: End | None = None
 
 
 class Replies:
-    """The replies to one request. ``scored`` is for log-probabilities; streams carry usage and a trace if asked for."""
+    """The replies to one request. ``scored`` is for log-probabilities; streams carry usage and a trace if asked for.
+
+    ``use`` are the tools that answers may call.
+    """
 
     def __init__(
-        self, served: ServedModel, answers: Answers, *, chat: bool, scored: bool, usage: bool = False, trace: bool = False
+        self,
+        served: ServedModel,
+        answers: Answers,
+        *,
+        chat: bool,
+        scored: bool,
+        usage: bool = False,
+        trace: bool = False,
+        use: Use | None = None,
     ) -> None:
         self._served = served
         self._answers = answers
@@ -87,6 +101,8 @@ class Replies:
         self._scored = scored
         self._usage = usage
         self._trace = trace
+        self._use = use
+        self._readers: dict[int, CallReader] = {}
         self._common: dict[str, Any] = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -99,11 +115,11 @@ class Replies:
         found: dict[int, _Whole] = {}
         async for event in self._answers:
             answer = found.setdefault(event.index, _Whole())
-            if isinstance(event.what, End):
-                answer.end = event.what
-            else:
-                answer.text += event.what.text
-                answer.tokens += event.what.tokens
+            words, calls, tokens, end = self._read(event.index, event.what)
+            answer.text += words
+            answer.calls += calls
+            answer.tokens += tokens
+            answer.end = end
         usage = usage_of(self._served, self._answers.account)
         if self._chat:
             return schemas.ChatReply(
@@ -121,7 +137,8 @@ class Replies:
                     started.add(event.index)
                     if self._chat:
                         yield self._chunk(event.index, schemas.Delta(role="assistant", content=""))
-                yield self._event(event.index, event.what)
+                for data in self._event(event.index, event.what):
+                    yield data
         except Exception as error:
             known = from_error(error)
             if not started:
@@ -133,12 +150,31 @@ class Replies:
             yield self._data([], usage=usage)
         yield _sse("[DONE]")
 
-    def _event(self, index: int, what: Piece | End) -> bytes:
+    def _read(self, index: int, what: Piece | End) -> tuple[str, list[Call], Sequence[Scored], End | None]:
+        """Words, calls, tokens and the end in what came of an answer."""
         piece, end = (Piece(""), what) if isinstance(what, End) else (what, None)
+        if self._use is None:
+            return piece.text, [], piece.tokens, end
+        reader = self._readers.setdefault(index, CallReader(self._use))
+        words, calls = reader.feed(piece.text)
+        if end is not None:
+            words += reader.end()
+            end = End("tool_calls") if reader.calls and end.reason == "stop" else end
+        return words, calls, piece.tokens, end
+
+    def _event(self, index: int, what: Piece | End) -> list[bytes]:
+        words, calls, tokens, end = self._read(index, what)
         if not self._chat:
-            return self._data([self._choice(index, piece.text, piece.tokens, end)])
-        delta = schemas.Delta() if end else schemas.Delta(content=piece.text)
-        return self._chunk(index, delta, piece.tokens, end)
+            return [self._data([self._choice(index, words, tokens, end)])]
+        delta = schemas.Delta(
+            content=words if words or not (calls or end) else None,
+            tool_calls=[schemas.ToolCallDelta(index=call.index, **_call(call)) for call in calls] or None,
+        )
+        if end is None:
+            nothing = self._use is not None and not (words or calls or tokens)
+            return [] if nothing else [self._chunk(index, delta, tokens)]
+        rest = [self._chunk(index, delta, tokens)] if words or calls else []  # what was held back
+        return [*rest, self._chunk(index, schemas.Delta(), end=end)]
 
     def _chunk(self, index: int, delta: schemas.Delta, tokens: Sequence[Scored] = (), end: End | None = None) -> bytes:
         logprobs = _chat_logprobs(tokens) if self._scored and tokens else None
@@ -163,7 +199,10 @@ class Replies:
         assert answer.end is not None
         return schemas.ChatChoice(
             index=index,
-            message=schemas.AnswerMessage(content=answer.text),
+            message=schemas.AnswerMessage(
+                content=answer.text or (None if answer.calls else ""),
+                tool_calls=[schemas.ToolCall(**_call(call)) for call in answer.calls] or None,
+            ),
             logprobs=_chat_logprobs(answer.tokens) if self._scored else None,
             finish_reason=answer.end.reason,
         )
@@ -171,6 +210,10 @@ class Replies:
     def _choice(self, index: int, text: str, tokens: Sequence[Scored], end: End | None) -> schemas.CompletionChoice:
         logprobs = _text_logprobs(tokens) if self._scored else None
         return schemas.CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=end.reason if end else None)
+
+
+def _call(call: Call) -> dict[str, Any]:
+    return {"id": call.id, "function": schemas.FunctionCall(name=call.name, arguments=call.arguments)}
 
 
 def _chat_logprobs(tokens: Sequence[Scored]) -> schemas.ChatLogprobs:

@@ -10,6 +10,7 @@ from veil.gateway.failures import ApiError, bad_parameter
 from veil.gateway.grammar import ANY_OBJECT, Grammar
 from veil.gateway.sampling import Sampling
 from veil.gateway.served import ServedModel
+from veil.gateway.tools import Use, asked_in_words, in_words
 
 USUAL_TEMPERATURE = 0.3
 """The temperature where neither request nor model says one; the page's and the terminal's too."""
@@ -18,10 +19,11 @@ _COMPLETION_TOKENS = 16
 """The older API's own limit of an answer."""
 
 
-def sampling_of(body: incoming.SamplingRequest, served: ServedModel, most_tokens: int) -> Sampling:
+def sampling_of(body: incoming.SamplingRequest, served: ServedModel, most_tokens: int, use: Use | None = None) -> Sampling:
     """The choices of a request; what it leaves open follows the model's own settings, else the usual ones.
 
-    ``most_tokens`` bounds an answer where the request does not. May take a while: a grammar is made here. `ApiError`.
+    ``most_tokens`` bounds an answer where the request does not; ``use`` are the tools that it may call. May take a while: a
+    grammar is made here. `ApiError`.
     """
     liked = served.preferences
     temperature = _first(body.temperature, liked.temperature, USUAL_TEMPERATURE)
@@ -50,12 +52,18 @@ def sampling_of(body: incoming.SamplingRequest, served: ServedModel, most_tokens
         frequency_penalty=body.frequency_penalty or 0.0,
         presence_penalty=body.presence_penalty or 0.0,
         bias=served.biases(body.logit_bias or {}),
-        grammar=grammar_of(body, served),
+        grammar=grammar_of(body, served, use),
+        written=frozenset(
+            token for text, token in served.special_tokens if use and text in f"{use.form.before}{use.form.after}"
+        ),
     )
 
 
-def grammar_of(body: incoming.SamplingRequest, served: ServedModel) -> Grammar | None:
-    """What the answers must look like, by whichever field says it. `ApiError` for several at once, and for what fails."""
+def grammar_of(body: incoming.SamplingRequest, served: ServedModel, use: Use | None = None) -> Grammar | None:
+    """What the answers must look like, by whichever field says it. `ApiError` for several at once, and for what fails.
+
+    Beside tools only a schema can be asked for: the answer is a call or follows it.
+    """
     new = body.structured_outputs or incoming.StructuredOutputs()
     given: dict[str, tuple[str, Any]] = {
         "guided_json": ("schema", body.guided_json),
@@ -71,6 +79,12 @@ def grammar_of(body: incoming.SamplingRequest, served: ServedModel) -> Grammar |
         "response_format": ("schema", _schema_of(body.response_format)),
     }
     asked = {name: pair for name, pair in given.items() if pair[1] is not None}
+    if use is not None:
+        schema = next((value for kind, value in asked.values() if kind == "schema"), None)
+        if len(asked) > (schema is not None) or isinstance(schema, str):
+            raise bad_parameter(next(iter(asked)), "beside tools the only structure is one schema", "unsupported_value")
+        text = use.grammar(served.grammars.specials("tools"), schema)
+        return None if text is None else served.grammars.lark(text, "tools")
     if not asked:
         return None
     if len(asked) > 1:
@@ -98,11 +112,58 @@ def _schema_of(asked: incoming.ResponseFormat | None) -> dict[str, Any] | None:
     return None
 
 
-def chat_prompt(body: incoming.ChatRequest, served: ServedModel) -> list[int]:
-    """The token ids of a chat."""
-    turns = [_turn(message, f"messages.{place}") for place, message in enumerate(body.messages)]
+def chat_prompt(
+    messages: list[incoming.Message], served: ServedModel, use: Use | None = None, variables: dict[str, Any] | None = None
+) -> list[int]:
+    """The token ids of a chat, with the tools as the model's template shows them, or in words."""
+    turns = [_turn(message, f"messages.{place}") for place, message in enumerate(messages)]
     served.refuse_huge([str(turn["content"]) for turn in turns], "messages")
-    return served.template_ids(turns, variables=body.chat_template_kwargs or {})
+    if use is not None and use.form.native:
+        return served.template_ids(turns, list(use.tools), variables)
+    if use is not None:
+        turns = asked_in_words(use, turns)
+    elif any("tool_calls" in turn or turn["role"] == "tool" for turn in turns) and not served.call_form.native:
+        turns = in_words(turns)
+    return served.template_ids(turns, variables=variables)
+
+
+def tools_of(
+    tools: list[incoming.Tool] | None,
+    choice: Any,
+    served: ServedModel,
+    several: bool | None = None,
+) -> Use | None:
+    """The tools of a request and whether one has to be called; None where none may be. `ApiError`."""
+    named = choice.function.name if isinstance(choice, incoming.NamedTool) else None
+    if not tools:
+        if choice not in (None, "none", "auto"):
+            raise bad_parameter("tool_choice", "there are no tools to choose from")
+        return None
+    names = [tool.function.name for tool in tools]
+    if len(set(names)) < len(names):
+        raise bad_parameter("tools", "two functions have the same name")
+    if named is not None and named not in names:
+        raise bad_parameter("tool_choice", f"there is no tool {named!r}")
+    if choice == "none":
+        return None
+    must = (named,) if named is not None else tuple(names) if choice == "required" else None
+    return Use(
+        form=served.call_form,
+        tools=tuple(_tool(tool) for tool in tools),
+        must=must,
+        several=bool(several) if must is not None else several is not False,
+        strict=any(tool.function.strict for tool in tools),
+    )
+
+
+def _tool(tool: incoming.Tool) -> dict[str, Any]:
+    """A tool as templates take it."""
+    function = tool.function
+    parameters = function.parameters or {"type": "object", "properties": {}}
+    return {
+        "type": "function",
+        "function": {"name": function.name, "description": function.description or "", "parameters": parameters},
+    }
 
 
 def tokens_asked(body: incoming.TokenizeRequest, served: ServedModel) -> list[int]:
@@ -113,9 +174,8 @@ def tokens_asked(body: incoming.TokenizeRequest, served: ServedModel) -> list[in
         served.refuse_huge([body.prompt], "prompt")
         ids: list[int] = served.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"]
         return ids
-    turns = [_turn(message, f"messages.{place}") for place, message in enumerate(body.messages or [])]
-    served.refuse_huge([str(turn["content"]) for turn in turns], "messages")
-    return served.template_ids(turns, variables=body.chat_template_kwargs or {})
+    use = tools_of(body.tools, None, served)
+    return chat_prompt(body.messages or [], served, use, body.chat_template_kwargs)
 
 
 def completion_prompts(body: incoming.CompletionRequest, served: ServedModel) -> list[list[int]]:

@@ -44,7 +44,8 @@ class Sampling:
 
     ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``typical_p`` 1 cut nothing. ``stop_tokens`` end an answer as the model's own
     ends do; none of them comes before ``min_tokens``, and with ``ignore_eos`` the model's own never. ``grammar`` is one that
-    `veil.gateway.grammar` made. ``logprobs`` is None for no log-probabilities, else how many of the likeliest tokens to name
+    `veil.gateway.grammar` made; ``written`` are special tokens that are shown, since calls of tools are written with them.
+    ``logprobs`` is None for no log-probabilities, else how many of the likeliest tokens to name
     beside the one taken.
     """
 
@@ -65,6 +66,7 @@ class Sampling:
     presence_penalty: float = 0.0
     bias: Mapping[int, float] = field(default_factory=dict)
     grammar: Grammar | None = None
+    written: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

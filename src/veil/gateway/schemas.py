@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Reply(BaseModel):
@@ -111,15 +111,37 @@ class ChatLogprobs(Reply):
     refusal: None = None
 
 
+class FunctionCall(Reply):
+    """The function that is called, and its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Reply):
+    """A call."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ToolCallDelta(ToolCall):
+    """A call in a stream, whole."""
+
+    index: int
+
+
 class AnswerMessage(Reply):
-    """The model's turn."""
+    """The model's turn; without words where it only calls."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = Field(default=None, exclude_if=lambda calls: calls is None)
 
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
 
 
 class ChatChoice(Reply):
@@ -148,6 +170,7 @@ class Delta(Reply):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(Reply):

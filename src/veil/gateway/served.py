@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
@@ -14,6 +15,7 @@ from veil.gateway.checkpoint import ends_of, plain, preferences_of
 from veil.gateway.failures import ApiError, bad_parameter, too_long
 from veil.gateway.grammar import Grammars
 from veil.gateway.tokens import TokenBytes
+from veil.gateway.tools import OURS, Form, form_of
 from veil.model.hybrid import HybridFHEModel
 
 SAMPLE_BYTES = 96
@@ -100,6 +102,23 @@ class ServedModel:
         except Exception as error:  # a template is the bundle's, a program of its own
             raise bad_parameter("messages", f"the chat template of {self.name} fails ({type(error).__name__})") from None
         return self._checked(encoded["input_ids"], "messages", room=1)
+
+    @functools.cached_property
+    def call_form(self) -> Form:
+        """How this model writes calls of tools."""
+
+        def render(turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None, begun: bool) -> str:
+            text: str = self.tokenizer.apply_chat_template(turns, tools=tools, add_generation_prompt=begun, tokenize=False)
+            return text
+
+        if not self.tokenizer.chat_template:
+            return OURS
+        return form_of(render, [name for name, _ in self.special_tokens])
+
+    @property
+    def special_tokens(self) -> list[tuple[str, int]]:
+        """The special tokens by their texts."""
+        return [(self.token_bytes.text(token), token) for token in sorted(self.token_bytes.hidden)]
 
     def text_ids(self, text: str | Sequence[int], param: str) -> list[int]:
         """The token ids of a text, or ids that a client made itself."""

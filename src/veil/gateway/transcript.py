@@ -46,14 +46,20 @@ class Piece:
 class Transcript:
     """The answer of one generation as it grows. ``stopped`` is true once a stop string came; its text is not shown.
 
-    Special tokens are not shown, but a stop string that names one ends the answer where it comes.
+    Special tokens are not shown, but for those that are ``written``; a stop string that names one ends the answer where it
+    comes.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = (), token_bytes: TokenBytes | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: Sequence[str] = (),
+        token_bytes: TokenBytes | None = None,
+        written: frozenset[int] = frozenset(),
     ) -> None:
         self._tokenizer = tokenizer
         self._bytes = token_bytes or TokenBytes(tokenizer)
+        self._written = written
         self._stop = tuple(stop)
         names = [self._bytes.text(token) for token in self._bytes.hidden]
         self._marked_stop = tuple(text for text in self._stop if any(name in text for name in names))
@@ -74,7 +80,12 @@ class Transcript:
         if len(after) > len(before) and not after.endswith(_UNFINISHED):
             self._held += after[len(before) :]
             self._window, self._read = self._read, len(self._ids)
-        self._mark(token)
+        if token in self._written:
+            self._held += after[len(before) :] if self._read < len(self._ids) else ""
+            self._held += self._bytes.text(token)
+            self._window = self._read = len(self._ids)
+        else:
+            self._mark(token)
         return self._release(len(self._held) - self._kept_back(may_stop))
 
     def close(self, token: int) -> None:
@@ -106,8 +117,8 @@ class Transcript:
             if places:
                 self._held, self.stopped = self._held[: min(places)], True
                 return 0
-        kept = _beginning(self._held, self._stop)
-        marked = _beginning(woven, self._marked_stop)
+        kept = beginning(self._held, self._stop)
+        marked = beginning(woven, self._marked_stop)
         return max(kept, len(self._held) - at[len(woven) - marked])
 
     def _woven(self) -> tuple[str, list[int]]:
@@ -154,7 +165,7 @@ class Transcript:
         return text
 
 
-def _beginning(text: str, stops: Sequence[str]) -> int:
+def beginning(text: str, stops: Sequence[str]) -> int:
     """The longest end of a text that begins one of the stop strings and does not complete it."""
     longest = max(map(len, stops), default=1) - 1
     for count in range(min(longest, len(text)), 0, -1):
