@@ -123,3 +123,30 @@ def test_an_answer_has_a_limit_where_nothing_else_bounds_it(
         assert httpx.post(url, json=body).json()["usage"]["completion_tokens"] == 7
         assert httpx.post(url, json=body | {"max_tokens": 9}).json()["usage"]["completion_tokens"] == 9
     served.hybrid.close()
+
+
+def test_models_that_take_no_text_are_refused_by_what_they_take(tiny_tokenizer: Any) -> None:
+    from types import SimpleNamespace
+
+    from veil.errors import ModelSourceError
+    from veil.gateway.served import ServedModel
+
+    net = SimpleNamespace(can_generate=lambda: True, main_input_name="input_features", config=SimpleNamespace())
+    hybrid: Any = SimpleNamespace(model=net)
+    with pytest.raises(ModelSourceError, match="takes input_features, not text"):
+        ServedModel("whisper", hybrid, tiny_tokenizer)
+
+
+def test_the_command_line_does_not_obey_it_either(new_model: Any) -> None:
+    from types import SimpleNamespace
+
+    from veil.commands.generate import _generation_config
+
+    model = new_model("llama")
+    for name, value in {"penalty_alpha": 0.6, "stop_strings": ["w"], "num_beams": 4, "repetition_penalty": 9.0}.items():
+        setattr(model.generation_config, name, value)
+    request: Any = SimpleNamespace(max_new_tokens=5, temperature=0, top_p=1)
+    config = _generation_config(request, model)
+    merged, _ = model._prepare_generation_config(config)
+    assert (merged.penalty_alpha, merged.stop_strings, merged.num_beams) == (None, None, 1)
+    assert merged.repetition_penalty in (None, 1.0) and merged.eos_token_id == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import time
 from typing import Any
@@ -53,6 +54,64 @@ def valid(text: str, schema: Any) -> bool:
 @pytest.mark.parametrize("seed", range(3))
 def test_json_by_a_schema(bytes_running: Any, options: dict[str, Any], seed: int) -> None:
     assert valid(answer(bytes_running, seed=seed, **options), SCHEMA)
+
+
+def random_schema(draw: random.Random, depth: int = 3) -> Any:
+    """A schema that something small satisfies."""
+    kinds = ["boolean", "null", "integer", "string", "enum", "const", "pattern", "format", "number"]
+    kind = draw.choice(kinds + ["object", "array", "anyOf", "$ref"] * 2 if depth else kinds)
+    if kind == "enum":
+        return {"enum": draw.sample(["a", "é", 1, -2.5, None, True, "", '"'], draw.randint(1, 4))}
+    if kind == "const":
+        return {"const": draw.choice([[1, {"a": None}], "x\n", 0])}
+    if kind == "integer":
+        low = draw.randint(-50, 50)
+        return {"type": "integer", "minimum": low, "maximum": low + draw.randint(0, 99)}
+    if kind == "number":
+        return {"type": "number", "minimum": 0, "maximum": 1}
+    if kind == "string":
+        return {"type": "string", "minLength": draw.randint(0, 2), "maxLength": draw.randint(2, 5)}
+    if kind == "pattern":
+        return {
+            "type": "string",
+            "pattern": draw.choice(["^[a-f]{2,4}$", "^(yes|no)$", r"^\d+-\d{2}$"]),
+        }
+    if kind == "format":
+        return {"type": "string", "format": draw.choice(["date", "time", "uuid", "ipv4"])}
+    if kind == "array":
+        return {"type": "array", "items": random_schema(draw, depth - 1), "minItems": draw.randint(0, 1), "maxItems": 2}
+    if kind == "anyOf":
+        return {"anyOf": [random_schema(draw, depth - 1) for _ in range(draw.randint(1, 3))]}
+    if kind in ("object", "$ref"):
+        names = draw.sample(["a", "b", "c d", "é", '"'], draw.randint(0, 3))
+        inner = {name: random_schema(draw, depth - 1) for name in names}
+        required = [name for name in names if draw.random() < 0.7]
+        made: Any = {"type": "object", "properties": inner, "required": required, "additionalProperties": False}
+        return made if kind == "object" or depth < 3 else {"$defs": {"x": made}, "$ref": "#/$defs/x"}
+    return {"type": kind}
+
+
+def test_two_hundred_random_schemas(bytes_running: Any) -> None:
+    draw, ended = random.Random(1), 0
+    with httpx.Client(base_url=bytes_running.url, timeout=60) as http:
+        for place in range(200):
+            schema = random_schema(draw)
+            body = {
+                "model": "bytes",
+                "prompt": "hi",
+                "max_tokens": 400,
+                "temperature": 1,
+                "seed": place,
+                "guided_json": schema,
+            }
+            reply = http.post("/v1/completions", json=body).json()
+            (choice,) = reply["choices"]
+            if choice["finish_reason"] == "stop":
+                ended += 1
+                assert valid(choice["text"], schema), (schema, choice["text"])
+            else:
+                assert reply["usage"]["completion_tokens"] == 400, "only the limit cuts an answer"
+    assert ended >= 190, "few are that long"
 
 
 def test_a_stream_is_the_same(bytes_running: Any) -> None:

@@ -114,3 +114,15 @@ def test_bytes_of_other_tokenizers() -> None:
     assert tokens.of(1) is None, "whether the space is shown depends on what stands before it"
     assert tokens.of(0) == b"<unk>" and tokens.text(0) == "<unk>" and tokens.text(2) == ""
     assert shown(b"\xc3") == "\\xc3" and shown("é".encode()) == "é"
+
+
+def test_a_vector_that_is_not_finite_is_no_answer(bytes_running: Any, monkeypatch: Any) -> None:
+    import threading
+    from types import SimpleNamespace
+
+    from veil.gateway.generation import Account
+
+    served, generator = bytes_running.gateway.served, bytes_running.gateway.generator
+    monkeypatch.setattr(served, "net", lambda **_: SimpleNamespace(last_hidden_state=torch.tensor([[[1.0, torch.inf]]])))
+    with pytest.raises(NotFiniteActivation, match="vector"):
+        generator.embed([1], Account(), threading.Event())

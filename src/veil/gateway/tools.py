@@ -67,9 +67,12 @@ class Use:
         if self.must is None and not (self.strict or content is not None or not self.form.native):
             return None
         form, rules = self.form, []
-        schemas = [_call_schema(form, tool["function"]) for tool in self.tools if tool["function"]["name"] in self.names]
-        one = {"anyOf": schemas} if len(schemas) > 1 else schemas[0]
-        rules.append("call: %json " + json.dumps(one | {"x-guidance": _COMPACT}))
+        functions = [tool["function"] for tool in self.tools if tool["function"]["name"] in self.names]
+        rules.append("call: " + " | ".join(f"call{place}" for place in range(len(functions))))
+        for place, function in enumerate(functions):  # each schema is a document of its own: it may refer to its parts
+            head = f"{{{_quoted(form.name)}: {_quoted(function['name'])}, {_quoted(form.arguments)}: "
+            rules.append(f'call{place}: {_quoted(head)} arguments{place} "}}"')
+            rules.append(f"arguments{place}: %json " + json.dumps({"x-guidance": _COMPACT} | _object(function)))
         before, between, after = (_literal(text, specials) for text in (form.before, form.between, form.after))
         apart = _quoted(", ") if form.listed else between
         more = f" ({apart} call){{0,{_MOST_CALLS - 1}}}" if self.several and apart else ""
@@ -199,14 +202,11 @@ def _between(two: str, start: int) -> str:
     return two[end : end + second[1]] if second else ""
 
 
-def _call_schema(form: Form, function: dict[str, Any]) -> dict[str, Any]:
-    parameters = function.get("parameters") or _ANY
-    return {
-        "type": "object",
-        "properties": {form.name: {"const": function["name"]}, form.arguments: parameters},
-        "required": [form.name, form.arguments],
-        "additionalProperties": False,
-    }
+def _object(function: dict[str, Any]) -> dict[str, Any]:
+    """A function's parameters as the schema of an object."""
+    parameters: dict[str, Any] = function.get("parameters") or {}
+    said = {"type", "$ref", "anyOf", "oneOf", "allOf", "const", "enum"} & set(parameters)
+    return parameters if said else _ANY | parameters
 
 
 def _opening(form: Form, specials: Sequence[tuple[str, int]]) -> str:
