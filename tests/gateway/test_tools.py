@@ -12,7 +12,7 @@ import openai
 import pytest
 import torch
 
-from veil.gateway.calls import CallReader
+from veil.gateway.calls import Call, CallReader
 from veil.gateway.sampling import Sampler
 from veil.gateway.tools import OURS, Form, Use, form_of, in_words
 
@@ -108,22 +108,40 @@ READINGS = [
     (BARE_FORM, 'An object is {"a": 1}.', 'An object is {"a": 1}.', []),
     (LISTED_FORM, f"<|mark|> [{CALL}, {CALL}]", "", ["clock", "clock"]),
     (LISTED_FORM, "[1, 2] is a list", "[1, 2] is a list", []),
-    (LISTED_FORM, f"<|mark|>[{CALL}, 5]", f"<|mark|>[{CALL}, 5]", []),
+    (
+        OURS,
+        '<tool_call>{"name": "clock", "arguments": {"a": ["}", {"b": "\\"]"}]}, "id": 1}</tool_call>',
+        "",
+        ["clock"],
+        {"a": ["}", {"b": '"]'}]},
+    ),
+    (OURS, '<tool_call>{"arguments": {"a": 1}, "name": "clock"}</tool_call>', "", ["clock"], {"a": 1}),
+    (OURS, '<tool_call>{"name": "clock", "arguments": {"a": ["}', "", ["clock"], None),
+    (LISTED_FORM, '<|mark|>[{"name": "clock", "arguments": {"a": [1]}, "id": "x"}]', "", ["clock"], {"a": [1]}),
+    (LISTED_FORM, f"<|mark|>[{CALL}, 5]", "5]", ["clock"]),
+    (LISTED_FORM, "<|mark|>[5]", "<|mark|>[5]", []),
 ]
 
 
-@pytest.mark.parametrize(("form", "text", "words", "names"), READINGS)
+@pytest.mark.parametrize(
+    ("form", "text", "words", "names", "given"), [case if len(case) > 4 else (*case, {}) for case in READINGS]
+)
 @pytest.mark.parametrize("step", [1, 3, 1000])
-def test_calls_are_read_however_they_come(form: Form, text: str, words: str, names: list[str], step: int) -> None:
+def test_calls_are_read_however_they_come(
+    form: Form, text: str, words: str, names: list[str], given: Any, step: int
+) -> None:
     reader, said = CallReader(use(form)), ""
-    found = []
+    found: list[Call] = []
     for start in range(0, len(text), step):
         more, calls = reader.feed(text[start : start + step])
         said, found = said + more, found + calls
     said += reader.end()
-    assert (said.strip(), [call.name for call in found]) == (words.strip(), names)
-    assert [call.index for call in found] == list(range(len(names)))
-    assert len({call.id for call in found}) == len(names)
+    assert (said.strip(), [call.name for call in found if call.name]) == (words.strip(), names)
+    assert sorted({call.index for call in found}) == list(range(len(names)))
+    assert len({call.id for call in found if call.id}) == len(names)
+    for index in range(len(names)):
+        arguments = "".join(call.arguments for call in found if call.index == index)
+        assert json.loads(arguments) == given if given is not None else arguments == '{"a": ["}'
 
 
 def test_calls_and_results_in_words() -> None:
@@ -219,8 +237,10 @@ def test_auto_reads_the_models_own_form(client: openai.OpenAI, running: Any, mon
     scripted(monkeypatch, running, text)
     if stream:
         chunks = [chunk.choices[0] for chunk in ask(client, stream=True)]
-        (delta,) = [delta for chunk in chunks for delta in chunk.delta.tool_calls or []]
-        found, reason = delta.function, chunks[-1].finish_reason
+        first, *more = [delta.function for chunk in chunks for delta in chunk.delta.tool_calls or []]
+        assert len(more) > 9 and not any(delta.name for delta in more), "arguments come as they are made"
+        found, reason = first, chunks[-1].finish_reason
+        found.arguments += "".join(delta.arguments for delta in more)
     else:
         (choice,) = ask(client).choices
         found, reason = choice.message.tool_calls[0].function, choice.finish_reason

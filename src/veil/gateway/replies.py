@@ -159,7 +159,7 @@ class Replies:
         words, calls = reader.feed(piece.text)
         if end is not None:
             words += reader.end()
-            end = End("tool_calls") if reader.calls and end.reason == "stop" else end
+            end = End("tool_calls") if reader.count and end.reason == "stop" else end
         return words, calls, piece.tokens, end
 
     def _event(self, index: int, what: Piece | End) -> list[bytes]:
@@ -168,7 +168,7 @@ class Replies:
             return [self._data([self._choice(index, words, tokens, end)])]
         delta = schemas.Delta(
             content=words if words or not (calls or end) else None,
-            tool_calls=[schemas.ToolCallDelta(index=call.index, **_call(call)) for call in calls] or None,
+            tool_calls=[_delta(call) for call in calls] or None,
         )
         if end is None:
             nothing = self._use is not None and not (words or calls or tokens)
@@ -201,7 +201,7 @@ class Replies:
             index=index,
             message=schemas.AnswerMessage(
                 content=answer.text or (None if answer.calls else ""),
-                tool_calls=[schemas.ToolCall(**_call(call)) for call in answer.calls] or None,
+                tool_calls=_whole_calls(answer.calls) or None,
             ),
             logprobs=_chat_logprobs(answer.tokens) if self._scored else None,
             finish_reason=answer.end.reason,
@@ -212,8 +212,19 @@ class Replies:
         return schemas.CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=end.reason if end else None)
 
 
-def _call(call: Call) -> dict[str, Any]:
-    return {"id": call.id, "function": schemas.FunctionCall(name=call.name, arguments=call.arguments)}
+def _delta(call: Call) -> schemas.ToolCallDelta:
+    function = schemas.FunctionDelta(name=call.name, arguments=call.arguments)
+    return schemas.ToolCallDelta(index=call.index, id=call.id, type="function" if call.id else None, function=function)
+
+
+def _whole_calls(pieces: Sequence[Call]) -> list[schemas.ToolCall]:
+    """Calls from their pieces."""
+    made: list[schemas.ToolCall] = []
+    for piece in pieces:
+        if piece.id is not None and piece.name is not None:
+            made.append(schemas.ToolCall(id=piece.id, function=schemas.FunctionCall(name=piece.name, arguments="")))
+        made[-1].function.arguments += piece.arguments
+    return made
 
 
 def _chat_logprobs(tokens: Sequence[Scored]) -> schemas.ChatLogprobs:

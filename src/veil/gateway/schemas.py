@@ -7,6 +7,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class Reply(BaseModel):
     """A reply, as JSON."""
 
@@ -126,10 +130,20 @@ class ToolCall(Reply):
     function: FunctionCall
 
 
-class ToolCallDelta(ToolCall):
-    """A call in a stream, whole."""
+class FunctionDelta(Reply):
+    """More of a call's arguments; its function with the first."""
+
+    name: str | None = Field(default=None, exclude_if=_is_none)
+    arguments: str
+
+
+class ToolCallDelta(Reply):
+    """The next piece of a call."""
 
     index: int
+    id: str | None = Field(default=None, exclude_if=_is_none)
+    type: Literal["function"] | None = Field(default=None, exclude_if=_is_none)
+    function: FunctionDelta
 
 
 class AnswerMessage(Reply):
@@ -138,7 +152,7 @@ class AnswerMessage(Reply):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
-    tool_calls: list[ToolCall] | None = Field(default=None, exclude_if=lambda calls: calls is None)
+    tool_calls: list[ToolCall] | None = Field(default=None, exclude_if=_is_none)
 
 
 Finish = Literal["stop", "length", "tool_calls"]
