@@ -290,7 +290,7 @@ def hint() -> None:
     for model in MODELS:
         layers, shapes, head = MODELS[model]
         total = 0.0
-        for shape, times in ((*((shape, layers) for shape in shapes), (head, 1))):
+        for shape, times in (*((shape, layers) for shape in shapes), (head, 1)):
             weights = int8(*shape)
             a = np.zeros((PARAMS.elements(shape[1]), RING.k, RING.m), dtype=np.uint32)
             ms = timed(lambda weights=weights, a=a: K.inner_hint(weights, a, RING), 3)

@@ -261,9 +261,7 @@ def inputs(draw: np.random.Generator, rows: int, width: int) -> Any:
     return x
 
 
-def scalings(
-    kernels: Kernels, divisors: Any, scale: Any, bias: Any, target: float, fixed: float
-) -> tuple[Scaling, Scaling]:
+def scalings(kernels: Kernels, divisors: Any, scale: Any, bias: Any, target: float, fixed: float) -> tuple[Scaling, Scaling]:
     held = [None if array is None else kernels.asarray(array) for array in (divisors, scale, bias)]
     return Scaling(divisors, scale, bias, target, fixed), Scaling(held[0], held[1], held[2], target, fixed)
 

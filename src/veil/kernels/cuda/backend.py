@@ -16,10 +16,9 @@ from veil.kernels.cuda import online, packing, points, product, results
 from veil.kernels.cuda.constants import MU, Constants, constants
 from veil.kernels.cuda.device import empty, put, target
 from veil.kernels.cuda.secret import DeviceErrors, encrypt_terms
-from veil.kernels.interface import Errors, Hint, Rows, Scaling
+from veil.kernels.interface import Errors, Hint, Rows, Scaling, Words
 from veil.kernels.ring import Ring
 from veil.params import packed_bytes
-from veil.random import SecretRng
 
 Tensor = torch.Tensor
 U32 = NDArray[np.uint32]
@@ -131,7 +130,7 @@ class CudaKernels:
 
     # The client's half, ahead of time ------------------------------------------------------------------------------------
 
-    def errors(self, rng: SecretRng, sigma: float) -> Errors:
+    def errors(self, rng: Words, sigma: float) -> Errors:
         return DeviceErrors(rng, sigma)
 
     def encrypt_batch(self, a: Tensor, z: I8, secret: I8, errors: Tensor, ring: Ring) -> Tensor:
@@ -167,9 +166,7 @@ class CudaKernels:
 
     # A row, online -------------------------------------------------------------------------------------------------------
 
-    def encrypt(
-        self, x: Tensor, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int
-    ) -> tuple[Tensor, Tensor]:
+    def encrypt(self, x: Tensor, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int) -> tuple[Tensor, Tensor]:
         rows, width = x.shape
         x = x.contiguous()
         out = empty(rows, packed_bytes(width, bits), dtype=torch.uint8)

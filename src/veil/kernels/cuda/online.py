@@ -89,7 +89,9 @@ def decrypt_rows(  # type: ignore[no-untyped-def]
         word = unpack_word(data, j, inside, BITS)
     else:
         word = unpack_aligned(data.to(tl.pointer_type(tl.uint32)), j, inside, BITS)
-    value = ((word << (32 - BITS)) - tl.load(shares + offset + t * stride + j, mask=inside, other=0)).to(tl.int32, bitcast=True)
+    value = ((word << (32 - BITS)) - tl.load(shares + offset + t * stride + j, mask=inside, other=0)).to(
+        tl.int32, bitcast=True
+    )
     tau = tl.load(scales + row + t)
     inverse = tl.where(tau == 0.0, 0.0, 1.0 / tl.where(tau == 0.0, 1.0, tau))
     y = value.to(tl.float64) * inverse * tl.load(scale + j, mask=inside, other=0.0).to(tl.float64)

@@ -192,9 +192,7 @@ def small_points(values: Tensor, twiddles: Tensor, constants: Constants) -> Tens
     """Signed polynomials [C, K, degree] int32 → points [C, K, 2, degree]."""
     count, terms, degree = values.shape
     out = empty(count, terms, 2, degree)
-    signed_points[(count, terms, 2)](
-        values, out, twiddles, constants.words, log2(degree), False, num_warps=warps(degree)
-    )
+    signed_points[(count, terms, 2)](values, out, twiddles, constants.words, log2(degree), False, num_warps=warps(degree))
     return out
 
 
@@ -211,9 +209,7 @@ def packed_points(values: Tensor, twiddles: Tensor, constants: Constants) -> Ten
     count, terms, degree = values.shape
     out = empty(count, 2, terms, 3, degree // 4)
     if count:
-        signed_points[(count, terms, 2)](
-            values, out, twiddles, constants.words, log2(degree), True, num_warps=warps(degree)
-        )
+        signed_points[(count, terms, 2)](values, out, twiddles, constants.words, log2(degree), True, num_warps=warps(degree))
     return out
 
 

@@ -23,6 +23,7 @@ from veil.kernels.ring import FRACTION_BITS, Ring
 
 Tensor = torch.Tensor
 
+
 @triton.jit(do_not_specialize=["first"])
 def switched(  # type: ignore[no-untyped-def]
     sums, out, twiddles, words, fractions, first, slots,

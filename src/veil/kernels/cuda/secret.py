@@ -12,8 +12,9 @@ import triton.language as tl
 from veil.kernels.cuda.constants import COLUMNS, NEGATIVE, PRIME, SCALE, SQUARE, Constants
 from veil.kernels.cuda.device import empty, put
 from veil.kernels.cuda.ntt import forward, log2, reduce, signed_residue, times, warps
+from veil.kernels.gaussian import GaussianTable
+from veil.kernels.interface import Words
 from veil.kernels.ring import Ring
-from veil.random import GaussianTable, SecretRng
 
 Tensor = torch.Tensor
 
@@ -91,14 +92,14 @@ def gaussian_blocks(key, bounds, entries, out, counter, count, STEPS: tl.constex
 
 
 class DeviceErrors:
-    """Rounded Gaussian errors made on the device, from ChaCha20 under keys that a `SecretRng` draws; see `interface.Errors`.
+    """Rounded Gaussian errors made on the device, from ChaCha20 under keys from the client's secret words; see `interface.Errors`.
 
     The key is drawn anew for every gibibyte of the stream. It has no representation and cannot be pickled or copied.
     """
 
     _REKEY_BLOCKS = 1 << 24
 
-    def __init__(self, source: SecretRng, sigma: float) -> None:
+    def __init__(self, source: Words, sigma: float) -> None:
         self._source = source
         self._bounds = put(GaussianTable(sigma).bounds)
         self._left = 0
