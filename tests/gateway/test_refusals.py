@@ -236,4 +236,4 @@ def test_millions_of_token_ids_are_refused_quickly(http: Any) -> None:
     start = time.monotonic()
     for prompt in ([1] * 2_000_000, ["a"] * 1_000_000, [[1]] * 1_000_000):
         assert refused(http.post("/v1/completions", json=TEXT | {"prompt": prompt}))["param"] == "prompt"
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 10

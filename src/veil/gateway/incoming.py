@@ -6,6 +6,7 @@ What is not named here is refused by its name: a field that is ignored is a wron
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
@@ -68,6 +69,9 @@ _Input = (
 )
 
 
+_MOST_VALUES = 1 << 17
+
+
 class Request(BaseModel):
     """A part of a request; only fields that are named are taken. Others that are null say nothing and are left out."""
 
@@ -92,21 +96,50 @@ class Body(Request):
 
 
 def check_values(given: Any) -> None:
-    """`PydanticCustomError` for numbers and texts that JSON does not have, wherever they are."""
-    waiting: list[tuple[str, Any]] = [("", given)]
-    while waiting:
-        place, value = waiting.pop()
-        if isinstance(value, str):
-            if not value.isascii() and not _is_whole(value):
-                raise _wrong(place, "a text with half of a character (a lone surrogate) has no tokens")
-        elif isinstance(value, float):
-            if not math.isfinite(value):
-                raise _wrong(place, "NaN and infinities are no JSON, and a number past 1e308 is one")
-        elif isinstance(value, dict):
-            waiting += [(_join(place, name), name) for name in value]
-            waiting += [(_join(place, name), inner) for name, inner in value.items()]
+    """`PydanticCustomError` for numbers and texts that JSON does not have, wherever they are, and for too many of them."""
+    waiting, seen = [given], 0
+    while waiting:  # places are looked for when something is wrong
+        value = waiting.pop()
+        seen += 1
+        if seen + len(waiting) > _MOST_VALUES:
+            first = _longest(given)
+            context = {"place": first, "message": f"a request has at most {_MOST_VALUES:,} values besides token ids"}
+            raise PydanticCustomError("not_json", "{message}", context)
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
         elif isinstance(value, list):
-            waiting += [(_join(place, index), inner) for index, inner in enumerate(value) if type(inner) is not int]
+            waiting += [inner for inner in value if type(inner) is not int]
+        elif _problem(value):
+            place, message = next(_problems("", given))
+            raise PydanticCustomError("not_json", "{message}", {"place": place, "message": message})
+
+
+def _longest(given: Any) -> str:
+    """The field with the longest list."""
+    lists = {name: len(value) for name, value in given.items() if isinstance(value, list)} if isinstance(given, dict) else {}
+    return ascii(max(lists, key=lambda name: lists[name]))[1:-1] if lists else ""
+
+
+def _problem(value: Any) -> str:
+    """What is wrong with a text or a number; empty if nothing is."""
+    if isinstance(value, str) and not value.isascii() and not _is_whole(value):
+        return "a text with half of a character (a lone surrogate) has no tokens"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN and infinities are no JSON, and a number past 1e308 is one"
+    return ""
+
+
+def _problems(place: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Every place where something is wrong, and what."""
+    inner: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        inner = [(_join(place, name), part) for name, item in value.items() for part in (name, item)]
+    elif isinstance(value, list):
+        inner = [(_join(place, index), item) for index, item in enumerate(value)]
+    elif problem := _problem(value):
+        yield place, problem
+    for where, item in inner:
+        yield from _problems(where, item)
 
 
 def _join(place: str, name: Any) -> str:
@@ -120,10 +153,6 @@ def _is_whole(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _wrong(place: str, message: str) -> PydanticCustomError:
-    return PydanticCustomError("not_json", "{message}", {"place": place, "message": message})
 
 
 # Chats ---------------------------------------------------------------------------------------------------------------
