@@ -79,7 +79,7 @@ def assert_fresh(calls: list[Any], least: int) -> None:
 
 
 def rows_of(sequences: int, prompt: int, more: int) -> int:
-    """Rows of a GPT-2 of two blocks: every layer but the last block's last three, which want a prompt's last row, and head."""
+    """Rows of a GPT-2 of two blocks: of the last one only a prompt's last row goes to all layers, and to the head."""
     return sequences * (5 * prompt + 3 + 1 + 9 * more)
 
 

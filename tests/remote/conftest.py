@@ -26,7 +26,6 @@ from proxy import Proxy
 
 from processes import Listening
 from veil.client.session import Ahead
-from veil.kernels import cpu
 from veil.model.hybrid import HybridFHEModel
 from veil.model.modules import select_modules
 from veil.params import Params
@@ -60,7 +59,8 @@ class Bundle:
     engine: Engine
 
     def served(self, store: SessionStore, offer: bool = False) -> Served:
-        engine = Engine(self.engine.model, self.engine.hint, cpu, store)
+        own = self.engine
+        engine = Engine(own.model, own.hint, own.weights, own.kernels, store)
         return Served(engine, Offer(self.path / "client") if offer else None)
 
     def connect(self, target: int | str, **options: Any) -> HybridFHEModel:
