@@ -52,7 +52,17 @@ def test_it_asks_for_nothing_and_escapes_what_it_shows() -> None:
     assert not re.search(r"(src|href)=|url\(|@import|https?:|<script", text)
     assert "&lt;script&gt;" in text
     assert "a&lt;b&gt;&amp;.q_proj" in text
-    for shown in ("0.0040", "0.0500", "295,488 bytes", "2.00 GiB", "130.9 bits", "-3.0", "28,672", "46.1", "5,554,176 bytes for 64 rows"):
+    for shown in (
+        "0.0040",
+        "0.0500",
+        "295,488 bytes",
+        "2.00 GiB",
+        "130.9 bits",
+        "-3.0",
+        "28,672",
+        "46.1",
+        "5,554,176 bytes for 64 rows",
+    ):
         assert shown in text
 
 

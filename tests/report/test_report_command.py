@@ -61,7 +61,15 @@ def test_json_and_page(llama_folder: Path, text: Path, tmp_path: Path) -> None:
 def test_tables(llama_folder: Path, text: Path) -> None:
     result = invoke(llama_folder, "--text", text, "--tokens", 12, "--sample", 0, "--bits", "--folded")
     assert result.exit_code == 0, result.output
-    for shown in ("perplexity", "simulate", "8-bit activations", "bits of the weights", "by width", "folded norms", "security"):
+    for shown in (
+        "perplexity",
+        "simulate",
+        "8-bit activations",
+        "bits of the weights",
+        "by width",
+        "folded norms",
+        "security",
+    ):
         assert shown in result.output
 
 
