@@ -52,7 +52,7 @@ GREEDY: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample":
 
 
 def test_the_snippet(hybrid: HybridFHEModel) -> None:
-    """The best two logits of this prompt's tokens are 0.25 apart at least: about 13 deviations of the noise, so no tie decides."""
+    """The best two logits of this prompt's tokens are 0.25 apart at least, 13 deviations of the noise: no tie decides."""
     hybrid.set_fhe_mode("execute")
     out = hybrid.model.generate(**PROMPT, **GREEDY)
     assert out.shape == (1, 12)

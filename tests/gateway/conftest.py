@@ -73,7 +73,7 @@ def make_byte_llama() -> Any:
 def make_served(model: Any, tokenizer: Any, name: str = "tiny", mode: str = "execute") -> ServedModel:
     """A tiny model, encrypted with test parameters, rows made in the background."""
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
-    hybrid.compile_model(torch.arange(1, 9).unsqueeze(0), params=Params.insecure_tiny(), device="cpu")
+    hybrid.compile_model(torch.arange(1, 9).unsqueeze(0), params=Params.insecure_tiny(signal_db=60.0), device="cpu")
     hybrid.ahead = Ahead(tokens=8, prompt_rows=8)
     hybrid.set_fhe_mode(mode)
     return ServedModel(name, hybrid, tokenizer)

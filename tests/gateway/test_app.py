@@ -13,6 +13,7 @@ import pytest
 
 from veil.errors import ServerUnreachable
 from veil.gateway.guard import Access
+from veil.params import packed_bytes
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "w23 w6 w7"}], "temperature": 0, "max_tokens": 4}
 
@@ -29,7 +30,8 @@ def test_status(http: Any, running: Any) -> None:
     status = http.get("/veil/status").json()
     assert (status["model"], status["kind"], status["mode"], status["server"]) == ("tiny", "text", "execute", None)
     assert (status["running"], status["waiting"], status["context_length"]) == (0, 0, 128)
-    assert len(bytes.fromhex(status["sent"])) == 96
+    head = running.gateway.served.hybrid.manifest.groups[-1]
+    assert len(bytes.fromhex(status["sent"])) == packed_bytes(head.width, head.input_bits)
     assert status["totals"]["rows"] > 0 and status["totals"]["bytes_up_online"] > 0
 
 

@@ -208,7 +208,7 @@ def test_not_a_number_in_a_replayed_pass_is_told_of_at_its_end(card: Card) -> No
     with torch.no_grad():
         wte[expected[3]] = torch.nan
     before = card.replayed
-    with pytest.raises(NotFiniteActivation, match="NaN or infinity reached transformer.h.0.attn.c_attn"):
+    with pytest.raises(NotFiniteActivation, match=r"NaN or infinity reached transformer\.h\.0\.attn\.c_attn"):
         card.generate()
     assert card.replayed > before
     with torch.no_grad():
