@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -12,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veil.kernels import reference
-from veil.kernels.ring import Ring, ring_of
+from veil.kernels.gaussian import GaussianTable
+from veil.kernels.interface import Rows, Scaling
+from veil.kernels.ring import ring_of
 from veil.kernels.tables import NttTable
-from veil.params import Params, Spec
-from veil.random import GaussianTable
+from veil.params import Params
 
 TINY = ring_of(Params.insecure_tiny())
-SMALL = ring_of(Params.insecure(Spec(inner_degree=64, outer_degree=64, masks_per_epoch=1)))
 DEFAULT = ring_of(Params.default())
 Schoolbook = Callable[[np.ndarray, np.ndarray], np.ndarray]
 few = settings(derandomize=True, deadline=None, max_examples=25)
@@ -33,194 +32,109 @@ def ids(table: NttTable) -> str:
     return f"{table.degree}-{table.prime}"
 
 
-@pytest.mark.parametrize("table", [*TINY.tables, *TINY.inner_tables, *DEFAULT.tables, *DEFAULT.inner_tables], ids=ids)
+ALL = [*TINY.outer, *TINY.inner, TINY.mu, *DEFAULT.outer, *DEFAULT.inner, DEFAULT.mu]
+
+
+@pytest.mark.parametrize("table", ALL, ids=ids)
 def test_ntt_is_evaluation_at_the_points(table: NttTable, rng: np.random.Generator) -> None:
     values = rng.integers(0, table.prime, table.degree, dtype=np.uint32)
     values[0], values[1], values[-1] = table.prime - 1, 0, table.prime - 1
     points = reference.ntt(values, table)
-    for t in (0, 1, table.side, table.degree // 2 + 3, table.degree - 1):
+    for t in (0, 1, table.degree // 2 + 3, table.degree - 1):
         x, total = pow(table.root, int(table.exponents[t]), table.prime), 0
         for coefficient in reversed(values.tolist()):
             total = (total * x + coefficient) % table.prime
         assert points[t] == total
 
 
-@pytest.mark.parametrize("table", [TINY.tables[0], TINY.tables[2], *TINY.inner_tables, *DEFAULT.tables], ids=ids)
+@pytest.mark.parametrize("table", ALL, ids=ids)
+def test_intt_undoes_ntt(table: NttTable, rng: np.random.Generator) -> None:
+    values = rng.integers(0, table.prime, (3, table.degree), dtype=np.uint32)
+    np.testing.assert_array_equal(reference.intt(reference.ntt(values, table), table), values)
+
+
+@pytest.mark.parametrize("table", [TINY.outer[0], TINY.mu, *TINY.inner, DEFAULT.outer[1]], ids=ids)
 def test_a_product_of_points_is_the_negacyclic_product(
     table: NttTable, rng: np.random.Generator, schoolbook: Schoolbook
 ) -> None:
-    left, right = (rng.integers(0, table.prime, table.degree, dtype=np.uint32) for _ in range(2))
-    right[5:] = 0
-    right[-1] = table.prime - 1
-    product = reference.ntt(left, table).astype(np.uint64) * reference.ntt(right, table) % np.uint64(table.prime)
-    expected = np.zeros(table.degree, dtype=object)
-    for place in np.flatnonzero(right):
-        shifted = np.concatenate([-left[table.degree - place :].astype(object), left[: table.degree - place].astype(object)])
-        expected = (expected + int(right[place]) * shifted) % table.prime
-    np.testing.assert_array_equal(reference.intt(product.astype(np.uint32), table), expected.astype(np.uint32))
+    left, right = rng.integers(0, table.prime, table.degree), rng.integers(-1, 2, table.degree)
+    product = reference.ntt(left.astype(np.uint32), table).astype(np.uint64) * reference.residues(right, table)
+    expected = schoolbook(left.astype(object), right.astype(object)) % table.prime
+    found = reference.intt((product % np.uint64(table.prime)).astype(np.uint32), table)
+    np.testing.assert_array_equal(found, expected.astype(np.uint32))
 
 
-@given(st.integers(0, 2**32), st.sampled_from([0, 1, 5]), st.sampled_from([0, 1, 2]))
-@few
-def test_intt_undoes_ntt(seed: int, rows: int, which: int) -> None:
-    table = TINY.tables[which]
-    values = np.random.default_rng(seed).integers(0, table.prime, (rows, table.degree), dtype=np.uint32)
-    np.testing.assert_array_equal(reference.intt(reference.ntt(values, table), table), values)
-    np.testing.assert_array_equal(reference.ntt(reference.intt(values, table), table), values)
+@pytest.mark.parametrize("bits", [12, 20, 21, 32])
+def test_the_modulus_switch_rounds(bits: int, rng: np.random.Generator) -> None:
+    p1, p2 = DEFAULT.primes
+    whole = p1 * p2
+    values = [int(v) for v in rng.integers(0, whole, 500)] + [0, 1, whole - 1, whole // 2]
+    residues = np.array([[v % p for v in values] for p in DEFAULT.primes], dtype=np.uint32)
+    found = reference.switched(residues, bits, DEFAULT).astype(np.int64)
+    for value, word in zip(values, found.tolist(), strict=True):
+        exact = Fraction(value << bits, whole)
+        distance = (Fraction(word) - exact) % (1 << bits)
+        assert min(distance, (1 << bits) - distance) <= Fraction(1, 2) + Fraction(1 << bits, 1 << 29)
 
 
-def substitute(values: np.ndarray, power: int) -> np.ndarray:
-    """``f(X^power)`` modulo X^degree + 1, coefficient by coefficient."""
-    degree = len(values)
-    out = np.zeros(degree, dtype=object)
-    for j, value in enumerate(values.tolist()):
-        place = j * power % (2 * degree)
-        out[place % degree] += value if place < degree else -value
-    return out
+def test_lifting_gives_the_integer_nearest_zero(rng: np.random.Generator) -> None:
+    p1, p2 = DEFAULT.primes
+    most = p1 * p2 // 2 - p1
+    values = [int(v) for v in rng.integers(-most, most, 500)] + [0, 1, -1, most, -most]
+    residues = np.array([[v % p for v in values] for p in DEFAULT.primes], dtype=np.uint32)
+    assert reference.lifted(residues, DEFAULT).tolist() == [v % (1 << 32) for v in values]
 
 
-@pytest.mark.parametrize("table", [TINY.tables[0], DEFAULT.tables[1]], ids=ids)
-@pytest.mark.parametrize("power", [3, 7, -1, "N+1"])
-def test_an_automorphism_permutes_the_points(table: NttTable, power: int | str, rng: np.random.Generator) -> None:
-    exponent = table.degree + 1 if power == "N+1" else int(power)
-    values = rng.integers(0, table.prime, table.degree, dtype=np.uint32)
-    moved = (substitute(values, exponent) % table.prime).astype(np.uint32)
-    np.testing.assert_array_equal(reference.ntt(moved, table), reference.ntt(values, table)[table.automorphism(exponent)])
+def test_the_hint_is_what_the_server_has_to_take_off(rng: np.random.Generator, schoolbook: Schoolbook) -> None:
+    """Sections 4.1 and 4.2: products in the subring give W times the coefficients of A·s, for every row of the batch."""
+    ring, width, slots = TINY, 21, 5
+    elements = -(-width // ring.r)
+    a = rng.integers(0, 1 << 32, (elements, ring.k, ring.m), dtype=np.uint32)
+    weights = rng.integers(-127, 128, (slots, width), dtype=np.int8)
+    secret = rng.integers(-1, 2, (ring.k, ring.m)).astype(np.int8)
+    sums = [sum(schoolbook(own[i].astype(object), secret[i].astype(object)) for i in range(ring.k)) for own in a]
+    rows = np.concatenate([total.reshape(ring.T, ring.r) for total in sums], axis=1)[:, :width]
+    expected = rows @ weights.T.astype(object) % (1 << 32)
+    hint = reference.matmul(weights, reference.inner_matrix(a, ring)[:, :width]).T.reshape(slots, ring.terms, ring.T)
+    parts = reference.subring_parts(secret, ring)
+    for slot in range(slots):
+        total = sum(schoolbook(hint[slot, v].astype(object), parts[v].astype(object)) for v in range(ring.terms))
+        assert (total % (1 << 32)).tolist() == expected[:, slot].tolist()
 
 
-def lifted(residues: np.ndarray, moduli: tuple[int, ...]) -> np.ndarray:
-    """Residues [primes, N] → integers [N] below the product, by the remainder theorem."""
-    whole = math.prod(moduli)
-    total = np.zeros(residues.shape[-1], dtype=object)
-    for row, p in zip(residues, moduli, strict=True):
-        total += row.astype(object) * (whole // p * pow(whole // p, -1, p))
-    return total % whole
+def test_the_hint_is_rounded_and_centred() -> None:
+    unit = 1 << (32 - TINY.hint_bits)
+    words = np.array([0, unit // 2 - 1, unit // 2, (1 << 31) - unit, 1 << 31, (1 << 32) - unit], dtype=np.uint32)
+    top = 1 << (TINY.hint_bits - 1)
+    assert reference.rounded_hint(words, TINY).tolist() == [0, 0, 1, top - 1, -top, -1]
 
 
-def residues(rng: np.random.Generator, ring: Ring, primes: int) -> np.ndarray:
-    parts = [rng.integers(0, p, ring.N, dtype=np.uint32) for p in ring.moduli[:primes]]
-    for part, p in zip(parts, ring.moduli, strict=False):
-        part[:3] = 0, 1, p - 1
-    return np.stack(parts)
+def test_a_batch_decrypts_to_its_secret(rng: np.random.Generator) -> None:
+    """``b_v + a_v·z - e_v`` is Δ times the subring part of the secret at every w-th coefficient, and nothing elsewhere."""
+    ring, kernels = TINY, reference.ReferenceKernels()
+    a = np.stack([rng.integers(0, p, (ring.terms, ring.N), dtype=np.uint32) for p in ring.primes], axis=1)
+    z, secret = rng.integers(-1, 2, ring.N).astype(np.int8), rng.integers(-1, 2, (ring.k, ring.m)).astype(np.int8)
+    errors = rng.integers(-9, 10, (ring.terms, ring.N)).astype(np.int8)
+    b = kernels.decode_batches(kernels.encrypt_batch(a, z, secret, errors, ring)[None], ring)[0]
+    for i, table in enumerate(ring.outer):
+        p = table.prime
+        opened = (b[:, i].astype(np.uint64) + a[:, i].astype(np.uint64) * reference.residues(z, table)) % np.uint64(p)
+        plain = reference.intt(opened.astype(np.uint32), table).astype(np.int64) - errors
+        expected = np.zeros((ring.terms, ring.N), dtype=np.int64)
+        expected[:, :: ring.w] = reference.subring_parts(secret, ring).astype(np.int64) * ring.scale
+        assert ((plain - expected) % p == 0).all()
 
 
-def from_points(points: np.ndarray, ring: Ring) -> np.ndarray:
-    return np.stack([reference.intt(row, ring.tables[i]) for i, row in enumerate(points)])
-
-
-def to_points(values: np.ndarray, ring: Ring) -> np.ndarray:
-    return np.stack([reference.ntt(row, ring.tables[i]) for i, row in enumerate(values)])
-
-
-def rounded_quotient(value: int, divisor: int) -> int:
-    return math.floor(Fraction(value, divisor) + Fraction(1, 2))
-
-
-@pytest.mark.parametrize("ring", [TINY, DEFAULT], ids=["tiny", "default"])
-def test_key_switch_digits_are_the_centred_residues_modulo_every_prime(ring: Ring, rng: np.random.Generator) -> None:
-    values = residues(rng, ring, 2)
-    digits = reference.switch_digits(to_points(values, ring), ring)
-    for j in range(2):
-        p = ring.moduli[j]
-        centred = np.where(values[j] > p // 2, values[j].astype(object) - p, values[j].astype(object))
-        for i, q in enumerate(ring.moduli):
-            np.testing.assert_array_equal(reference.intt(digits[j, i], ring.tables[i]), (centred % q).astype(np.uint32))
-
-
-@pytest.mark.parametrize("ring", [TINY, DEFAULT], ids=["tiny", "default"])
-def test_division_by_the_special_prime_rounds(ring: Ring, rng: np.random.Generator) -> None:
-    values = residues(rng, ring, 3)
-    quotient = from_points(reference.divide_by_special(to_points(values, ring), ring), ring)
-    whole = lifted(values, ring.moduli)
-    expected = np.array([rounded_quotient(x, ring.moduli[2]) for x in whole], dtype=object)
-    for i, p in enumerate(ring.moduli[:2]):
-        np.testing.assert_array_equal(quotient[i], (expected % p).astype(np.uint32))
-
-
-@pytest.mark.parametrize("ring", [TINY, DEFAULT], ids=["tiny", "default"])
-@pytest.mark.parametrize("bits", [8, 18, 20, 24, 32])
-def test_scaling_to_bits_rounds(ring: Ring, bits: int, rng: np.random.Generator) -> None:
-    """Exact to 24 bits; at 32 the 64-bit fractions of three residues may be off by one unit, never more."""
-    values = residues(rng, ring, 3)
-    scaled = reference.scale_to_bits(values, bits, ring)
-    whole, modulus = lifted(values, ring.moduli), math.prod(ring.moduli)
-    expected = np.array([rounded_quotient(int(x) << bits, modulus) % (1 << bits) for x in whole], dtype=np.int64)
-    difference = (scaled.astype(np.int64) - expected + (1 << (bits - 1))) % (1 << bits) - (1 << (bits - 1))
-    if bits <= 24:
-        assert not difference.any()
-    else:
-        assert set(difference.tolist()) <= {-1, 0}
-
-
-def test_product_is_a_sum_over_leaves(rng: np.random.Generator) -> None:
-    rows, masks = 3, 2
-    hint = np.stack([rng.integers(0, p, (SMALL.N, rows, SMALL.leaves), dtype=np.uint32) for p in SMALL.moduli[:2]])
-    leaves = np.stack([rng.integers(0, p, (SMALL.N, masks, SMALL.leaves), dtype=np.uint32) for p in SMALL.moduli[:2]])
-    out = reference.product(hint, leaves, SMALL)
-    for i, p in enumerate(SMALL.moduli[:2]):
-        exact = np.einsum("nri,nti->trn", hint[i].astype(object), leaves[i].astype(object)) % p
-        np.testing.assert_array_equal(out[:, :, i], exact.astype(np.uint32))
-
-
-@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 63), (2, 64), (4, 131)])
-def test_inner_hint_is_the_weights_times_the_negacyclic_matrices(rows: int, width: int, rng: np.random.Generator) -> None:
-    n, bits = TINY.n, 18
-    weights = rng.integers(-128, 128, (rows, width), dtype=np.int8)
-    weights[0] = 127
-    a = rng.integers(0, 2**32, (-(-width // n), n), dtype=np.uint32)
-    a[0, :2] = 0, 2**32 - 1
-    matrix = np.zeros((len(a) * n, n), dtype=object)
-    for c, polynomial in enumerate(a):
-        for i in range(n):
-            column = np.roll(polynomial.astype(object), i)
-            column[:i] *= -1
-            matrix[c * n : (c + 1) * n, i] = column
-    exact = weights.astype(object) @ matrix[:width] % 2**32
-    expected = np.array([[rounded_quotient(x, 1 << (32 - bits)) for x in row] for row in exact], dtype=np.int64)
-    expected = (expected + (1 << (bits - 1))) % (1 << bits) - (1 << (bits - 1))
-    np.testing.assert_array_equal(reference.inner_hint(weights, a, bits, TINY), expected)
-
-
-@pytest.mark.parametrize("slots", [1, 5, SMALL.N])
-def test_outer_hint_folds_the_columns_of_a_block(slots: int, rng: np.random.Generator) -> None:
-    """``Ĥ_{r,i} = Σ_j ρ_r⁻¹(H'_{iG+j}(X))·Y^(-j)``, in coefficients."""
-    ring = SMALL
-    block = rng.integers(-(2**17), 2**17, (slots, ring.n), dtype=np.int32)
-    block[0, :2] = -(2**17), 2**17 - 1
-    hint = reference.outer_hint(block, ring)
-    assert hint.shape == (2, ring.N, ring.fold, ring.leaves)
-    for r in range(ring.fold):
-        back = pow(2 * r + 1, -1, 2 * ring.N)
-        for i in (0, ring.leaves - 1):
-            total = np.zeros(ring.N, dtype=object)
-            for j in range(ring.fold):
-                column = np.zeros(ring.N, dtype=object)
-                column[:slots] = block[:, i * ring.fold + j].astype(object)
-                down = np.zeros(2 * ring.N, dtype=object)
-                down[: ring.N] = substitute(column, back)
-                down = np.roll(down, -j * ring.N // ring.fold)
-                total += down[: ring.N] - down[ring.N :]
-            for prime, p in enumerate(ring.moduli[:2]):
-                points = np.ascontiguousarray(hint[prime, :, r, i])
-                np.testing.assert_array_equal(reference.intt(points, ring.tables[prime]), (total % p).astype(np.uint32))
-
-
-@pytest.mark.parametrize("degree", ["inner", "outer"])
-def test_secret_products_are_exact(degree: str, rng: np.random.Generator, schoolbook: Schoolbook) -> None:
-    ring = TINY
-    tables, size = (ring.inner_tables, ring.n) if degree == "inner" else (ring.tables, ring.N)
-    secret = rng.integers(-1, 2, size, dtype=np.int64)
-    public = rng.integers(-(2**31), 2**31, (3, size), dtype=np.int64).astype(np.int32)
-    public[0] = -(2**31)
-    public[1] = 2**31 - 1
-    points = reference.centred_points(public, tables, ring)
-    key = reference.centred_points(secret[None].astype(np.int32), tables, ring)[0]
-    expected = np.stack([schoolbook(row.astype(np.int64), secret) for row in public]) % 2**32
-    np.testing.assert_array_equal(reference.secret_products(points, key, tables, ring), expected.astype(np.uint32))
-    everywhere = np.ones(size, dtype=np.int64)
-    key = reference.centred_points(everywhere[None].astype(np.int32), tables, ring)[0]
-    expected = np.stack([schoolbook(row.astype(np.int64), everywhere) for row in public]) % 2**32
-    np.testing.assert_array_equal(reference.secret_products(points, key, tables, ring), expected.astype(np.uint32))
+def test_shares_are_the_product_with_z(rng: np.random.Generator, schoolbook: Schoolbook) -> None:
+    ring, kernels = TINY, reference.ReferenceKernels()
+    table = rng.integers(0, 1 << ring.public_bits, (ring.T, 2 * ring.w), dtype=np.uint32)
+    z = rng.integers(-1, 2, ring.N).astype(np.int8)
+    found = kernels.shares(kernels.load_public(table, ring), z, 2 * ring.w, ring)
+    for block in range(2):
+        part = table[:, block * ring.w : (block + 1) * ring.w]
+        product = schoolbook(part.reshape(-1).astype(object), z.astype(object)) % (1 << ring.public_bits)
+        expected = product.reshape(ring.T, ring.w) << (32 - ring.public_bits)
+        assert (found[:, block * ring.w : (block + 1) * ring.w].astype(object) == expected).all()
 
 
 @given(
@@ -247,68 +161,42 @@ def test_pack_is_little_endian_bits(bits: int, data: st.DataObject) -> None:
     assert reference.unpack(packed, len(words), bits).tolist() == [words]
 
 
-def test_answer_is_the_product_less_the_share_rounded_to_its_top_bits(rng: np.random.Generator) -> None:
-    weights = rng.integers(-128, 128, (5, 7), dtype=np.int8)
-    rows = rng.integers(0, 2**24, (2, 7), dtype=np.uint32)
-    h = rng.integers(0, 2**32, (2, 5), dtype=np.uint32)
-    exact = (rows.astype(object) * 256) @ weights.T.astype(object) - h.astype(object)
-    expected = [[rounded_quotient(x % 2**32, 1 << 14) % 2**18 for x in row] for row in exact]
-    data = reference.answer(reference.pack(rows, 24), weights, h, 24, 18)
-    assert reference.unpack(data, 5, 18).tolist() == expected
-
-
-def test_gaussian_inverts_the_cumulative_table() -> None:
+def test_the_gaussian_table_inverts_the_distribution() -> None:
     table = GaussianTable(3.2)
-    edges = [0, *table.cumulative[:-1].tolist(), 2**63 - 1]
-    for k, first in enumerate(edges[:-1]):
-        if first == edges[k + 1]:
-            continue
-        words = np.array([first << 1, (first << 1) | 1], dtype=np.uint64)
-        assert reference.gaussian(words, table.cumulative, table.guide).tolist() == [k, -k]
-        last = np.array([(int(table.cumulative[k]) - 1) << 1], dtype=np.uint64)
-        assert reference.gaussian(last, table.cumulative, table.guide).tolist() == [k]
+    words = np.arange(1 << 16, dtype=np.uint16)
+    resolved = table.resolve(words, np.zeros(1 << 16, dtype=np.uint64))
+    clear = table.values != GaussianTable.UNCLEAR
+    np.testing.assert_array_equal(table.values[clear], resolved[clear])
+    assert 20 <= (~clear).sum() <= 60
+    assert (np.diff(resolved.astype(int)) >= 0).all()
+    assert resolved[0] == -table.largest
+    assert table.resolve(np.array([65535], np.uint16), np.array([(1 << 64) - 1], np.uint64))[0] == table.largest
 
 
-def test_scales_fill_the_target_and_mark_rows_that_are_not_finite() -> None:
-    x = np.array([[3, 4], [0, 0], [np.nan, 1], [np.inf, 1], [-np.inf, 1], [1e38, 1e38], [1e-45, 0]], dtype=np.float32)
-    tau = reference.scales(x, 10.0)
-    assert tau[0] == 2.0
-    assert tau[1] == 0.0
-    assert np.isnan(tau[2:5]).all()
-    assert np.linalg.norm(x[5].astype(np.float64) * tau[5]) == pytest.approx(10.0)
-    assert float(x[6, 0]) * tau[6] == pytest.approx(10.0)
+def test_rows_fill_the_target_and_those_not_finite_show() -> None:
+    x = np.array([[3.0, 4.0], [0.0, 0.0], [np.inf, 1.0], [np.nan, 0.0]], dtype=np.float32)
+    tau, shown = reference.row_scales(x, 10.0, 0.0)
+    assert tau[:2].tolist() == [2.0, 0.0]
+    assert np.isnan(tau[2:]).all()
+    assert shown is tau
+    tau, shown = reference.row_scales(x, 10.0, 2.0)
+    assert (tau[:2].tolist(), shown[:2].tolist()) == ([2.0, 5.0], [5.0, 5.0]), "longer rows are clipped to the fixed norm"
+    assert np.isnan(shown[2:]).all()
 
 
-def test_encrypt_adds_the_mask_and_keeps_the_top_bits(rng: np.random.Generator) -> None:
-    x = np.array([[1.5, -2.25, 0.0], [0.0, 0.0, 0.0]], dtype=np.float32)
-    tau = np.array([1000.0, 0.0])
-    masks = rng.integers(0, 2**32, (2, 3), dtype=np.uint32)
-    masks[1] = 2**32 - 1, 127, 128
-    words = reference.unpack(reference.encrypt(x, tau, masks, 24), 3, 24)
-    message = [[1500, -2250, 0], [0, 0, 0]]
-    expected = [
-        [rounded_quotient((m + int(a)) % 2**32, 256) % 2**24 for m, a in zip(row, mask, strict=True)]
-        for row, mask in zip(message, masks, strict=True)
-    ]
-    assert words.tolist() == expected
-    assert words[1].tolist() == [0, 0, 1]
-
-
-def test_encrypt_without_rounding() -> None:
-    masks = np.array([[2**32 - 1, 5]], dtype=np.uint32)
-    data = reference.encrypt(np.array([[1.0, -7.0]], dtype=np.float32), np.array([1.0]), masks, 32)
-    assert reference.unpack(data, 2, 32).tolist() == [[0, 2**32 - 2]]
-
-
-def test_decrypt_subtracts_and_centres() -> None:
-    data = reference.pack(np.array([[0, 2**18 - 1, 2**17]], dtype=np.uint32), 18)
-    mu = np.array([[1, 0, 0]], dtype=np.uint32)
-    assert reference.decrypt(data, mu, 18).tolist() == [[-1, -(2**14), -(2**31)]]
-
-
-def test_dequantize_gives_the_bias_where_tau_is_zero() -> None:
-    values = np.array([[100, -200], [12345, -(2**31)]], dtype=np.int32)
-    scale, bias = np.array([0.5, 2.0], dtype=np.float32), np.array([1.0, -3.0], dtype=np.float32)
-    out = reference.dequantize(values, np.array([10.0, 0.0]), scale, bias)
-    assert out.dtype == np.float32
-    assert out.tolist() == [[6.0, -43.0], [1.0, -3.0]]
+def test_a_row_goes_there_and_back() -> None:
+    """With whole words nothing is rounded: the result is the product of the scaled integers, exactly."""
+    kernels, rng = reference.ReferenceKernels(), np.random.default_rng(5)
+    weights = rng.integers(-127, 128, (6, 9), dtype=np.int8)
+    x = rng.standard_normal((2, 9)).astype(np.float32)
+    pads, h = (rng.integers(0, 1 << 32, (4, 20), dtype=np.uint32) for _ in range(2))
+    ones = np.ones(6, dtype=np.float32)
+    divisors = np.linspace(0.5, 2.0, 9, dtype=np.float32)
+    scaling = Scaling(divisors, 2 * ones, 0.5 * ones, 2.0**20, 0.0)
+    data, tau = kernels.encrypt(x, scaling, [Rows(pads, 1, 1), Rows(pads, 3, 1)], 4, 32)
+    reply = kernels.answer(data, weights, [Rows(h, 0, 2)], 7, (32, 32))
+    off = reference.matmul(weights, pads[[1, 3], 4:13]) - h[:2, 7:13]
+    y = kernels.decrypt(reply, scaling, [Rows(off, 0, 2)], 0, 32, tau)
+    words = np.rint((x / divisors).astype(np.float64) * tau[:, None]).astype(np.int64)
+    expected = (words @ weights.T.astype(np.int64)) / tau[:, None] * 2 + 0.5
+    np.testing.assert_allclose(y, expected, rtol=1e-6)

@@ -8,7 +8,8 @@ from numba.core.dispatcher import Dispatcher
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from veil import HybridFHEModel
-from veil.kernels import cpu_hint, cpu_ntt, cpu_online, cpu_outer, cpu_tile, warm
+from veil.kernels import warm
+from veil.kernels.cpu import dots, online, packing, planes, product, strips, transform
 from veil.kernels.ring import ring_of
 from veil.model.modules import select_modules
 from veil.params import Params
@@ -16,7 +17,7 @@ from veil.params import Params
 
 def signatures() -> dict[str, list[object]]:
     found = {}
-    for module in (cpu_hint, cpu_ntt, cpu_online, cpu_outer, cpu_tile):
+    for module in (dots, online, packing, planes, product, strips, transform):
         for name, value in vars(module).items():
             if isinstance(value, Dispatcher):
                 found[f"{module.__name__}.{name}"] = list(value.signatures)
