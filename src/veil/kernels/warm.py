@@ -58,8 +58,8 @@ def every_kernel(ring: Ring) -> Iterator[Callable[[], object]]:
     yield lambda: kernels.pads(inner, secret, kernels.errors(rng, 3.2).draw(ring.T, ring.r), ring)
     yield lambda: kernels.shares(kernels.load_public(words[:, : ring.w].copy(), ring), z, ring.w, ring)
     for count, threads in ((_ROWS, 1), (2 * _ROWS, 2), (1, 2)):
-        for received in (True, False):
-            yield partial(_steps, count, threads, received=received)
+        for read_only in (True, False):
+            yield partial(_steps, count, threads, received=read_only)
     yield lambda: kernels.decrypt(received[:, :16], scaling, rows, 0, 16, tau)
     yield lambda: kernels.encrypt(x, scaling, rows, 0, 24)
     yield lambda: kernels.answer(received, weights, rows, 0, (24, 16))

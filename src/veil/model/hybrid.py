@@ -342,7 +342,7 @@ class HybridFHEModel:
     def expect(self, prompt_rows: int, new_tokens: int) -> None:
         """Say that a generation of about ``prompt_rows`` rows and up to ``new_tokens`` tokens comes; returns at once.
 
-        In mode ``remote`` its rows are made in the background, the prompt's first, within the memory that `connect` was given;
+        In mode ``remote`` its rows are made in the background, the prompt's first, in the memory that `connect` was given;
         a later call replaces an earlier one, so it may follow a prompt as it is typed. It is a hint: rows that
         are not ready are made when they are needed, and in other modes nothing happens. `ValueError` for negative counts.
         """
