@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,9 +43,6 @@ from veil.params import Params
 from veil.random import SecretRng
 from veil.seed import PublicSeed
 from veil.server.engine import Engine, ServerModel
-
-if TYPE_CHECKING:
-    from veil.bench.record import Record
 
 WORDS = ["<unk>", "<s>", "</s>", "<user>", "<reply>"] + [f"w{index}" for index in range(59)]
 CHAT_TEMPLATE = (
@@ -350,19 +348,21 @@ def _recorded(method: str, original: Callable[..., Any], seen: list[Call]) -> Ca
 
 @pytest.fixture(scope="module")
 def interpreter() -> Iterator[None]:
-    """Two repairs of Triton 3.6's interpreter: a scalar as a loop's bound with NumPy 2.4, and the speed of nested calls.
+    """Repairs of Triton 3.6's interpreter, where there is no card: a scalar as a loop's bound with NumPy 2.4, and speed.
 
-    A call of a device function patches triton.language anew each time, which the launch has done already.
+    No checks of overflow, as on a card, and no second patch of triton.language for a call inside a kernel.
     """
+    import triton.language as tl
     from triton.runtime import interpreter
 
-    from veil.kernels import cuda
+    from veil.kernels.cuda.device import interpreted
 
-    if not cuda.interpreted():
+    if not interpreted():
         yield
         return
 
     patch_tensor, nested = interpreter._patch_lang_tensor, interpreter.InterpretedFunction.__call__
+    scalar_type, options = lru_cache(maxsize=None)(interpreter._get_np_dtype), interpreter.interpreter_builder.options
 
     def patch(tensor: Any, scope: Any) -> None:
         patch_tensor(tensor, scope)
@@ -372,31 +372,14 @@ def interpreter() -> Iterator[None]:
         ours = self.fn.__module__.startswith("veil.")
         return self.rewrite()(*args, **kwargs) if ours else nested(self, *args, **kwargs)
 
+    def numpy_type(kind: Any) -> Any:
+        kind = kind.element_ty if isinstance(kind, tl.block_type) else kind
+        return np.dtype(np.uint64) if isinstance(kind, tl.pointer_type) else scalar_type(kind)
+
     with pytest.MonkeyPatch.context() as patches:
         patches.setattr(interpreter, "_patch_lang_tensor", patch)
         patches.setattr(interpreter.InterpretedFunction, "__call__", call)
+        patches.setattr(interpreter, "_get_np_dtype", numpy_type)
+        object.__setattr__(options, "sanitize_overflow", False)
         yield
-
-
-# A measurement ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def tiny_record(new_model: Callable[[str], Any]) -> Record:
-    """What `veil bench` finds on the tiny Llama with tiny parameters, in one process, with plaintext and one link."""
-    from veil.bench import machine, run
-    from veil.bench.link import Link
-    from veil.bench.subjects import Loaded
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "_READ_BYTES", 1 << 20)
-        request = run.Request(
-            prompt_rows=5,
-            new_tokens=3,
-            repeats=1,
-            plaintext=True,
-            links=(Link(rtt_s=0.003, bytes_per_s=1e6),),
-            rows=(1, 2, 4),
-            params=Params.insecure_tiny(),
-        )
-        return run.measure(request, lambda stage, done, total: None, Loaded("tiny", "a test", new_model("llama")))
+        object.__setattr__(options, "sanitize_overflow", True)

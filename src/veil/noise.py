@@ -28,6 +28,10 @@ class WireBits(NamedTuple):
     result: int
 
 
+TYPICAL_BITS = WireBits(23, 13)
+"""Those of a group of middling width, for what is chosen before the bits are."""
+
+
 def outer_error(params: Params) -> float:
     """Σ_v G_v·e_v: N·k·r uniform k_h-bit coefficients times errors (6.1), and H·s times what rounding Δ loses (6.2)."""
     spec = params.spec

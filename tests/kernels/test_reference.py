@@ -56,6 +56,17 @@ def test_intt_undoes_ntt(seed: int, rows: int, which: int) -> None:
     np.testing.assert_array_equal(reference.ntt(reference.intt(values, table), table), values)
 
 
+@pytest.mark.parametrize("table", [TINY.outer[0], TINY.mu, *TINY.inner, DEFAULT.outer[1]], ids=ids)
+def test_a_product_of_points_is_the_negacyclic_product(
+    table: NttTable, rng: np.random.Generator, schoolbook: Schoolbook
+) -> None:
+    left, right = rng.integers(0, table.prime, table.degree), rng.integers(-1, 2, table.degree)
+    product = reference.ntt(left.astype(np.uint32), table).astype(np.uint64) * reference.residues(right, table)
+    expected = schoolbook(left.astype(object), right.astype(object)) % table.prime
+    found = reference.intt((product % np.uint64(table.prime)).astype(np.uint32), table)
+    np.testing.assert_array_equal(found, expected.astype(np.uint32))
+
+
 def residues(rng: np.random.Generator, ring: Ring, count: int) -> np.ndarray:
     parts = [rng.integers(0, p, count, dtype=np.uint32) for p in ring.primes]
     for part, p in zip(parts, ring.primes, strict=True):
@@ -129,6 +140,51 @@ def test_the_parts_of_a_secret_are_its_every_rth_coefficients(rng: np.random.Gen
     for i in range(TINY.k):
         for v in range(TINY.r):
             assert parts[i * TINY.r + v].tolist() == secret[i, v :: TINY.r].tolist()
+
+
+def test_the_hint_is_what_the_server_has_to_take_off(rng: np.random.Generator, schoolbook: Schoolbook) -> None:
+    """Sections 4.1 and 4.2: products in the subring give W times the coefficients of A·s, for every row of the batch."""
+    ring, width, slots = TINY, 21, 5
+    elements = -(-width // ring.r)
+    a = rng.integers(0, 1 << 32, (elements, ring.k, ring.m), dtype=np.uint32)
+    weights = rng.integers(-127, 128, (slots, width), dtype=np.int8)
+    secret = rng.integers(-1, 2, (ring.k, ring.m)).astype(np.int8)
+    sums = [sum(schoolbook(own[i].astype(object), secret[i].astype(object)) for i in range(ring.k)) for own in a]
+    rows = np.concatenate([total.reshape(ring.T, ring.r) for total in sums], axis=1)[:, :width]
+    expected = rows @ weights.T.astype(object) % (1 << 32)
+    hint = reference.matmul(weights, reference.inner_matrix(a, ring)[:, :width]).T.reshape(slots, ring.terms, ring.T)
+    parts = reference.subring_parts(secret, ring)
+    for slot in range(slots):
+        total = sum(schoolbook(hint[slot, v].astype(object), parts[v].astype(object)) for v in range(ring.terms))
+        assert (total % (1 << 32)).tolist() == expected[:, slot].tolist()
+
+
+def test_a_batch_decrypts_to_its_secret(rng: np.random.Generator) -> None:
+    """``b_v + a_v·z - e_v`` is Δ times the subring part of the secret at every w-th coefficient, and nothing elsewhere."""
+    ring, kernels = TINY, reference.ReferenceKernels()
+    a = np.stack([rng.integers(0, p, (ring.terms, ring.N), dtype=np.uint32) for p in ring.primes], axis=1)
+    z, secret = rng.integers(-1, 2, ring.N).astype(np.int8), rng.integers(-1, 2, (ring.k, ring.m)).astype(np.int8)
+    errors = rng.integers(-9, 10, (ring.terms, ring.N)).astype(np.int8)
+    b = kernels.decode_batches(kernels.encrypt_batch(a, z, secret, errors, ring)[None], ring)[0]
+    for i, table in enumerate(ring.outer):
+        p = table.prime
+        opened = (b[:, i].astype(np.uint64) + a[:, i].astype(np.uint64) * reference.residues(z, table)) % np.uint64(p)
+        plain = reference.intt(opened.astype(np.uint32), table).astype(np.int64) - errors
+        expected = np.zeros((ring.terms, ring.N), dtype=np.int64)
+        expected[:, :: ring.w] = reference.subring_parts(secret, ring).astype(np.int64) * ring.scale
+        assert ((plain - expected) % p == 0).all()
+
+
+def test_shares_are_the_product_with_z(rng: np.random.Generator, schoolbook: Schoolbook) -> None:
+    ring, kernels = TINY, reference.ReferenceKernels()
+    table = rng.integers(0, 1 << ring.public_bits, (ring.T, 2 * ring.w), dtype=np.uint32)
+    z = rng.integers(-1, 2, ring.N).astype(np.int8)
+    found = kernels.shares(kernels.load_public(table, ring), z, 2 * ring.w, ring)
+    for block in range(2):
+        part = table[:, block * ring.w : (block + 1) * ring.w]
+        product = schoolbook(part.reshape(-1).astype(object), z.astype(object)) % (1 << ring.public_bits)
+        expected = product.reshape(ring.T, ring.w) << (32 - ring.public_bits)
+        assert (found[:, block * ring.w : (block + 1) * ring.w].astype(object) == expected).all()
 
 
 @given(

@@ -17,10 +17,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from veil.client.session import Ahead
 from veil.commands.costs import Costs, Meter
-from veil.commands.models import compiled, connected
+from veil.commands.models import connected, opened_model
 from veil.commands.stream import AnswerStreamer
 from veil.commands.terminal import Reporter, error_console
 from veil.errors import ModelSourceError, one_line
+from veil.gateway.checkpoint import plain
 from veil.kernels.backend import kernels_for
 from veil.model.hybrid import HybridFHEModel
 from veil.model.quiet import quiet
@@ -110,14 +111,17 @@ def _prepare(request: Request, draft: Source | None, progress: Progress) -> _Rea
         hybrid.model.to(place)
         model, tokenizer, origin = hybrid.model, hybrid.tokenizer, f"bundle {request.bundle}"
         tokenizer, inputs = _encode(request, model, tokenizer, origin, draft)
-    else:
+    elif request.mode == "torch":
         source = load_model(request.model, progress=progress)
         source.model.to(place)
         model, origin = source.model, source.origin
         tokenizer, inputs = _encode(request, model, source.tokenizer, origin, draft)
-        if request.mode != "torch":
-            hybrid = compiled(source, bits=request.bits, modules=request.modules, device=request.device, progress=progress)
-            model = hybrid.model
+    else:
+        hybrid, origin = opened_model(
+            request.model, bits=request.bits, modules=request.modules, device=request.device, progress=progress, place=place
+        )
+        model = hybrid.model
+        tokenizer, inputs = _encode(request, model, hybrid.tokenizer, origin, draft)
     if hybrid is not None:
         hybrid.set_fhe_mode(request.mode)
     inputs = {name: tensor.to(place) for name, tensor in inputs.items()}
@@ -220,7 +224,8 @@ def _speculation(request: Request, ready: _Ready) -> Speculation | None:
 
 
 def _generation_config(request: Request, model: PreTrainedModel) -> GenerationConfig:
-    config = copy.deepcopy(model.generation_config) or GenerationConfig()
+    model.generation_config = plain(model.generation_config)  # what a checkpoint says besides is not what was asked for
+    config = copy.deepcopy(model.generation_config)
     changes: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "max_length": None, "min_length": None}
     changes |= {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
     if request.temperature > 0:

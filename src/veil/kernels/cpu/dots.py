@@ -1,15 +1,7 @@
-"""The inner loops of the online product: two rows of int8 weights with some rows of words, sums in registers.
+"""The inner loops of the online product: some rows of int8 weights with some rows of words, sums in registers.
 
-Modulo 2^32 a word is the sum of its digits, and digits are what processors multiply fastest. How a row's words are laid out
-(its *planes*) depends on the machine's `form`, and on ``kept``, how many top bits of the words are used:
-
-- `BYTES`, where the processor multiplies bytes with int8 (VNNI): a plane of bytes for each 8 kept bits, lowest first.
-- `PAIRS`, elsewhere with AVX2: a plane of signed 16-bit digits (``vpmaddwd``). Above it, with 23 bits kept, one of 7-bit
-  digits: they count modulo 2^7 only, and two products of 7-bit digits fit 16 bits (``vpmaddubsw``, twice as many at once).
-  With 32 bits kept, a second plane of 16-bit digits.
-- `WORDS`, on any other machine: the words themselves.
-
-The highest digit comes first; what it gives is shifted up in place, and the next digit's products are added to it.
+The words are laid out in `planes` of digits. The highest digit comes first; what it gives is shifted up in place, and the
+next digit's products are added to it.
 """
 
 from __future__ import annotations
@@ -20,6 +12,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
+from veil.kernels.cpu.planes import BYTES, PAIRS, STEP, form_of
 from veil.kernels.cpu.vector import (
     I32,
     I64,
@@ -31,76 +24,34 @@ from veil.kernels.cpu.vector import (
     plus,
     prefetch,
     read,
-    splat,
     vector_code,
 )
 
-WORDS, PAIRS, BYTES = 0, 1, 2
-STEP = 64
-"""Weights in one turn of the loops; planes are padded with zeros to whole turns."""
 AHEAD_BYTES = (4096, 1536)
 """How far ahead memory is asked for where rows are few; what the first asks for may be dropped when much is on its way."""
 _I8, _I16 = ir.IntType(8), ir.IntType(16)
 _FEW = 2  # rows for which weights are asked for ahead
 
 
-def _form(context: Any) -> int:
-    if has_feature(context, "avx512vnni") or has_feature(context, "avxvnni"):
-        return BYTES
-    return PAIRS if has_feature(context, "avx2") else WORDS
+def _weights(context: Any, rows: int) -> int:
+    """Rows of weights of one visit: as many sums as the registers hold, and as few visits as that allows."""
+    if form_of(context) == BYTES and has_feature(context, "avx512vnni"):
+        return 8 if rows == 1 else 4
+    return 4 if rows <= 2 else 2
 
 
 @vector_code
-def take_apart(typing_context, words, padded, kept, planes, t):  # type: ignore[no-untyped-def]
-    """Row t of planes [rows, bytes] from words [``padded``] uint32, the bits that count at their top."""
+def weights_of(typing_context, rows):  # type: ignore[no-untyped-def]
+    """Rows of weights that one visit with this many rows multiplies."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        words, planes = (array(context, builder, signature, args, place) for place in (0, 3))
-        _, padded, kept, _, t = args
-        row = builder.gep(planes.data, [builder.mul(t, builder.extract_value(planes.shape, 1))])
-        kind = ir.VectorType(I32, 16)
-        with Loop(builder, padded, kind.count, []) as loop:
-            x = read(builder, builder.gep(words.data, [loop.index]), kind)
-            shape, double = _form(context), builder.shl(loop.index, I64(1))
-            if shape == WORDS:
-                _put(builder, row, builder.shl(loop.index, I64(2)), x)
-            elif shape == BYTES:
-                planes_of = builder.lshr(kept, I64(3))
-                with Loop(builder, planes_of, 1, []) as each:
-                    down = builder.sub(I64(32), builder.shl(builder.sub(planes_of, each.index), I64(3)))
-                    digit = builder.lshr(x, splat(builder, builder.trunc(down, I32), kind))
-                    place = builder.add(builder.mul(padded, each.index), loop.index)
-                    _put(builder, row, place, builder.trunc(digit, ir.VectorType(_I8, kind.count)))
-            else:
-                x = builder.lshr(x, splat(builder, builder.trunc(builder.sub(I64(32), kept), I32), kind))
-                halves = ir.VectorType(_I16, kind.count)
-                _put(builder, row, double, builder.trunc(x, halves))
-                above = builder.lshr(builder.add(x, constant(kind, 1 << 15)), constant(kind, 16))
-                high = builder.shl(padded, I64(1))
-                with builder.if_then(builder.icmp_signed("==", kept, I64(23))):
-                    digits = builder.and_(above, constant(kind, 127))
-                    digits = builder.trunc(digits, ir.VectorType(_I8, kind.count))
-                    _put(builder, row, builder.add(high, loop.index), digits)
-                with builder.if_then(builder.icmp_signed("==", kept, I64(32))):
-                    _put(builder, row, builder.add(high, double), builder.trunc(above, halves))
-        return context.get_dummy_value()
+        size = I64(_weights(context, 6))
+        for few in (4, 3, 2, 1):
+            fits = builder.icmp_signed("<=", args[0], I64(few))
+            size = builder.select(fits, I64(_weights(context, few)), size)
+        return size
 
-    return types.void(words, types.intp, types.intp, planes, types.intp), code
-
-
-def _put(builder: Any, row: Any, offset: Any, values: Any) -> None:
-    place = builder.gep(row, [offset])
-    builder.store(values, builder.bitcast(place, values.type.as_pointer()), align=1)
-
-
-@vector_code
-def form(typing_context):  # type: ignore[no-untyped-def]
-    """How this machine's planes are laid out: `WORDS`, `PAIRS` or `BYTES`."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return I64(_form(context))
-
-    return types.intp(), code
+    return types.intp(types.intp), code
 
 
 class _Visit:
@@ -130,7 +81,7 @@ class _Visit:
 def _add_digits(visit: _Visit, count: Any, above: Any, sums: list[Any]) -> list[Any]:
     """Sums of eight words each, plus weights times signed 16-bit digits in a plane ``above`` bytes after the lowest."""
     builder, kind, digits = visit.builder, ir.VectorType(I32, 8), ir.VectorType(_I16, 16)
-    multiply = declare(builder, "llvm.x86.avx2.pmadd.wd", kind, [digits] * 2)
+    multiply, many = declare(builder, "llvm.x86.avx2.pmadd.wd", kind, [digits] * 2), len(visit.starts)
     places = visit.rows(above, 2)
     turn = STEP if visit.ahead else STEP // 2
     with Loop(builder, count, turn, [kind] * len(sums), sums) as loop:
@@ -146,7 +97,7 @@ def _add_digits(visit: _Visit, count: Any, above: Any, sums: list[Any]) -> list[
                 x = read(builder, builder.gep(place, [double]), digits)
                 for w, row in enumerate(weights):
                     product = builder.call(multiply, [x, row])
-                    loop.values[2 * t + w] = builder.add(loop.values[2 * t + w], product)
+                    loop.values[many * t + w] = builder.add(loop.values[many * t + w], product)
     return loop.values
 
 
@@ -154,12 +105,12 @@ def _pair_sums(visit: _Visit) -> list[Any]:
     """Each (row of planes, row of weights) as eight words to be summed, in the form `PAIRS`."""
     builder, kind = visit.builder, ir.VectorType(I32, 8)
     halves, small = ir.VectorType(_I16, 16), ir.VectorType(_I8, 32)
-    multiply = declare(builder, "llvm.x86.avx2.pmadd.ub.sw", halves, [small] * 2)
+    multiply, many = declare(builder, "llvm.x86.avx2.pmadd.ub.sw", halves, [small] * 2), len(visit.starts)
     summed = declare(builder, "llvm.x86.avx2.pmadd.wd", kind, [halves] * 2)
     above = builder.shl(visit.padded, I64(1))
     places = visit.rows(above, 1)
     turn = STEP if visit.ahead else STEP // 2
-    with Loop(builder, visit.count_if(23), turn, [halves] * (2 * len(places))) as loop:
+    with Loop(builder, visit.count_if(23), turn, [halves] * (len(visit.starts) * len(places))) as loop:
         visit.ask(loop.index)
         for step in range(0, turn, 32):
             at = plus(builder, loop.index, step)
@@ -168,7 +119,7 @@ def _pair_sums(visit: _Visit) -> list[Any]:
                 x = read(builder, builder.gep(place, [at]), small)
                 for w, row in enumerate(weights):
                     product = builder.call(multiply, [x, row])
-                    loop.values[2 * t + w] = builder.add(loop.values[2 * t + w], product)
+                    loop.values[many * t + w] = builder.add(loop.values[many * t + w], product)
     sums = [builder.call(summed, [total, constant(halves, 1)]) for total in loop.values]
     sums = _add_digits(visit, visit.count_if(32), above, sums)
     sums = [builder.shl(total, constant(kind, 16)) for total in sums]
@@ -178,8 +129,8 @@ def _pair_sums(visit: _Visit) -> list[Any]:
 def _byte_sums(visit: _Visit, words: int, name: str) -> list[Any]:
     """Each (row of planes, row of weights) as some words to be summed, in the form `BYTES`."""
     builder, kind = visit.builder, ir.VectorType(I32, words)
-    multiply = declare(builder, name, kind, [kind] * 3)
-    sums, size = 2 * len(visit.planes), 4 * words
+    multiply, many = declare(builder, name, kind, [kind] * 3), len(visit.starts)
+    sums, size = len(visit.starts) * len(visit.planes), 4 * words
     planes = builder.lshr(visit.kept, I64(3))
     with Loop(builder, planes, 1, [kind] * sums) as each:
         first = [builder.shl(total, constant(kind, 8)) for total in each.values]
@@ -193,15 +144,15 @@ def _byte_sums(visit: _Visit, words: int, name: str) -> list[Any]:
                 for t, place in enumerate(places):
                     x = read(builder, builder.gep(place, [at]), kind)
                     for w, row in enumerate(weights):
-                        loop.values[2 * t + w] = builder.call(multiply, [loop.values[2 * t + w], x, row])
+                        loop.values[many * t + w] = builder.call(multiply, [loop.values[many * t + w], x, row])
         each.values = loop.values
     return each.values
 
 
 def _word_sums(visit: _Visit) -> list[Any]:
     """Each (row of planes, row of weights) as eight words to be summed, in the form `WORDS`."""
-    builder, kind = visit.builder, ir.VectorType(I32, 8)
-    with Loop(builder, visit.count, 8, [kind] * (2 * len(visit.planes))) as loop:
+    builder, kind, many = visit.builder, ir.VectorType(I32, 8), len(visit.starts)
+    with Loop(builder, visit.count, 8, [kind] * (len(visit.starts) * len(visit.planes))) as loop:
         at = loop.index
         weights = [
             builder.sext(read(builder, builder.gep(start, [at]), ir.VectorType(_I8, 8)), kind) for start in visit.starts
@@ -209,16 +160,16 @@ def _word_sums(visit: _Visit) -> list[Any]:
         for t, place in enumerate(visit.rows(I64(0), 4)):
             x = read(builder, builder.gep(place, [builder.shl(at, I64(2))]), kind)
             for w, row in enumerate(weights):
-                loop.values[2 * t + w] = builder.add(loop.values[2 * t + w], builder.mul(x, row))
+                loop.values[many * t + w] = builder.add(loop.values[many * t + w], builder.mul(x, row))
     return loop.values
 
 
 def _sums(context: Any, visit: _Visit) -> list[Any]:
-    if _form(context) == BYTES:
+    if form_of(context) == BYTES:
         if has_feature(context, "avx512vnni"):
             return _byte_sums(visit, 16, "llvm.x86.avx512.vpdpbusd.512")
         return _byte_sums(visit, 8, "llvm.x86.avx512.vpdpbusd.256")
-    return _pair_sums(visit) if _form(context) == PAIRS else _word_sums(visit)
+    return _pair_sums(visit) if form_of(context) == PAIRS else _word_sums(visit)
 
 
 def _across(builder: Any, vectors: list[Any]) -> list[Any]:
@@ -255,36 +206,40 @@ def _neighbours(builder: Any, a: Any, b: Any) -> Any:
 
 
 def _visit(rows: int) -> Callable[..., Any]:
-    """Code for ``u[t + i, c] += Σ_k weights[at + k]·x[t + i, first + k]`` for this many rows i and two (at, c).
+    """Code for ``u[t + i, j + offset] += Σ_k weights[j, k]·x[t + i, k]`` for this many rows i, and rows j of weights.
 
-    weights int8, ``at`` counted in all of it; planes [rows, bytes] uint8 of words padded to ``padded``, of which ``kept``
-    top bits are used; ``first`` and ``count`` are multiples of `STEP`; u uint32. Where both c are one, it is added once.
+    Half of those j (see `weights_of`) begin at ``j0`` and end before ``end0``, the others at ``j1`` and before ``end1``. k
+    goes from ``first`` through ``count`` weights, both multiples of `STEP`. weights int8; planes [rows, bytes] uint8 of
+    words padded to ``padded``, of which ``kept`` top bits are used; u uint32.
     """
 
     @vector_code
-    def visit(typing_context, weights, at0, at1, planes, t, first, count, padded, kept, u, c0, c1):  # type: ignore[no-untyped-def]
+    def visit(typing_context, weights, j0, end0, j1, end1, planes, t, first, count, padded, kept, u, offset):  # type: ignore[no-untyped-def]
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            weights, planes, u = (array(context, builder, signature, args, place) for place in (0, 3, 9))
-            size, columns = builder.extract_value(planes.shape, 1), builder.extract_value(u.shape, 1)
-            t, kept = args[4], args[8]
+            weights, planes, u = (array(context, builder, signature, args, place) for place in (0, 5, 11))
+            width, size, columns = (builder.extract_value(each.shape, 1) for each in (weights, planes, u))
+            t, first, kept = args[6], args[7], args[10]
             places = [builder.gep(planes.data, [builder.mul(plus(builder, t, i), size)]) for i in range(rows)]
-            starts = [builder.gep(weights.data, [at]) for at in args[1:3]]
-            vectors = _sums(context, _Visit(builder, starts, places, list(args[5:9])))
+            half = _weights(context, rows) // 2
+            taken, inside, starts = [], [], []
+            for i in range(2 * half):
+                row = plus(builder, args[1 if i < half else 3], i % half)
+                inside.append(builder.icmp_signed("<", row, args[2 if i < half else 4]))
+                taken.append(builder.select(inside[i], row, args[1]))
+                starts.append(builder.gep(weights.data, [builder.add(builder.mul(taken[i], width), first)]))
+            vectors = _sums(context, _Visit(builder, starts, places, list(args[7:11])))
             totals = _across(builder, vectors)
             shift = builder.trunc(builder.sub(I64(32), kept), I32)
-            same = builder.icmp_signed("==", args[10], args[11])
-            for i in range(rows):
-                row = builder.mul(plus(builder, t, i), columns)
-                for w in range(2):
-                    place = builder.gep(u.data, [builder.add(row, args[10 + w])])
-                    value = builder.shl(totals[2 * i + w], shift)
-                    if w:
-                        value = builder.select(same, I32(0), value)
-                    builder.store(builder.add(builder.load(place), value), place)
+            for i, total in enumerate(totals):
+                value = builder.select(inside[i % (2 * half)], builder.shl(total, shift), I32(0))
+                row = builder.mul(plus(builder, t, i // (2 * half)), columns)
+                column = builder.add(taken[i % (2 * half)], args[12])
+                place = builder.gep(u.data, [builder.add(row, column)])
+                builder.store(builder.add(builder.load(place), value), place)
             return context.get_dummy_value()
 
         size = types.intp
-        return types.void(weights, size, size, planes, size, size, size, size, size, u, size, size), code
+        return types.void(weights, size, size, size, size, planes, size, size, size, size, size, u, size), code
 
     return visit
 

@@ -9,8 +9,8 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from veil.kernels.cpu.dots import take_apart
 from veil.kernels.cpu.packing import pack_words, unpack_words
+from veil.kernels.cpu.planes import take_apart
 from veil.kernels.cpu.product import FEW, ROWS_APART, add_products, kept_bits, new_planes, padded_width, rows_at_once
 from veil.kernels.cpu.vector import low_bits
 from veil.kernels.memory import LINE_BYTES
@@ -30,7 +30,7 @@ _ROUND = 6755399441055744.0  # 1.5·2^52: the sum with a float64 below 2^51 has 
 def _planes_of(data, start, end, width, bits):  # type: ignore[no-untyped-def]
     """Packed rows from start to end as planes."""
     padded = padded_width(width)
-    kept = kept_bits(bits)
+    kept = kept_bits(bits, end - start)
     planes = new_planes(end - start, padded, kept)
     words = np.zeros(padded, np.uint32)
     for t in range(start, end):
@@ -42,7 +42,7 @@ def _planes_of(data, start, end, width, bits):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _answer_rows(planes, start, weights, first, last, shares, row0, col0, input_bits, bits, out):  # type: ignore[no-untyped-def]
     """Results from first, a multiple of 8, up to last of the rows in planes, of which the first is row ``start``."""
-    rows, padded, kept = planes.shape[0], padded_width(weights.shape[1]), kept_bits(input_bits)
+    rows, padded, kept = planes.shape[0], padded_width(weights.shape[1]), kept_bits(input_bits, planes.shape[0])
     half, down = np.uint32((1 << (32 - bits)) >> 1), np.uint32(32 - bits)
     tile = last - first if rows <= FEW else _TILE
     u = np.empty((rows, tile), np.uint32)
@@ -163,7 +163,7 @@ def _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, start, end, out
         _divide(x[t], divisors, row)
         scale = _scale(_square_sum(row), target, fixed)
         tau[t] = scale
-        shown[t] = target / fixed if fixed != 0.0 else scale
+        shown[t] = scale if fixed == 0.0 or np.isnan(scale) else target / fixed
         if np.isnan(scale):
             for j in range(out.shape[1]):
                 out[t, j] = 0

@@ -6,7 +6,9 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from veil.kernels.cpu.dots import BYTES, PAIRS, STEP, form, take_apart, visit_1, visit_2, visit_3, visit_4, visit_6
+from veil.kernels.cpu.dots import visit_1, visit_2, visit_3, visit_4, visit_6, weights_of
+from veil.kernels.cpu.one_row import PLANES, ROWS, add_one_row, has_byte_dots
+from veil.kernels.cpu.planes import BYTES, PAIRS, STEP, form, take_apart
 from veil.kernels.memory import LINE_BYTES
 
 FEW = 4
@@ -21,8 +23,10 @@ _CHUNK_BYTES = 1 << 18  # planes that stay in the second-level cache
 
 
 @njit(cache=True)
-def kept_bits(bits):  # type: ignore[no-untyped-def]
-    """Top bits that planes keep of words of which ``bits`` are used, on this machine; see `dots`."""
+def kept_bits(bits, rows):  # type: ignore[no-untyped-def]
+    """Top bits that planes of so many rows keep of words of which ``bits`` are used, on this machine; see `planes`."""
+    if rows == 1 and bits <= 8 * PLANES and has_byte_dots():
+        return 8 * PLANES
     if form() == PAIRS:
         return 16 if bits <= 16 else 23 if bits <= 23 else 32
     if form() == BYTES:
@@ -60,22 +64,23 @@ def _group(left):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _some_rows(weights, first, last, apart, offset, t, group, k, count, planes, padded, kept, u):  # type: ignore[no-untyped-def]
-    """A block of each row of weights with a group of rows: the rows from first on and those some ``apart``, up to last."""
-    width = weights.shape[1]
-    for j in range(first, first + apart if apart > 1 else last, 1 if apart > 1 else 2):
-        j1 = j + apart if j + apart < last else j
-        at0, at1, c0, c1 = j * width + k, j1 * width + k, j + offset, j1 + offset
+def _some_rows(weights, first, last, streams, offset, t, group, k, count, planes, padded, kept, u):  # type: ignore[no-untyped-def]
+    """A block of each row of weights from first to last with a group of rows, in one stream or a stream for each half."""
+    half = weights_of(group) // 2
+    middle = first + (last - first + 1) // 2
+    end, apart, step = (middle, middle - first, half) if streams == 2 else (last, half, 2 * half)
+    for j in range(first, end, step):
+        j1 = j + apart
         if group == 6:
-            visit_6(weights, at0, at1, planes, t, k, count, padded, kept, u, c0, c1)
+            visit_6(weights, j, end, j1, last, planes, t, k, count, padded, kept, u, offset)
         elif group == 4:
-            visit_4(weights, at0, at1, planes, t, k, count, padded, kept, u, c0, c1)
+            visit_4(weights, j, end, j1, last, planes, t, k, count, padded, kept, u, offset)
         elif group == 3:
-            visit_3(weights, at0, at1, planes, t, k, count, padded, kept, u, c0, c1)
+            visit_3(weights, j, end, j1, last, planes, t, k, count, padded, kept, u, offset)
         elif group == 2:
-            visit_2(weights, at0, at1, planes, t, k, count, padded, kept, u, c0, c1)
+            visit_2(weights, j, end, j1, last, planes, t, k, count, padded, kept, u, offset)
         else:
-            visit_1(weights, at0, at1, planes, t, k, count, padded, kept, u, c0, c1)
+            visit_1(weights, j, end, j1, last, planes, t, k, count, padded, kept, u, offset)
 
 
 @njit(cache=True)
@@ -84,13 +89,13 @@ def _add_part(weights, first, last, offset, planes, padded, kept, u):  # type: i
     rows = planes.shape[0]
     few = rows <= FEW
     block = _FEW_BLOCK // rows // STEP * STEP if few else _BLOCK
-    tile, apart = (last - first, (last - first + 1) // 2) if few else (TILE, 1)
+    tile, streams = (last - first, 2) if few else (TILE, 1)
     for start in range(first, last, tile):
         for k in range(0, padded, block):
             t = 0
             while t < rows:
                 group, end, count = _group(rows - t), min(start + tile, last), min(block, padded - k)
-                _some_rows(weights, start, end, apart, offset, t, group, k, count, planes, padded, kept, u)
+                _some_rows(weights, start, end, streams, offset, t, group, k, count, planes, padded, kept, u)
                 t += group
 
 
@@ -103,6 +108,9 @@ def add_products(weights, first, last, planes, padded, kept, u, offset):  # type
     count, width = weights.shape
     safe = (count * width - padded) // width + 1 if count * width >= padded else 0
     middle = max(first, min(last, safe))
+    if planes.shape[0] == 1 and kept == 8 * PLANES and last - first >= ROWS and has_byte_dots():
+        add_one_row(weights, first, last, planes, padded, u, offset)
+        return
     if middle > first:
         _add_part(weights, first, middle, offset, planes, padded, kept, u)
     if last > middle:  # there the padding would reach beyond the last row
@@ -131,11 +139,12 @@ def _used_bits(rows):  # type: ignore[no-untyped-def]
 def _multiply(weights, rows, first, last, start, end, bits, out):  # type: ignore[no-untyped-def]
     """`matmul` of the weights from first to last and the rows from start to end."""
     width = rows.shape[1]
-    padded, kept = padded_width(width), kept_bits(bits if bits else _used_bits(rows))
+    padded, bits = padded_width(width), bits if bits else _used_bits(rows)
     step = rows_at_once(padded)
     words = np.zeros(padded, np.uint32)
     for t in range(start, end, step):
         some = min(step, end - t)
+        kept = kept_bits(bits, some)
         planes = new_planes(some, padded, kept)
         for i in range(some):
             for j in range(width):
