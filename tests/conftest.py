@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,9 +43,6 @@ from veil.params import Params
 from veil.random import SecretRng
 from veil.seed import PublicSeed
 from veil.server.engine import Engine, ServerModel
-
-if TYPE_CHECKING:
-    from veil.bench.record import Record
 
 WORDS = ["<unk>", "<s>", "</s>", "<user>", "<reply>"] + [f"w{index}" for index in range(59)]
 CHAT_TEMPLATE = (
@@ -185,7 +182,9 @@ class Scheme:
 
     segment = "body"
 
-    def __init__(self, params: Params, count: int, rows: list[int], *, seed: int = 1, kernels: Kernels | None = None) -> None:
+    def __init__(
+        self, params: Params, count: int, rows: list[int], *, seed: int = 1, kernels: Kernels | None = None
+    ) -> None:
         self.params, self.ring, self.count, self.rows = params, ring_of(params), count, rows
         self.kernels = kernels or kernels_for("cpu")
         self.rng, self.draw = OpenRng.insecure_for_tests(seed), np.random.default_rng(seed)
@@ -384,27 +383,3 @@ def interpreter() -> Iterator[None]:
         object.__setattr__(options, "sanitize_overflow", False)
         yield
         object.__setattr__(options, "sanitize_overflow", True)
-
-
-# A measurement ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def tiny_record(new_model: Callable[[str], Any]) -> Record:
-    """What `veil bench` finds on the tiny Llama with tiny parameters, in one process, with plaintext and one link."""
-    from veil.bench import machine, run
-    from veil.bench.link import Link
-    from veil.bench.subjects import Loaded
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "_READ_BYTES", 1 << 20)
-        request = run.Request(
-            prompt_rows=5,
-            new_tokens=3,
-            repeats=1,
-            plaintext=True,
-            links=(Link(rtt_s=0.003, bytes_per_s=1e6),),
-            rows=(1, 2, 4),
-            params=Params.insecure_tiny(),
-        )
-        return run.measure(request, lambda stage, done, total: None, Loaded("tiny", "a test", new_model("llama")))

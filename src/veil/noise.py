@@ -17,7 +17,7 @@ _TERNARY = 2.0 / 3.0
 _ROUNDING = 1.0 / 12.0
 _WHOLE = 2.0**INNER_MODULUS_BITS
 
-INPUT_BITS = range(12, INNER_MODULUS_BITS - 1)
+INPUT_BITS = range(12, INNER_MODULUS_BITS + 1)
 RESULT_BITS = range(8, 25)
 
 
@@ -26,6 +26,10 @@ class WireBits(NamedTuple):
 
     input: int
     result: int
+
+
+TYPICAL_BITS = WireBits(23, 13)
+"""Those of a group of middling width, for what is chosen before the bits are."""
 
 
 def outer_error(params: Params) -> float:
@@ -53,13 +57,18 @@ def shares(params: Params) -> float:
 
 
 def rounding(bits: int) -> float:
-    """The rounding of a word to its top ``bits``."""
-    return _ROUNDING * 4.0 ** (INNER_MODULUS_BITS - bits) if bits < INNER_MODULUS_BITS else 0.0
+    """The mean square of rounding a whole word to its top ``bits``, halves up: (4^k + 2)/12 for the k bits that go."""
+    return _ROUNDING * (4.0 ** (INNER_MODULUS_BITS - bits) + 2.0) if bits < INNER_MODULUS_BITS else 0.0
+
+
+def inner_error(params: Params) -> float:
+    """A rounded Gaussian of the inner deviation."""
+    return params.spec.inner_sigma**2 + _ROUNDING
 
 
 def input_error(params: Params, bits: int) -> float:
     """One input value: the inner error, and the rounding of b to its top ``bits`` (6.6)."""
-    return params.spec.inner_sigma**2 + rounding(bits)
+    return inner_error(params) + rounding(bits)
 
 
 def result(params: Params, row_norms: NDArray[np.float64], bits: WireBits) -> NDArray[np.float64]:
@@ -83,7 +92,7 @@ def wire_bits(params: Params, width: int, slots: int, norm: float) -> WireBits:
     Where no bits do (the shares' error alone is larger), those that lose at most a tenth of a decibel to them.
     """
     noise = signal(params, width) / 10.0 ** (params.spec.signal_db / 10.0)
-    floor = norm**2 * params.spec.inner_sigma**2 + shares(params)
+    floor = norm**2 * inner_error(params) + shares(params)
     allowed = max(noise, floor * 10.0**0.01)
     best: tuple[int, WireBits] | None = None
     for up in INPUT_BITS:

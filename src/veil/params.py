@@ -231,9 +231,13 @@ def _check_shape(spec: Spec) -> None:
         if not ok:
             raise ParameterError(message)
 
+    for name, field in Spec.__dataclass_fields__.items():
+        value = getattr(spec, name)
+        kinds = (int,) if field.type == "int" else (int, float)
+        require(type(value) in kinds, f"{name} is {value!r}, expected a number of type {field.type}")
     for name, least, most in (("inner_degree", 16, 4096), ("outer_degree", 64, 8192), ("batch_rows", 2, 1024)):
         value = getattr(spec, name)
-        require(isinstance(value, int) and least <= value <= most, f"{name} is {value}, expected {least} to {most}")
+        require(least <= value <= most, f"{name} is {value}, expected {least} to {most}")
         require(value & (value - 1) == 0, f"{name} is {value}, not a power of two")
     require(1 <= spec.inner_rank <= 16, f"inner_rank is {spec.inner_rank}, expected 1 to 16")
     require(spec.batch_rows <= spec.inner_degree, "batch_rows is larger than inner_degree")

@@ -20,7 +20,7 @@ _ZEROS = memoryview(bytes(1 << 18))
 
 
 class SecretRng:
-    """Secret randomness: ChaCha20 under a key from the operating system, rekeyed every gibibyte.
+    """Secret randomness: ChaCha20 under a key from the operating system, rekeyed every gibibyte and after a fork.
 
     An instance belongs to one owner; it has no representation and cannot be pickled or copied.
     """
@@ -40,6 +40,7 @@ class SecretRng:
     def _rekey(self, key: bytes) -> None:
         self._stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
         self._left = self._REKEY_BYTES
+        self._process = os.getpid()
 
     def words64(self, count: int) -> NDArray[np.uint64]:
         """``count`` uniform 64-bit words."""
@@ -61,7 +62,7 @@ class SecretRng:
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int8)
 
     def _bytes(self, count: int) -> NDArray[np.uint8]:
-        if count > self._left:
+        if count > self._left or self._process != os.getpid():  # a fork has its parent's stream
             self._rekey(os.urandom(32))
         self._left -= count
         out = room((count,), np.uint8)

@@ -76,7 +76,8 @@ def compiled(name: str, fold_norms: str = "on", device: str = "cpu", **settings:
 def generated(hybrid: HybridFHEModel, mode: str, count: int = 6, **options: Any) -> list[int]:
     hybrid.set_fhe_mode(mode)
     settings: dict[str, Any] = {"do_sample": False, "pad_token_id": 2, "max_new_tokens": count, "min_new_tokens": count}
-    prompt = PROMPT[:, 16:23].to(hybrid.model.device)  # no near ties: gaps of 109 deviations of the noise and more, where :7 has one of 2.3
+    part = PROMPT[:, 16:23]  # no near ties, where :7 has one
+    prompt = part.to(hybrid.model.device)
     output = hybrid.model.generate(prompt, attention_mask=torch.ones_like(prompt), **(settings | options))
     return [int(token) for token in output[0, prompt.shape[1] :]]
 

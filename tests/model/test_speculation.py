@@ -74,9 +74,7 @@ def test_greedy_text_is_the_same(kind: str, hybrid: HybridFHEModel, new_model: C
 
 
 @pytest.mark.usefixtures("eager")
-def test_encrypted_guesses_spend_each_row_once(
-    new_model: Callable[[str], Any], device: str, calls: list[Any]
-) -> None:
+def test_encrypted_guesses_spend_each_row_once(new_model: Callable[[str], Any], device: str, calls: list[Any]) -> None:
     hybrid = compiled(new_model, device)
     hybrid.set_fhe_mode("disable")
     plain = generated(hybrid, REPEATING, 12)

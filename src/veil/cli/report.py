@@ -24,7 +24,8 @@ def command(
         bool, typer.Option("--folded", help="Compare with folded norms too: fidelity, round trips, bytes, weights.")
     ] = False,
     device: Annotated[
-        Device, typer.Option(help="Where both halves and the layers between compute; `auto` takes a GPU if veil can use one.")
+        Device,
+        typer.Option(help="Where both halves and the layers between compute; `auto` takes a GPU if veil can use one."),
     ] = Device.auto,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page with plots here.")] = None,
     as_json: AsJson = False,

@@ -21,6 +21,7 @@ from veil.commands.models import connected, opened_model
 from veil.commands.stream import AnswerStreamer
 from veil.commands.terminal import Reporter, error_console
 from veil.errors import ModelSourceError, one_line
+from veil.gateway.checkpoint import plain
 from veil.kernels.backend import kernels_for
 from veil.model.hybrid import HybridFHEModel
 from veil.model.quiet import quiet
@@ -223,7 +224,8 @@ def _speculation(request: Request, ready: _Ready) -> Speculation | None:
 
 
 def _generation_config(request: Request, model: PreTrainedModel) -> GenerationConfig:
-    config = copy.deepcopy(model.generation_config) or GenerationConfig()
+    model.generation_config = plain(model.generation_config)  # what a checkpoint says besides is not what was asked for
+    config = copy.deepcopy(model.generation_config)
     changes: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "max_length": None, "min_length": None}
     changes |= {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
     if request.temperature > 0:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from veil.client.session import Ahead
 from veil.commands.kept import content_key, kept_model
 from veil.kernels.backend import kernels_for
@@ -21,8 +19,6 @@ from veil.progress import Progress
 if TYPE_CHECKING:
     from veil.client.connection import Address
 
-_SAMPLE_TOKENS = 8
-
 
 def compiled(
     source: Source,
@@ -35,11 +31,7 @@ def compiled(
     expert_leak: ExpertLeak = "none",
 ) -> HybridFHEModel:
     """Compile a loaded model, on a fixed sample of tokens so that nothing of a prompt enters a bundle."""
-    vocabulary = int(source.model.config.get_text_config().vocab_size)
-    tokens = torch.arange(1, 1 + _SAMPLE_TOKENS).unsqueeze(0) % vocabulary
-    if fold_norms != "off":
-        tokens = sample_tokens(source)
-    tokens = tokens.to(source.model.device)
+    tokens = sample_tokens(source).to(source.model.device)
     sample = {"input_ids": tokens}
     if source.model.config.is_encoder_decoder:
         sample["decoder_input_ids"] = tokens

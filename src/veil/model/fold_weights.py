@@ -30,7 +30,6 @@ I8 = NDArray[np.int8]
 
 _BALANCES = 2.0 ** np.arange(-3.0, 9.5, 0.5)
 _READERS_WEIGHT = 3.0
-_TYPICAL_BITS = noise.WireBits(23, 13)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +139,7 @@ def _smoothing(parts: _Parts, stream: F64, inputs: F64, params: Params) -> F32:
 def _scheme(norms: F64, params: Params) -> F64:
     """The scheme's variance in a result, for inputs of norm 1 and squared row norms; see `veil.noise`."""
     rows = np.sqrt(norms)
-    variance: F64 = noise.result(params, rows, _TYPICAL_BITS) / target_norm(params, float(rows.max(initial=1.0))) ** 2
+    variance: F64 = noise.result(params, rows, noise.TYPICAL_BITS) / target_norm(params, float(rows.max(initial=1.0))) ** 2
     return variance
 
 

@@ -103,6 +103,11 @@ class TokenGraph:
             self._recorded = self._record(signature, arguments)
         return None if self._recorded is None else self._replay(self._recorded, arguments)
 
+    def close(self) -> None:
+        """Forget the row that was replayed last, and what was recorded."""
+        self._recorded = None
+        self._row.close()
+
     def _record(self, signature: tuple[Any, ...], arguments: dict[str, Any]) -> _Recorded | None:
         from veil.kernels.cuda.graphs import capture
 
@@ -118,7 +123,7 @@ class TokenGraph:
         before, self._router.evaluator = self._router.evaluator, self._row
         try:
             with torch.no_grad():
-                replay = capture(step)
+                replay = capture(step, warm=False)  # a step that ran would move the cache on
         except Exception as error:  # whatever a model does that a graph cannot hold
             _log.info("the model's pass cannot be one CUDA graph (%s); it runs launch by launch", error)
             self._refused = signature

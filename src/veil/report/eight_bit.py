@@ -18,8 +18,8 @@ class EightBitLayers:
         self._scalings = scalings
         self._kernels = kernels
 
-    def evaluate(self, group: int, x: Array) -> Array:
-        """A group's outputs [R, rows] for rows x [R, width] as `eight_bit` rounds them, after the group's divisors."""
+    def evaluate(self, group: int, x: Array, slots: int | None = None) -> Array:
+        """A group's outputs [R, slots] for rows x [R, width] as `eight_bit` rounds them, after the group's divisors."""
         kernels, divisors = self._kernels, self._scalings[group].divisors
         values = kernels.to_torch(x)
         if divisors is None:
@@ -27,7 +27,7 @@ class EightBitLayers:
         else:
             by = kernels.to_torch(divisors)
             rounded = eight_bit(values / by) * by
-        return self._clear.evaluate(group, kernels.from_torch(rounded))
+        return self._clear.evaluate(group, kernels.from_torch(rounded), slots)
 
 
 def eight_bit(x: torch.Tensor) -> torch.Tensor:

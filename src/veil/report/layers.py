@@ -112,4 +112,4 @@ def width_quality(hybrid: HybridFHEModel, widths: Sequence[int] = WIDTHS) -> lis
 
 def decibels(signal: float, error: float) -> float:
     """Ten times the logarithm of a ratio of powers."""
-    return float(10 * np.log10(max(signal, 1e-300) / max(error, 1e-300)))
+    return float(10 * (np.log10(max(signal, 1e-300)) - np.log10(max(error, 1e-300))))

@@ -8,12 +8,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import config
 from numpy.typing import NDArray
 
 from veil.errors import WireError
 from veil.kernels import reference
 from veil.kernels.cpu import online, packing, product, strips
+from veil.kernels.cpu.threads import ProductThreads, all_threads, clock, threads_for
 from veil.kernels.cpu.transform import COLUMNS, forward_factors, inverse_factors
 from veil.kernels.gaussian import GaussianTable
 from veil.kernels.interface import Errors, Hint, Rows, Scaling, Words
@@ -92,7 +92,7 @@ class Constants:
 @lru_cache(maxsize=8)
 def constants(ring: Ring) -> Constants:
     """The constants of a ring, once."""
-    p1, p2 = ring.primes
+    p2 = ring.primes[1]
     inverse_of_first = np.array([ring.crt[1]], dtype=np.uint32)
     return Constants(
         primes=np.array(ring.primes, dtype=np.uint32),
@@ -141,6 +141,9 @@ class CpuKernels:
 
     name = "cpu"
     asks_cheaply = True
+
+    def __init__(self) -> None:
+        self._products = ProductThreads()
 
     def asarray(self, values: NDArray[Any]) -> NDArray[Any]:
         return values
@@ -273,7 +276,7 @@ class CpuKernels:
                 part.first,
                 column,
                 bits,
-                _threads(),
+                threads_for(part.count * x.shape[1]),
                 data[first:last],
                 tau[first:last],
                 shown[first:last],
@@ -296,8 +299,11 @@ class CpuKernels:
             stacked = reference.gathered(shares, column, len(weights))
             shares, column = [Rows(stacked, 0, len(stacked))], 0
         for part in shares:
-            threads = 1 if serial else _threads()
+            work = weights.size * len(data)
+            threads, start = 1 if serial else self._products.choose(work), clock()
             online.answer(data, weights, part.material, part.first, column, bits[0], bits[1], threads, out)
+            if not serial:
+                self._products.took(work, threads, clock() - start)
         return out
 
     def decrypt(self, data: U8, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: F64) -> F32:
@@ -314,7 +320,7 @@ class CpuKernels:
                 scales[first:last],
                 scaling.scale,
                 scaling.bias,
-                _threads(),
+                threads_for(part.count * len(scaling.scale)) if part.count > 1 else 1,
                 y[first:last],
             )
             first = last
@@ -335,19 +341,19 @@ class CpuKernels:
         """See `reference.matmul`."""
         out = np.empty((len(rows), len(weights)), dtype=np.uint32)
         if out.size:
-            product.matmul(weights, rows, _threads(), out)
+            product.matmul(weights, rows, all_threads(), out)
         return out
 
     def pack(self, values: U32, bits: int) -> U8:
         """See `reference.pack`."""
         out = np.empty((len(values), packed_bytes(values.shape[1], bits)), dtype=np.uint8)
-        packing.pack(values, bits, _threads(), out)
+        packing.pack(values, bits, threads_for(values.size), out)
         return out
 
     def unpack(self, data: U8, count: int, bits: int) -> U32:
         """See `reference.unpack`."""
         out = np.empty((len(data), count), dtype=np.uint32)
-        packing.unpack(data, bits, _threads(), out)
+        packing.unpack(data, bits, threads_for(out.size), out)
         return out
 
 
@@ -360,8 +366,3 @@ def _points(values: NDArray[np.int64], prime: int, which: int, ring: Ring) -> ND
     strips.small_points(padded, out, np.uint32(prime), constants(ring).outer_forward[which])
     points = out.reshape(tiles, ring.N, COLUMNS).transpose(0, 2, 1).reshape(-1, ring.N)
     return points[: len(values)].astype(np.uint64)
-
-
-def _threads() -> int:
-    threads: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    return threads

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from veil.bench import machine, record, run
-from veil.bench.record import Record
+from veil.bench import files, machine, precision, run
+from veil.bench.record import Record, SignalSeries
 from veil.cli import app
 from veil.params import Params
 
@@ -29,23 +28,21 @@ def assert_refused(result: Result, words: str) -> None:
 @pytest.fixture
 def stored(tiny_record: Record, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.json"
-    record.write(tiny_record, path)
+    files.write(tiny_record, path)
     return path
 
 
 def test_a_whole_run(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = Params.insecure_tiny()
     monkeypatch.setattr(Params, "default", lambda: tiny)
-    monkeypatch.setattr(machine, "_READ_BYTES", 1 << 20)
-    measure = run.measure
-    monkeypatch.setattr(run, "measure", lambda request, report: measure(replace(request, links=(), rows=(1, 4)), report))
+    monkeypatch.setattr(machine, "READ_BYTES", 1 << 20)
     out, plot = tmp_path / "r.json", tmp_path / "p.svg"
-    sizes = ("--prompt-rows", "4", "--new-tokens", "2", "--repeats", "1")
+    sizes = ("--prompt-rows", "4,9", "--new-tokens", "2", "--repeats", "1")
     result = invoke("--model", llama_folder, "--plaintext", *sizes, "--json", out, "--plot", plot)
     assert result.exit_code == 0, result.output
-    made = record.read(out, Record)
+    made = files.read(out, Record)
     assert (made.settings.prompt_rows, made.settings.new_tokens, made.settings.repeats) == (4, 2, 1)
-    assert made.ratio.plaintext_total is not None
+    assert made.ratio.plaintext_total is not None and [prompt.rows for prompt in made.prompts] == [4, 9]
     assert "tiny-llama" in result.stdout and "× plaintext" in result.stdout
     assert "veil: encrypted generation" in result.stderr
     assert plot.read_text().startswith("<?xml")
@@ -59,6 +56,24 @@ def test_records_are_shown_and_drawn_again(stored: Path, tmp_path: Path) -> None
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_signal_is_measured_shown_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = Params.insecure_tiny()
+    monkeypatch.setattr(Params, "default", lambda: tiny)
+    out = tmp_path / "signal.json"
+    result = invoke("--signal", "--widths", "48,100", "--json", out)
+    assert result.exit_code == 0, result.output
+    assert "signal to noise of one encrypted layer" in result.stdout and " dB" in result.stdout
+    assert [point.width for point in files.read(out, SignalSeries).points] == [48, 100]
+    plot = tmp_path / "signal.png"
+    assert invoke("--from", out, "--plot", plot).exit_code == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert_refused(invoke("--from", out, "--from", out, "--plot", plot), "one series")
+
+
+def test_widths_of_the_signal_are_those_that_models_have() -> None:
+    assert precision.WIDTHS == (512, 2048, 8192, 14336, 28672)
+
+
 def test_json_to_standard_output_is_nothing_else(tiny_record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "measure", lambda request, progress: tiny_record)
     result = invoke("--json", "-")
@@ -70,13 +85,16 @@ def test_json_to_standard_output_is_nothing_else(tiny_record: Record, monkeypatc
     "arguments, words",
     [
         (["--plot", "x.pdf"], ".png or .svg"),
-        (["--widths", "512,wide"], "whole numbers separated by commas"),
+        (["--widths", "512,wide"], "give whole numbers from 1 on"),
         (["--widths", "500"], "multiple of 256"),
         (["--widths", "512", "--peer", "concrete-ml"], "leave out --peer"),
         (["--widths", "512", "--fold-norms", "on"], "leave out --fold-norms"),
-        (["--widths", "512", "--figure", "rows"], "go together"),
-        (["--figure", "widths"], "go together"),
-        (["--from", "x.json", "--json", "y.json"], "leave out --widths and --json"),
+        (["--widths", "512", "--figure", "rows"], "a series has its own figure"),
+        (["--figure", "widths"], "a series has its own figure"),
+        (["--signal", "--figure", "widths"], "a series has its own figure"),
+        (["--signal", "--plaintext"], "--signal measures no time"),
+        (["--prompt-rows", "64,0"], "--prompt-rows is '64,0'"),
+        (["--from", "x.json", "--json", "y.json"], "leave out --widths, --signal and --json"),
         (["--from", "no-such.json"], "is not a record"),
     ],
 )
