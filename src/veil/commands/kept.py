@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from veil import __version__
 from veil.cache import cache_folder
 from veil.errors import BundleError, VeilError
 from veil.model.folder import FORMAT_VERSION
@@ -24,6 +25,8 @@ from veil.params import Spec
 from veil.progress import Progress
 
 _ABOUT = "about.json"
+_RECIPE = 2
+"""Version of how commands compile: raised with the calibration text, the search for scales, the choice of bits."""
 _EDGE_BYTES = 1 << 20
 LIMIT_VARIABLE = "VEIL_CACHE_LIMIT_GB"
 _LIMIT_GB = 50.0
@@ -45,7 +48,7 @@ def content_key(files: list[Path], settings: dict[str, Any]) -> str:
 
     Of a file larger than two mebibytes, size, time of change, first and last mebibyte count.
     """
-    state = hashlib.sha256(json.dumps([FORMAT_VERSION, Spec().to_dict(), settings], sort_keys=True).encode())
+    state = hashlib.sha256(json.dumps([FORMAT_VERSION, _RECIPE, __version__, Spec().to_dict(), settings], sort_keys=True).encode())
     for file in sorted(files):
         found = file.stat()
         state.update(f"{file.name}\0{found.st_size}\0".encode())
