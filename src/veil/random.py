@@ -15,7 +15,6 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
 
-
 _forks = 0
 """How often this process was forked from another that had loaded veil."""
 

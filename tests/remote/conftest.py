@@ -29,6 +29,7 @@ from veil.client.session import Ahead
 from veil.kernels import cpu
 from veil.model.hybrid import HybridFHEModel
 from veil.model.modules import select_modules
+from veil.model.terms import Terms
 from veil.params import Params
 from veil.server.engine import Engine
 from veil.server.listen import Server, ServerConfig, server_limits
@@ -38,6 +39,7 @@ from veil.server.store import Limits, SessionStore
 from veil.wire import methods
 from veil.wire.patience import Patience
 
+WEAK = Terms(no_cryptography=True)
 PROMPT = torch.arange(3, 12).unsqueeze(0)
 NEW_TOKENS = 6
 QUICK = Patience(connect_s=3.0, reply_s=3.0, prepare_s=5.0, retry_s=6.0, pause_s=0.02, keepalive_s=1.0)
@@ -65,7 +67,7 @@ class Bundle:
 
     def connect(self, target: int | str, **options: Any) -> HybridFHEModel:
         address = f"127.0.0.1:{target}" if isinstance(target, int) else target
-        settings = {"patience": QUICK, "ahead": Ahead(tokens=4, prompt_rows=4)} | options
+        settings = {"patience": QUICK, "ahead": Ahead(tokens=4, prompt_rows=4), "terms": WEAK} | options
         return HybridFHEModel.connect(address, self.path / "client", **settings)
 
 

@@ -21,6 +21,7 @@ from veil.model.hybrid import HybridFHEModel
 from veil.model.layers import RemoteLayer
 from veil.model.modules import select_modules
 from veil.model.quiet import quiet
+from veil.model.terms import Terms
 from veil.params import Params
 from veil.progress import Progress
 from veil.server.engine import Engine
@@ -120,7 +121,12 @@ def _remote(path: Path, device: str) -> Iterator[Sides]:
     from veil.client.remote import RemoteTransport
 
     with ServerProcess(path / "server", device) as server:
-        hybrid = HybridFHEModel.connect(f"127.0.0.1:{server.port}", path / "client", ahead=Ahead(tokens=0, prompt_rows=0))
+        hybrid = HybridFHEModel.connect(
+            f"127.0.0.1:{server.port}",
+            path / "client",
+            ahead=Ahead(tokens=0, prompt_rows=0),
+            terms=Terms(no_cryptography=True, expert_leak="reveal"),  # it was made here
+        )
         try:
             yield Sides(hybrid, RemoteTransport, server, device)
         finally:

@@ -9,8 +9,12 @@ import typer
 from veil.cli.options import (
     Bundle,
     Device,
+    Digest,
+    ExpertLeak,
     FoldNorms,
-    Insecure,
+    Leak,
+    NoCryptography,
+    NoTls,
     OtherModel,
     Server,
     ServerBundle,
@@ -46,7 +50,10 @@ def command(
     token: Token = None,
     tls: Tls = False,
     tls_ca: TlsCa = None,
-    insecure: Insecure = False,
+    allow_no_tls: NoTls = False,
+    digest: Digest = None,
+    allow_no_cryptography: NoCryptography = False,
+    expert_leak: Leak = ExpertLeak.none,
 ) -> None:
     """Answer the OpenAI API and a chat page on this machine; the model may be on another that sees ciphertexts only.
 
@@ -59,7 +66,16 @@ def command(
 
     run(
         GatewayRequest(
-            choice=model_choice(model, bundle, server, name, fold_norms, device, (token, tls, tls_ca, insecure)),
+            choice=model_choice(
+                model,
+                bundle,
+                server,
+                name,
+                fold_norms,
+                device,
+                (token, tls, tls_ca, allow_no_tls),
+                (expert_leak, allow_no_cryptography, digest),
+            ),
             access=Access(host=host, api_key=api_key, hosts=tuple(name.lower() for name in allow_host or ())),
             settings=Settings(at_once=at_once, most_waiting=queue),
             port=port,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import socket
 import threading
@@ -19,6 +18,7 @@ from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.certificates import client_context, read_authority
 from veil.wire.envelope import seal, unseal
+from veil.wire.listening import is_loopback
 from veil.wire.patience import Patience, Tries
 
 M = TypeVar("M", bound=Message)
@@ -33,20 +33,24 @@ class Address:
     """Where a server is and how to reach it.
 
     ``tls`` is True for certificates that the system trusts, or a PEM file of the authority that signed the server's. A
-    token goes over TLS or to this machine; ``insecure`` lets it go elsewhere in clear. `ValueError` for anything else.
+    server elsewhere is reached over TLS, unless ``allow_no_tls`` says that the network is one's own. `ValueError` for
+    anything else.
     """
 
     target: str
     token: str | None = None
     tls: bool | Path = False
-    insecure: bool = False
+    allow_no_tls: bool = False
     _authority: bytes | None = field(init=False, default=None, compare=False)
 
     def __post_init__(self) -> None:
         host, port = _split(self.target)
         object.__setattr__(self, "target", f"{host}:{port}")
-        if self.token and not self.tls and not self.insecure and not _is_loopback(host):
-            raise ValueError(f"a token would go to {host} in clear; use TLS, or allow it with insecure")
+        if not self.tls and not self.allow_no_tls and not is_loopback(host):
+            raise ValueError(
+                f"{host} is not this machine, and there is no TLS: others on the way would see your traffic and could "
+                "answer in the server's place; use --tls or --tls-ca, or --allow-no-tls if the network is yours alone"
+            )
         if self.token and not (self.token.isascii() and self.token.isprintable()):
             raise ValueError("a token is printable ASCII")
         if not isinstance(self.tls, bool):
@@ -55,6 +59,8 @@ class Address:
     def channel(self, keepalive_s: float) -> grpc.Channel:
         """A new channel; connecting happens with the first call."""
         options = methods.client_options(keepalive_s)
+        if not self.tls:
+            options.append(("grpc.enable_http_proxy", 0))  # one that the environment names would see what is in clear
         if not self.tls:
             return grpc.insecure_channel(self.target, options)
         return grpc.secure_channel(self.target, grpc.ssl_channel_credentials(self._authority), options)
@@ -218,10 +224,3 @@ def _split(target: str) -> tuple[str, int]:
     if not (port.isdigit() and 0 < int(port) < 65536) or not host or "/" in host:
         raise ValueError(f"{target!r} is not HOST:PORT")
     return host, int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

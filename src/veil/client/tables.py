@@ -10,6 +10,7 @@ from veil.client.files import fetch_file
 from veil.errors import BundleError
 from veil.model import folder
 from veil.model.bundle import MASKS
+from veil.model.terms import Terms
 from veil.params import Params, packed_bytes
 from veil.wire import methods
 from veil.wire.patience import Patience
@@ -17,15 +18,14 @@ from veil.wire.patience import Patience
 _HEADER_BYTES = 1 << 16
 
 
-def fetch_tables(path: Path, address: Address, patience: Patience) -> None:
+def fetch_tables(path: Path, address: Address, patience: Patience, terms: Terms) -> None:
     """Fetch ``masks.safetensors`` into the client half at ``path``, if it is not there, and check it against its header.
 
     Raises `BundleError` if the server does not offer it or sends something else, `ServerUnreachable`, `AccessDenied`.
     """
     if (path / MASKS).exists():
         return
-    header = folder.read_header(path, "client", optional=(MASKS,))
-    params, seed, manifest = folder.parse_common(header)
+    header, params, seed, manifest = folder.read_client(path, terms, optional=(MASKS,))
     connection = Connection(address, patience)
     try:
         served = connection.retrying(connection.describe, patience.tries(patience.connect_s))

@@ -26,6 +26,7 @@ from veil.model.hybrid import HybridFHEModel
 from veil.model.quiet import quiet
 from veil.model.sources import Source, load_model
 from veil.model.speculation import check_draft
+from veil.model.terms import STRICT, Terms
 from veil.progress import Progress
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Request:
     server_bundle: str | None = None
     speculate: str = "off"
     fold_norms: str = "auto"
+    terms: Terms = STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ def _prepare(request: Request, draft: Source | None, progress: Progress) -> _Rea
         raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or --model")
     hybrid: HybridFHEModel | None = None
     if request.bundle is not None:
-        hybrid = HybridFHEModel.load(request.bundle, device=request.device, progress=progress)
+        hybrid = HybridFHEModel.load(request.bundle, device=request.device, progress=progress, terms=request.terms)
         place = "cpu" if hybrid.is_folded else place
         hybrid.model.to(place)
         model, tokenizer, origin = hybrid.model, hybrid.tokenizer, f"bundle {request.bundle}"
@@ -130,6 +132,7 @@ def _connect(request: Request, server: Address, draft: Source | None, progress: 
         server,
         bundle=request.bundle,
         name=request.server_bundle,
+        terms=request.terms,
         fold_norms=request.fold_norms,
         ahead=Ahead(tokens=0, prompt_rows=0),
         progress=progress,

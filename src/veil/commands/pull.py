@@ -19,8 +19,7 @@ from veil.commands.terminal import Reporter, error_console
 from veil.errors import BundleError
 from veil.model import folder
 from veil.model.manifest import Manifest
-from veil.params import Params
-from veil.seed import PublicSeed
+from veil.model.terms import Terms
 from veil.wire import methods
 from veil.wire.patience import Patience
 
@@ -34,7 +33,7 @@ _WORTH_FOLDING_S = 0.0005
 """A round trip that takes longer than the arithmetic that folding adds for each trip it saves, on two cores."""
 
 
-def run(address: Address, out: Path, *, name: str | None, as_json: bool) -> None:
+def run(address: Address, out: Path, *, terms: Terms, name: str | None, as_json: bool) -> None:
     """Fetch into the new folder ``out``, check every digest, and show them.
 
     Raises `ValueError` when ``out`` exists, `BundleError` for an offer that does not fit or digests that do not.
@@ -45,7 +44,7 @@ def run(address: Address, out: Path, *, name: str | None, as_json: bool) -> None
     connection = Connection(address, patience)
     try:
         bundle = _choose(connection.retrying(connection.describe, patience.tries(patience.connect_s)), name)
-        _fetch_all(connection, bundle, out, weak=address.insecure)
+        _fetch_all(connection, bundle, out, terms)
     finally:
         connection.close()
     if as_json:
@@ -55,7 +54,7 @@ def run(address: Address, out: Path, *, name: str | None, as_json: bool) -> None
         typer.echo(str(out))
 
 
-def cached(address: Address, *, name: str | None, fold_norms: str = "auto") -> Path:
+def cached(address: Address, *, terms: Terms, name: str | None, fold_norms: str = "auto") -> Path:
     """The client half that a server offers, from the user's cache; fetched, checked and shown the first time.
 
     Of two halves of one model, with folded norms and without, ``fold_norms`` chooses: on, off, or auto by the distance.
@@ -70,14 +69,14 @@ def cached(address: Address, *, name: str | None, fold_norms: str = "auto") -> P
         out = cache_folder() / "bundles" / bundle.fingerprint
         if not out.exists():
             out.parent.mkdir(parents=True, exist_ok=True)
-            _fetch_all(connection, bundle, out, weak=address.insecure)
-        _common(out, weak=address.insecure, verify=False)  # digests are checked when the half is loaded
+            _fetch_all(connection, bundle, out, terms)
+        folder.read_client(out, terms, verify=False)  # files are checked when the half is loaded
         return out
     finally:
         connection.close()
 
 
-def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path, *, weak: bool) -> None:
+def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path, terms: Terms) -> None:
     if len(bundle.files) > _MOST_FILES:
         raise BundleError(f"the server offers {len(bundle.files)} files, more than {_MOST_FILES}")
     targets = [_safe(path) for path, _, _ in bundle.files]
@@ -92,7 +91,7 @@ def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path, *, weak:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 fetch_file(connection, bundle.name, path, target, size=size, sha256=sha256)
             reporter.report("fetching", len(bundle.files), len(bundle.files))
-        if methods.fingerprint(*_common(partial, weak=weak)) != bundle.fingerprint:
+        if methods.fingerprint(*folder.read_client(partial, terms)[1:]) != bundle.fingerprint:
             raise BundleError("the client half is not of the bundle that the server serves; distrust the server")
         partial.rename(out)
     finally:
@@ -156,14 +155,3 @@ def _safe(path: str) -> Path:
             "distrust the server"
         )
     return Path(*parts)
-
-
-def _common(half: Path, *, weak: bool, verify: bool = True) -> tuple[Params, PublicSeed, Manifest]:
-    """What a fetched half describes; the server chose the parameters, so ones for tests are refused unless ``weak``."""
-    params, seed, manifest = folder.parse_common(folder.read_header(half, "client", verify=verify))
-    if params.security_bits == 0 and not weak:
-        raise BundleError(
-            "the server offers a bundle with parameters for tests, which protect nothing; distrust the server, "
-            "or allow it with --insecure"
-        )
-    return params, seed, manifest

@@ -15,6 +15,7 @@ from veil.gateway.served import ServedModel
 from veil.kernels.backend import kernels_for
 from veil.model.hybrid import HybridFHEModel
 from veil.model.sources import load_model
+from veil.model.terms import STRICT, Terms
 from veil.progress import Progress
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class ModelChoice:
     server: Address | None = None
     server_bundle: str | None = None
     fold_norms: str = "auto"
+    terms: Terms = STRICT
 
 
 @contextmanager
@@ -49,7 +51,7 @@ def _open(choice: ModelChoice, progress: Progress) -> ServedModel:
         return _connect(choice, choice.server, progress)
     kernels_for(choice.device)  # an absent GPU is told of before the long work
     if choice.bundle is not None:
-        hybrid = HybridFHEModel.load(choice.bundle, device=choice.device, progress=progress)
+        hybrid = HybridFHEModel.load(choice.bundle, device=choice.device, progress=progress, terms=choice.terms)
         name, tokenizer = choice.bundle.resolve().name, hybrid.tokenizer
     else:
         source = load_model(choice.model, progress=progress)
@@ -65,6 +67,7 @@ def _connect(choice: ModelChoice, server: Address, progress: Progress) -> Served
         server,
         bundle=choice.bundle,
         name=choice.server_bundle,
+        terms=choice.terms,
         fold_norms=choice.fold_norms,
         ahead=Ahead(),
         progress=progress,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ from veil.server.service import Served, Service, Shared
 from veil.server.store import Limits, SessionStore
 from veil.server.tokens import Tokens
 from veil.wire import methods
-from veil.wire.listening import listening
+from veil.wire.listening import is_loopback, listening
 
 
 def server_limits(max_sessions: int = 64, memory_gib: float = 4.0) -> Limits:
@@ -86,16 +85,6 @@ class ServerConfig:
             ):
                 if port:
                     held.enter_context(listening(self.host, port, option))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address; a name other than ``localhost`` counts as reachable by others."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def build_bundles(
