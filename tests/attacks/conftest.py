@@ -38,10 +38,10 @@ certificate, start = remote.certificate, remote.start
 
 
 @pytest.fixture(autouse=True)
-def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_folders(known_servers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches and known servers of this test alone."""
     monkeypatch.setenv("VEIL_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("VEIL_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("VEIL_DATA_DIR", str(tmp_path / "data"))  # after the one of all tests
 
 
 @pytest.fixture

@@ -199,7 +199,7 @@ def test_parameters_that_protect_nothing_are_refused_wherever_a_half_is_read(
             lambda: pull.cached(address, terms=Terms(), name=None),
             lambda: HybridFHEModel.load(llama.path),
         ):
-            with pytest.raises(InsecureParameters, match="protect nothing.*--allow-no-cryptography"):
+            with pytest.raises(InsecureParameters, match=r"protect nothing.*--allow-no-cryptography"):
                 attempt()
         assert not (tmp_path / "half").exists()
         monkeypatch.setattr(folder.Terms, "check_params", lambda *_: None)

@@ -25,7 +25,9 @@ def describe(address: Address) -> None:
         talk.close()
 
 
-@pytest.mark.parametrize("host", ["example.org", "192.0.2.1", "0.0.0.0", "[2001:db8::1]", "[::]", "localhost.example", "10.1"])
+@pytest.mark.parametrize(
+    "host", ["example.org", "192.0.2.1", "0.0.0.0", "[2001:db8::1]", "[::]", "localhost.example", "10.1"]
+)
 @pytest.mark.parametrize("token", [None, "secret"])
 def test_a_server_elsewhere_needs_tls(host: str, token: str | None) -> None:
     with pytest.raises(ValueError, match=r"is not this machine, and there is no TLS.*--tls or --tls-ca, or --allow-no-tls"):

@@ -78,7 +78,9 @@ def server() -> Service:
     model = ServerModel(PARAMS, PublicSeed(bytes(32)), MANIFEST, weights)
     engine, _ = Engine.build(model, cpu, None, store)
     size = methods.largest_message([(PARAMS, MANIFEST)])
-    shared = Shared({"m": Served(engine)}, store, PreparationWorker(), OnlineTurns(), Metrics(), None, size, 5.0, 8)
+    shared = Shared(
+        {"m": Served(engine, "0" * 64)}, store, PreparationWorker(), OnlineTurns(), Metrics(), None, size, 5.0, 8
+    )
     return Service(shared)
 
 
@@ -251,7 +253,7 @@ def description(data: bytes) -> None:
     def read() -> None:
         for bundle in unseal(reseal(data, pb.DescribeReply), pb.DescribeReply).bundles:
             served = _served(bundle)
-            assert served.name.isprintable() and served.fingerprint.isprintable()
+            assert served.name.isprintable() and served.fingerprint.isprintable() and len(served.digest) == 64
 
     unless_refused(read)
 

@@ -27,6 +27,7 @@ from proxy import Proxy
 from processes import Listening
 from veil.client.session import Ahead
 from veil.kernels import cpu
+from veil.model.folder import half_digest
 from veil.model.hybrid import HybridFHEModel
 from veil.model.modules import select_modules
 from veil.model.terms import Terms
@@ -63,7 +64,8 @@ class Bundle:
 
     def served(self, store: SessionStore, offer: bool = False) -> Served:
         engine = Engine(self.engine.model, self.engine.hint, cpu, store)
-        return Served(engine, Offer(self.path / "client") if offer else None)
+        half = self.path / "client"
+        return Served(engine, half_digest(half), Offer(half) if offer else None)
 
     def connect(self, target: int | str, **options: Any) -> HybridFHEModel:
         address = f"127.0.0.1:{target}" if isinstance(target, int) else target

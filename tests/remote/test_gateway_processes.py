@@ -122,5 +122,5 @@ def test_a_fetched_half_goes_by_the_servers_name(llama: Any, serve: Any) -> None
         connection = Connection(address, Patience())
         (bundle,) = connection.describe()
         connection.close()
-        assert _name_there(Path("cache") / bundle.fingerprint, address) == "llama"
+        assert _name_there(Path("cache") / bundle.digest, address) == "llama"
         assert _name_there(Path("cache") / "other", address) == "other"

@@ -305,7 +305,7 @@ def test_files_that_nobody_reads_are_ended_and_leave_room_for_others(
     with (tmp_path / "client" / "large").open("wb") as file:
         file.truncate(16 << 20)
     with serve(llama, limits=Limits(max_sessions=1), silent_s=3.0, sweep_s=0.1) as server, raw(server.port) as client:
-        server.service._shared.bundles["llama"] = Served(llama.engine, Offer(tmp_path / "client"))
+        server.service._shared.bundles["llama"] = Served(llama.engine, "0" * 64, Offer(tmp_path / "client"))
         fetch = client.channel.unary_stream(f"/{methods.SERVICE}/Fetch")
         calls = [fetch(seal(pb.FetchRequest(bundle="llama", path="large")), timeout=20) for _ in range(24)]
         refused = []

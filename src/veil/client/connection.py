@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -89,10 +90,14 @@ class Address:
 
 @dataclass(frozen=True)
 class ServedBundle:
-    """A bundle as a server describes it; ``files`` (path, bytes, SHA-256) are the client half, where it is offered."""
+    """A bundle as a server describes it; ``files`` (path, bytes, SHA-256) are the client half, where it is offered.
+
+    ``digest`` is that of the whole client half, offered or not (`veil.model.folder.half_digest`).
+    """
 
     name: str
     fingerprint: str
+    digest: str
     files: tuple[tuple[str, int, str], ...]
     header: dict[str, Any]
 
@@ -211,8 +216,11 @@ def _served(bundle: Any) -> ServedBundle:
         raise BundleError("the server describes a bundle with something that is not JSON") from None
     if not isinstance(header, dict):
         raise BundleError("the server describes a bundle with something that is not a header")
+    if not re.fullmatch("[0-9a-f]{64}", bundle.digest):
+        raise BundleError("the server names a client half by something that is not a digest")
     files = tuple((file.path, file.size, file.sha256) for file in bundle.files)
-    return ServedBundle(failures.printable(bundle.name), failures.printable(bundle.fingerprint), files, header)
+    name, fingerprint = failures.printable(bundle.name), failures.printable(bundle.fingerprint)
+    return ServedBundle(name, fingerprint, bundle.digest, files, header)
 
 
 def _split(target: str) -> tuple[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 
-from veil.client.connection import Address, Connection
+from veil.client.connection import Address, Connection, ServedBundle
 from veil.client.factory import ClientModel
 from veil.client.stats import Stats
 from veil.client.stream import GrpcStream, LaneStream, RowStream
@@ -28,15 +28,17 @@ class RemoteTransport:
     """A `veil.wire.transport.Transport` to the bundle on a server that is the other half of ``model``'s.
 
     Rows and uploads go over connections of their own, so that rows do not wait behind an epoch's keys. ``name`` chooses
-    among several bundles; without it the one with the client's fingerprint is used.
+    among several bundles; without it the one with the client's fingerprint is used. ``half`` is the digest of the client
+    half that ``model`` comes from: the server has to name the same, each time that a session is opened.
     """
 
     def __init__(
-        self, model: ClientModel, address: Address, stats: Stats, patience: Patience, name: str | None = None
+        self, model: ClientModel, address: Address, stats: Stats, patience: Patience, half: str, name: str | None = None
     ) -> None:
         self._model = model
         self._stats = stats
         self._patience = patience
+        self._half = half
         self._name = name
         self._fingerprint = methods.fingerprint(model.params, model.seed, model.manifest)
         self._online = Connection(address, patience)
@@ -161,17 +163,23 @@ class RemoteTransport:
     def _choose(self) -> str:
         served = self._ahead.describe()
         names = ", ".join(repr(bundle.name) for bundle in served) or "nothing"
-        if self._name is not None:
-            if self._name not in [bundle.name for bundle in served]:
-                raise BundleError(f"the server has no bundle named {self._name!r}; it serves {names}")
-            return self._name
+        if self._name is not None and self._name not in [bundle.name for bundle in served]:
+            raise BundleError(f"the server has no bundle named {self._name!r}; it serves {names}")
         for bundle in served:
-            if bundle.fingerprint == self._fingerprint:
+            if bundle.name == self._name or (self._name is None and bundle.fingerprint == self._fingerprint):
+                self._check_half(bundle)
                 return bundle.name
         raise BundleError(
             f"none of the server's bundles ({names}) is the other half of yours (digest {self._fingerprint[:16]}…); "
             "fetch its client half with 'veil pull'"
         )
+
+    def _check_half(self, bundle: ServedBundle) -> None:
+        if bundle.digest != self._half:
+            raise BundleError(
+                f"the server has another client half of {bundle.name!r}: its digest is {bundle.digest}, yours {self._half}; "
+                "ask the operator which is right, then fetch it with 'veil pull', or name another bundle"
+            )
 
     def _requests(self, session: str, group: int, masks: Sequence[int], data: bytes) -> tuple[list[int], list[bytes]]:
         row_bytes, step = self._row_sizes[group]

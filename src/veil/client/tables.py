@@ -12,7 +12,6 @@ from veil.model import folder
 from veil.model.bundle import MASKS
 from veil.model.terms import Terms
 from veil.params import Params, packed_bytes
-from veil.wire import methods
 from veil.wire.patience import Patience
 
 _HEADER_BYTES = 1 << 16
@@ -25,16 +24,16 @@ def fetch_tables(path: Path, address: Address, patience: Patience, terms: Terms)
     """
     if (path / MASKS).exists():
         return
-    header, params, seed, manifest = folder.read_client(path, terms, optional=(MASKS,))
+    header, params, _, manifest = folder.read_client(path, terms, optional=(MASKS,))
     connection = Connection(address, patience)
     try:
         served = connection.retrying(connection.describe, patience.tries(patience.connect_s))
-        mine = methods.fingerprint(params, seed, manifest)
+        mine = folder.half_digest(path)
         offered = [
             (bundle.name, size)
             for bundle in served
             for name, size, _ in bundle.files
-            if bundle.fingerprint == mine and name == MASKS
+            if bundle.digest == mine and name == MASKS
         ]
         if not offered:
             raise BundleError(f"{path} has no {MASKS} and the server does not offer it; pull the whole client half")

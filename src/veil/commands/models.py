@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,11 @@ def connected(
     """
     from veil.commands.pull import cached
 
-    folder = bundle or cached(server, terms=terms, name=name, fold_norms=fold_norms)
+    if bundle is None:
+        folder = cached(server, terms=terms, name=name, fold_norms=fold_norms)
+        terms = replace(terms, digest=folder.name)
+    else:
+        folder = bundle
     stage = f"connecting to {server.target}"
     progress(stage, 0, 1)
     hybrid = HybridFHEModel.connect(

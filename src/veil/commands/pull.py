@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import typer
 from rich.table import Table
@@ -14,12 +17,15 @@ from rich.text import Text
 from veil.cache import cache_folder
 from veil.client.connection import Address, Connection, ServedBundle
 from veil.client.files import fetch_file
+from veil.client.known import KnownServers
 from veil.client.link import measure_link
 from veil.commands.terminal import Reporter, error_console
 from veil.errors import BundleError
 from veil.model import folder
 from veil.model.manifest import Manifest
 from veil.model.terms import Terms
+from veil.params import Params
+from veil.seed import PublicSeed
 from veil.wire import methods
 from veil.wire.patience import Patience
 
@@ -36,20 +42,23 @@ _WORTH_FOLDING_S = 0.0005
 def run(address: Address, out: Path, *, terms: Terms, name: str | None, as_json: bool) -> None:
     """Fetch into the new folder ``out``, check every digest, and show them.
 
-    Raises `ValueError` when ``out`` exists, `BundleError` for an offer that does not fit or digests that do not.
+    Raises `ValueError` when ``out`` exists, `BundleError` for an offer that does not fit, another half than the server had
+    before, or digests that do not fit.
     """
     if out.exists():
         raise ValueError(f"{out} exists already; remove it, or choose another folder")
     patience = Patience()
     connection = Connection(address, patience)
     try:
-        bundle = _choose(connection.retrying(connection.describe, patience.tries(patience.connect_s)), name)
-        _fetch_all(connection, bundle, out, terms)
+        served = connection.retrying(connection.describe, patience.tries(patience.connect_s))
+        bundle = _choose(served, name, terms)
+        with _known(address, bundle, served, terms):
+            _fetch_all(connection, bundle, out, terms)
     finally:
         connection.close()
     if as_json:
         files = {path: sha256 for path, _, sha256 in bundle.files}
-        typer.echo(json.dumps({"path": str(out), "name": bundle.name, "digest": bundle.fingerprint, "files": files}))
+        typer.echo(json.dumps({"path": str(out), "name": bundle.name, "digest": bundle.digest, "files": files}))
     else:
         typer.echo(str(out))
 
@@ -63,14 +72,14 @@ def cached(address: Address, *, terms: Terms, name: str | None, fold_norms: str 
     connection = Connection(address, patience)
     try:
         served = connection.retrying(connection.describe, patience.tries(patience.connect_s))
-        bundle = _choose(_suitable(served, name, fold_norms, address), name)
-        if not re.fullmatch(r"[0-9a-f]{64}", bundle.fingerprint):
-            raise BundleError("the server names a bundle by something that is not a digest")
-        out = cache_folder() / "bundles" / bundle.fingerprint
-        if not out.exists():
-            out.parent.mkdir(parents=True, exist_ok=True)
-            _fetch_all(connection, bundle, out, terms)
-        folder.read_client(out, terms, verify=False)  # files are checked when the half is loaded
+        suitable = served if terms.digest else _suitable(served, name, fold_norms, address)
+        bundle = _choose(suitable, name, terms)
+        out = cache_folder() / "bundles" / _key(bundle)
+        with _known(address, bundle, served, terms):
+            if not out.exists():
+                out.parent.mkdir(parents=True, exist_ok=True)
+                _fetch_all(connection, bundle, out, terms)
+            _read(out, bundle, terms, verify=False)  # files are checked when the half is loaded
         return out
     finally:
         connection.close()
@@ -91,15 +100,46 @@ def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path, terms: T
                 target.parent.mkdir(parents=True, exist_ok=True)
                 fetch_file(connection, bundle.name, path, target, size=size, sha256=sha256)
             reporter.report("fetching", len(bundle.files), len(bundle.files))
-        if methods.fingerprint(*folder.read_client(partial, terms)[1:]) != bundle.fingerprint:
+        if methods.fingerprint(*_read(partial, bundle, terms)[1:]) != bundle.fingerprint:
             raise BundleError("the client half is not of the bundle that the server serves; distrust the server")
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _choose(served: list[ServedBundle], name: str | None) -> ServedBundle:
+@contextmanager
+def _known(address: Address, bundle: ServedBundle, served: list[ServedBundle], terms: Terms) -> Iterator[None]:
+    """Refuse a half that a known server never had; what a new server has is remembered once the block is through."""
+    known = KnownServers()
+    is_known = known.check(address.target, bundle.digest, bundle.name, terms.digest)
+    yield
+    if not is_known:
+        met = [bundle] if known.digests(address.target) else [bundle, *served]
+        known.remember(address.target, [(one.digest, one.name) for one in met])
+        line = f"veil: {address.target} is remembered with the client half {bundle.digest}; compare it with its operator's"
+        error_console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _key(bundle: ServedBundle) -> str:
+    """What a fetched half is called in the cache."""
+    return bundle.digest
+
+
+def _read(
+    half: Path, bundle: ServedBundle, terms: Terms, *, verify: bool = True
+) -> tuple[Any, Params, PublicSeed, Manifest]:
+    """A fetched half, which has to be the one that the server named."""
+    return folder.read_client(half, replace(terms, digest=bundle.digest), verify=verify)
+
+
+def _choose(served: list[ServedBundle], name: str | None, terms: Terms) -> ServedBundle:
     offered = {bundle.name: bundle for bundle in served if bundle.files}
+    if terms.digest is not None:
+        found = {one.name: one for one in offered.values() if one.digest == terms.digest}
+        if not found:
+            others = ", ".join(f"{one.digest} ({one.name})" for one in offered.values()) or "none"
+            raise BundleError(f"the server does not offer the client half {terms.digest}; it offers {others}")
+        offered = found
     names = ", ".join(repr(bundle.name) for bundle in served) or "nothing"
     if name is None and len(offered) == 1:
         return next(iter(offered.values()))
@@ -134,7 +174,7 @@ def _layers(manifest: Manifest) -> set[tuple[str, int, int]]:
 
 
 def _show(bundle: ServedBundle) -> None:
-    table = Table(title=Text(f"client half of {bundle.name}, digest {bundle.fingerprint}"), title_justify="left")
+    table = Table(title=Text(f"client half of {bundle.name}, digest {bundle.digest}"), title_justify="left")
     table.add_column("file", overflow="fold")
     table.add_column("bytes", justify="right")
     table.add_column("SHA-256", overflow="fold")

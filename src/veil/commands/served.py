@@ -83,7 +83,7 @@ def _name_there(folder: Path, server: Address) -> str:
 
     connection = Connection(server, Patience())
     try:
-        return next((bundle.name for bundle in connection.describe() if bundle.fingerprint == folder.name), folder.name)
+        return next((bundle.name for bundle in connection.describe() if bundle.digest == folder.name), folder.name)
     finally:
         connection.close()
 

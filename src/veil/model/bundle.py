@@ -68,7 +68,7 @@ def save(
     try:
         _save_client(path / "client", compiled, tables, model, tokenizer)
         server = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
-        save_server(path / "server", server)
+        save_server(path / "server", server, folder.half_digest(path / "client"))
     except BaseException:
         for half in ("client", "server"):
             shutil.rmtree(path / half, ignore_errors=True)

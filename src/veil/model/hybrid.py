@@ -227,6 +227,7 @@ class HybridFHEModel:
         from veil.client.remote import RemoteTransport
         from veil.client.tables import fetch_tables
         from veil.model import bundle as bundles
+        from veil.model.folder import half_digest
 
         address = Address(
             target=server, token=token, tls=tls if isinstance(tls, bool) else Path(tls), allow_no_tls=allow_no_tls
@@ -242,7 +243,7 @@ class HybridFHEModel:
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, opened.tables)
         patience = patience or Patience()
         hybrid._address = address
-        transport = RemoteTransport(model, address, hybrid.stats, patience, name)
+        transport = RemoteTransport(model, address, hybrid.stats, patience, half_digest(folder), name)
         hybrid._remote = ClientSession(
             model, transport, hybrid._kernels, SecretRng(), hybrid.stats, ahead=ahead or Ahead(), patience=patience
         )

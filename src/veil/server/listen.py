@@ -15,7 +15,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from veil.model.server_bundle import load_server
+from veil.errors import BundleError
+from veil.model.server_bundle import client_digest, load_server
 from veil.priority import in_thread_of_its_own
 from veil.progress import Progress
 from veil.server.engine import Engine
@@ -100,9 +101,15 @@ def build_bundles(
         raise ValueError(f"--offer names {unknown[0]!r}, which is not served; served are {', '.join(halves)}")
     bundles = {}
     for name, path in halves.items():
+        digest = client_digest(path)
         offer = Offer(offers[name]) if name in offers else None
+        if offer is not None and offer.digest != digest:
+            raise BundleError(
+                f"{offers[name]} is not the client half that was compiled with {path}: its digest is {offer.digest}, not "
+                f"{digest}; offer the one beside it"
+            )
         engine, _ = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, store))
-        bundles[name] = Served(engine, offer)
+        bundles[name] = Served(engine, digest, offer)
     return bundles
 
 

@@ -30,9 +30,10 @@ from veil.wire.messages import MaskUpload, Upload
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """One bundle: its engine and, where it is offered, the client half's files."""
+    """One bundle: its engine, the digest of the client half that goes with it and, where it is offered, its files."""
 
     engine: Engine
+    digest: str
     offer: Offer | None = None
 
 
@@ -247,6 +248,7 @@ class Service:
                 name=name,
                 fingerprint=methods.fingerprint(model.params, model.seed, model.manifest),
                 header=methods.header_of(model.params, model.seed, model.manifest),
+                digest=served.digest,
                 files=[pb.File(path=file.path, size=file.size, sha256=file.sha256) for file in files],
             )
         return reply
