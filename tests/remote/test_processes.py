@@ -110,7 +110,7 @@ def test_a_port_that_is_given_twice_is_told_before_the_hint_is_built(llama: Any,
 
 
 def test_generate_against_nobody_is_one_line(llama: Any, free_port: int) -> None:
-    result = veil("generate", PROMPT, "--server", f"127.0.0.1:{free_port}", "--bundle", llama.path)
+    result = veil("generate", PROMPT, "--server", f"127.0.0.1:{free_port}", "--bundle", llama.path, WEAK)
     assert result.returncode == 2
     assert "is 'veil serve' running there" in result.stderr.splitlines()[-1]
 

@@ -166,7 +166,7 @@ def test_a_choice_that_is_not_offered_is_an_error(llama: Any, serve: Any, cache:
 def test_generate_says_what_a_token_cost(folded: Any, serve: Any) -> None:
     arguments = ["generate", "w3 w4 w5 w3 w4 w5 w3 w4", "--raw", "--max-new-tokens", "6", "--bundle", str(folded.path)]
     with serve(folded) as server:
-        arguments += ["--server", f"127.0.0.1:{server.port}", "--speculate", "lookup"]
+        arguments += ["--server", f"127.0.0.1:{server.port}", "--speculate", "lookup", "--allow-no-cryptography"]
         found = CliRunner().invoke(app, [*arguments, "--json"])
         assert found.exit_code == 0, found.output
         result = json.loads(found.stdout)
@@ -191,7 +191,16 @@ def test_what_goes_up_while_the_link_is_measured_is_counted(llama: Any, serve: A
 
     monkeypatch.setattr("veil.client.link.measure_link", slow)
     with serve(llama) as server:
-        options = ["--bundle", str(llama.path), "--server", f"127.0.0.1:{server.port}", "--max-new-tokens", "4", "--json"]
+        options = [
+            "--bundle",
+            str(llama.path),
+            "--server",
+            f"127.0.0.1:{server.port}",
+            "--max-new-tokens",
+            "4",
+            "--json",
+            "--allow-no-cryptography",
+        ]
         found = CliRunner().invoke(app, ["generate", "w3 w4 w5", *options])
     assert found.exit_code == 0, found.output
     params = llama.engine.model.params

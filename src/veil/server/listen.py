@@ -13,11 +13,12 @@ from types import ModuleType
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 
 from veil.errors import BundleError
 from veil.model.server_bundle import client_digest, load_server
 from veil.priority import in_thread_of_its_own
+from veil.process import raise_file_limit
 from veil.progress import Progress
 from veil.server.engine import Engine
 from veil.server.lane import RowLane
@@ -28,6 +29,7 @@ from veil.server.scheduler import OnlineTurns, PreparationWorker
 from veil.server.service import Served, Service, Shared
 from veil.server.store import Limits, SessionStore
 from veil.server.tokens import Tokens
+from veil.server.unproven import FIRST_S
 from veil.wire import methods
 from veil.wire.listening import is_loopback, listening
 
@@ -62,7 +64,7 @@ class ServerConfig:
     metrics_port: int | None = None
     call_s: float = 120.0
     silent_s: float = 300.0
-    sweep_s: float = 10.0
+    sweep_s: float = 2.0
     batch_masks: int = 16
 
     def check(self) -> None:
@@ -113,6 +115,16 @@ def build_bundles(
     return bundles
 
 
+def _against_floods(threads: int) -> list[tuple[str, int]]:
+    """gRPC's options against connections that are there to be many; some files are left for everything else."""
+    return [
+        ("grpc.server_handshake_timeout_ms", int(1000 * FIRST_S)),
+        ("grpc.max_connection_idle_ms", 600_000),
+        ("grpc.max_concurrent_streams", 100),
+        ("grpc.max_allowed_incoming_connections", max(64, raise_file_limit() - 2 * threads - 256)),
+    ]
+
+
 class Server:
     """A server for some bundles. `start`, then `stop`; ``port`` is the one that it listens on."""
 
@@ -133,15 +145,14 @@ class Server:
                 bundles, store, self._worker, turns, self.metrics, config.tokens, message_bytes, config.call_s, most_streams
             )
         )
-        self._health = health.HealthServicer(experimental_non_blocking=True)
+        self._health = health.HealthServicer()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="veil-call")
         self._grpc = grpc.server(
             self._pool,
-            handlers=[self.service.handler()],
-            options=methods.server_options(message_bytes),
-            maximum_concurrent_rpcs=threads,
+            handlers=[self.service.handler(), self.service.health_handler(self._check_health)],
+            options=[*methods.server_options(message_bytes), *_against_floods(threads)],
+            maximum_concurrent_rpcs=4 * threads,  # a moment's crowd waits for threads
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         self._ended = threading.Event()
         self._stop_metrics: Callable[[], None] | None = None
         self.port = self._listen()
@@ -176,6 +187,10 @@ class Server:
         if self._stop_metrics is not None:
             self._stop_metrics()
         event("stopped")
+
+    def _check_health(self, data: bytes, context: grpc.ServicerContext) -> bytes:
+        reply: bytes = self._health.Check(health_pb2.HealthCheckRequest.FromString(data), context).SerializeToString()
+        return reply
 
     def _listen(self) -> int:
         address = f"{self.config.host}:{self.config.port}"
