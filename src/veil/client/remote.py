@@ -9,7 +9,7 @@ from veil.client.connection import Address, Connection, ServedBundle
 from veil.client.factory import ClientModel
 from veil.client.stats import Stats
 from veil.client.stream import GrpcStream, LaneStream, RowStream
-from veil.errors import BundleError, CorruptMessage, ServerUnreachable, VeilError
+from veil.errors import BundleError, CorruptMessage, IncompatibleServer, ServerUnreachable, VeilError
 from veil.params import packed_bytes
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
@@ -19,6 +19,9 @@ from veil.wire.patience import Patience, Tries
 
 _GOODBYE_S = 4.0
 """Seconds for the last call; a server that does not hear it forgets the session in time."""
+
+_SHORTEST_TTL_S = 60
+"""Seconds that a server has to keep masks, so that making them ahead is worth its while and ends."""
 
 _LANE_TRIES = 2
 """Tries of one exchange on the row lane before the others go over gRPC."""
@@ -158,7 +161,13 @@ class RemoteTransport:
 
     def _open(self) -> pb.OpenReply:
         request = pb.OpenRequest(protocol=methods.PROTOCOL, bundle=self._choose(), fingerprint=self._fingerprint)
-        return self._ahead.unary("Open", request, pb.OpenReply, self._patience.connect_s)
+        reply = self._ahead.unary("Open", request, pb.OpenReply, self._patience.connect_s)
+        if reply.mask_ttl_s < _SHORTEST_TTL_S:
+            raise IncompatibleServer(
+                f"the server forgets masks after {reply.mask_ttl_s} s: a client would make them for ever; ask its operator "
+                f"for {_SHORTEST_TTL_S} s at least, or use another server"
+            )
+        return reply
 
     def _choose(self) -> str:
         served = self._ahead.describe()

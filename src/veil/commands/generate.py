@@ -27,6 +27,7 @@ from veil.model.quiet import quiet
 from veil.model.sources import Source, load_model
 from veil.model.speculation import check_draft
 from veil.model.terms import STRICT, Terms
+from veil.process import keep_out_of_dumps
 from veil.progress import Progress
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def run(request: Request, *, as_json: bool) -> None:
     """
     if not request.prompt.strip():
         raise ValueError("the prompt is empty; give at least one word")
+    keep_out_of_dumps()
     start = time.perf_counter()
     with Reporter() as reporter:
         draft = _draft(request, reporter.report)

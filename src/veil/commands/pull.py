@@ -35,6 +35,12 @@ _SUFFIXES = frozenset(
 )
 """What a client half is made of: settings, tensors, vocabularies and a chat's template. Nothing that Python would run."""
 
+_MOST_BYTES, _MOST_BYTES_OF_TEXT = 16 << 30, 64 << 20
+"""Of a half, and of a file in it that holds no tensors; the largest vocabularies have half of that."""
+
+_ROOM_LEFT = 1 << 30
+"""Bytes of the disk that a half does not take."""
+
 _WORTH_FOLDING_S = 0.0005
 """A round trip that takes longer than the arithmetic that folding adds for each trip it saves, on two cores."""
 
@@ -89,6 +95,7 @@ def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path, terms: T
     if len(bundle.files) > _MOST_FILES:
         raise BundleError(f"the server offers {len(bundle.files)} files, more than {_MOST_FILES}")
     targets = [_safe(path) for path, _, _ in bundle.files]
+    _check_sizes(bundle, out)
     _show(bundle)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -181,6 +188,24 @@ def _show(bundle: ServedBundle) -> None:
     for path, size, sha256 in bundle.files:
         table.add_row(Text(repr(path)[1:-1]), f"{size:,}", Text(repr(sha256)[1:-1]))
     error_console().print(table)
+
+
+def _check_sizes(bundle: ServedBundle, out: Path) -> None:
+    """Refuse a half before anything of it is fetched that is larger than one can be, or than there is room for."""
+    for path, size, _ in bundle.files:
+        if size > _MOST_BYTES_OF_TEXT and PurePosixPath(path).suffix != ".safetensors":
+            raise BundleError(
+                f"the server's {path!r} has {size:,} bytes, more than the {_MOST_BYTES_OF_TEXT:,} of such a file"
+            )
+    total = sum(size for _, size, _ in bundle.files)
+    if total > _MOST_BYTES:
+        raise BundleError(
+            f"the server's client half has {total:,} bytes, more than the {_MOST_BYTES:,} that veil fetches; if it is "
+            "right, copy it by other means and give its folder"
+        )
+    free = shutil.disk_usage(out.parent).free - _ROOM_LEFT
+    if total > free:
+        raise BundleError(f"the client half has {total:,} bytes and {out.parent} has room for {max(0, free):,}; make room")
 
 
 def _safe(path: str) -> Path:

@@ -16,6 +16,7 @@ from veil.kernels.backend import kernels_for
 from veil.model.hybrid import HybridFHEModel
 from veil.model.sources import load_model
 from veil.model.terms import STRICT, Terms
+from veil.process import keep_out_of_dumps
 from veil.progress import Progress
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class ModelChoice:
 @contextmanager
 def opened(choice: ModelChoice) -> Iterator[ServedModel]:
     """The model with its keys made and masks on their way; both are forgotten at the end. veil's errors."""
+    keep_out_of_dumps()
     with Reporter() as reporter:
         served = _open(choice, reporter.report)
     try:

@@ -27,6 +27,7 @@ from veil.model.manifest import Manifest
 from veil.model.modules import replace_modules
 from veil.model.router import FoldConstants, GroupConstants
 from veil.model.server_bundle import load_server, save_server
+from veil.model.templates import bounded
 from veil.model.terms import EXPERT_LEAKS, ExpertLeak, Terms
 from veil.params import Params, packed_bytes
 from veil.server.engine import ServerModel
@@ -281,4 +282,5 @@ def _load_tokenizer(path: Path) -> Any:
         return None
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path / TOKENIZER, local_files_only=True, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(path / TOKENIZER, local_files_only=True, trust_remote_code=False)
+    return bounded(tokenizer)

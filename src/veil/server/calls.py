@@ -39,14 +39,14 @@ class OpenCall:
 class OpenCalls:
     """All open streams, at most ``most`` of one owner, and calls before their first message.
 
-    Callers without a token have no owner: together they have as many as one, two thirds of those from one address. A
-    quarter as many calls as ``most`` wait for a first message. `cancel_silent` is called now and then by the server.
+    Callers without a token have no owner: together they have as many as one, two thirds of those from one address.
+    ``waiting`` calls may wait for their first message. `cancel_silent` is called now and then by the server.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, waiting: int = 16) -> None:
         self._most = most
         self._most_of_address = max(1, 2 * most // 3)
-        self._unproven: Unproven[grpc.ServicerContext] = Unproven(most // 4, lambda context: context.cancel())
+        self._unproven: Unproven[grpc.ServicerContext] = Unproven(waiting, lambda context: context.cancel())
         self._lock = threading.Lock()
         self._open: set[OpenCall] = set()
 

@@ -142,7 +142,16 @@ class Server:
         turns = OnlineTurns(1 if on_card else None, observer=self.metrics.computed)
         self.service = Service(
             Shared(
-                bundles, store, self._worker, turns, self.metrics, config.tokens, message_bytes, config.call_s, most_streams
+                bundles,
+                store,
+                self._worker,
+                turns,
+                self.metrics,
+                config.tokens,
+                message_bytes,
+                config.call_s,
+                most_streams,
+                threads // 2,
             )
         )
         self._health = health.HealthServicer()

@@ -57,13 +57,16 @@ class Shared:
     most_streams: int
     """Of one owner, at once."""
 
+    most_waiting: int = 16
+    """Calls before their first message."""
+
 
 class Service:
     """Handlers of the calls; they take and return sealed bytes."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
-        self.calls = OpenCalls(shared.most_streams)
+        self.calls = OpenCalls(shared.most_streams, shared.most_waiting)
         self.rows_port = 0
         self._described = self._describe()
 

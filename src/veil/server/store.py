@@ -205,7 +205,7 @@ class SessionStore:
     def release(self, session: Session, masks: Iterable[int]) -> None:
         """Forget some of a session's masks; numbers that it does not have are passed over."""
         with self._lock:
-            self._drop(session, [number for number in masks if number in session.masks])
+            self._drop(session, {number for number in masks if number in session.masks})
 
     def claim(self, session: Session, number: int, group: int, segment: str, row: bytes | memoryview) -> U32:
         """The share [slots] of a mask's segment, for this row of a group and no other.

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
 
-FIRST_S = 10.0
+FIRST_S = 5.0
 """Seconds within which a first message or a hello has to come."""
 
 
