@@ -319,7 +319,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 def escaped(name: str) -> list[bytes]:
     """Inputs of a target that once ended in another error than veil's."""
     deep = "[" * 60000
-    described = [pb.DescribeReply(bundles=[pb.Bundle(name="m", header=text)]) for text in (deep, "[]")]
+    described = [pb.DescribeReply(bundles=[pb.Bundle(name="m", header=text, digest="0" * 64)]) for text in (deep, "[]")]
     common = folder.common_fields(PARAMS, PublicSeed(bytes(32)), MANIFEST)
     start = {"format": folder.FORMAT_VERSION, "half": "client"}
     headers = [
@@ -342,7 +342,7 @@ def examples(name: str) -> list[bytes]:
 
     upload_header = pb.PrepareHeader(session="s", epoch=0, has_keys=True, masks=1, segments=["body", "head"])
     described = pb.DescribeReply(protocol=1, version="1")
-    described.bundles.add(name="m", fingerprint="0" * 64, header="{}")
+    described.bundles.add(name="m", fingerprint="0" * 64, header="{}", digest="0" * 64)
     seed = PublicSeed(bytes(32))
     common = folder.common_fields(PARAMS, seed, MANIFEST)
     whole = json.dumps({"format": folder.FORMAT_VERSION, "half": "client", "sha256": {}, **common}).encode()
