@@ -76,8 +76,9 @@ def test_without_the_rule_the_server_sees_where_tokens_go(
     with serve(mixtral) as server:
         honest = [traffic(mixtral, server, asked, prompt) for prompt in PROMPTS]
         assert honest[0] == honest[1]
-        bad = forged(mixtral, header=reveal)
-        monkeypatch.setattr(folder.Terms, "check_leaks", lambda *_: None)
+    bad = forged(mixtral, header=reveal)
+    monkeypatch.setattr(folder.Terms, "check_leaks", lambda *_: None)
+    with serve(bad) as server:
         shown = [traffic(bad, server, asked, prompt) for prompt in PROMPTS]
     assert shown[0] != shown[1]
 
@@ -125,6 +126,7 @@ def test_a_halfs_settings_do_not_change_the_traffic(
     bad = forged(llama, settings(SETTINGS[name]))
     with serve(llama) as server:
         honest = traffic(llama, server, asked, REPEATED)
+    with serve(bad) as server:
         assert traffic(bad, server, asked, REPEATED) == honest
 
         def obeyed(half: Path, model: Any) -> GenerationConfig:
