@@ -2,7 +2,7 @@
 
     python bench/gateway.py [--bundle FOLDER] [--rounds 3] [--out bench/results/gateway-smollm2.json]
 
-Every round starts a fresh `veil generate` and a fresh `veil gateway` that is asked as soon as it listens, so that masks
+Every round starts a fresh `veil generate` and a fresh `veil gateway` that is asked as soon as it listens, so that rows
 are made while the answer comes in both. The gateway's seconds are its client's: from the request to the first piece of
 text, and from that to the last.
 """

@@ -13,9 +13,9 @@ from pathlib import Path
 VEIL = (sys.executable, "-m", "veil")
 
 
-def compiled(path: Path) -> Path:
+def compiled(path: Path, *options: str) -> Path:
     """The bundle of SmolLM2 at a new path, as `veil compile` makes it."""
-    subprocess.run([*VEIL, "compile", "smollm2", str(path)], check=True, capture_output=True)
+    subprocess.run([*VEIL, "compile", "smollm2", str(path), *options], check=True, capture_output=True)
     return path
 
 

@@ -36,17 +36,14 @@ console = Console(width=150)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("bench/results/quality.json"))
-    parser.add_argument("--fold-norms", action="store_true", help="fold the norms, calibrated on the sample of veil compile")
+    parser.add_argument("--fold-norms", action="store_true", help="fold the norms")
     args = parser.parse_args()
     source = load_model("smollm2")
     model, tokenizer = source.model, source.tokenizer
     prose = resources.files("veil.report").joinpath("prose.txt").read_text(encoding="utf-8")
     ids = tokenizer(prose, return_tensors="pt").input_ids[:, :1100]
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
-    if args.fold_norms:
-        hybrid.compile_model(sample_tokens(source), fold_norms="on")
-    else:
-        hybrid.compile_model(ids[:, :32])
+    hybrid.compile_model(sample_tokens(source), fold_norms="on" if args.fold_norms else "off")
     record = Record(benchmark="quality", parameters=hybrid.params.spec.to_dict() | {"model": "SmolLM2-135M-Instruct"})
     perplexity(hybrid, ids, record)
     layers(hybrid, ids[:, :64], record)

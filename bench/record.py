@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from veil.bench import machine as host
+from veil.bench.record import FORMAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class Record:
     commit: str = field(default_factory=host.commit)
     rows: list[Measurement] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    format: int = FORMAT
 
     def add(self, row: Measurement) -> None:
         """Append a row."""
@@ -55,6 +57,18 @@ class Record:
         """Write the record as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """The record in a file; `ValueError` for one of another format."""
+        value = json.loads(path.read_text())
+        if value.get("format") != FORMAT:
+            raise ValueError(f"{path} has format {value.get('format')!r}, expected {FORMAT}")
+        return cls(**value | {"rows": [Measurement(**row) for row in value["rows"]]})
+
+    def value(self, name: str) -> float:
+        """The value of the row of this name; `KeyError` without one."""
+        return {row.name: row.value for row in self.rows}[name]
 
     def show(self) -> None:
         """Print the rows as a table."""

@@ -38,6 +38,7 @@ PARTS = ("tokens", "first", "clients")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--fold-norms", choices=["auto", "on", "off"], default="auto", help="of the bundle that it compiles")
     parser.add_argument("--part", choices=PARTS, help="only this; all by default")
     parser.add_argument("--out", type=Path, default=Path("bench/results/remote-smollm2.json"))
     parser.add_argument("--client", nargs=2, metavar=("HOST:PORT", "NUMBER"), help="be one of the clients")
@@ -46,7 +47,7 @@ def main() -> None:
         client(args.client[0], int(args.client[1]), args.bundle)
         return
     with tempfile.TemporaryDirectory() as folder:
-        bundle = args.bundle or compiled(Path(folder) / "smollm2")
+        bundle = args.bundle or compiled(Path(folder) / "smollm2", "--fold-norms", args.fold_norms)
         record = Record(benchmark="remote, smollm2", parameters=parameters(bundle))
         for part in [args.part] if args.part else PARTS:
             {"tokens": tokens, "first": first, "clients": clients}[part](bundle, record)
@@ -64,11 +65,11 @@ def keep_other_parts(record: Record, path: Path) -> None:
     """Rows of an earlier run of other parts, where nothing has changed."""
     if not path.exists():
         return
-    before = json.loads(path.read_text())
-    same = (before["machine"], before["commit"], before["parameters"]) == (record.machine, record.commit, record.parameters)
+    before = Record.read(path)
+    same = (before.machine, before.commit, before.parameters) == (record.machine, record.commit, record.parameters)
     names = {row.name for row in record.rows}
     if same:
-        record.rows = [Measurement(**row) for row in before["rows"] if row["name"] not in names] + record.rows
+        record.rows = [row for row in before.rows if row.name not in names] + record.rows
 
 
 @contextmanager
@@ -120,20 +121,24 @@ def generate(hybrid: HybridFHEModel, ids: torch.Tensor, count: int = TOKENS) -> 
     return output[0, ids.shape[1] :].tolist(), clock.times
 
 
-def token_seconds(hybrid: HybridFHEModel, ids: torch.Tensor, ready: Callable[[], None]) -> list[float]:
+def token_seconds(
+    hybrid: HybridFHEModel, ids: torch.Tensor, ready: Callable[[], None], times: int = REPETITIONS
+) -> list[float]:
     """Wall seconds a token after the first, of several generations, each after ``ready``."""
     samples = []
-    for _ in range(REPETITIONS):
+    for _ in range(times):
         ready()
-        _, times = generate(hybrid, ids)
-        samples.append((times[-1] - times[1]) / (TOKENS - 1))
+        _, clock = generate(hybrid, ids)
+        samples.append((clock[-1] - clock[1]) / (TOKENS - 1))
     return samples
 
 
-def first_token(hybrid: HybridFHEModel, ids: torch.Tensor, ready: Callable[[], None]) -> list[float]:
+def first_token(
+    hybrid: HybridFHEModel, ids: torch.Tensor, ready: Callable[[], None], times: int = REPETITIONS
+) -> list[float]:
     """Wall seconds from the start to the first token."""
     samples = []
-    for _ in range(REPETITIONS):
+    for _ in range(times):
         ready()
         start = time.perf_counter()
         generate(hybrid, ids, 1)
@@ -153,14 +158,29 @@ def inputs(hybrid: HybridFHEModel, number: int) -> torch.Tensor:
 
 
 def empty(hybrid: HybridFHEModel) -> Callable[[], None]:
-    """Throw away what is prepared."""
-    session = hybrid._active()
-    assert session is not None
-    return session._pool.clear
+    """Begin anew in process, with nothing prepared."""
+
+    def again() -> None:
+        hybrid.close()
+        hybrid.set_fhe_mode("execute")
+
+    return again
+
+
+Samples = Callable[[HybridFHEModel, torch.Tensor, Callable[[], None], int], list[float]]
+
+
+def cold(measure: Samples, bundle: Path, target: str, ids: torch.Tensor, ahead: Ahead = NOTHING) -> list[float]:
+    """Samples of new sessions, in which nothing is prepared but what the background makes meanwhile; one of each."""
+    found: list[float] = []
+    for _ in range(REPETITIONS):
+        with remote(bundle, target, ahead) as hybrid:
+            found += measure(hybrid, ids, lambda: None, 1)
+    return found
 
 
 def warm(hybrid: HybridFHEModel) -> Callable[[], None]:
-    """Have masks for a generation ready, and none in the making."""
+    """Have rows for a generation ready, and none in the making."""
     return lambda: hybrid.reserve(rows_body=8, rows_full=TOKENS + 4)
 
 
@@ -168,13 +188,13 @@ def warm(hybrid: HybridFHEModel) -> Callable[[], None]:
 
 
 def tokens(bundle: Path, record: Record) -> None:
-    """A token, in process and remote: masks ready, the pool refilling meanwhile, and no pool at the start."""
+    """A token, in process and remote: rows ready, the pool refilling meanwhile, and no pool at the start."""
     local = in_process(bundle)
     ids = inputs(local, 0)
     answer, _ = generate(local, ids)
     again = leading(generate(local, ids)[0], answer)
-    rows = {"in process, a token, masks ready": token_seconds(local, ids, warm(local))}
-    rows["in process, a token, masks included"] = token_seconds(local, ids, empty(local))
+    rows = {"in process, a token, rows ready": token_seconds(local, ids, warm(local))}
+    rows["in process, a token, rows included"] = token_seconds(local, ids, empty(local))
     local.close()
     with server(bundle) as target:
         with remote(bundle, target) as hybrid:
@@ -183,27 +203,30 @@ def tokens(bundle: Path, record: Record) -> None:
         with remote(bundle, target, Ahead(tokens=TOKENS + 4, prompt_rows=8)) as hybrid:
 
             def full() -> None:
-                while hybrid.masks_ready.tokens < TOKENS + 4 or hybrid.masks_ready.prompt_rows < 8:
+                while hybrid.rows_ready.tokens < TOKENS + 4 or hybrid.rows_ready.prompt_rows < 8:
                     time.sleep(0.05)
 
             rows["remote, a token, pool warm and refilling"] = token_seconds(hybrid, ids, full)
-            rows["remote, a token, pool cold"] = token_seconds(hybrid, ids, empty(hybrid))
+        filling = Ahead(tokens=TOKENS + 4, prompt_rows=8)
+        rows["remote, a token, pool cold"] = cold(token_seconds, bundle, target, ids, filling)
     add(record, rows)
     median = {row.name: row.value for row in record.rows}
-    overhead = median["remote, a token, pool warm"] / median["in process, a token, masks ready"] - 1
+    overhead = median["remote, a token, pool warm"] / median["in process, a token, rows ready"] - 1
     record.add(Measurement(name="remote online overhead, pool warm", value=100 * overhead, unit="%", target="≤ 15"))
     for name, value in (("remote, tokens equal to in process", equal), ("in process, tokens equal in two runs", again)):
         record.add(Measurement(name=f"{name} before a near tie", value=value, unit=f"of {TOKENS}"))
 
 
 def first(bundle: Path, record: Record) -> None:
-    """Time to the first token of a long prompt, with every mask ready and with none."""
+    """Time to the first token of a long prompt, with every row ready and with none."""
     ids = torch.arange(1000, 1000 + PROMPT_ROWS).unsqueeze(0)
     rows = {}
-    with server(bundle) as target, remote(bundle, target) as hybrid:
-        generate(hybrid, ids, 1)
-        for name, ready in (("warm", lambda: hybrid.reserve(rows_body=PROMPT_ROWS, rows_full=2)), ("cold", empty(hybrid))):
-            rows[f"remote, first token, {PROMPT_ROWS} rows, pool {name}"] = first_token(hybrid, ids, ready)
+    with server(bundle) as target:
+        with remote(bundle, target) as hybrid:
+            generate(hybrid, ids, 1)
+            ready = lambda: hybrid.reserve(rows_body=PROMPT_ROWS, rows_full=2)  # noqa: E731
+            rows[f"remote, first token, {PROMPT_ROWS} rows, pool warm"] = first_token(hybrid, ids, ready)
+        rows[f"remote, first token, {PROMPT_ROWS} rows, pool cold"] = cold(first_token, bundle, target, ids)
     add(record, rows)
 
 

@@ -10,22 +10,32 @@ results folder to rows of cells, the first one the header, put it into `TABLES`,
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from veil.bench import record
+from record import Record as Measured
+from veil.bench import files
 from veil.bench.link import token_seconds
-from veil.bench.record import Record
+from veil.bench.record import Prompt, Record, SignalSeries, WidthSeries
 from veil.bench.report import TYPICAL_LINKS, milliseconds
-from veil.bench.series import WidthSeries
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 NAMES = {"smollm2": "SmolLM2-135M", "gpt2": "GPT-2 124M", "llama-1b": "Llama-3.2-1B"}
+
+PROMPT_ROWS = (64, 512)
+
+GPU_LINES = (
+    "a row ahead, server",
+    "a row ahead, client",
+    "server's work for a token",
+    "reading the int8 weights alone",
+    "a row of a 512-row prompt, rows ahead included",
+    "a row of a 512-row prompt, plaintext float32",
+)
 
 TRIP_RTTS_MS = (0, 5, 20, 50)
 TRIP_KINDS = ("plain", "folded", "folded and guesses, repeating text", "folded and guesses, fresh text")
@@ -41,18 +51,64 @@ def cpu(results: Path) -> Rows:
     lines: list[tuple[str, Callable[[Record], str]]] = [
         ("plaintext float32 `generate`, a token", lambda r: _ms(r.token_s.plaintext)),
         ("encrypted, a token, everything", lambda r: f"**{_ms(r.token_s.total)}**"),
-        ("of which ahead of time", lambda r: _ms(r.token_s.total - r.token_s.online)),
+        ("of which ahead of time, server and client", lambda r: _ms(r.token_s.ahead)),
         ("of which online, server and client", lambda r: _ms(r.token_s.online)),
         ("everything / plaintext", lambda r: f"**{_times(r.ratio.plaintext_total)}**"),
+        ("ahead / plaintext", lambda r: _times(r.ratio.plaintext_ahead)),
         ("online / plaintext", lambda r: _times(r.ratio.plaintext_online)),
-        ("everything / reading what must be read", lambda r: _times(r.ratio.floor)),
-        ("a row of a 64-row prompt, mask included", lambda r: _ms(r.prompt.row_s)),
+    ]
+    for rows in PROMPT_ROWS:
+        lines += [
+            (f"a row of a {rows}-row prompt, plaintext", partial(_prompt, rows, lambda p: _ms(p.plaintext_s))),
+            ("encrypted, rows ahead included", partial(_prompt, rows, lambda p: _ms(p.row_s))),
+            ("encrypted / plaintext", partial(_prompt, rows, lambda p: f"**{_times(p.ratio)}**")),
+        ]
+    lines += [
         ("bytes a token, everything", lambda r: f"{r.bytes_per_token.total:,.0f}"),
-        ("bytes of the same tensors in clear float32", lambda r: f"{r.bytes_per_token.clear_float32:,.0f}"),
+        ("bytes / the same tensors in clear float32", lambda r: _times(r.ratio.clear_bytes)),
         ("round trips a token", lambda r: f"{r.model.round_trips}"),
-        ("memory, client and server in one process", lambda r: _gb(r.memory.server_bytes + r.memory.client_bytes)),
+        ("memory, server", lambda r: _gb(r.memory.server_bytes)),
+        ("memory, client", lambda r: _gb(r.memory.client_bytes)),
     ]
     return _by_model(records, lines)
+
+
+def token_bytes(results: Path) -> Rows:
+    """Bytes a token by direction and moment, against clear float32."""
+    rows = [["", "up, ahead", "down, ahead", "up, online", "down, online", "everything", "clear float32, up and down"]]
+    for r in _records(results):
+        size = r.bytes_per_token
+        parts = (size.up_ahead, size.down_ahead, size.up_online, size.down_online, size.total)
+        clear = " + ".join(f"{4 * values:,}" for values in (r.model.inputs, r.model.outputs))
+        rows.append([NAMES[r.model.name], *(f"{part:,.0f}" for part in parts), clear])
+    return rows
+
+
+def busy(results: Path) -> Rows:
+    """The same beside busy processes."""
+    rows = [
+        [
+            "busy processes beside it",
+            "plaintext, a token",
+            "encrypted, a token",
+            "everything / plaintext",
+            "online / plaintext",
+        ]
+    ]
+    for count in (0, 1, 2):
+        r = files.read(results / (f"busy-{count}-smollm2.json" if count else "cpu-smollm2.json"), Record)
+        times = [_ms(seconds) for seconds in (r.token_s.plaintext, r.token_s.total)]
+        rows.append([str(count), *times, _times(r.ratio.plaintext_total), _times(r.ratio.plaintext_online)])
+    return rows
+
+
+def signal(results: Path) -> Rows:
+    """Signal to noise of one encrypted layer by width."""
+    rows = [["inputs of the layer", "signal to noise, measured", "predicted", "bits of a value, up / down"]]
+    for p in files.read(results / "signal.json", SignalSeries).points:
+        bits = f"{p.input_bits} / {p.result_bits}"
+        rows.append([f"{p.width:,}", f"{p.measured_db:.1f} dB", f"{p.predicted_db:.1f} dB", bits])
+    return rows
 
 
 def peer(results: Path) -> Rows:
@@ -93,17 +149,18 @@ def peer_layers(results: Path) -> Rows:
 def limits(results: Path) -> Rows:
     """Each step against what bounds it."""
     records = _records(results)
-    rows = [["", "aim", *(NAMES[r.model.name] for r in records)]]
+    rows = [["", "share of", *(NAMES[r.model.name] for r in records)]]
     for number, limit in enumerate(records[0].limits):
         cells = []
         for r in records:
             there = r.limits[number]
             share = "" if there.share is None else f", {there.share:.0%}"
             cells.append(_ms(there.timing.median_s) + share)
-        bound = "" if limit.share is None else f" of {limit.bound}"
-        rows.append([limit.name, limit.goal + bound, *cells])
+        rows.append([limit.name, "" if limit.share is None else limit.bound, *cells])
     rows.append(["read bandwidth", "", *(f"{r.machine.read_bytes_per_s / 1e9:.1f} GB/s" for r in records)])
     rows.append(["multiply-add peak", "", *(f"{(r.machine.multiply_adds_per_s or 0) / 1e9:.0f} G/s" for r in records)])
+    floor = "everything / reading what must be read"
+    rows.append([floor, "", *(_times(r.ratio.floor) for r in records)])
     return rows
 
 
@@ -120,16 +177,6 @@ def links(results: Path) -> Rows:
     return rows
 
 
-def links_measured(results: Path) -> Rows:
-    """The same formula against delays added in process."""
-    records = [r for r in _records(results) if r.link]
-    rows = [["link", *(f"{NAMES[r.model.name]}: measured / formula" for r in records)]]
-    for number, sample in enumerate(records[0].link):
-        name = f"{sample.rtt_s * 1e3:g} ms, {sample.bytes_per_s * 8 / 1e6:g} Mbit/s"
-        rows.append([name, *(f"{r.link[number].token_s:.2f} / {r.link[number].formula_s:.2f} s" for r in records)])
-    return rows
-
-
 def trips(results: Path) -> Rows:
     """Seconds a token over links, plain, folded and with guesses, as `bench/trips.py` measured them."""
     rows: Rows = [["", "trips a pass", *(f"{rtt} ms" for rtt in TRIP_RTTS_MS)]]
@@ -138,26 +185,28 @@ def trips(results: Path) -> Rows:
             path = results / f"trips-{name}-{mbit}.json"
             if not path.exists():
                 continue
-            value = {row["name"]: row["value"] for row in _load(path)["rows"]}
+            value = {row.name: row.value for row in Measured.read(path).rows}
             for key in TRIP_KINDS:
                 variant = "plain" if key == "plain" else "folded"
                 count = f"{value[f'{variant}, round trips a pass']:.0f}"
                 times = [f"{value[f'{key}, {rtt} ms, a token']:.2f} s" for rtt in TRIP_RTTS_MS]
                 rows.append([f"{NAMES[name]}, {mbit} Mbit/s, {key}", count, *times])
+    if len(rows) == 1:
+        raise FileNotFoundError(f"no record of trips in {results}")
     return rows
 
 
 def guesses(results: Path) -> Rows:
     """Tokens a pass with four guesses from the text, prompt by prompt."""
-    values = _load(results / "guesses.json")["rows"]
-    shown = [(row["name"].removesuffix(", tokens a pass"), row["value"]) for row in values if "tokens a pass" in row["name"]]
+    values = Measured.read(results / "guesses.json").rows
+    shown = [(row.name.removesuffix(", tokens a pass"), row.value) for row in values if "tokens a pass" in row.name]
     return [["prompt", "tokens a pass"], *([name, f"{value:.2f}"] for name, value in shown)]
 
 
 def widths(results: Path) -> Rows:
     """Cost by model width."""
     rows = [["hidden size", "encrypted, everything", "online", "plaintext", "everything / plaintext", "online / plaintext"]]
-    for point in record.read(results / "widths.json", WidthSeries).points:
+    for point in files.read(results / "widths.json", WidthSeries).points:
         token, ratio = point.token_s, point.ratio
         times = [_ms(seconds) for seconds in (token.total, token.online, token.plaintext)]
         rows.append([str(point.model.hidden_size), *times, _times(ratio.plaintext_total), _times(ratio.plaintext_online)])
@@ -166,8 +215,8 @@ def widths(results: Path) -> Rows:
 
 def quality(results: Path) -> Rows:
     """Accuracy of SmolLM2."""
-    rows = {row["name"]: row for row in _load(results / "quality.json")["rows"]}
-    simulated, weights = (rows[f"KL divergence from float, {mode}"]["value"] for mode in ("simulate", "disable"))
+    rows = {row.name: row for row in Measured.read(results / "quality.json").rows}
+    simulated, weights = (rows[f"KL divergence from float, {mode}"].value for mode in ("simulate", "disable"))
     snr, error = rows["signal to noise of a layer"], rows["error variance / predicted, by layer"]
     return [
         ["", ""],
@@ -175,48 +224,36 @@ def quality(results: Path) -> Rows:
             "KL divergence from float, simulated noise",
             f"{simulated:.4f} nats (8-bit weights alone: {weights:.4f})",
         ],
-        ["perplexity against float", f"{rows['perplexity above float, simulate']['value']:+.2f} %"],
-        ["signal to noise of a layer, encrypted", f"median {snr['value']:.1f} dB, least {snr['low']:.1f} dB"],
-        ["error variance / prediction, by layer", f"{error['low']:.2f} … {error['high']:.2f}"],
+        ["perplexity against float", f"{rows['perplexity above float, simulate'].value:+.2f} %"],
+        ["signal to noise of a layer, encrypted", f"median {snr.value:.1f} dB, least {snr.low or 0.0:.1f} dB"],
+        ["error variance / prediction, by layer", f"{error.low or 0.0:.2f} … {error.high or 0.0:.2f}"],
     ]
 
 
 def gpu(results: Path) -> Rows:
-    """A card: the server's work, whole tokens with the client there too, and the rival."""
-    found = _load(results / "gpu-h100.json")
-    columns = {"GPT-2 124M": "gpt2", "Llama-3.2-1B": "llama-1b", "Llama-3-8B": "llama-8b"}
-    rows: Rows = [["", *columns]]
-
-    def cells(name: str, show: Callable[[dict[str, Any]], str], *, token: bool) -> list[str]:
-        places = {(row["section"], row["name"]): row for row in found["rows"]}
-        sections = [f"token, {short}" if token else long for long, short in columns.items()]
-        return [show(places[section, name]) if (section, name) in places else "" for section in sections]
-
-    def time(row: dict[str, Any]) -> str:
-        return f"{row['median_us'] / 1e3:.2g} ms" if row["median_us"] < 1e4 else f"{row['median_us'] / 1e3:.3g} ms"
-
-    work, encrypted = "one token: prepare + answer", "encrypted, one graph a token, mean with masks"
-    rows.append(["the server's work for a token", *cells(work, time, token=False)])
-    rows.append(["of copy bandwidth", *cells(work, lambda row: f"{row['copy_share']:.0%}", token=False)])
-    rows.append(["encrypted `generate`, a whole token, masks in it", *cells(encrypted, time, token=True)])
-    for name in ("plaintext float32, one graph a token", "plaintext float32, eager generate"):
-        rows.append([name.replace("eager generate", "eager"), *cells(name, time, token=True)])
-    rival = found["notes"].get("concrete-ml-extensions")
-    if rival:
-        rows.append(["concrete-ml-extensions, a token's products", f"{rival['token_product_ms']:,.0f} ms", "", ""])
+    """A card: rows ahead, the server's work for a token and prompts, as `bench/gpu.py` measured them."""
+    found = {row.name: row for row in Measured.read(results / "gpu.json").rows}
+    names = ("gpt2", "llama-1b", "llama-8b")
+    rows: Rows = [["", *("GPT-2 124M", "Llama-3.2-1B", "Llama-3-8B")]]
+    for line in GPU_LINES:
+        cells = [found.get(f"{name}, {line}") for name in names]
+        rows.append([line, *("" if cell is None else f"{cell.value:.3g} {cell.unit}" for cell in cells)])
     return rows
 
 
 def card(results: Path) -> Rows:
     """`veil bench --device cuda`: both halves and plaintext on one card."""
-    records = [record.read(results / f"card-{name}.json", Record) for name in ("gpt2", "llama-1b")]
+    records = [files.read(results / f"card-{name}.json", Record) for name in ("gpt2", "llama-1b")]
     lines: list[tuple[str, Callable[[Record], str]]] = [
         ("plaintext float32 `generate`, a token", lambda r: _ms(r.token_s.plaintext)),
         ("encrypted, a token, everything", lambda r: f"**{_ms(r.token_s.total)}**"),
-        ("of which its mask, ahead of time", lambda r: _ms(r.token_s.total - r.token_s.online)),
+        ("of which its row, ahead of time", lambda r: _ms(r.token_s.ahead)),
         ("of which the pass", lambda r: _ms(r.token_s.online)),
         ("everything / plaintext", lambda r: f"**{_times(r.ratio.plaintext_total)}**"),
-        ("a row of a 64-row prompt, mask included", lambda r: _ms(r.prompt.row_s)),
+        *(
+            (f"a row of a {rows}-row prompt, rows ahead included", partial(_prompt, rows, lambda p: _ms(p.row_s)))
+            for rows in PROMPT_ROWS
+        ),
         ("memory on the card, at most", lambda r: _gb(r.memory.highest_bytes)),
     ]
     return _by_model(records, lines)
@@ -224,14 +261,14 @@ def card(results: Path) -> Rows:
 
 def remote(results: Path) -> Rows:
     """SmolLM2 over the network beside one process, with folded norms and without."""
-    found = [_load(results / name) for name in ("remote-smollm2.json", "remote-smollm2-unfolded.json")]
-    rows = [{row["name"]: row for row in one["rows"]} for one in found]
-    prompt = found[0]["parameters"]["prompt_rows"]
+    found = [Measured.read(results / name) for name in ("remote-smollm2.json", "remote-smollm2-unfolded.json")]
+    rows = [{row.name: row.value for row in one.rows} for one in found]
+    prompt = found[0].parameters["prompt_rows"]
     lines = [
-        ("a token, in process, masks ready", "in process, a token, masks ready", "ms"),
+        ("a token, in process, rows ready", "in process, a token, rows ready", "ms"),
         ("a token, remote, pool warm", "remote, a token, pool warm", "ms"),
         ("remote online overhead, pool warm (target ≤ 15 %)", "remote online overhead, pool warm", "%"),
-        ("a token, in process, masks included", "in process, a token, masks included", "ms"),
+        ("a token, in process, rows ahead included", "in process, a token, rows included", "ms"),
         ("a token, remote, pool warm and refilled meanwhile", "remote, a token, pool warm and refilling", "ms"),
         ("a token, remote, pool cold", "remote, a token, pool cold", "ms"),
         (f"first token of a {prompt}-row prompt, pool warm", f"remote, first token, {prompt} rows, pool warm", "s"),
@@ -241,23 +278,25 @@ def remote(results: Path) -> Rows:
         ("four clients / one (target ≥ 1.3)", "four clients / one", "×"),
     ]
 
-    def cell(row: dict[str, Any] | None, unit: str) -> str:
-        if row is None:
+    def cell(found: float | None, unit: str) -> str:
+        if found is None:
             return ""
-        value = row["value"] * (1000 if unit == "ms" else 1)
+        value = found * (1000 if unit == "ms" else 1)
         return f"{value:.0f} {unit}" if unit in ("ms", "%") else f"{value:.2f} {unit}"
 
-    trips = [f"SmolLM2-135M, {one['parameters']['round_trips']} round trips a token" for one in found]
+    trips = [f"SmolLM2-135M, {one.parameters['round_trips']} round trips a token" for one in found]
     return [["", *trips], *([text, *(cell(one.get(name), unit) for one in rows)] for text, name, unit in lines)]
 
 
 TABLES: dict[str, Callable[[Path], Rows]] = {
     "cpu": cpu,
+    "bytes": token_bytes,
+    "busy": busy,
+    "signal": signal,
     "peer": peer,
     "peer-layers": peer_layers,
     "limits": limits,
     "links": links,
-    "links-measured": links_measured,
     "trips": trips,
     "guesses": guesses,
     "widths": widths,
@@ -273,14 +312,23 @@ def documents() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def rewritten(text: str, results: Path = RESULTS) -> str:
-    """A document with every table in it made anew; `ValueError` for an unknown name."""
+def rewritten(text: str, results: Path = RESULTS, missing: Callable[[str, Exception], None] | None = None) -> str:
+    """A document with every table in it made anew; `ValueError` for an unknown name.
+
+    A table whose record is not there, or is of another format, stays as it is; ``missing`` is told of it.
+    """
 
     def replacement(match: re.Match[str]) -> str:
         name = match["name"]
         if name not in TABLES:
             raise ValueError(f"there is no table {name!r}; tables are {', '.join(TABLES)}")
-        return match[1] + markdown(TABLES[name](results)) + match[3]
+        try:
+            made = markdown(TABLES[name](results))
+        except (OSError, ValueError, IndexError) as error:
+            if missing is not None:
+                missing(name, error)
+            return match[0]
+        return match[1] + made + match[3]
 
     return _MARKED.sub(replacement, text)
 
@@ -300,9 +348,10 @@ def main() -> int:
     stale = []
     for path in documents():
         before = path.read_text()
-        after = rewritten(before)
+        place = path.relative_to(ROOT)
+        after = rewritten(before, missing=lambda name, error, place=place: print(f"{place}: {name} stays as it is: {error}"))
         if before != after:
-            stale.append(path.relative_to(ROOT))
+            stale.append(place)
             if not check:
                 path.write_text(after)
     for path in stale:
@@ -312,16 +361,21 @@ def main() -> int:
 
 def _records(results: Path) -> list[Record]:
     paths = [results / f"cpu-{name}.json" for name in NAMES]
-    return [record.read(path, Record) for path in paths if path.exists()]
+    found = [files.read(path, Record) for path in paths if path.exists()]
+    if not found:
+        raise FileNotFoundError(f"no record of a model in {results}")
+    return found
+
+
+def _prompt(rows: int, show: Callable[[Prompt], str], record: Record) -> str:
+    """A figure of the prompt of this many rows, empty where it was not measured."""
+    prompt = record.prompt(rows)
+    return "" if prompt is None else show(prompt)
 
 
 def _by_model(records: list[Record], lines: list[tuple[str, Callable[[Record], str]]]) -> Rows:
     """A column for each record's model, a row for each named figure."""
     return [["", *(NAMES[r.model.name] for r in records)], *([name, *map(show, records)] for name, show in lines)]
-
-
-def _load(path: Path) -> Any:
-    return json.loads(path.read_text())
 
 
 def _ms(seconds: float | None) -> str:

@@ -2,9 +2,9 @@
 
     python bench/trips.py smollm2 --mbit 1000 --out bench/results/trips-smollm2-1000.json
 
-A server in a process of its own answers over loopback. The client's transport is held back as the link would hold it: a
-call takes a round-trip time and its bytes at the given bandwidth longer. ``--bundles FOLDER`` keeps the compiled
-bundles between runs. A token is what the clock says after the first one, the masks made in the background meanwhile.
+A server in a process of its own answers over loopback. Each round trip is held back as the link would hold it: it takes a
+round-trip time and its bytes at the given bandwidth longer. ``--bundles FOLDER`` keeps the compiled bundles between runs.
+A token is what the clock says after the first one; rows that a generation needs beyond those ready are made meanwhile.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,16 @@ from processes import listening
 from record import Measurement, Record
 from veil import HybridFHEModel
 from veil.client.link import Link
-from veil.client.remote import RemoteTransport
 from veil.client.session import Ahead
+from veil.client.stats import Stats
 from veil.commands.models import compiled
+from veil.model.pace import Pace
 from veil.model.quiet import quiet
 from veil.model.sources import Source, load_model
+from veil.model.speculation import Speculation
 
 RTTS_MS = (0, 5, 20, 50)
+ROW_S, MOST_GUESSES = 0.05, 16
 REPEATING = (
     "Summarize the following letter by repeating its important sentences.\n\n"
     "Dear Anna, the train leaves Lisbon at half past seven and arrives in Porto at eleven. Please bring the blue folder "
@@ -74,25 +76,20 @@ def gpt2() -> Source:
     return Source(name="gpt2", model=GPT2LMHeadModel(GPT2Config()).eval(), tokenizer=None, origin="random weights")
 
 
-@contextmanager
-def held_back(link: Link) -> Iterator[None]:
-    """Inside the block rows and uploads take as much longer as the link would."""
-    rows, masks = RemoteTransport.evaluate, RemoteTransport.prepare
+class HeldBack:
+    """Called before each round trip: waits as long as one takes on the link, and as the bytes of the one before take."""
 
-    def evaluate(self: Any, session: str, group: int, numbers: Any, data: bytes) -> bytes:
-        reply = rows(self, session, group, numbers, data)
-        time.sleep(link.rtt_s + link.transfer_s(len(data) + len(reply)))
-        return reply
+    def __init__(self, link: Link, stats: Stats) -> None:
+        self._link = link
+        self._stats = stats
+        self._moved = self._online()
 
-    def prepare(self: Any, session: str, epoch: int, uploads: Any, segments: Any) -> None:
-        masks(self, session, epoch, uploads, segments)
-        time.sleep(link.rtt_s + link.transfer_s(sum(len(upload.data) for upload in uploads)))
+    def __call__(self) -> None:
+        before, self._moved = self._moved, self._online()
+        time.sleep(self._link.rtt_s + self._link.transfer_s(self._moved - before))
 
-    RemoteTransport.evaluate, RemoteTransport.prepare = evaluate, prepare  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        RemoteTransport.evaluate, RemoteTransport.prepare = rows, masks  # type: ignore[method-assign]
+    def _online(self) -> int:
+        return self._stats.bytes_up_online + self._stats.bytes_down_online
 
 
 def prompts(hybrid: HybridFHEModel) -> dict[str, torch.Tensor]:
@@ -117,7 +114,6 @@ def measure(hybrid: HybridFHEModel, variant: str, args: Any, record: Record) -> 
     generation(hybrid, texts["fresh"], 2)
     for rtt_ms in args.rtt_ms:
         link = Link(rtt_s=rtt_ms / 1000, bytes_per_s=args.mbit * 1e6 / 8)
-        hybrid._link = link
         seconds, _ = generation(hybrid, texts["fresh"], args.tokens, link)
         record.add(Measurement(name=f"{variant}, {rtt_ms:g} ms, a token", value=seconds, unit="s"))
         if variant != "folded":
@@ -129,7 +125,7 @@ def measure(hybrid: HybridFHEModel, variant: str, args: Any, record: Record) -> 
             passes = part.trips / trips
             record.notes.append(
                 f"{rtt_ms:g} ms, {text}: {part.accepted} of {part.guessed} guesses accepted in {passes:.0f} passes, "
-                f"{(1 + count) / passes:.2f} tokens a pass, waited {part.seconds['wait']:.2f} s for masks"
+                f"{(1 + count) / passes:.2f} tokens a pass, waited {part.seconds['wait']:.2f} s for rows"
             )
 
 
@@ -150,20 +146,25 @@ def generation(
     hybrid: HybridFHEModel, prompt: torch.Tensor, tokens: int, link: Link | None = None, *, guess: bool = False
 ) -> tuple[float, Any]:
     """Seconds a token after the first pass, and the counters of all of it."""
-    hybrid.expect(prompt.shape[1], tokens)
-    ready = time.monotonic() + 120
-    while time.monotonic() < ready and not hybrid._remote._filler.full:  # type: ignore[union-attr]
-        time.sleep(0.05)
+    hybrid.reserve(rows_body=prompt.shape[1] - 1, rows_full=1 + tokens)
     before, clock = hybrid.stats.copy(), Clock()
-    speculation = hybrid.speculate() if guess else nullcontext({})
-    with quiet(), torch.no_grad(), speculation as options, held_back(link) if link else nullcontext():
+    hybrid.checkpoint = HeldBack(link, hybrid.stats) if link else None
+    speculation = guessing(hybrid, link) if guess and link else nullcontext({})
+    with quiet(), torch.no_grad(), speculation as options:
         hybrid.model.generate(
             prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=1 + tokens, streamer=clock,
             min_new_tokens=1 + tokens, pad_token_id=0, **options,
         )  # fmt: skip
+    hybrid.checkpoint = None
     first, last = clock.times[1], clock.times[-1]
     made = sum(count for _, count in clock.times[2:])
     return (last[0] - first[0]) / max(1, made), hybrid.stats - before
+
+
+def guessing(hybrid: HybridFHEModel, link: Link) -> Speculation:
+    """`HybridFHEModel.speculate` for this link instead of the loopback interface that it would measure."""
+    pace = Pace(fixed_s=len(hybrid.manifest.groups) * link.rtt_s, row_s=ROW_S, most=MOST_GUESSES)
+    return Speculation(hybrid.model, "lookup", hybrid.stats, pace, lambda: hybrid.rows_ready.tokens)
 
 
 if __name__ == "__main__":

@@ -26,18 +26,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from veil.bench import machine, run
-from veil.bench.link import Link
-from veil.bench.record import Record
-from veil.bench.subjects import Loaded
-from veil.client.session import ClientModel, ClientSession
+from veil import noise
+from veil.client.maker import ClientModel
+from veil.client.session import ClientSession
 from veil.client.stats import Stats
 from veil.crypto import public
-from veil.crypto.hint import Hint, HintRows, MaskHalf, prepare_keys
-from veil.crypto.mask import ClientMask, MaskMaker
-from veil.crypto.secret import OuterKey, inner_secret
-from veil.kernels import cpu
+from veil.crypto.batch import BatchMaker, RowBatch
+from veil.crypto.hint import HintRows, ServerHint
+from veil.kernels.backend import kernels_for
+from veil.kernels.interface import Kernels
 from veil.kernels.ring import ring_of
+from veil.model.constants import GroupConstants, scalings_of
 from veil.model.manifest import Group, Layer, Manifest
 from veil.model.quantize import row_norms, target_norm
 from veil.params import Params
@@ -171,48 +170,69 @@ def no_thread(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], AbstractContex
 # The scheme -----------------------------------------------------------------------------------------------------------
 
 
-class Scheme:
-    """Both halves of the scheme on random weights: one hint of two groups, one epoch, and ``count`` prepared masks.
+class OpenRng(SecretRng):
+    """Repeatable randomness that remembers the secrets it gave, for tests that look behind the scheme."""
 
-    The second group is wider than the inner degree and the first straddles nothing, the second a block's edge.
+    drawn: list[np.ndarray]
+
+    def ternary(self, count: int) -> Any:
+        values = super().ternary(count)
+        self.drawn.append(values)
+        return values
+
+
+class Scheme:
+    """Both halves of the scheme on random weights: one hint of two groups, and ``count`` prepared batches.
+
+    The slots of the second group begin within a block and go over a tile's edge; neither width is whole ring elements.
     """
 
     segment = "body"
 
-    def __init__(self, params: Params, count: int, *, seed: int = 1) -> None:
-        self.params, self.ring, self.count = params, ring_of(params), count
-        self.rng, self.draw = SecretRng.insecure_for_tests(seed), np.random.default_rng(seed)
+    def __init__(
+        self, params: Params, count: int, rows: list[int], *, seed: int = 1, kernels: Kernels | None = None
+    ) -> None:
+        self.params, self.ring, self.count, self.rows = params, ring_of(params), count, rows
+        self.kernels = kernels or kernels_for("cpu")
+        self.rng, self.draw = OpenRng.insecure_for_tests(seed), np.random.default_rng(seed)
+        self.rng.drawn = []  # type: ignore[attr-defined]
         self.seed = PublicSeed(bytes([seed]) * 32)
-        self.widths = [params.n // 2 + 3, 2 * params.n + 5]
-        self.rows = [params.N // 2 + 7, params.N // 2 - 10] if params.N > 1024 else [params.N // 2 + 7, params.N + 3]
+        self.widths = [params.n // 2 + 3, params.n // 8 + 5]
         sizes = list(zip(self.rows, self.widths, strict=True))
         self.weights = [self.draw.integers(-127, 128, size, dtype=np.int8) for size in sizes]
-        parts = [HintRows(group, weights) for group, weights in enumerate(self.weights)]
-        self.hint, self.tables = Hint.build(params, self.seed, {self.segment: parts}, cpu)
-        self.key = OuterKey(params, cpu, self.rng)
-        self.key_halves = public.key_halves(self.seed, params)
-        self.keys = self.key.galois_keys(self.key_halves)
-        self.secrets = [inner_secret(self.rng, params) for _ in range(count)]
-        self.mask_halves = [public.mask_half(self.seed, params, m) for m in range(count)]
-        self.encrypted = [self.key.encrypt_mask(m, self.mask_halves[m], self.secrets[m]) for m in range(count)]
-        prepared = prepare_keys(self.keys, params, cpu)
-        halves = [MaskHalf(m, self.encrypted[m], prepared) for m in range(count)]
-        self.h = self.hint.prepare(halves, [self.segment])[self.segment]
-        self.maker = MaskMaker(params, self.seed, self.widths, self.tables, cpu)
-        self.masks = [self.make_mask(m) for m in range(count)]
-
-    def make_mask(self, m: int) -> ClientMask:
-        return self.maker.make(m, m, self.key, self.secrets[m], [self.segment], self.rng)
+        loaded = self.kernels.load_weights(self.weights)
+        parts = [HintRows(group, weights) for group, weights in enumerate(loaded)]
+        self.hint = ServerHint.build(params, self.seed, {self.segment: parts}, self.kernels)
+        self.tables = self.hint.public_tables(self.seed, params)
+        slots = {self.segment: sum(self.rows)}
+        self.maker = BatchMaker(params, self.seed, self.widths, slots, self.tables, self.kernels, self.rng)
+        made = [self.maker.make(number, [self.segment]) for number in range(count)]
+        self.uploads = np.stack([upload for upload, _ in made])
+        self.batches = [batch for _, batch in made]
+        self.points = self.kernels.decode_batches(self.uploads, self.ring)
+        self.h = self.hint.prepare(self.points, [self.segment])[self.segment]
+        drawn = self.rng.drawn  # type: ignore[attr-defined]
+        self.secrets = [values.reshape(params.k, params.m).astype(np.int64) for values in drawn[::2]]
+        self.keys = [values.astype(np.int64) for values in drawn[1::2]]
 
     def slots(self, group: int) -> slice:
         first = sum(self.rows[:group])
         return slice(first, first + self.rows[group])
 
-    def inner_product(self, group: int, m: int) -> np.ndarray:
-        """``A_l·s`` as exact integers [width], by the schoolbook product."""
-        secret = self.secrets[m].astype(np.int64)
-        polynomials = public.inner_polynomials(self.seed, self.params, group, self.widths[group])
-        return np.concatenate([negacyclic(a.astype(np.int64), secret) for a in polynomials])[: self.widths[group]]
+    def pads(self, batch: RowBatch, group: int) -> np.ndarray:
+        """A batch's pads for one group's inputs [T, width]."""
+        first = self.maker.group_start(group)
+        return self.kernels.to_numpy(batch.pads)[:, first : first + self.widths[group]]
+
+    def inner_product(self, group: int, number: int) -> np.ndarray:
+        """``A·s`` of a batch's secret [T, width], by the schoolbook product, as exact integers."""
+        params = self.params
+        polynomials = public.inner_polynomials(self.seed, params, group, self.widths[group]).astype(np.int64)
+        sums = [
+            sum(negacyclic(own[i], self.secrets[number][i]) for i in range(params.k)).reshape(params.T, params.r)
+            for own in polynomials
+        ]
+        return np.concatenate(sums, axis=1)[:, : self.widths[group]]
 
 
 def negacyclic(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -225,14 +245,14 @@ def negacyclic(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def tiny_scheme() -> Scheme:
-    """Four masks at degrees 64 and 256; do not write to it."""
-    return Scheme(Params.insecure_tiny(), 4)
+    """Four batches at degrees 32 and 128, 17 blocks of slots; do not write to it."""
+    return Scheme(Params.insecure_tiny(), 4, [39, 227])
 
 
 @pytest.fixture(scope="session")
 def default_scheme() -> Scheme:
-    """Two masks with the real parameters, one block of slots; do not write to it."""
-    return Scheme(Params.default(), 2)
+    """Four batches with the real parameters, 17 blocks of slots; do not write to it."""
+    return Scheme(Params.default(), 4, [39, 500])
 
 
 @pytest.fixture(scope="session")
@@ -250,11 +270,11 @@ def _layer(name: str, width: int, rows: int) -> Layer:
 MANIFEST = Manifest(
     (
         Group((_layer("q", 70, 30), _layer("k", 70, 21)), "body"),
-        Group((_layer("up", 64, 300),), "body"),
-        Group((_layer("head", 70, 90),), "head"),
+        Group((_layer("up", 64, 300),), "body", input_bits=23, result_bits=15),
+        Group((_layer("head", 70, 90),), "head", input_bits=25, result_bits=17),
     )
 )
-"""Two body groups, one of them shared by two layers, and a head; the body has more slots than a tiny block."""
+"""Two body groups, one of them shared by two layers, and a head; the body has more slots than a tile of tiny blocks."""
 
 
 class Pair:
@@ -262,21 +282,38 @@ class Pair:
 
     def __init__(self, params: Params) -> None:
         self.params, self.manifest, self.seed = params, MANIFEST, PublicSeed(bytes(range(32)))
+        self.kernels = kernels_for("cpu")
         draw = np.random.default_rng(5)
         sizes = [(group.rows, group.width) for group in self.manifest.groups]
         self.weights = tuple(draw.integers(-127, 128, size, dtype=np.int8) for size in sizes)
         self.server_model = ServerModel(params, self.seed, self.manifest, self.weights)
-        self.engine, self.tables = Engine.build(self.server_model, cpu)
-        self.client_model = ClientModel(params, self.seed, self.manifest, self.tables)
+        self.engine = Engine.build(self.server_model, self.kernels)
+        tables = self.engine.hint.public_tables(self.seed, params)
+        self.client_model = ClientModel(params, self.seed, self.manifest, tables)
+        constants = [
+            GroupConstants(np.ones(len(own), np.float32), np.zeros(len(own), np.float32), float(row_norms(own).max()))
+            for own in self.weights
+        ]
+        self.scalings = scalings_of(constants, params, self.kernels)
 
-    def session(self, transport: Any = None, seed: int = 3) -> ClientSession:
+    def session(self, transport: Any = None, seed: int = 3, **options: Any) -> ClientSession:
         rng = SecretRng.insecure_for_tests(seed)
-        return ClientSession(self.client_model, transport or self.engine, cpu, rng, Stats())
+        other = transport or self.engine
+        return ClientSession(self.client_model, other, self.kernels, self.scalings, rng, Stats(), **options)
 
-    def inputs(self, group: int, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Random rows and their τ."""
-        x = np.random.default_rng(seed).standard_normal((rows, self.manifest.groups[group].width)).astype(np.float32)
-        return x, cpu.scales(x, target_norm(self.params, row_norms(self.weights[group]).max()))
+    def inputs(self, group: int, rows: int, seed: int = 0) -> np.ndarray:
+        """Random rows."""
+        width = self.manifest.groups[group].width
+        return np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+
+    def errors(self, group: int, x: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """What a group's outputs are off the exact integer product, in predicted standard deviations."""
+        info, norms = self.manifest.groups[group], row_norms(self.weights[group])
+        rows = x.astype(np.float64)
+        tau = target_norm(self.params, norms.max()) / np.sqrt((rows**2).sum(axis=1, keepdims=True))
+        exact = np.rint(rows * tau) @ self.weights[group].T.astype(np.float64)
+        bits = noise.WireBits(info.input_bits, info.result_bits)
+        return (outputs * tau - exact) / np.sqrt(noise.result(self.params, norms, bits))
 
 
 @pytest.fixture(scope="session")
@@ -297,7 +334,7 @@ class Call:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """Every call of a client to an engine, in order, as it is made."""
     seen: list[Call] = []
-    for method in ("open", "load_epoch", "prepare", "evaluate", "release", "close"):
+    for method in ("open", "prepare", "evaluate", "release", "close"):
         monkeypatch.setattr(Engine, method, _recorded(method, getattr(Engine, method), seen))
     return seen
 
@@ -344,23 +381,3 @@ def interpreter() -> Iterator[None]:
         patches.setattr(interpreter, "_patch_lang_tensor", patch)
         patches.setattr(interpreter.InterpretedFunction, "__call__", call)
         yield
-
-
-# A measurement ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def tiny_record(new_model: Callable[[str], Any]) -> Record:
-    """What `veil bench` finds on the tiny Llama with tiny parameters, in one process, with plaintext and one link."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "_READ_BYTES", 1 << 20)
-        request = run.Request(
-            prompt_rows=5,
-            new_tokens=3,
-            repeats=1,
-            plaintext=True,
-            links=(Link(rtt_s=0.003, bytes_per_s=1e6),),
-            rows=(1, 2, 4),
-            params=Params.insecure_tiny(),
-        )
-        return run.measure(request, lambda stage, done, total: None, Loaded("tiny", "a test", new_model("llama")))

@@ -13,13 +13,10 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 SECRET = (
     "veil.random",
-    "veil.crypto.secret",
-    "veil.crypto.mask",
+    "veil.crypto.batch",
     "veil.client",
     "veil.model.hybrid",
     "veil.model.bundle",
-    "veil.crypto.device_secret",
-    "veil.kernels.cuda_secret",
 )
 
 
@@ -55,8 +52,27 @@ def test_every_module_of_the_server_keeps_the_boundary() -> None:
 
 
 def test_the_shared_code_reaches_neither_side() -> None:
-    modules = imported("import veil.crypto.hint, veil.crypto.public, veil.wire.codec, veil.wire.transport, veil.kernels.cpu")
+    modules = imported(
+        "import veil.crypto.hint, veil.crypto.public, veil.wire.codec, veil.wire.transport, veil.kernels.backend"
+    )
     assert within(modules, *SECRET, "veil.server") == []
+
+
+def test_a_serving_engine_reaches_no_secret_key_code() -> None:
+    """Also what is imported while it builds its hint and chooses its kernels."""
+    modules = imported(
+        "import numpy as np\n"
+        "from veil.kernels.backend import kernels_for\n"
+        "from veil.model.manifest import Group, Layer, Manifest\n"
+        "from veil.params import Params\n"
+        "from veil.seed import PublicSeed\n"
+        "from veil.server.engine import Engine, ServerModel\n"
+        "manifest = Manifest((Group((Layer('a', 'linear', 5, 3, 8, False),), 'body'),))\n"
+        "model = ServerModel(Params.insecure_tiny(), PublicSeed(bytes(32)), manifest, (np.ones((3, 5), np.int8),))\n"
+        "Engine.build(model, kernels_for('reference')).open()\n"
+    )
+    assert "veil.kernels.reference" in modules
+    assert within(modules, *SECRET) == []
 
 
 def test_import_veil_is_light() -> None:

@@ -39,7 +39,7 @@ def conversation(new_model: Callable[[str], Any], tiny_tokenizer: Any) -> Iterat
 
     model = new_model("llama")
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
-    hybrid.compile_model(torch.arange(1, 9).unsqueeze(0), params=Params.insecure_tiny(), device="cpu")
+    hybrid.compile_model(torch.arange(1, 9).unsqueeze(0), params=Params.insecure_tiny(signal_db=60.0), device="cpu")
     hybrid.ahead = Ahead(tokens=8, prompt_rows=8)
     hybrid.set_fhe_mode("execute")
     request = ChatRequest(choice=ModelChoice(), max_tokens=5, temperature=0)
@@ -135,7 +135,7 @@ def test_a_terminal(llama_folder: Path) -> None:
         place = found + len(words)
 
     try:
-        until("masks ready")
+        until("rows ready")
         os.write(parent, b"w23 w6\x1b\rw7")
         until("w7")
         os.write(parent, b"\r")

@@ -15,11 +15,12 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from typer.testing import CliRunner, Result
 
 import veil
+from veil import HybridFHEModel, linear_modules
 from veil.cli import app
 from veil.commands import generate as generate_command
 from veil.commands.stream import AnswerStreamer, printable
 from veil.errors import ModelSourceError
-from veil.params import Params
+from veil.params import Params, packed_bytes
 
 PROMPT = "w23 w6 w7"  # no greedy choice is close: the least gap is 0.95, while 8-bit weights move logits by 0.1
 MODES = ["torch", "disable", "simulate", "execute"]
@@ -82,18 +83,17 @@ def test_json_has_exactly_this_shape(
         assert set(sizes.values()) == {0}
 
 
-def expected_bytes(model: LlamaForCausalLM) -> dict[str, int]:
-    """Bytes of one generated token by section 6 of the protocol: 24 bits an input, 18 bits a result."""
-    config, params = model.config, Params.default()
-    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    inputs = layers * (3 * hidden + inner) + hidden
-    results = layers * (4 * hidden + 2 * inner) + config.vocab_size  # q, k, v make 2 hidden, o and down one each
-    ahead = params.mask_bytes + params.epoch_key_bytes / params.masks_per_epoch
+def expected_bytes(model: LlamaForCausalLM) -> dict[str, Any]:
+    """Bytes of one generated token: each group's own bits, chosen by width and norm, and a row's part of a batch."""
+    hybrid = HybridFHEModel(model, linear_modules(model))
+    hybrid.compile_model(torch.arange(1, 9).unsqueeze(0))
+    groups = hybrid.manifest.groups
+    params = Params.default()
     return {
-        "up_ahead": pytest.approx(ahead, rel=0.02),
+        "up_ahead": pytest.approx(params.batch_bytes / params.T, rel=0.02),
         "down_ahead": 0,
-        "up_online": 3 * inputs,
-        "down_online": results * 18 // 8,
+        "up_online": sum(packed_bytes(group.width, group.input_bits) for group in groups),
+        "down_online": sum(packed_bytes(group.rows, group.result_bits) for group in groups),
     }
 
 
@@ -285,11 +285,13 @@ def test_an_error_that_is_not_ours_keeps_its_traceback(monkeypatch: pytest.Monke
 def test_params() -> None:
     table = invoke("params")
     assert table.exit_code == 0
-    assert "130.9 bits" in table.stdout and "core-SVP" in table.stdout
+    params = Params.default()
+    assert f"{params.security_bits:.0f} bits (MATZOV)" in table.stdout and "core-SVP" in table.stdout
     values = json.loads(invoke("params", "--json").stdout)
-    assert (values["security_bits"], values["core_svp_bits"]) == (130.9, 104.0)
-    assert values["spec"]["inner_degree"] == 1024
-    assert (values["mask_bytes"], values["epoch_key_bytes"]) == (27648, 946176)
+    assert (values["security_bits"], values["core_svp_bits"]) == (params.security_bits, params.core_svp_bits)
+    assert min(values["security_bits"], values["core_svp_bits"]) > 128
+    assert (values["spec"]["inner_rank"], values["spec"]["inner_degree"]) == (3, 512)
+    assert (values["batch_rows"], values["batch_bytes"]) == (64, 24 * 2 * 2048 * 23 // 8)
 
 
 def test_version_and_help() -> None:

@@ -8,11 +8,11 @@
     ├── WireError                 bytes from the other side that are not what the protocol allows
     │   ├── CorruptMessage        a message whose checksum does not fit: damaged on the way
     │   ├── UnknownSession        the server does not (or no longer) know the session
-    │   └── UnknownMask           a mask id that is not prepared, or belongs to somebody else
+    │   └── UnknownBatch          a batch of rows that is not prepared, or belongs to somebody else
     ├── ServerUnreachable         no answer from the server within the time allowed, after the retries allowed
     ├── AccessDenied              the server wants a token, or does not accept the one it got
     ├── IncompatibleServer        another protocol version, or something that is not a veil server
-    ├── MaskReused                a second use of one-time material, on either side
+    ├── RowReused                 a second use of a row of a batch, on either side
     ├── QuotaExceeded             a limit of the server or of the client's memory
     ├── BundleError               a bundle on disk that is damaged, incomplete or of another version
     ├── ModelSourceError          a model that cannot be found or read
@@ -52,8 +52,8 @@ class UnknownSession(WireError):
     """The server does not (or no longer) know the session."""
 
 
-class UnknownMask(WireError):
-    """A mask id that is not prepared, or belongs to another session."""
+class UnknownBatch(WireError):
+    """A batch of rows that is not prepared, or belongs to another session."""
 
 
 class ServerUnreachable(VeilError, ConnectionError):
@@ -68,8 +68,8 @@ class IncompatibleServer(VeilError):
     """Another protocol version, or something that is not a veil server."""
 
 
-class MaskReused(VeilError):
-    """A second use of one-time material."""
+class RowReused(VeilError):
+    """A second use of a row of a batch."""
 
 
 class QuotaExceeded(VeilError):

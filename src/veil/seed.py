@@ -7,13 +7,18 @@ import math
 import os
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 SEED_BYTES = 32
 
 
 class PublicSeed:
-    """A public 32-byte seed and the uniform words that follow from it (SHAKE128, separated by label)."""
+    """A public 32-byte seed and the uniform words that follow from it.
+
+    Each label has a stream of its own: AES-128 in counter mode, as FrodoKEM expands its public matrix, under a key that
+    SHAKE128 makes of seed and label.
+    """
 
     def __init__(self, seed: bytes) -> None:
         if len(seed) != SEED_BYTES:
@@ -27,8 +32,10 @@ class PublicSeed:
 
     def words(self, label: str, count: int) -> NDArray[np.uint32]:
         """The first ``count`` uniform 32-bit words of the stream that ``label`` names."""
-        stream = hashlib.shake_128(b"veil.v1\0" + self.seed + label.encode() + b"\0").digest(4 * count)
-        return np.frombuffer(stream, dtype="<u4").astype(np.uint32)
+        key = hashlib.shake_128(b"veil.v2\0" + self.seed + label.encode() + b"\0").digest(16)
+        stream = bytearray(4 * count + 15)
+        Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update_into(bytes(4 * count), stream)
+        return np.frombuffer(stream, dtype="<u4", count=count).astype(np.uint32, copy=False)
 
     def uniform(self, label: str, count: int, modulus: int) -> NDArray[np.uint32]:
         """``count`` uniform integers modulo ``modulus`` (below 2^32): masked to its bits, then rejection sampled."""

@@ -20,6 +20,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from veil import HybridFHEModel, linear_modules
 from veil.model import folder
 from veil.params import Params
+from veil.wire.messages import rows_of
 
 _spec = importlib.util.spec_from_file_location("veil_tests_remote", Path(__file__).parents[1] / "remote" / "conftest.py")
 assert _spec is not None and _spec.loader is not None
@@ -84,7 +85,7 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> An
         torch.manual_seed(4)
         model = MixtralForCausalLM(config).eval()
     hybrid = HybridFHEModel(model, linear_modules(model))
-    hybrid.compile_model(torch.tensor([[5, 9, 33]]), params=Params.insecure_tiny(masks_per_epoch=16), device="cpu")
+    hybrid.compile_model(torch.tensor([[5, 9, 33]]), params=Params.insecure_tiny(signal_db=60.0), device="cpu")
     path = tmp_path_factory.mktemp("bundles") / "mixtral"
     hybrid.save(path, tokenizer=tiny_tokenizer)
     hybrid.set_fhe_mode("execute")
@@ -100,9 +101,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     seen: list[tuple[int, int]] = []
     original = Engine.claim
 
-    def claim(engine: Engine, session: Any, group: int, masks: Any, data: Any) -> Any:
-        seen.append((group, len(masks)))
-        return original(engine, session, group, masks, data)
+    def claim(engine: Engine, session: Any, group: int, spans: Any, *rest: Any, **options: Any) -> Any:
+        seen.append((group, rows_of(spans)))
+        return original(engine, session, group, spans, *rest, **options)
 
     monkeypatch.setattr(Engine, "claim", claim)
     return seen

@@ -1,4 +1,4 @@
-"""What a server or a half could make endless: masks told of twice, files, masks that do not last, dumps of a client."""
+"""What a server or a half could make endless: batches told of twice, files, rows that do not last, dumps of a client."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ SOURCE = Path(__file__).parents[2] / "src"
 WEAK = Terms(no_cryptography=True)
 
 
-# A mask given back twice ----------------------------------------------------------------------------------------------
+# A batch given back twice ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", [True, False])
-def test_a_mask_that_is_given_back_twice_is_given_back(
+def test_a_batch_that_is_given_back_twice_is_given_back(
     rule: bool, llama: Any, serve: Any, generated: Any, expected: list[int], until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not rule:
 
-        def release(self: SessionStore, session: Session, masks: Any) -> None:
+        def release(self: SessionStore, session: Session, batches: Any) -> None:
             with self._lock:
-                self._drop(session, [number for number in masks if number in session.masks])
+                self._drop(session, [number for number in batches if number in session.batches])
 
         monkeypatch.setattr(SessionStore, "release", release)
     with serve(llama) as server:
         remote = llama.connect(server.port)
         session, transport = remote._remote._pool.session, remote._remote._transport
-        held = server.store.find(session).masks
+        held = server.store.find(session).batches
         until(lambda: held)
         number = min(held)
         transport.release(session, [number, number, 10**9])
@@ -123,20 +123,20 @@ def test_without_the_rule_a_file_fills_the_disk(
     assert not list(tmp_path.rglob("*.partial"))
 
 
-# Masks that do not last -----------------------------------------------------------------------------------------------
+# Rows that do not last -----------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_forgets_masks_at_once_is_refused(
+def test_a_server_that_forgets_rows_at_once_is_refused(
     llama: Any, serve: Any, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serve(llama, limits=Limits(mask_ttl_s=0.0)) as server:
-        with pytest.raises(IncompatibleServer, match="forgets masks after 0 s: a client would make them for ever"):
+    with serve(llama, limits=Limits(batch_ttl_s=0.0)) as server:
+        with pytest.raises(IncompatibleServer, match="forgets rows after 0 s: a client would make them for ever"):
             llama.connect(server.port)
         monkeypatch.setattr(transports, "_SHORTEST_TTL_S", 0)
         remote = llama.connect(server.port, ahead=Ahead(tokens=4, prompt_rows=4))
-        until(lambda: remote.stats.masks > 40)  # eight are asked for
+        until(lambda: remote.stats.rows_made > 40)  # eight are asked for
         remote.close()
-    with serve(llama, limits=Limits(mask_ttl_s=60.0)) as server:
+    with serve(llama, limits=Limits(batch_ttl_s=60.0)) as server:
         llama.connect(server.port).close()
 
 

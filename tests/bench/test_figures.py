@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from veil.bench import figures
-from veil.bench.phases import PHASES
-from veil.bench.record import FORMAT, Peer, Record
-from veil.bench.series import WidthPoint, WidthSeries
+from veil.bench.record import Peer, Record, SignalPoint, SignalSeries, WidthPoint, WidthSeries
 
-UNITS = {"phases": "milliseconds a token", "bytes": "megabytes a token", "rows": "rows at once", "links": "milliseconds"}
+UNITS = {
+    "phases": "milliseconds a token",
+    "bytes": "megabytes a token",
+    "rows": "rows of the prompt",
+    "links": "milliseconds",
+}
 
 
 def texts(figure: object) -> str:
@@ -38,7 +41,7 @@ def test_figures_of_records_are_drawn(name: str, suffix: str, tiny_record: Recor
     words = texts(figure)
     assert UNITS[name] in words and "tiny" in words
     if name == "phases":
-        assert all(phase in words for phase in PHASES)
+        assert all(phase.name in words for phase in tiny_record.phases)
         assert "plaintext" in words
     if name == "bytes":
         assert "other 1" in words and words.count("clear float32") == 1
@@ -56,14 +59,13 @@ def series_of(record: Record, sizes: tuple[int, ...]) -> WidthSeries:
             model=replace(record.model, hidden_size=size),
             token_s=record.token_s,
             ratio=record.ratio,
+            prompts=record.prompts,
             phases=record.phases,
             highest_bytes=1,
         )
         for size in sizes
     )
-    return WidthSeries(
-        format=FORMAT, commit="c", versions={}, machine=record.machine, settings=record.settings, points=points
-    )
+    return WidthSeries(commit="c", versions={}, machine=record.machine, settings=record.settings, points=points)
 
 
 @pytest.mark.parametrize("plaintext", [True, False])
@@ -76,6 +78,25 @@ def test_widths_are_drawn_with_and_without_plaintext(tiny_record: Record, plaint
     words = texts(figure)
     assert "hidden size" in words and "milliseconds a token" in words and "fitted phase by phase" in words
     assert ("plaintext float32" in words) == plaintext
+
+
+def test_signal_by_width_is_drawn(tmp_path: Path) -> None:
+    point = SignalPoint(
+        width=512,
+        slots=64,
+        rows=64,
+        input_bits=22,
+        result_bits=12,
+        measured_db=46.1,
+        predicted_db=46.0,
+        largest_slot_db=47.0,
+        error_ratio=1.0,
+    )
+    points = (point, replace(point, width=28672))
+    figure = figures.signal(SignalSeries(commit="c", versions={}, device="cpu", parameters={}, points=points))
+    figures.save(figure, tmp_path / "signal.png")
+    words = texts(figure)
+    assert all(word in words for word in ("decibels", "512", "28672", "measured", "predicted"))
 
 
 def test_no_texts_of_a_figure_overlap(tiny_record: Record) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from veil.bench import limits
-from veil.bench.phases import PHASES, OnePass, Samples
+from veil.bench.phases import Samples
 from veil.bench.record import Machine, Record
 from veil.model.manifest import Group, Layer, Manifest
 from veil.params import Params
@@ -22,34 +22,39 @@ MANIFEST = Manifest(
 MACHINE = Machine(
     processor="p", cores=2, system="s", memory_bytes=1, read_bytes_per_s=1e9, multiply_adds_per_s=1e10
 )  # fmt: skip
+TILES = 12 + 1
+"""Of 16 blocks of 32 slots: 6,000 and 100 slots take 188 and 4 blocks."""
+HINT_BYTES = TILES * 16 * 24 * 2 * 2048 * 3
 
 
 def test_the_floor_counts_what_must_be_read(tiny_record: Record) -> None:
     subject = replace(tiny_record.model, remote_weights=1500 * 6000 + 512 * 100)
     found = limits.floor(PARAMS, MANIFEST, subject, MACHINE)
+    elements = 188 + 64
     assert found.weights_bytes == 9_051_200
-    assert found.hint_bytes == 3 * 4096 * 1024 * 2 * 4 / 16
-    assert found.digits_bytes == (255 + 3 * 3) * 6 * 4096 * 4
-    assert found.masks_bytes == ((2 + 1) * 1024 + 2 * 6100) * 4
-    total = found.weights_bytes + found.hint_bytes + found.digits_bytes + found.masks_bytes
+    assert found.hint_bytes == HINT_BYTES / 64
+    assert found.public_bytes == 4 * (6100 * 64 + elements * 1536) / 64
+    assert found.rows_bytes == 4 * (elements * 8 + 2 * 6100)
+    total = found.weights_bytes + found.hint_bytes + found.public_bytes + found.rows_bytes
     assert found.seconds == pytest.approx(total / 1e9)
 
 
 def test_shares_are_work_over_time_over_the_limit(tiny_record: Record) -> None:
-    subject = replace(tiny_record.model, remote_weights=2_000_000, remote_layers=4)
-    ahead = {name: 0.01 for name, (moment, _) in PHASES.items() if moment == "ahead"}
-    online = {name: 0.004 for name, (moment, _) in PHASES.items() if moment == "online"}
-    samples = Samples(ahead_parts=[ahead], online_parts=[online], online_bandwidths=[2e9, 1e9, 4e9])
-    passes = [OnePass(0.2, 8e8), OnePass(0.2, 1e9), OnePass(0.4, 1e9)]
-    made = limits.limits(PARAMS, MANIFEST, subject, MACHINE, samples, passes)
+    subject = replace(tiny_record.model, remote_weights=2_000_000)
+    ahead = {"rows, client": 0.001, "rows, server": 0.02}
+    online = {"encrypt": 0.001, "product": 0.004, "decrypt": 0.002, "layers": 0.1}
+    samples = Samples(ahead_parts=[ahead], online_parts=[online], bandwidths=[2e9, 1e9, 4e9])
+    made = limits.limits(PARAMS, MANIFEST, subject, MACHINE, samples)
     by_name = {limit.name: limit for limit in made}
-    hint_bytes = 3 * 4096 * 1024 * 2 * 4
-    assert by_name["Ĥ product for one mask"].share == pytest.approx(hint_bytes / 0.2 / 1e9)
-    adds = 2 * 1024 * 3 * 4096 * 16
-    assert by_name["Ĥ product for 16 masks"].share == pytest.approx(adds / 0.16 / 1e10)
+    assert by_name["rows ahead, server: G read once a batch"].share == pytest.approx(HINT_BYTES / (64 * 0.02) / 2e9)
+    adds = (188 + 4) * 24 * 2 * 2048
+    assert by_name["rows ahead, server: multiply-adds"].share == pytest.approx(adds / (64 * 0.02) / 1e10)
+    assert by_name["rows ahead, client"].timing.median_s == 0.001
     assert by_name["all online products of one row"].share == pytest.approx(2e6 / 0.004 / 2e9)
-    assert by_name["expansion and combination of a mask"].timing.median_s == pytest.approx(0.02)
-    assert by_name["a remote layer's call beside its kernels"].timing.median_s == pytest.approx(0.001)
+    assert by_name["client's encryption and decryption of a token"].timing.median_s == pytest.approx(0.003)
     card = replace(MACHINE, multiply_adds_per_s=None, accelerator="a card")
-    there = limits.limits(PARAMS, MANIFEST, subject, card, samples, passes)
-    assert len(there) == len(made) - 1
+    assert len(limits.limits(PARAMS, MANIFEST, subject, card, samples)) == len(made) - 1
+    whole = Samples(ahead_parts=[{"rows": 0.01}], online_parts=[{"whole pass": 0.004}])
+    rows, token = limits.limits(PARAMS, MANIFEST, subject, card, whole)
+    assert (rows.timing.median_s, rows.share) == (0.01, None)
+    assert token.share == pytest.approx(2e6 / 0.004 / 1e9)

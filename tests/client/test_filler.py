@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,45 +14,48 @@ import pytest
 
 from veil.client import filler as filler_module
 from veil.client.filler import Ahead, Filler
-from veil.client.pool import MaskPool
-from veil.crypto.mask import ClientMask
-from veil.errors import ServerUnreachable
+from veil.client.pool import RowPool
+from veil.crypto.batch import RowBatch
+from veil.errors import QuotaExceeded, ServerUnreachable
 
 Q = 0
+ROWS = 4
 
 
-class Factory:
-    """Makes empty masks at once and keeps the order in which they were asked for."""
+class Maker:
+    """Makes batches of four rows at once and keeps the order in which they were asked for."""
 
-    mask_bytes = 1 << 20
+    batches = SimpleNamespace(batch_bytes=1 << 20)
 
-    def __init__(self, pool: MaskPool) -> None:
+    def __init__(self, pool: RowPool) -> None:
         self.pool = pool
         self.made: list[tuple[int, bool]] = []
         self.gate = threading.Event()
         self.gate.set()
+        self._number = 0
 
     def stop(self) -> None:
         self.gate.set()
 
-    def make(self, count: int, *, full: bool) -> None:
+    def make(self, rows: int, *, full: bool) -> None:
         self.gate.wait(5)
-        first = sum(number for number, _ in self.made)
-        self.made.append((count, full))
-        masks = [ClientMask(first + i, np.zeros(1, dtype=np.uint32), {}, set()) for i in range(count)]
-        self.pool.add("s", masks, full=full)
+        self.made.append((rows, full))
+        for _ in range(-(-rows // ROWS)):
+            batch = RowBatch(self._number, np.zeros((ROWS, 1), dtype=np.uint32), {}, 3, ROWS)
+            self._number += 1
+            self.pool.add("s", [batch], full=full)
 
 
 @pytest.fixture
-def filler_of(pair: Any) -> Iterator[Callable[..., tuple[Filler, Factory, MaskPool]]]:
+def filler_of(pair: Any) -> Iterator[Callable[..., tuple[Filler, Maker, RowPool]]]:
     made: list[Filler] = []
 
-    def make(**ahead: int) -> tuple[Filler, Factory, MaskPool]:
-        pool = MaskPool(pair.manifest)
+    def make(**ahead: int) -> tuple[Filler, Maker, RowPool]:
+        pool = RowPool(pair.manifest)
         pool.start_session("s")
-        factory = Factory(pool)
-        made.append(Filler(factory, pool, Ahead(**ahead)))  # type: ignore[arg-type]
-        return made[-1], factory, pool
+        maker = Maker(pool)
+        made.append(Filler(maker, pool, Ahead(**ahead), ROWS))  # type: ignore[arg-type]
+        return made[-1], maker, pool
 
     yield make
     for filler in made:
@@ -63,50 +67,66 @@ def until(until: Any) -> Any:
     return partial(until, within_s=5.0)
 
 
+def counts(pool: RowPool) -> tuple[int, int]:
+    """Rows that nobody has used: a prompt's, and those with the head."""
+    return pool.unused(full=False), pool.unused(full=True)
+
+
+def test_the_pool_is_kept_filled_with_whole_batches(filler_of: Any, until: Any) -> None:
+    filler, maker, pool = filler_of(tokens=5, prompt_rows=3)
+    until(lambda: filler.full and counts(pool) == (4, 8))
+    assert maker.made == [(ROWS, True), (ROWS, True), (ROWS, False)], "tokens come first"
+    pool.take(Q, 5, 0)
+    filler.forward()
+    until(lambda: pool.unused(full=True) == 7)
+
+
 def test_an_announced_generation_is_prepared_prompt_first(filler_of: Any, until: Any) -> None:
-    filler, factory, pool = filler_of(tokens=0, prompt_rows=0)
+    filler, maker, pool = filler_of(tokens=0, prompt_rows=0)
     until(lambda: filler.full)
-    assert factory.made == []
+    assert maker.made == []
     filler.expect(20, 10)
     until(lambda: filler.full)
-    assert (pool.unused(full=False), pool.unused(full=True)) == (19, 10)
-    kinds = [full for _, full in factory.made]
-    assert kinds == sorted(kinds[:1], reverse=True) + sorted(kinds[1:]), "a few tokens, the prompt, the other tokens"
-    assert factory.made[0] == (4, True)
+    assert counts(pool) == (20, 12)
+    kinds = [full for _, full in maker.made]
+    assert kinds == [True] + 5 * [False] + 2 * [True], "a few tokens, the prompt, the other tokens"
 
 
 def test_expecting_returns_at_once(filler_of: Any) -> None:
-    filler, factory, _ = filler_of(tokens=0, prompt_rows=0)
-    factory.gate.clear()
+    filler, maker, _ = filler_of(tokens=0, prompt_rows=0)
+    maker.gate.clear()
     start = time.monotonic()
     filler.expect(100, 100)
     assert time.monotonic() - start < 0.5
-    factory.gate.set()
+    maker.gate.set()
 
 
 def test_the_last_announcement_counts(filler_of: Any, until: Any) -> None:
-    filler, factory, pool = filler_of(tokens=0, prompt_rows=0)
-    factory.gate.clear()
+    filler, maker, pool = filler_of(tokens=0, prompt_rows=0)
+    maker.gate.clear()
     filler.expect(400, 0)
     filler.expect(9, 2)
-    factory.gate.set()
+    maker.gate.set()
     until(lambda: filler.full)
-    assert pool.unused(full=True) == 2
-    assert 8 <= pool.unused(full=False) <= 16, "one batch may have been under way"
+    assert pool.unused(full=True) == 4
+    assert 8 <= pool.unused(full=False) <= 12, "one batch may have been under way"
 
 
 def test_what_was_announced_is_not_prepared_twice(filler_of: Any, until: Any) -> None:
-    """As a generation uses its masks, what is still to come of it shrinks to nothing."""
-    filler, _, pool = filler_of(tokens=0, prompt_rows=0)
-    filler.expect(6, 3)
+    """As a generation uses its rows, what is still to come of it shrinks to nothing."""
+    filler, maker, pool = filler_of(tokens=0, prompt_rows=0)
+    filler.expect(9, 4)
     until(lambda: filler.full)
-    filler.rows(6)
-    pool.take(Q, 6, 5)
-    for _ in range(2):
+    assert counts(pool) == (8, 4)
+    filler.rows(9)
+    pool.take(Q, 9, 8)
+    for _ in range(3):
         filler.rows(1)
         pool.take(Q, 1, 0)
-    time.sleep(0.8)
-    assert (pool.unused(full=False), pool.unused(full=True)) == (0, 0)
+    made = len(maker.made)
+    filler.forward()
+    assert filler.full
+    assert (counts(pool), len(maker.made)) == ((0, 0), made)
 
 
 def test_rows_of_a_running_generation_leave_the_next_ones_prompt(filler_of: Any, until: Any) -> None:
@@ -115,25 +135,35 @@ def test_rows_of_a_running_generation_leave_the_next_ones_prompt(filler_of: Any,
     filler.expect(30, 4)
     for _ in range(10):
         filler.rows(1)
-    until(lambda: pool.unused(full=False) == 29)
+    until(lambda: pool.unused(full=False) == 32)
 
 
 def test_an_announcement_stays_within_the_memory(filler_of: Any, until: Any) -> None:
-    filler, _, pool = filler_of(tokens=4, prompt_rows=0, memory_mib=20)
+    """Of five batches, whatever they are for."""
+    filler, maker, pool = filler_of(tokens=4, prompt_rows=0, memory_mib=5)
     filler.expect(1000, 1000)
     until(lambda: filler.full)
-    assert pool.unused(full=False) + pool.unused(full=True) == 20
+    assert sum(counts(pool)) == 5 * ROWS
     assert pool.unused(full=True) >= 1
+    assert len(maker.made) == 5
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7, 1 << 30])
+@pytest.mark.parametrize("prompt_rows", [0, 1, 7, 1 << 30])
+def test_what_is_kept_ready_stays_within_the_memory(filler_of: Any, until: Any, tokens: int, prompt_rows: int) -> None:
+    filler, _, pool = filler_of(tokens=tokens, prompt_rows=prompt_rows, memory_mib=3)
+    until(lambda: filler.full)
+    assert sum(counts(pool)) <= 3 * ROWS
 
 
 def test_a_long_answer_is_prepared_piece_by_piece(filler_of: Any, until: Any) -> None:
     filler, _, pool = filler_of(tokens=0, prompt_rows=0)
     filler.expect(2, 4000)
     until(lambda: filler.full)
-    assert pool.unused(full=True) == 48
+    assert pool.unused(full=True) == 64
 
 
-def test_while_an_announced_generation_runs_only_its_masks_are_made(
+def test_while_an_announced_generation_runs_only_its_rows_are_made(
     filler_of: Any, monkeypatch: pytest.MonkeyPatch, until: Any
 ) -> None:
     """The rest of what should be ready waits until the answer is there, for it would slow that down."""
@@ -142,7 +172,7 @@ def test_while_an_announced_generation_runs_only_its_masks_are_made(
     monkeypatch.setattr(filler_module, "_IDLE_S", 60.0)
     filler.forward()
     filler.expect(1, 4)
-    pool.clear()
+    pool.start_session("s")
     filler.forward()
     until(lambda: pool.unused(full=True) == 4)
     assert filler.full
@@ -151,23 +181,44 @@ def test_while_an_announced_generation_runs_only_its_masks_are_made(
     until(lambda: pool.unused(full=True) == 20)
 
 
-def test_who_waits_for_masks_is_told_that_the_session_was_closed(filler_of: Any, until: Any) -> None:
+def test_who_waits_is_served_before_the_pool_is_filled(filler_of: Any, until: Any) -> None:
+    """Whole batches of prompt rows without the head; what is left of the prompt, and the last row, with it."""
+    filler, maker, _ = filler_of(tokens=0, prompt_rows=0)
+    session, parts = filler.wait_for(Q, 11, 10)
+    assert session == "s" and sum(part.count for part in parts) == 11
+    assert maker.made == [(8, False), (3, True)]
+
+
+def test_what_goes_wrong_is_raised_where_rows_are_waited_for(filler_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    filler, maker, _ = filler_of(tokens=0, prompt_rows=0)
+
+    def fail(rows: int, *, full: bool) -> None:
+        raise QuotaExceeded("no room")
+
+    monkeypatch.setattr(maker, "make", fail)
+    with pytest.raises(QuotaExceeded, match="no room"):
+        filler.wait_for(Q, 1, 0)
+    monkeypatch.undo()
+    assert filler.wait_for(Q, 1, 0)[1][0].count == 1
+
+
+def test_who_waits_for_rows_is_told_that_the_session_was_closed(filler_of: Any, until: Any) -> None:
     """Also who begins to wait after that."""
-    filler, factory, _ = filler_of(tokens=0, prompt_rows=0)
-    factory.gate.clear()
+    filler, maker, _ = filler_of(tokens=0, prompt_rows=0)
+    maker.gate.clear()
     said: list[str] = []
 
-    def wait_for_masks() -> None:
+    def wait_for_rows() -> None:
         try:
             filler.wait_for(Q, 1, 0)
         except ServerUnreachable as error:
             said.append(str(error))
 
-    waiting = threading.Thread(target=wait_for_masks, daemon=True)
+    waiting = threading.Thread(target=wait_for_rows, daemon=True)
     waiting.start()
     until(lambda: filler._wanted is not None)
     filler.stop()
     waiting.join(5)
     assert not waiting.is_alive()
-    wait_for_masks()
+    wait_for_rows()
     assert said == ["the session was closed"] * 2

@@ -22,7 +22,8 @@ import numpy as np
 from veil.client.connection import Address, _served
 from veil.commands.pull import _safe
 from veil.errors import VeilError
-from veil.kernels import cpu
+from veil.kernels.backend import kernels_for
+from veil.kernels.ring import ring_of
 from veil.model import folder
 from veil.model.manifest import Group, Layer, Manifest
 from veil.params import Params, packed_bytes
@@ -38,13 +39,15 @@ from veil.wire import codec, failures, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
 from veil.wire.frames import Frames
+from veil.wire.messages import rows_of
 
 PARAMS = Params.insecure_tiny()
+KERNELS = kernels_for("cpu")
 LAYER = Layer("a", "linear", 70, 9, 8, False)
 MANIFEST = Manifest(
     (
         Group((LAYER,), "body"),
-        Group((Layer("b", "linear", 9, 12, 8, False),), "head"),
+        Group((Layer("b", "linear", 9, 12, 8, False),), "head", input_bits=23, result_bits=15),
     )
 )
 MEMORY = 1 << 20
@@ -74,9 +77,9 @@ def server() -> Service:
     """A server's calls, no network, over a model of two small groups."""
     draw = np.random.default_rng(5)
     weights = tuple(draw.integers(-127, 128, (g.rows, g.width), dtype=np.int8) for g in MANIFEST.groups)
-    store = SessionStore(Limits(memory_bytes=MEMORY, max_masks_per_session=32))
+    store = SessionStore(Limits(memory_bytes=MEMORY, max_batches_per_session=6))
     model = ServerModel(PARAMS, PublicSeed(bytes(32)), MANIFEST, weights)
-    engine, _ = Engine.build(model, cpu, None, store)
+    engine = Engine.build(model, KERNELS, None, store)
     size = methods.largest_message([(PARAMS, MANIFEST)])
     shared = Shared(
         {"m": Served(engine, "0" * 64)}, store, PreparationWorker(), OnlineTurns(), Metrics(), None, size, 5.0, 8
@@ -90,13 +93,6 @@ def new_session() -> str:
     for session in list(shared.store._sessions.values()):
         shared.store.close(session)
     return shared.store.open("", shared.bundles["m"].engine).name
-
-
-@lru_cache(maxsize=1)
-def genuine_keys() -> bytes:
-    """Packed keys of the right length and range."""
-    zeros = np.zeros((len(PARAMS.automorphisms), 2, 3, PARAMS.N), dtype=np.uint32)
-    return codec.encode_keys(zeros, PARAMS, cpu)
 
 
 def pieces(data: bytes) -> Iterator[bytes]:
@@ -127,26 +123,21 @@ def envelope(data: bytes) -> None:
         unless_refused(lambda kind=kind: unseal(reseal(data, kind), kind))
 
 
-def keys(data: bytes) -> None:
-    """Packed keys: residues in range, or an error."""
+def batch(data: bytes) -> None:
+    """A packed batch: residues in range, or an error."""
 
     def decode() -> None:
-        halves = codec.decode_keys(data, PARAMS, cpu)
-        for i, prime in enumerate(PARAMS.moduli):
-            assert (halves[:, :, i] < prime).all()
-
-    unless_refused(decode)
-
-
-def mask(data: bytes) -> None:
-    """A packed mask: residues in range, or an error."""
-
-    def decode() -> None:
-        half = codec.decode_mask(data, PARAMS, cpu)
+        points = KERNELS.decode_batches(np.frombuffer(data, dtype=np.uint8)[None], ring_of(PARAMS))
         for i, prime in enumerate(PARAMS.outer_primes):
-            assert (half[i] < prime).all()
+            assert (points[:, :, i] < prime).all()
 
     unless_refused(decode)
+
+
+def spans(data: bytes) -> None:
+    """Any whole numbers as spans of rows."""
+    numbers = np.frombuffer(data[: len(data) // 8 * 8], dtype="<u8").tolist()
+    unless_refused(lambda: codec.flat_spans(codec.spans_from(numbers)))
 
 
 def rows(data: bytes) -> None:
@@ -168,10 +159,8 @@ def upload(data: bytes) -> None:
             return piece
         if message.WhichOneof("part") == "header":
             message.header.session = name
-        if message.WhichOneof("part") == "keys" and not message.keys.data:
-            message.keys.data = genuine_keys()
-        if message.WhichOneof("part") == "mask" and not message.mask.data:
-            message.mask.data = bytes(PARAMS.mask_bytes)
+        if message.WhichOneof("part") == "batch" and not message.batch.data:
+            message.batch.data = bytes(PARAMS.batch_bytes)
         message.ClearField("check")
         return seal(message)
 
@@ -180,12 +169,11 @@ def upload(data: bytes) -> None:
 
 
 def evaluate(data: bytes) -> None:
-    """A stream of row messages of a session with two masks: each answered, or one error that ends the stream."""
+    """A stream of row messages of a session with two batches: each answered, or one error that ends the stream."""
     name, shared = new_session(), server()._shared
-    header = pb.PrepareHeader(session=name, epoch=0, has_keys=True, masks=2, segments=["body"])
-    parts = [pb.PrepareRequest(header=header), pb.PrepareRequest(keys=pb.PrepareKeys(data=genuine_keys()))]
-    zeros = bytes(PARAMS.mask_bytes)
-    parts += [pb.PrepareRequest(mask=pb.PrepareMask(number=i, index=i, data=zeros)) for i in range(2)]
+    parts = [pb.PrepareRequest(header=pb.PrepareHeader(session=name, batches=2, segments=["body"]))]
+    zeros = bytes(PARAMS.batch_bytes)
+    parts += [pb.PrepareRequest(batch=pb.PrepareBatch(number=number, data=zeros)) for number in range(2)]
     server().prepare(iter([seal(part) for part in parts]), "")
     stream = RowStream(shared.store, shared.turns, shared.metrics, "", lambda: None)
 
@@ -201,7 +189,8 @@ def evaluate(data: bytes) -> None:
             message.ClearField("check")
             reply = unseal(stream.answer(seal(message)), pb.EvaluateReply)
             group = MANIFEST.groups[message.group]
-            assert len(reply.rows) == len(message.masks) * packed_bytes(group.rows, PARAMS.spec.result_bits)
+            rows = rows_of(codec.spans_from(message.spans))
+            assert len(reply.rows) == rows * packed_bytes(message.slots or group.rows, group.result_bits)
 
     unless_refused(run)
 
@@ -311,7 +300,8 @@ def unless_refused(call: Callable[[], object]) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
-        envelope, keys, mask, rows, upload, evaluate, calls, frames, header, description, path, status, token_file, address,
+        envelope, batch, spans, rows, upload, evaluate, calls, frames, header, description, path, status, token_file,
+        address,
     )
 }  # fmt: skip
 
@@ -340,33 +330,32 @@ def examples(name: str) -> list[bytes]:
         bodies = [message.SerializeToString() for message in messages]
         return b"".join(len(body).to_bytes(2, "little") + body for body in bodies)
 
-    upload_header = pb.PrepareHeader(session="s", epoch=0, has_keys=True, masks=1, segments=["body", "head"])
-    described = pb.DescribeReply(protocol=1, version="1")
+    upload_header = pb.PrepareHeader(session="s", batches=1, segments=["body", "head"])
+    described = pb.DescribeReply(protocol=methods.PROTOCOL, version="1")
     described.bundles.add(name="m", fingerprint="0" * 64, header="{}", digest="0" * 64)
     seed = PublicSeed(bytes(32))
     common = folder.common_fields(PARAMS, seed, MANIFEST)
     whole = json.dumps({"format": folder.FORMAT_VERSION, "half": "client", "sha256": {}, **common}).encode()
     return {
-        "envelope": [seal(pb.EvaluateRequest(session="s", group=1, masks=[1], rows=b"rows")), seal(described)],
-        "keys": [genuine_keys()],
-        "mask": [bytes(PARAMS.mask_bytes)],
+        "envelope": [seal(pb.EvaluateRequest(session="s", group=1, spans=[1, 0, 1], rows=b"rows")), seal(described)],
+        "batch": [bytes(PARAMS.batch_bytes)],
+        "spans": [np.arange(6, dtype="<u8").tobytes()],
         "rows": [bytes(210)],
         "upload": [
             cut(
                 pb.PrepareRequest(header=upload_header),
-                pb.PrepareRequest(keys=pb.PrepareKeys()),
-                pb.PrepareRequest(mask=pb.PrepareMask(number=1, index=2)),
+                pb.PrepareRequest(batch=pb.PrepareBatch(number=1)),
             )
         ],
         "evaluate": [
             cut(
-                pb.EvaluateRequest(sequence=1, group=0, masks=[0, 1], rows=bytes(420)),
-                pb.EvaluateRequest(sequence=2, group=0, masks=[1], rows=bytes(210), release=[0]),
+                pb.EvaluateRequest(sequence=1, group=0, spans=[0, 3, 1, 1, 0, 1], rows=bytes(420)),
+                pb.EvaluateRequest(sequence=2, group=0, spans=[1, 1, 1], rows=bytes(210), release=[0], slots=4),
             )
         ],
         "calls": [
             pb.OpenRequest(
-                protocol=1, bundle="m", fingerprint=methods.fingerprint(PARAMS, seed, MANIFEST)
+                protocol=methods.PROTOCOL, bundle="m", fingerprint=methods.fingerprint(PARAMS, seed, MANIFEST)
             ).SerializeToString()
         ],
         "frames": [b"\x03\x00\x00\x00abc\x00\x00\x00\x00"],

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from targets import TARGETS, escaped, examples, refusals
 
-WHOLE = ("keys", "mask", "upload", "evaluate", "frames", "path")
+WHOLE = ("batch", "spans", "upload", "evaluate", "frames", "path")
 FEW = {"upload": 40, "evaluate": 60, "header": 60, "frames": 40, "token_file": 60}
 
 

@@ -16,6 +16,7 @@ import torch
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from veil.client.session import Ahead
 from veil.gateway.app import Gateway, Settings, build_app
@@ -27,11 +28,52 @@ from veil.model.modules import select_modules
 from veil.params import Params
 from veil.wire.listening import listening as free_socket
 
+BYTE_TEMPLATE = (
+    "{% for m in messages %}<|user|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|reply|>{% endif %}"
+)
+
+
+def make_byte_tokenizer(template: str = BYTE_TEMPLATE) -> Any:
+    """A tokenizer whose first 256 tokens are bytes."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({piece: index for index, piece in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|end|>", "<|user|>", "<|reply|>", "<|mark|>"])
+    tokenizer.add_tokens([AddedToken("<tool_call>", special=False), AddedToken("</tool_call>", special=False)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, chat_template=template, eos_token="<|end|>", pad_token="<|end|>"
+    )
+
+
+def make_byte_llama() -> Any:
+    """A Llama of one layer over `make_byte_tokenizer`, with random but fixed weights and two rows that have no token."""
+    config = LlamaConfig(
+        vocab_size=264,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        bos_token_id=256,
+        eos_token_id=256,
+        pad_token_id=256,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return LlamaForCausalLM(config).eval()
+
 
 def make_served(model: Any, tokenizer: Any, name: str = "tiny", mode: str = "execute") -> ServedModel:
-    """A tiny model, encrypted with test parameters, masks made in the background."""
+    """A tiny model, encrypted with test parameters, rows made in the background."""
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
-    hybrid.compile_model(torch.arange(1, 9).unsqueeze(0), params=Params.insecure_tiny(), device="cpu")
+    hybrid.compile_model(torch.arange(1, 9).unsqueeze(0), params=Params.insecure_tiny(signal_db=60.0), device="cpu")
     hybrid.ahead = Ahead(tokens=8, prompt_rows=8)
     hybrid.set_fhe_mode(mode)
     return ServedModel(name, hybrid, tokenizer)
@@ -95,19 +137,52 @@ def served(new_model: Callable[[str], Any], tiny_tokenizer: Any) -> Iterator[Ser
 
 
 @pytest.fixture(scope="session")
+def byte_tokenizer() -> Any:
+    """A byte-level tokenizer as GPT-2's, without merges: 256 bytes, then special tokens and ``<tool_call>``."""
+    return make_byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def new_byte_tokenizer() -> Callable[[str], Any]:
+    """`make_byte_tokenizer`, for tests that cannot import it."""
+    return make_byte_tokenizer
+
+
+@pytest.fixture(scope="session")
+def new_byte_model() -> Callable[[], Any]:
+    """`make_byte_llama`, for tests that cannot import it."""
+    return make_byte_llama
+
+
+@pytest.fixture(scope="session")
+def byte_served(byte_tokenizer: Any) -> Iterator[ServedModel]:
+    """A tiny Llama over bytes as the model ``bytes``, in integers and not encrypted: quick, its words random."""
+    made = make_served(make_byte_llama(), byte_tokenizer, name="bytes", mode="disable")
+    yield made
+    made.hybrid.close()
+
+
+@pytest.fixture(scope="session")
+def bytes_running(byte_served: ServedModel) -> Iterator[Running]:
+    """A gateway with the model ``bytes``."""
+    with listening(byte_served) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
 def running(served: ServedModel) -> Iterator[Running]:
     """One gateway for many tests."""
     with listening(served) as made:
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def listen() -> Callable[..., Any]:
     """`listening`, for tests that cannot import it."""
     return listening
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serve_model() -> Callable[..., ServedModel]:
     """`make_served`, for tests that cannot import it."""
     return make_served

@@ -13,6 +13,7 @@ import pytest
 
 from veil.errors import ServerUnreachable
 from veil.gateway.guard import Access
+from veil.params import packed_bytes
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "w23 w6 w7"}], "temperature": 0, "max_tokens": 4}
 
@@ -29,16 +30,17 @@ def test_status(http: Any, running: Any) -> None:
     status = http.get("/veil/status").json()
     assert (status["model"], status["kind"], status["mode"], status["server"]) == ("tiny", "text", "execute", None)
     assert (status["running"], status["waiting"], status["context_length"]) == (0, 0, 128)
-    assert len(bytes.fromhex(status["sent"])) == 96
+    head = running.gateway.served.hybrid.manifest.groups[-1]
+    assert len(bytes.fromhex(status["sent"])) == packed_bytes(head.width, head.input_bits)
     assert status["totals"]["rows"] > 0 and status["totals"]["bytes_up_online"] > 0
 
 
-def test_an_announced_prompt_finds_its_masks_ready(http: Any, running: Any) -> None:
+def test_an_announced_prompt_finds_its_rows_ready(http: Any, running: Any) -> None:
     time.sleep(0.6)
     assert http.post("/veil/expect", json={"characters": 100, "new_tokens": 12}).json() == {"heeded": True}
     assert http.post("/veil/expect", json={"characters": 100}).json() == {"heeded": False}, "once in a while is enough"
     end = time.monotonic() + 30
-    while (status := http.get("/veil/status").json())["masks_ready"] < 12 or status["prompt_masks_ready"] < 30:
+    while (status := http.get("/veil/status").json())["rows_ready"] < 12 or status["prompt_rows_ready"] < 30:
         assert time.monotonic() < end, status
         time.sleep(0.05)
     used = http.post("/v1/chat/completions", json=BODY | {"messages": [{"role": "user", "content": "w8 " * 30}]}).json()[

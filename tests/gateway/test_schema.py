@@ -31,6 +31,10 @@ def test_the_document_names_everything(document: Any) -> None:
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/embeddings",
+        "/tokenize",
+        "/detokenize",
+        "/health",
+        "/version",
         "/veil/status",
         "/veil/expect",
     }
@@ -40,7 +44,15 @@ def test_the_document_names_everything(document: Any) -> None:
             assert method["description"]
 
 
-PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models/{model}", "/veil/expect"]
+PATHS = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/models/{model}",
+    "/veil/expect",
+    "/tokenize",
+    "/detokenize",
+]
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)

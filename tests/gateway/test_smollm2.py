@@ -69,7 +69,7 @@ def test_paris_a_long_answer_stopped_and_a_reload(browser: Any, smollm2: ServedM
         try:
             page.one("#theme").click()
             page.reload()
-            page.until(lambda: "48 masks" in page.text("#status"), 30)
+            page.until(lambda: "rows ready" in page.text("#status"), 30)
             browser.execute_script("document.getElementById('scroll').scrollTop = 0")
             picture(browser, "chat-phone")
         finally:

@@ -73,4 +73,4 @@ def test_scored_tokens_are_those_of_the_text(stop: tuple[str, ...]) -> None:
     text, tokens = text + rest.text, tokens + list(rest.tokens)
     assert "".join(token.text for token in tokens) == text
     assert [token.offset for token in tokens] == list(range(len(text)))
-    assert all(token.top[0] == (token.text, -0.5) for token in tokens)
+    assert all((token.top[0].bytes, token.top[0].logprob) == (token.bytes, -0.5) for token in tokens)

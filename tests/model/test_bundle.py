@@ -28,7 +28,7 @@ from veil.model.server_bundle import load_server
 from veil.model.terms import Terms
 from veil.params import Params
 
-TINY = Params.insecure_tiny(masks_per_epoch=2)
+TINY = Params.insecure_tiny(signal_db=60.0)
 WEAK = Terms(no_cryptography=True)
 PROMPT = torch.tensor([[5, 9, 33, 17]])
 
@@ -125,7 +125,7 @@ def test_a_bundle_saved_again_is_the_same(whole: tuple[HybridFHEModel, Path], tm
     opened.save(tmp_path / "again")
     for half in ("client", "server"):
         before, after = (json.loads((path / half / "bundle.json").read_text()) for path in (whole[1], tmp_path / "again"))
-        weights = ("weights.safetensors", "masks.safetensors", "remote.safetensors", "tensors.safetensors")
+        weights = ("weights.safetensors", "tables.safetensors", "remote.safetensors", "tensors.safetensors")
         for name in weights:
             assert before["sha256"].get(name) == after["sha256"].get(name)
         for header in (before, after):
@@ -150,7 +150,7 @@ def test_the_server_half_is_weights_manifest_and_seed(whole: tuple[HybridFHEMode
     hybrid, path = whole
     assert sorted(file.name for file in (path / "server").rglob("*")) == ["bundle.json", "weights.safetensors"]
     header = json.loads((path / "server" / "bundle.json").read_text())
-    assert set(header) == {"format", "half", "manifest", "params", "seed", "sha256"}
+    assert set(header) == {"client", "format", "half", "manifest", "params", "seed", "sha256"}
     tensors = load_file(path / "server" / "weights.safetensors")
     groups = hybrid.manifest.groups
     assert set(tensors) == {f"group.{i}" for i in range(len(groups))}
@@ -178,7 +178,7 @@ def test_the_client_half_holds_no_remote_weight(whole: tuple[HybridFHEModel, Pat
     held = load_file(path / "client" / "remote.safetensors")
     assert {name.split(".")[0] for name in held} <= {"scale", "bias"}
     assert {array.ndim for array in held.values()} == {1}
-    packed = load_file(path / "client" / "masks.safetensors")
+    packed = load_file(path / "client" / "tables.safetensors")
     assert set(packed) == {"body", "head"}
 
 
@@ -230,7 +230,7 @@ def load_half(copy: Path, half: str) -> Any:
 FILES = [
     ("client", "tensors.safetensors"),
     ("client", "remote.safetensors"),
-    ("client", "masks.safetensors"),
+    ("client", "tables.safetensors"),
     ("client", "config.json"),
     ("client", "generation_config.json"),
     ("client", "tokenizer/tokenizer.json"),
@@ -264,7 +264,7 @@ def test_an_extra_file_is_refused(copy: Path, half: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("half", ["client", "server"])
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [1, 3, "2", None])
 def test_another_version_is_refused(copy: Path, half: str, version: Any) -> None:
     edit(copy / half, lambda header: header.update(format=version))
     with pytest.raises(BundleError, match=f"is of format {version}, this veil reads {folder.FORMAT_VERSION}"):
@@ -371,8 +371,8 @@ TENSORS: list[tuple[str, str, str, Any]] = [
     ("client", "remote.safetensors", "scale.0", None),
     ("client", "remote.safetensors", "bias.1", np.zeros(3, dtype=np.float32)),
     ("client", "remote.safetensors", "scale.1", "float64"),
-    ("client", "masks.safetensors", "body", None),
-    ("client", "masks.safetensors", "head", np.zeros((2, 5), dtype=np.uint8)),
+    ("client", "tables.safetensors", "body", None),
+    ("client", "tables.safetensors", "head", np.zeros((2, 5), dtype=np.uint8)),
     ("client", "tensors.safetensors", "model.norm.weight", None),
     ("client", "tensors.safetensors", "model.norm.weight", np.zeros(3, dtype=np.float32)),
     ("client", "tensors.safetensors", "model.norm.intruder", np.zeros(3, dtype=np.float32)),

@@ -17,7 +17,7 @@ from veil.model.experts import is_experts
 from veil.model.terms import Terms
 from veil.params import Params
 
-TINY = Params.insecure_tiny(masks_per_epoch=16)
+TINY = Params.insecure_tiny(signal_db=60.0)
 WEAK = Terms(no_cryptography=True)
 EXPERTS, USED = 5, 2
 
@@ -85,7 +85,7 @@ def test_what_is_sent_shows_the_routing_only_when_asked_to(leak: str, calls: lis
     for prompt in ([5, 9, 33], [60, 2, 7]):
         del calls[:]
         hybrid(torch.tensor([prompt]))
-        seen.append([(call.args[1], len(call.args[2]), len(call.args[3])) for call in calls if call.method == "evaluate"])
+        seen.append([(call.args[1], len(call.args[3]), call.args[3].size) for call in calls if call.method == "evaluate"])
     assert (seen[0] == seen[1]) == (leak == "none")
     names = [group.name for group in hybrid.manifest.groups]
     for asked in seen:

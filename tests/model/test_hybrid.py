@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparing import decibels, remote_names
+from comparing import decibels, remote_names, used_rows
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -17,7 +17,7 @@ from veil.errors import NotCompiled, NotFiniteActivation, VeilError
 from veil.model.quantize import quantize_weight
 from veil.params import Params
 
-TINY = Params.insecure_tiny(masks_per_epoch=16)
+TINY = Params.insecure_tiny(signal_db=60.0)  # a finer noise than real sets have, so that no near tie is decided by it
 PROMPT = torch.tensor([[5, 9, 33, 17]])
 MODES = ("torch", "disable", "simulate", "execute")
 
@@ -87,12 +87,12 @@ def test_simulated_noise_is_as_large_as_the_real_one(hybrid: HybridFHEModel) -> 
     router = hybrid._router
     assert router is not None
     for mode in ("disable", "simulate", "execute"):
-        seen: list[np.ndarray] = []
-        router.observer = lambda group, x, tau, values, seen=seen: seen.append(values) if group == 0 else None
+        seen: list[torch.Tensor] = []
+        router.observer = lambda group, x, outputs, seen=seen: seen.append(outputs) if group == 0 else None
         hybrid(PROMPT.repeat(64, 1), fhe=mode)
-        measured[mode] = seen[0].astype(np.float64)
+        measured[mode] = seen[0].double()
     router.observer = None
-    errors = {mode: (measured[mode] - measured["disable"]).var() for mode in ("simulate", "execute")}
+    errors = {mode: float((measured[mode] - measured["disable"]).var()) for mode in ("simulate", "execute")}
     assert errors["execute"] == pytest.approx(errors["simulate"], rel=0.15)
 
 
@@ -158,7 +158,7 @@ def test_beams_and_padded_batches_run(hybrid: HybridFHEModel) -> None:
     ids = torch.tensor([[2, 2, 5, 6], [5, 6, 7, 8]])
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     logits = {mode: hybrid(ids, attention_mask=mask, fhe=mode).logits for mode in ("disable", "execute")}
-    assert decibels(logits["disable"], logits["execute"]) > 50
+    assert decibels(logits["disable"], logits["execute"]) > 44
     assert [len(row) for row in generated(hybrid, "execute", ids, attention_mask=mask, do_sample=False)] == [9, 9]
 
 
@@ -182,13 +182,11 @@ def test_statistics_count_what_happened(hybrid: HybridFHEModel, calls: list[Any]
     stats = hybrid.stats - before
     assert stats.rows == 4 + 4
     evaluated = [call for call in calls if call.method == "evaluate"]
-    assert stats.bytes_up_online == sum(len(call.args[3]) for call in evaluated)
-    assert stats.bytes_down_online == sum(len(call.reply) for call in evaluated)
+    assert stats.bytes_up_online == sum(call.args[3].size for call in evaluated)
+    assert stats.bytes_down_online == sum(call.reply.size for call in evaluated)
     heads = {i for i, group in enumerate(hybrid.manifest.groups) if group.segment == "head"}
-    rows = {
-        group: sum(len(call.args[2]) for call in evaluated if call.args[1] == group)
-        for group in range(len(hybrid.manifest.groups))
-    }
+    used = [group for group, _, _ in used_rows(calls)]
+    rows = {group: used.count(group) for group in range(len(hybrid.manifest.groups))}
     assert {rows[group] for group in heads} == {5}, "one row of logits a token, none for the rest of the prompt"
     assert {count for group, count in rows.items() if group not in heads} == {8}
     assert all(seconds >= 0 for seconds in stats.seconds.values())
@@ -258,17 +256,17 @@ def test_bits_by_module_name(new_model: Callable[[str], Any]) -> None:
     assert 5 < decibels(exact, coarse) < 40
 
 
-def test_a_fixed_scale_clips_what_is_longer() -> None:
+def test_a_fixed_scale_clips_what_is_longer(device: str) -> None:
     """Without dynamic quantization: linear up to the calibrated norm, and no further."""
-    model = linear()
+    model = linear().to(device)
     bias = model[0].bias.detach()
-    x = torch.randn(1, 12, generator=torch.Generator().manual_seed(2))
-    hybrid = compiled(model, "0", x, use_dynamic_quantization=False)
+    x = torch.randn(1, 12, generator=torch.Generator().manual_seed(2)).to(device)
+    hybrid = compiled(model, "0", x, use_dynamic_quantization=False, device=device)
     full = hybrid(x, fhe="disable") - bias
     torch.testing.assert_close(hybrid(0.5 * x, fhe="disable") - bias, 0.5 * full, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(hybrid(7 * x, fhe="disable") - bias, full, atol=1e-4, rtol=1e-4)
     assert decibels(full, hybrid(7 * x, fhe="execute") - bias) > 30
-    dynamic = compiled(linear(), "0", x)
+    dynamic = compiled(linear().to(device), "0", x, device=device)
     torch.testing.assert_close(dynamic(7 * x, fhe="disable") - bias, 7 * full, atol=1e-3, rtol=1e-3)
 
 
@@ -323,7 +321,7 @@ def test_a_group_falls_back_to_separate_calls(apart: str, calls: list[Any]) -> N
     assert decibels(clear, out) > 30
     evaluated = [call for call in calls if call.method == "evaluate"]
     assert len(evaluated) == (1 if apart in ("", "skip") else 2)
-    used = [(call.args[1], mask) for call in evaluated for mask in call.args[2]]
+    used = used_rows(calls)
     assert len(set(used)) == len(used)
 
 
@@ -424,7 +422,7 @@ def test_remote_without_a_server_says_how() -> None:
         hybrid.set_fhe_mode("remote")
 
 
-def test_masks_ahead_need_a_session() -> None:
+def test_rows_ahead_need_a_session() -> None:
     hybrid = compiled(linear(), "0", torch.ones(1, 12))
     with pytest.raises(NotCompiled, match="execute"):
         hybrid.reserve(rows_full=1)
@@ -476,7 +474,7 @@ def test_progress_is_told_of_the_long_work() -> None:
     hybrid.compile_model(torch.ones(1, 12), params=TINY, progress=lambda *stage: stages.append(stage))
     hybrid.set_fhe_mode("execute")
     names = {stage for stage, _, _ in stages}
-    assert {"quantizing", "hint of the body", "public side of the masks"} <= names
+    assert {"quantizing", "hint of the body"} <= names
     assert all(0 <= done <= total for _, done, total in stages)
 
 

@@ -95,4 +95,5 @@ def _bound(layer: nn.Linear, x: torch.Tensor, params: Params) -> torch.Tensor:
     weights, scale = quantize_weight(layer.weight.detach().numpy(), 8)
     norms = row_norms(weights)
     tau = target_norm(params, norms.max()) / np.linalg.norm(x.numpy(), axis=1)
-    return torch.from_numpy(6.5 * np.sqrt(noise.result(params, norms)) * scale / tau[:, None] + 1e-6)
+    bits = noise.wire_bits(params, layer.in_features, layer.out_features, norms.max())
+    return torch.from_numpy(6.5 * np.sqrt(noise.result(params, norms, bits)) * scale / tau[:, None] + 1e-6)

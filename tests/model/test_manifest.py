@@ -50,9 +50,9 @@ def test_a_manifest_survives_json() -> None:
     assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
 
 
-def as_json(**changes: Any) -> list[dict[str, Any]]:
+def as_json(bits_of_the_wire: Any = (24, 16), **changes: Any) -> list[dict[str, Any]]:
     fields = {"name": "a", "kind": "linear", "in_features": 8, "out_features": 4, "bits": 8, "bias": False}
-    return [{"segment": "body", "layers": [fields | changes]}]
+    return [{"segment": "body", "bits": bits_of_the_wire, "layers": [fields | changes]}]
 
 
 DAMAGED: list[tuple[Any, str]] = [
@@ -62,8 +62,14 @@ DAMAGED: list[tuple[Any, str]] = [
     ([{"segment": "body", "layers": [{"name": "a"}]}], "not what this version writes"),
     (as_json(extra=1), "not what this version writes"),
     ([], "0 outputs"),
-    ([{"segment": "body", "layers": []}], "one input width"),
-    ([{"segment": "tail", "layers": as_json()[0]["layers"]}], "segment 'tail'"),
+    ([{"segment": "body", "layers": as_json()[0]["layers"]}], "not what this version writes: 'bits'"),
+    ([{"segment": "body", "bits": [24, 16], "layers": []}], "one input width"),
+    ([as_json()[0] | {"segment": "tail"}], "segment 'tail'"),
+    (as_json((24, 7)), r"values of \(24, 7\) bits, expected 8 to 32"),
+    (as_json((33, 16)), r"values of \(33, 16\) bits, expected 8 to 32"),
+    (as_json((24.0, 16)), "bits, expected 8 to 32"),
+    (as_json((24, 16, 16)), "not what this version writes"),
+    (as_json(24), "not what this version writes"),
     (as_json() + as_json(), "twice"),
     (as_json(kind="lstm"), "of kind 'lstm'"),
     (as_json(name="../../etc/passwd"), "named '../../etc/passwd'"),

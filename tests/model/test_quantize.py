@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veil.kernels import cpu
-from veil.model.quantize import GROUP, clear_product, integer_rows, quantize_weight, row_norms, target_norm
+from veil.kernels.backend import kernels_for
+from veil.kernels.interface import Rows, Scaling
+from veil.model.quantize import GROUP, quantize_weight, row_norms, target_norm
 from veil.params import Params
 
 PARAMS = Params.default()
@@ -79,11 +80,14 @@ def test_the_result_never_wraps(seed: int, out: int, width: int, size: float) ->
     x = (draw.standard_normal((3, width)) * size).astype(np.float32)
     norms = row_norms(weights)
     x[0] = weights[norms.argmax()] * np.float32(size)
-    tau = cpu.scales(x, target_norm(PARAMS, norms.max()))
-    rows = integer_rows(x, tau).view(np.int32).astype(object)
-    exact = rows @ weights.T.astype(object)
+    kernels, unit = kernels_for("cpu"), np.ones(out, dtype=np.float32)
+    scaling = Scaling(None, unit, 0 * unit, target_norm(PARAMS, norms.max()), 0.0)
+    nothing = [Rows(kernels.zeros(3, max(width, out)), 0, 3)]
+    data, _ = kernels.encrypt(x, scaling, nothing, 0, 32)
+    exact = data.view(np.int32).astype(object) @ weights.T.astype(object)
     assert abs(exact).max() < 2**31
-    assert (clear_product(weights, x, tau, cpu) == exact).all()
+    (loaded,) = kernels.load_weights([weights])
+    assert (kernels.answer(data, loaded, nothing, 0, (32, 32)).view(np.int32) == exact).all()
     if norms.max() > 127:
         assert abs(exact[0]).max() > 0.97 * 2**31, "the worst input fills the modulus"
 

@@ -1,4 +1,4 @@
-"""Guessing several tokens a pass: the same text, the same distribution, masks spent once, and a number that adapts."""
+"""Guessing several tokens a pass: the same text, the same distribution, rows spent once, and a number that adapts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import used_rows
 
 from veil import HybridFHEModel
 from veil.model.modules import select_modules
 from veil.model.pace import Pace
 from veil.params import Params
 
-TINY = Params.insecure_tiny(masks_per_epoch=16)
+TINY = Params.insecure_tiny(signal_db=60.0)
 REPEATING = torch.tensor([[5, 9, 33, 17, 21, 40, 5, 9, 33, 17, 21, 40, 5, 9, 33]])
 PROMPTS = [torch.randint(3, 60, (1, 4 + n), generator=torch.Generator().manual_seed(n)) for n in range(9)] + [REPEATING]
 
@@ -27,9 +28,13 @@ class Eager(Pace):
 
 @pytest.fixture(scope="module")
 def hybrid(new_model: Callable[[str], Any]) -> HybridFHEModel:
-    model = new_model("llama")
+    return compiled(new_model, "cpu")
+
+
+def compiled(new_model: Callable[[str], Any], device: str) -> HybridFHEModel:
+    model = new_model("llama").to(device)
     made = HybridFHEModel(model, select_modules(model, "linear"))
-    made.compile_model(torch.arange(1, 25).unsqueeze(0), params=TINY, device="cpu", fold_norms="on")
+    made.compile_model(torch.arange(1, 25, device=device).unsqueeze(0), params=TINY, device=device, fold_norms="on")
     return made
 
 
@@ -40,6 +45,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def generated(hybrid: HybridFHEModel, prompt: torch.Tensor, count: int = 8, **options: Any) -> list[int]:
     settings: dict[str, Any] = {"do_sample": False, "pad_token_id": 2, "max_new_tokens": count} | options
+    prompt = prompt.to(hybrid.model.device)
     output = hybrid.model.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
     return [int(token) for token in output[0, prompt.shape[1] :]]
 
@@ -68,7 +74,8 @@ def test_greedy_text_is_the_same(kind: str, hybrid: HybridFHEModel, new_model: C
 
 
 @pytest.mark.usefixtures("eager")
-def test_encrypted_guesses_spend_each_mask_once(hybrid: HybridFHEModel, calls: list[Any]) -> None:
+def test_encrypted_guesses_spend_each_row_once(new_model: Callable[[str], Any], device: str, calls: list[Any]) -> None:
+    hybrid = compiled(new_model, device)
     hybrid.set_fhe_mode("disable")
     plain = generated(hybrid, REPEATING, 12)
     hybrid.set_fhe_mode("execute")
@@ -78,7 +85,7 @@ def test_encrypted_guesses_spend_each_mask_once(hybrid: HybridFHEModel, calls: l
         assert generated(hybrid, REPEATING, 12, **options) == plain
     stats = hybrid.stats
     evaluated = [call for call in calls if call.method == "evaluate"]
-    used = [(call.args[1], mask) for call in evaluated for mask in call.args[2]]
+    used = used_rows(calls)
     assert len(set(used)) == len(used)
     assert stats.trips == len(evaluated)
     passes = stats.trips // len(hybrid.manifest.groups)
@@ -97,7 +104,7 @@ def test_the_rows_of_a_pass_do_not_show_what_was_found(
     hybrid.set_fhe_mode("disable")
     draft = "lookup" if kind == "lookup" else draft_of(hybrid, new_model, 2.0)
     router, rows = hybrid._router, []
-    monkeypatch.setattr(router, "observer", lambda group, x, tau, values: rows.append(len(x)) if group == 0 else None)
+    monkeypatch.setattr(router, "observer", lambda group, x, outputs: rows.append(len(x)) if group == 0 else None)
     for prompt in PROMPTS[-3:]:
         rows.clear()
         with hybrid.speculate(draft, most=3) as options:
@@ -172,7 +179,7 @@ def test_what_comes_after_a_wrong_guess_was_not_tried() -> None:
     assert seen.acceptance == pytest.approx(0.5, abs=0.02)
 
 
-def test_masks_that_are_not_ready_hold_guesses_back() -> None:
+def test_rows_that_are_not_ready_hold_guesses_back() -> None:
     seen = pace(1.0, 0.01)
     for _ in range(30):
         seen.saw_guesses(6, 6)

@@ -26,7 +26,6 @@ from proxy import Proxy
 
 from processes import Listening
 from veil.client.session import Ahead
-from veil.kernels import cpu
 from veil.model.folder import half_digest
 from veil.model.hybrid import HybridFHEModel
 from veil.model.modules import select_modules
@@ -63,8 +62,8 @@ class Bundle:
     engine: Engine
 
     def served(self, store: SessionStore, offer: bool = False) -> Served:
-        engine = Engine(self.engine.model, self.engine.hint, cpu, store)
-        half = self.path / "client"
+        own, half = self.engine, self.path / "client"
+        engine = Engine(own.model, own.hint, own.weights, own.kernels, store)
         return Served(engine, half_digest(half), Offer(half) if offer else None)
 
     def connect(self, target: int | str, **options: Any) -> HybridFHEModel:

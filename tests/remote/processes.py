@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src"
-WATCHED = ("veil.random", "veil.crypto.secret", "veil.crypto.mask", "veil.client", "transformers", "tokenizers", "torch")
+WATCHED = ("veil.random", "veil.crypto.batch", "veil.client", "transformers", "tokenizers", "torch")
 RUN = "from veil.cli import main; main()"
 BEGIN = f"""
 import signal

@@ -79,7 +79,7 @@ def test_within_an_exchange_of_rows(lane: bool, llama: Any, serve: Any, proxy_to
             width = session.model.manifest.groups[0].width
             try:
                 for _ in range(4):
-                    session.evaluate(0, np.ones((1, width), dtype=np.float32), np.ones(1))
+                    session.evaluate(0, np.ones((1, width), dtype=np.float32))
                     proxy.silent = True
             except ServerUnreachable as error:
                 said.append(str(error))

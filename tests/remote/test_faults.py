@@ -1,6 +1,6 @@
 """A network and a server that fail at every point: the answer is the undisturbed one, or an error says what happened.
 
-After each fault the client's record shows that no mask was used twice for a layer group.
+After each fault the client's record shows that no row of a batch was used twice for a layer group.
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ DIRECTIONS: tuple[Direction, Direction] = ("up", "down")
 
 
 class Record:
-    """Every (mask, group) that a client sent rows for; adding one twice is the failure that must not happen."""
+    """Every (batch, row, group) that a client sent bytes for; adding one twice is the failure that must not happen."""
 
     def __init__(self, hybrid: Any) -> None:
-        self.seen: set[tuple[int, int]] = set()
-        self.bytes: dict[tuple[str, int, int], bytes] = {}
+        self.seen: set[tuple[int, int, int]] = set()
         transport = hybrid._remote._transport
         original = transport.evaluate
 
-        def evaluate(session: str, group: int, masks: list[int], data: bytes) -> bytes:
-            for number in masks:
-                assert (number, group) not in self.seen, f"mask {number} twice for group {group}"
-                self.seen.add((number, group))
-            reply: bytes = original(session, group, masks, data)
-            return reply
+        def evaluate(session: str, group: int, spans: Any, data: Any, slots: int) -> Any:
+            for span in spans:
+                for row in range(span.first, span.first + span.count):
+                    assert (span.batch, row, group) not in self.seen, f"row {row} of {span} twice for group {group}"
+                    self.seen.add((span.batch, row, group))
+            return original(session, group, spans, data, slots)
 
         transport.evaluate = evaluate
 
@@ -222,19 +221,19 @@ def test_a_forgotten_session_in_mid_forward_is_survived(llama: Any, serve: Any, 
         remote.close()
 
 
-def test_expired_masks_are_made_anew(llama: Any, serve: Any, undisturbed: list[int]) -> None:
+def test_expired_batches_are_made_anew(llama: Any, serve: Any, undisturbed: list[int]) -> None:
     from veil.server.store import Limits
 
-    with serve(llama, limits=Limits(mask_ttl_s=600.0)) as server:
+    with serve(llama, limits=Limits(batch_ttl_s=600.0)) as server:
         remote = llama.connect(server.port, patience=PATIENCE, ahead=Ahead(tokens=4, prompt_rows=8))
         Record(remote)
         warm(remote)
         store = server.store
         with store._lock:
-            masks = [mask for session in store._sessions.values() for mask in session.masks.values()]
-            for mask in masks:
-                mask.expires = 0.0
-        assert len(masks) == 12
+            batches = [batch for session in store._sessions.values() for batch in session.batches.values()]
+            for batch in batches:
+                batch.expires = 0.0
+        assert len(batches) == 2
         assert _tokens(remote) == undisturbed
         assert remote.stats.sessions_lost >= 1
         remote.close()

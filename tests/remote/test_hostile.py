@@ -38,7 +38,7 @@ class Attack:
         self.ticket = ""
         self.session = self.open()
         self.width = self.manifest.groups[Q_GROUP].width
-        self.row_bytes = packed_bytes(self.width, self.params.spec.input_bits)
+        self.row_bytes = packed_bytes(self.width, self.manifest.groups[Q_GROUP].input_bits)
 
     def open(self) -> str:
         request = pb.OpenRequest(protocol=methods.PROTOCOL, bundle="llama", fingerprint=self.fingerprint)
@@ -60,24 +60,20 @@ class Attack:
         return reply
 
     def header(self, **changes: Any) -> bytes:
-        fields = {"session": self.session, "epoch": 0, "has_keys": True, "masks": 1, "segments": ["body"]} | changes
+        fields = {"session": self.session, "batches": 1, "segments": ["body"]} | changes
         return seal(pb.PrepareRequest(header=pb.PrepareHeader(**fields)))
 
-    def keys(self, data: bytes | None = None) -> bytes:
-        return seal(
-            pb.PrepareRequest(keys=pb.PrepareKeys(data=bytes(self.params.epoch_key_bytes) if data is None else data))
-        )
-
-    def mask(self, number: int = 0, index: int = 0, data: bytes | None = None) -> bytes:
-        data = bytes(self.params.mask_bytes) if data is None else data
-        return seal(pb.PrepareRequest(mask=pb.PrepareMask(number=number, index=index, data=data)))
+    def batch(self, number: int = 0, data: bytes | None = None) -> bytes:
+        data = bytes(self.params.batch_bytes) if data is None else data
+        return seal(pb.PrepareRequest(batch=pb.PrepareBatch(number=number, data=data)))
 
     def rows(self, **changes: Any) -> bytes:
-        fields = {"session": self.session, "sequence": 1, "group": Q_GROUP, "masks": [0], "rows": bytes(self.row_bytes)}
+        fields = {"session": self.session, "sequence": 1, "group": Q_GROUP, "spans": [0, 0, 1]}
+        fields["rows"] = bytes(self.row_bytes)
         return seal(pb.EvaluateRequest(**(fields | changes)))
 
     def prepare(self) -> None:
-        self.client.upload([self.header(), self.keys(), self.mask()])
+        self.client.upload([self.header(), self.batch()])
 
 
 @pytest.fixture
@@ -106,39 +102,24 @@ UPLOADS: dict[str, tuple[str, Callable[[Attack], list[bytes]], str]] = {
     "empty bytes": ("corrupt", lambda a: [b""], ""),
     "random bytes": ("corrupt", lambda a: [bytes(range(200))], ""),
     "a cut header": ("corrupt", lambda a: [a.header()[:-7]], ""),
-    "no header": ("wire", lambda a: [a.mask()], "expected the header"),
+    "no header": ("wire", lambda a: [a.batch()], "expected the header"),
+    "two headers": ("wire", lambda a: [a.header(), a.header(), a.batch()], "expected the batch"),
     "a foreign session": ("unknown-session", lambda a: [a.header(session="0" * 32)], "open a new one"),
-    "a huge count": ("wire", lambda a: [a.header(masks=1 << 31)], "masks at once"),
+    "a huge count": ("wire", lambda a: [a.header(batches=1 << 31)], "batches at once"),
     "an unknown segment": ("wire", lambda a: [a.header(segments=["tail"])], "segments"),
     "a segment twice": ("wire", lambda a: [a.header(segments=["body", "body"])], "segments"),
     "no segment": ("wire", lambda a: [a.header(segments=[])], "segments"),
-    "fewer masks": ("wire", lambda a: [a.header(), a.keys()], "0 masks came"),
-    "more masks": ("wire", lambda a: [a.header(), a.keys(), a.mask(), a.mask(1, 1)], "more masks"),
-    "keys twice": ("wire", lambda a: [a.header(), a.keys(), a.keys()], "expected the mask"),
-    "no keys": ("wire", lambda a: [a.header(has_keys=False), a.mask()], "epoch"),
-    "short keys": ("wire", lambda a: [a.header(), a.keys(b"123"), a.mask()], "epoch keys have 3 bytes"),
-    "a short mask": ("wire", lambda a: [a.header(), a.keys(), a.mask(data=b"1")], "a mask has 1 bytes"),
-    "keys out of range": (
+    "fewer batches": ("wire", lambda a: [a.header()], "0 batches came"),
+    "more batches": ("wire", lambda a: [a.header(), a.batch(), a.batch(1)], "more batches"),
+    "a short batch": ("wire", lambda a: [a.header(), a.batch(data=b"1")], "a batch has 1 bytes"),
+    "a long batch": ("wire", lambda a: [a.header(), a.batch(data=bytes(a.params.batch_bytes + 1))], "expected"),
+    "a batch out of range": (
         "wire",
-        lambda a: [a.header(), a.keys(b"\xff" * a.params.epoch_key_bytes), a.mask()],
+        lambda a: [a.header(), a.batch(data=b"\xff" * a.params.batch_bytes)],
         "not below its modulus",
     ),
-    "a mask out of range": (
-        "wire",
-        lambda a: [a.header(), a.keys(), a.mask(data=b"\xff" * a.params.mask_bytes)],
-        "not below its modulus",
-    ),
-    "a set out of range": ("wire", lambda a: [a.header(), a.keys(), a.mask(index=1 << 30)], "set 1073741824"),
-    "a set twice": (
-        "wire",
-        lambda a: [a.header(masks=2), a.keys(), a.mask(0, 0), a.mask(1, 0)],
-        "used twice",
-    ),
-    "numbers that shrink": (
-        "wire",
-        lambda a: [a.header(masks=2), a.keys(), a.mask(5, 0), a.mask(4, 1)],
-        "do not grow",
-    ),
+    "a number twice": ("wire", lambda a: [a.header(batches=2), a.batch(0), a.batch(0)], "do not grow"),
+    "numbers that shrink": ("wire", lambda a: [a.header(batches=2), a.batch(5), a.batch(4)], "do not grow"),
 }
 
 
@@ -148,8 +129,8 @@ def test_a_bad_upload_is_one_error(name: str, attack: Attack) -> None:
     before = attack.server.store.used_bytes
     refused(error, lambda: attack.client.upload(parts(attack)), words)
     store = attack.server.store
-    assert store.mask_count == 0
-    assert store.used_bytes - before <= 4 * 6 * 16 * attack.params.N, "only keys may be held"
+    assert store.batch_count == 0
+    assert store.used_bytes == before
     test_a_genuine_upload_of_zeros_is_taken(_again(attack))
 
 
@@ -163,19 +144,30 @@ ROWS: dict[str, tuple[str, Callable[[Attack], bytes], str]] = {
     "a flipped bit": ("corrupt", lambda a: a.rows()[:-9] + b"\x01" + a.rows()[-8:], "checksum"),
     "a foreign session": ("unknown-session", lambda a: a.rows(session="f" * 32), ""),
     "an unknown group": ("wire", lambda a: a.rows(group=10_000), "group 10000"),
-    "an unknown mask": ("unknown-mask", lambda a: a.rows(masks=[99]), "mask 99"),
-    "a mask of the other segment": ("unknown-mask", lambda a: _head_rows(a), "not prepared for the head"),
+    "an unknown batch": ("unknown-batch", lambda a: a.rows(spans=[99, 0, 1]), "batch 99"),
+    "a batch of the other segment": ("unknown-batch", lambda a: _head_rows(a), "not prepared for the head"),
+    "no whole span": ("wire", lambda a: a.rows(spans=[0, 0]), "spans of rows"),
+    "rows that no batch has": ("wire", lambda a: a.rows(spans=[0, 8, 1]), "not those of a batch"),
+    "rows far beyond": ("wire", lambda a: a.rows(spans=[0, (1 << 64) - 1, 1]), "not those of a batch"),
+    "rows without number": ("wire", lambda a: a.rows(spans=[0, 0, 1 << 63]), ""),
+    "a span of no rows": ("wire", lambda a: a.rows(spans=[0, 0, 1, 0, 1, 0]), "not those of a batch"),
+    "more outputs than there are": ("wire", lambda a: a.rows(slots=1 << 31), "outputs of group 0"),
     "short rows": ("wire", lambda a: a.rows(rows=b"12"), "2 bytes for 1 rows"),
     "long rows": ("wire", lambda a: a.rows(rows=bytes(a.row_bytes + 1)), ""),
-    "more masks than rows": ("wire", lambda a: a.rows(masks=[0, 1]), ""),
-    "one mask for two rows": ("mask-reused", lambda a: a.rows(masks=[0, 0], rows=bytes(2 * a.row_bytes)), "one mask"),
-    "other bytes for a used mask": ("mask-reused", lambda a: a.rows(rows=b"\x01" + bytes(a.row_bytes - 1)), "other bytes"),
+    "more spans than rows": ("wire", lambda a: a.rows(spans=[0, 0, 2]), ""),
+    "a row twice": (
+        "row-reused",
+        lambda a: a.rows(spans=[0, 1, 1, 0, 1, 1], rows=bytes(a.row_bytes) + b"\x01" * a.row_bytes),
+        "with other bytes",
+    ),
+    "a used row in a longer span": ("row-reused", lambda a: a.rows(spans=[0, 0, 2], rows=bytes(2 * a.row_bytes)), "used"),
+    "other bytes for a used row": ("row-reused", lambda a: a.rows(rows=b"\x01" + bytes(a.row_bytes - 1)), "other bytes"),
 }
 
 
 def _head_rows(a: Attack) -> bytes:
     group = next(i for i, info in enumerate(a.manifest.groups) if info.segment == "head")
-    count = packed_bytes(a.manifest.groups[group].width, a.params.spec.input_bits)
+    count = packed_bytes(a.manifest.groups[group].width, a.manifest.groups[group].input_bits)
     return a.rows(group=group, rows=bytes(count))
 
 
@@ -213,9 +205,9 @@ def test_an_oversized_message_is_refused_by_its_length(attack: Attack) -> None:
     attack.prepare()
 
 
-def test_an_epoch_does_not_come_twice(attack: Attack) -> None:
+def test_a_batch_does_not_come_twice(attack: Attack) -> None:
     attack.prepare()
-    refused("wire", attack.prepare, "epoch 0 is not newer")
+    refused("wire", attack.prepare, "batch numbers do not grow")
 
 
 def test_an_unknown_call_and_a_wrong_fingerprint(attack: Attack) -> None:

@@ -234,15 +234,15 @@ def damaged(llama: Any, serve: Any, proxy_to: Callable[..., Proxy]) -> Iterator[
 
 def generate(llama: Any, server: Any, proxy: Proxy) -> tuple[list[int], Any]:
     remote = llama.connect(server.port, patience=PATIENCE, ahead=Ahead(tokens=8, prompt_rows=0))
-    seen: set[tuple[int, int]] = set()
+    seen: set[tuple[int, int, int]] = set()
     transport = remote._remote._transport
     original = transport.evaluate
 
-    def evaluate(session: str, group: int, masks: list[int], data: bytes) -> bytes:
-        assert not seen & {(number, group) for number in masks}, "a mask twice"
-        seen.update((number, group) for number in masks)
-        reply: bytes = original(session, group, masks, data)
-        return reply
+    def evaluate(session: str, group: int, spans: Any, data: Any, slots: int) -> Any:
+        rows = {(group, span.batch, row) for span in spans for row in range(span.first, span.first + span.count)}
+        assert not seen & rows, "a row twice"
+        seen.update(rows)
+        return original(session, group, spans, data, slots)
 
     transport.evaluate = evaluate
     try:

@@ -127,7 +127,7 @@ def test_health_and_metrics(llama: Any, serve: Any, generated: Any, free_port: i
         with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/metrics", timeout=5) as page:
             text = page.read().decode()
         values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-        assert float(values["veil_masks_total"]) >= remote.stats.rows
+        assert float(values["veil_batches_total"]) >= remote.stats.rows
         assert float(values["veil_rows_total"]) > 0
         assert float(values['veil_seconds_total{phase="prepare"}']) > 0
         assert float(values['veil_bytes_total{direction="received"}']) > 0
@@ -174,7 +174,7 @@ def test_logs_hold_no_payload_and_no_names(llama: Any, serve: Any, generated: An
     lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
     assert session not in json.dumps(lines)
     allowed = {
-        "time", "level", "event", "session", "bundle", "owner", "masks", "segments", "bytes", "seconds", "rows",
+        "time", "level", "event", "session", "bundle", "owner", "batches", "segments", "bytes", "seconds", "rows",
         "host", "port", "tls", "grace_s", "method", "error",
     }  # fmt: skip
     assert set().union(*lines) <= allowed
@@ -198,7 +198,7 @@ def test_a_graceful_stop_finishes_what_runs(llama: Any, serve: Any, generated: A
         first = remote._remote
         first.reserve(body=20, full=20)
         remote._remote._transport.evaluate = evaluate
-        assert generated(remote) == expected, "masks and the stream were there before the stop"
+        assert generated(remote) == expected, "rows and the stream were there before the stop"
         remote.close()
         stopping[0].join(10)
         assert not stopping[0].is_alive()

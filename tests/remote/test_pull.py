@@ -55,9 +55,9 @@ def test_a_description_that_is_no_header_is_one_error(header: str, llama: Any, s
 
 def test_tables_without_a_digest_are_refused(llama: Any, serve: Any, tmp_path: Path) -> None:
     half = Path(shutil.copytree(llama.path, tmp_path / "bundle")) / "client"
-    (half / "masks.safetensors").unlink()
+    (half / "tables.safetensors").unlink()
     fields = json.loads((half / "bundle.json").read_text())
-    fields["sha256"].pop("masks.safetensors")
+    fields["sha256"].pop("tables.safetensors")
     (half / "bundle.json").write_text(json.dumps(fields))
     with serve(llama, offer=True) as server, pytest.raises(BundleError, match="the server does not offer it"):
         dataclasses.replace(llama, path=half.parent).connect(server.port)

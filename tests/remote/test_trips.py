@@ -49,9 +49,9 @@ def trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     original = RemoteTransport.evaluate
 
-    def evaluate(self: Any, session: str, group: int, masks: Any, data: bytes) -> bytes:
+    def evaluate(self: Any, session: str, group: int, spans: Any, data: Any, slots: int) -> Any:
         seen.append(group)
-        return original(self, session, group, masks, data)
+        return original(self, session, group, spans, data, slots)
 
     monkeypatch.setattr(RemoteTransport, "evaluate", evaluate)
     return seen

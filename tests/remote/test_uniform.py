@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from veil.client.connection import Address
-from veil.client.factory import ClientModel
+from veil.client.maker import ClientModel
 from veil.client.remote import RemoteTransport
 from veil.client.session import Ahead, ClientSession
 from veil.client.stats import Stats
-from veil.kernels import cpu
+from veil.kernels.ring import ring_of
+from veil.model.folder import half_digest
 from veil.random import SecretRng
-from veil.wire import codec
 from veil.wire.messages import Upload
 from veil.wire.patience import Patience
 
@@ -35,37 +35,39 @@ def test_received_rows_are_uniform_without_the_right_key(llama: Any, serve: Any)
     """200 equal rows of 32 values: 6,400 samples, 25 a bin; uniform data fails once in a million runs."""
     compiled = llama.local._need_compiled()
     model = ClientModel(compiled.params, compiled.seed, compiled.manifest, llama.local._tables)
-    width, bits = compiled.manifest.groups[GROUP].width, compiled.params.spec.input_bits
+    info, kernels, scalings = compiled.manifest.groups[GROUP], llama.engine.kernels, llama.local._scalings
+    width, bits = info.width, info.input_bits
     received: list[bytes] = []
     right: list[NDArray[np.uint32]] = []
     with serve(llama) as server:
         address = Address(target=f"127.0.0.1:{server.port}")
-        session = ClientSession(model, RemoteTransport(model, address, Stats(), Patience()), cpu, SecretRng(), Stats())
+        transport = RemoteTransport(model, address, kernels, Stats(), Patience(), half_digest(llama.path / "client"))
+        session = ClientSession(model, transport, kernels, scalings, SecretRng(), Stats())
         take = session._supply.take
 
         def keep(*args: int) -> Any:
-            name, masks = take(*args)
-            first = session._factory.maker.group_start(GROUP)
-            right.extend(mask.rows[first : first + width] for mask in masks)
-            return name, masks
+            name, parts = take(*args)
+            first = session.pad_column(GROUP)
+            right.extend(part.batch.pads[part.first : part.first + part.count, first : first + width] for part in parts)
+            return name, parts
 
         session._supply.take = keep  # type: ignore[method-assign]
         _spy_on(server, received)
         x = np.linspace(-1, 1, width, dtype=np.float32)[None]
         for _ in range(ROWS):
-            session.evaluate(GROUP, x, np.array([2.0**20]))
+            session.evaluate(GROUP, x)
             session.begin_forward()
         session.close()
     packed = np.frombuffer(b"".join(received), dtype=np.uint8).reshape(ROWS, -1)
-    words = cpu.unpack(packed, width, bits) << np.uint32(32 - bits)
-    keys = np.stack(right)
+    words = kernels.unpack(packed, width, bits) << np.uint32(32 - bits)
+    keys = np.concatenate(right)
     limit = chi2.ppf(1 - FALSE_ALARM, 255)
     assert statistic(words) < limit
     assert statistic(words - np.roll(keys, 1, axis=0)) < limit, "a wrong key"
     assert statistic(words - keys) > 100 * limit, "the right key shows the activations"
 
 
-def test_received_keys_and_masks_are_uniform(llama: Any, serve: Any) -> None:
+def test_received_batches_are_uniform(llama: Any, serve: Any) -> None:
     """Residues of what a client uploads, as shares of their primes, in 256 bins; uniform ones fail once in a million."""
     seen: list[Upload] = []
     with serve(llama) as server:
@@ -73,28 +75,25 @@ def test_received_keys_and_masks_are_uniform(llama: Any, serve: Any) -> None:
         admit = engine.admit
         engine.admit = lambda session, upload: (seen.append(upload), admit(session, upload))[1]
         remote = llama.connect(server.port, ahead=Ahead(tokens=0, prompt_rows=0))
-        remote.reserve(rows_full=8)
+        remote.reserve(rows_full=32)
         remote.close()
     params = engine.model.params
-    keys = [codec.decode_keys(upload.keys, params, cpu) for upload in seen if upload.keys is not None]
-    masks = [codec.decode_mask(mask.data, params, cpu) for upload in seen for mask in upload.masks]
-    assert len(keys) >= 1
-    assert len(masks) >= 8
+    data = np.stack([batch.data for upload in seen for batch in upload.batches])
+    assert len(data) >= 4
+    points = engine.kernels.decode_batches(data, ring_of(params))
     limit = chi2.ppf(1 - FALSE_ALARM, 255)
-    for polynomials in (keys, masks):
-        count = polynomials[0].shape[-2]
-        for i, p in enumerate(params.moduli[:count]):
-            residues = np.stack([one[..., i, :] for one in polynomials]).astype(np.uint64)
-            assert residues.size >= 256 * 5
-            assert statistic(((residues << np.uint64(32)) // np.uint64(p)).astype(np.uint32)) < limit
+    for i, p in enumerate(params.outer_primes):
+        residues = points[:, :, i].astype(np.uint64)
+        assert residues.size >= 256 * 5
+        assert statistic(((residues << np.uint64(32)) // np.uint64(p)).astype(np.uint32)) < limit
 
 
 def _spy_on(server: Any, received: list[bytes]) -> None:
     engine = server.service._shared.bundles["llama"].engine
     claim = engine.claim
 
-    def spy(session: Any, group: int, masks: Any, data: bytes) -> Any:
-        received.append(data)
-        return claim(session, group, masks, data)
+    def spy(session: Any, group: int, spans: Any, data: Any, slots: int) -> Any:
+        received.append(data.tobytes())
+        return claim(session, group, spans, data, slots)
 
     engine.claim = spy

@@ -6,7 +6,9 @@ import re
 from xml.etree import ElementTree
 
 from veil.report.drawing import Line, bars, lines
-from veil.report.measure import EIGHT_BIT, Costs, Fidelity, LayerQuality, Report
+from veil.report.inside import EIGHT_BIT
+from veil.report.layers import LayerQuality, WidthQuality
+from veil.report.measure import Costs, Fidelity, Report
 from veil.report.page import page
 
 
@@ -21,7 +23,8 @@ def report() -> Report:
         up_online_bytes=295_488,
         down_online_bytes=460_512,
         up_ahead_bytes=86_784,
-        masks=3,
+        batch_bytes=5_554_176,
+        batch_rows=64,
         hint_bytes=2**31,
         remote_weights=134_000_000,
         prepare_s=0.05,
@@ -38,6 +41,7 @@ def report() -> Report:
         modes=modes,
         sample=modes,
         layers=[layer, layer],
+        widths=[WidthQuality(width=28_672, input_bits=26, result_bits=15, snr_db=46.1)],
         by_bits=[(2, fidelity("simulate", 9.0)), (8, fidelity("simulate", 0.003))],
         costs=costs,
     )
@@ -48,7 +52,17 @@ def test_it_asks_for_nothing_and_escapes_what_it_shows() -> None:
     assert not re.search(r"(src|href)=|url\(|@import|https?:|<script", text)
     assert "&lt;script&gt;" in text
     assert "a&lt;b&gt;&amp;.q_proj" in text
-    for shown in ("0.0040", "0.0500", "295,488 bytes", "2.00 GiB", "130.9 bits", "-3.0"):
+    for shown in (
+        "0.0040",
+        "0.0500",
+        "295,488 bytes",
+        "2.00 GiB",
+        "130.9 bits",
+        "-3.0",
+        "28,672",
+        "46.1",
+        "5,554,176 bytes for 64 rows",
+    ):
         assert shown in text
 
 

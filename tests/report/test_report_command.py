@@ -11,6 +11,7 @@ import transformers
 from typer.testing import CliRunner
 
 from veil.cli import app
+from veil.params import Params
 
 TEXT = " ".join(f"w{(7 * index * index + index) % 59}" for index in range(40))
 
@@ -37,13 +38,20 @@ def test_json_and_page(llama_folder: Path, text: Path, tmp_path: Path) -> None:
     assert report["security_bits"] > 128
     assert len(report["layers"]) == 2 * 7 + 1
     assert all(0.7 < layer["ratio"] < 1.4 for layer in report["layers"])
+    widths, params = [found["width"] for found in report["widths"]], Params.default()
+    assert widths == [512, 1024, 2048, 4096, 8192, 14336, 28672]
+    costs = report["costs"]
+    assert (costs["batch_bytes"], costs["batch_rows"]) == (params.batch_bytes, 64)
+    assert costs["up_ahead_bytes"] == params.batch_bytes / 64
     inputs, slots = 2 * (32 + 32 + 32 + 48) + 32, 2 * (32 + 16 + 16 + 32 + 48 + 48 + 32) + 64
-    assert report["costs"]["up_online_bytes"] == pytest.approx(3 * inputs, rel=0.02)
-    assert report["costs"]["down_online_bytes"] == pytest.approx(2.25 * slots, rel=0.02)
+    assert 2 * inputs < costs["up_online_bytes"] < 3 * inputs, "17 to 24 bits an input"
+    assert slots < costs["down_online_bytes"] < 2 * slots, "9 to 15 bits a result"
+    assert min(costs["prepare_s"], costs["online_s"], costs["client_s"]) > 0
     assert report["by_bits"] == []
     plain, folded = report["folding"]
     assert (plain["round_trips"], folded["round_trips"]) == (4 * 2 + 1, 2 * 2 + 2)
-    assert plain["up_online_bytes"] == folded["up_online_bytes"] == 3 * inputs
+    assert plain["up_online_bytes"] == costs["up_online_bytes"]
+    assert plain["down_online_bytes"] == costs["down_online_bytes"]
     assert folded["remote_weights"] > plain["remote_weights"] == report["costs"]["remote_weights"]
     assert 0 < folded["fidelity"]["kl"] < 10 * plain["fidelity"]["kl"]
     assert "Folded norms" in html.read_text()
@@ -53,7 +61,15 @@ def test_json_and_page(llama_folder: Path, text: Path, tmp_path: Path) -> None:
 def test_tables(llama_folder: Path, text: Path) -> None:
     result = invoke(llama_folder, "--text", text, "--tokens", 12, "--sample", 0, "--bits", "--folded")
     assert result.exit_code == 0, result.output
-    for shown in ("perplexity", "simulate", "8-bit activations", "bits of the weights", "folded norms", "security"):
+    for shown in (
+        "perplexity",
+        "simulate",
+        "8-bit activations",
+        "bits of the weights",
+        "by width",
+        "folded norms",
+        "security",
+    ):
         assert shown in result.output
 
 

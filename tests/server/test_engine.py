@@ -5,33 +5,24 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
 from veil.crypto import public
-from veil.crypto.secret import OuterKey, inner_secret
-from veil.errors import MaskReused, UnknownMask, UnknownSession, WireError
-from veil.kernels import cpu
+from veil.errors import QuotaExceeded, RowReused, UnknownBatch, UnknownSession, WireError
+from veil.kernels import reference
+from veil.kernels.cpu import backend as cpu_backend
+from veil.kernels.interface import Rows
+from veil.kernels.ring import ring_of
 from veil.params import packed_bytes
 from veil.random import SecretRng
-from veil.server import arithmetic, store
-from veil.wire import codec
-from veil.wire.messages import MaskUpload
+from veil.server import store
+from veil.server.engine import MOST_BATCHES, Engine
+from veil.wire.messages import BatchUpload, Span, Upload
 
 BOTH = ("body", "head")
-
-
-@dataclass(frozen=True)
-class Upload:
-    """What a client sends ahead: an epoch's keys, if it is new, and masks of it."""
-
-    epoch: int
-    keys: bytes | None
-    masks: tuple[MaskUpload, ...]
-    segments: tuple[str, ...]
 
 
 class Client:
@@ -41,107 +32,168 @@ class Client:
         self.pair, self.params, self.engine = pair, pair.params, pair.engine
         self.rng = SecretRng.insecure_for_tests(seed)
         self.name = self.engine.open()
-        self.key = self.new_key()
 
-    def new_key(self) -> OuterKey:
-        return OuterKey(self.params, cpu, self.rng)
+    def batch(self, number: int) -> BatchUpload:
+        params, kernels = self.params, self.pair.kernels
+        a = public.outer_polynomials(self.pair.seed, params)
+        secret = self.rng.ternary(params.n).reshape(params.k, params.m)
+        errors = kernels.errors(self.rng, 3.2).draw(params.terms, params.N)
+        return BatchUpload(number, kernels.encrypt_batch(a, self.rng.ternary(params.N), secret, errors, ring_of(params)))
 
-    def keys(self) -> bytes:
-        halves = self.key.galois_keys(public.key_halves(self.pair.seed, self.params))
-        return codec.encode_keys(halves, self.params, cpu)
-
-    def mask(self, number: int, index: int) -> MaskUpload:
-        half = public.mask_half(self.pair.seed, self.params, index % self.params.masks_per_epoch)
-        secret = inner_secret(self.rng, self.params)
-        encrypted = OuterKey(self.params, cpu, self.rng).encrypt_mask(index % 4, half, secret)
-        return MaskUpload(number, index, codec.encode_mask(encrypted, self.params, cpu))
-
-    def upload(self, *masks: tuple[int, int], epoch: int = 0, first: bool = False, segments: Any = BOTH) -> Upload:
-        made = tuple(self.mask(number, index) for number, index in masks)
-        return Upload(epoch, self.keys() if first else None, made, tuple(segments))
+    def upload(self, *numbers: int, segments: Any = BOTH) -> Upload:
+        return Upload(tuple(self.batch(number) for number in numbers), tuple(segments))
 
     def prepare(self, upload: Upload) -> None:
-        if upload.keys is not None:
-            self.engine.load_epoch(self.name, upload.epoch, upload.keys)
-        self.engine.prepare(self.name, upload.epoch, upload.masks, upload.segments)
+        self.engine.prepare(self.name, upload.batches, upload.segments)
 
     def row_bytes(self, group: int) -> int:
-        return packed_bytes(self.pair.manifest.groups[group].width, self.params.spec.input_bits)
+        info = self.pair.manifest.groups[group]
+        return packed_bytes(info.width, info.input_bits)
 
-    def row(self, group: int, seed: int = 0) -> bytes:
-        return np.random.default_rng(seed).bytes(self.row_bytes(group))
+    def rows(self, group: int, count: int = 1, seed: int = 0) -> np.ndarray:
+        draw = np.random.default_rng(seed)
+        return draw.integers(0, 256, (count, self.row_bytes(group)), dtype=np.uint8)
 
-    def evaluate(self, group: int, masks: list[int], data: bytes) -> bytes:
-        return self.engine.evaluate(self.name, group, masks, data)
+    def slots(self, group: int) -> int:
+        groups = self.pair.manifest.groups
+        return int(groups[group].rows) if 0 <= group < len(groups) else 1
+
+    def evaluate(self, group: int, spans: list[Span], data: np.ndarray, slots: int | None = None) -> np.ndarray:
+        """As a service does: the same bytes may come again."""
+        slots = self.slots(group) if slots is None else slots
+        claim = self.engine.claim(self.engine.store.find(self.name), group, spans, data, slots)
+        return np.array(self.engine.answer([claim])[0])
 
 
 @pytest.fixture
 def client(pair: Any) -> Iterator[Client]:
-    """A session of epoch 0 with mask 0 (set 0) for body and head; at the end the engine must still serve it."""
+    """A session with batch 0 for body and head; at the end the engine must still serve it, from row 5 on."""
     client = Client(pair)
-    client.prepare(client.upload((0, 0), first=True))
+    client.prepare(client.upload(0))
     yield client
-    reply = client.evaluate(0, [0], client.row(0))
-    assert len(reply) == packed_bytes(51, client.params.spec.result_bits)
-    client.key = client.new_key()
-    client.prepare(client.upload((1000, 0), (1001, 1), epoch=1000, first=True))
-    assert client.evaluate(2, [1000, 1001], client.row(2, 1) + client.row(2, 2))
+    assert client.evaluate(0, [Span(0, 5, 1)], client.rows(0)).shape == (1, packed_bytes(51, 16))
+    client.prepare(client.upload(1000, 1001))
+    spans = [Span(1000, 0, 1), Span(1001, 3, 1)]
+    assert client.evaluate(2, spans, client.rows(2, 2)).shape == (2, packed_bytes(90, 17))
     client.engine.close(client.name)
 
 
 # What works -----------------------------------------------------------------------------------------------------------
 
 
-def test_replies_are_the_kernel_s_answer_with_the_mask_s_share(pair: Any, client: Client) -> None:
-    """Two sessions with one upload get one answer; a row's answer does not depend on the rows beside it."""
-    client.prepare(client.upload((1, 1), (2, 2)))
-    rows = [client.row(1, seed) for seed in (1, 2)]
-    together = client.evaluate(1, [1, 2], rows[0] + rows[1])
-    alone = [client.evaluate(1, [number], row) for number, row in zip((1, 2), rows, strict=True)]
-    assert together == alone[0] + alone[1]
+@pytest.mark.parametrize("group", [0, 1, 2])
+def test_replies_are_the_product_less_the_rows_of_the_shares(pair: Any, client: Client, group: int) -> None:
+    """In the order of the spans, whatever batches they are of."""
+    client.prepare(client.upload(1, 2))
+    spans = [Span(2, 3, 2), Span(0, 0, 1), Span(1, 7, 1)]
+    data, info = client.rows(group, 4), pair.manifest.groups[group]
+    session = client.engine.store.find(client.name)
+    found = client.evaluate(group, spans, data)
+    own = [Rows(session.batches[span.batch].shares[info.segment], span.first, span.count) for span in spans]
+    bits = info.input_bits, info.result_bits
+    expected = reference.ReferenceKernels().answer(data, pair.weights[group], own, pair.manifest.starts[group], bits)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_row_s_answer_does_not_depend_on_the_rows_beside_it(client: Client) -> None:
+    rows = client.rows(1, 4)
+    together = client.evaluate(1, [Span(0, 0, 4)], rows)
+    other = Client(client.pair)  # of the same seed, so of the same batch
+    other.prepare(other.upload(0))
+    alone = [other.evaluate(1, [Span(0, row, 1)], rows[row : row + 1]) for row in range(4)]
+    np.testing.assert_array_equal(np.concatenate(alone), together)
+    other.engine.close(other.name)
+
+
+def test_claims_are_answered_together_and_each_gets_its_own(client: Client) -> None:
+    engine, session = client.engine, client.engine.store.find(client.name)
+    parts = [(Span(0, 0, 2), client.rows(1, 2, 1)), (Span(0, 2, 1), client.rows(1, 1, 2))]
+    claims = [engine.claim(session, 1, [span], data, 300) for span, data in parts]
+    together = [np.array(own) for own in engine.answer(claims, serial=True)]
+    for (span, data), own in zip(parts, together, strict=True):
+        np.testing.assert_array_equal(own, client.evaluate(1, [span], data))
+    assert [engine.work(claim) for claim in claims] == [2 * 300 * 64, 300 * 64]
+
+
+@pytest.mark.parametrize("slots", [1, 30, 50])
+def test_a_prompt_asks_for_the_first_outputs_only(client: Client, slots: int) -> None:
+    rows = client.rows(0, 2)
+    whole = reference.unpack(client.evaluate(0, [Span(0, 0, 2)], rows), 51, 16)
+    part = reference.unpack(client.evaluate(0, [Span(0, 0, 2)], rows, slots), slots, 16)
+    np.testing.assert_array_equal(part, whole[:, :slots])
+
+
+@pytest.mark.parametrize("slots", [0, -1, 52, 1 << 32])
+def test_other_outputs_than_a_group_has_are_refused(client: Client, slots: int) -> None:
+    with pytest.raises(WireError, match=f"{slots} outputs of group 0, which has 51"):
+        client.evaluate(0, [Span(0, 0, 1)], client.rows(0), slots)
+    assert client.evaluate(0, [Span(0, 0, 1)], client.rows(0, seed=4)).size, "nothing was spent"
 
 
 def test_the_same_bytes_give_the_same_reply(client: Client) -> None:
     """A lost reply: the client may send the identical request again, and nothing else."""
-    first = client.evaluate(1, [0], client.row(1))
-    assert client.evaluate(1, [0], client.row(1)) == first
+    first = client.evaluate(1, [Span(0, 0, 2)], client.rows(1, 2))
+    np.testing.assert_array_equal(client.evaluate(1, [Span(0, 0, 2)], client.rows(1, 2)), first)
+
+
+def test_nothing_comes_twice_where_nothing_can_be_lost(client: Client) -> None:
+    """In process there is no resend: the same bytes again are a second use."""
+    engine, rows = client.engine, client.rows(1)
+    engine.evaluate(client.name, 1, [Span(0, 0, 1)], rows, 300)
+    with pytest.raises(RowReused):
+        engine.evaluate(client.name, 1, [Span(0, 0, 1)], rows, 300)
+    with pytest.raises(RowReused):
+        client.evaluate(1, [Span(0, 0, 1)], rows)
+    assert engine.evaluate(client.name, 1, [Span(0, 1, 1)], rows, 300).shape == (1, packed_bytes(300, 15))
 
 
 def test_no_rows_give_no_bytes(client: Client) -> None:
-    assert client.evaluate(0, [], b"") == b""
+    assert client.evaluate(0, [], client.rows(0, 0)).shape == (0, packed_bytes(51, 16))
 
 
-def test_a_mask_without_the_head_answers_the_body(client: Client) -> None:
-    client.prepare(client.upload((1, 1), segments=["body"]))
-    assert client.evaluate(0, [1], client.row(0, 5))
-    with pytest.raises(UnknownMask, match="mask 1 is not prepared for the head"):
-        client.evaluate(2, [1], client.row(2))
+def test_no_batches_may_be_sent(client: Client) -> None:
+    client.prepare(Upload((), BOTH))
 
 
-def test_masks_of_the_last_epoch_stay_until_they_are_released(client: Client) -> None:
-    client.prepare(client.upload((1, 1)))
-    client.key = client.new_key()
-    client.prepare(client.upload((2, 0), epoch=1, first=True))
-    assert client.evaluate(0, [1, 2], client.row(0, 1) + client.row(0, 2))
+def test_a_batch_without_the_head_answers_the_body(client: Client) -> None:
+    client.prepare(client.upload(1, segments=["body"]))
+    assert client.evaluate(0, [Span(1, 0, 1)], client.rows(0)).size
+    with pytest.raises(UnknownBatch, match="batch 1 is not prepared for the head"):
+        client.evaluate(2, [Span(1, 0, 1)], client.rows(2))
 
 
-def test_released_masks_are_gone(client: Client) -> None:
-    client.prepare(client.upload((1, 1), (2, 2)))
+def test_released_batches_are_gone(client: Client) -> None:
+    client.prepare(client.upload(1, 2))
     client.engine.release(client.name, [1])
-    with pytest.raises(UnknownMask, match="mask 1 is not prepared"):
-        client.evaluate(0, [1], client.row(0))
-    assert client.evaluate(0, [2], client.row(0))
+    with pytest.raises(UnknownBatch, match="batch 1 is not prepared"):
+        client.evaluate(0, [Span(1, 0, 1)], client.rows(0))
+    assert client.evaluate(0, [Span(2, 0, 1)], client.rows(0)).size
     client.engine.release(client.name, [1, 77])
+
+
+def test_one_row_is_spent_for_all_groups_at_once(pair: Any, client: Client) -> None:
+    """What a pass that is replayed as a whole asks for."""
+    engine, span = client.engine, Span(0, 0, 1)
+    found = engine.claim_row(client.name, [0, 1, 2], span)
+    batch = engine.store.find(client.name).batches[0]
+    assert set(found) == {"body", "head"}
+    for name, rows in found.items():
+        assert rows.material is batch.shares[name] and (rows.first, rows.count) == (0, 1)
+    for group in range(3):
+        with pytest.raises(RowReused):
+            client.evaluate(group, [span], client.rows(group))
 
 
 def test_a_closed_session_is_gone(pair: Any) -> None:
     other = Client(pair)
-    other.prepare(other.upload((0, 0), first=True))
+    other.prepare(other.upload(0))
     other.engine.close(other.name)
     for call in (
-        lambda: other.evaluate(0, [0], other.row(0)),
-        lambda: other.prepare(other.upload((1, 1))),
+        lambda: other.evaluate(0, [Span(0, 0, 1)], other.rows(0)),
+        lambda: other.engine.evaluate(other.name, 0, [Span(0, 0, 1)], other.rows(0), 51),
+        lambda: other.prepare(other.upload(1)),
         lambda: other.engine.release(other.name, [0]),
+        lambda: other.engine.claim_row(other.name, [0], Span(0, 0, 1)),
     ):
         with pytest.raises(UnknownSession):
             call()
@@ -158,55 +210,100 @@ def test_session_names_cannot_be_guessed(pair: Any) -> None:
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
-def test_other_bytes_for_a_used_mask_are_refused(client: Client) -> None:
-    first = client.evaluate(1, [0], client.row(1))
-    with pytest.raises(MaskReused, match="mask 0 was used for group 1 with other bytes"):
-        client.evaluate(1, [0], client.row(1, 9))
-    assert client.evaluate(1, [0], client.row(1)) == first
+def test_other_bytes_for_used_rows_are_refused(client: Client) -> None:
+    first = client.evaluate(1, [Span(0, 0, 2)], client.rows(1, 2))
+    with pytest.raises(RowReused, match="rows from 0 of batch 0 were used before, with other bytes"):
+        client.evaluate(1, [Span(0, 0, 2)], client.rows(1, 2, 9))
+    np.testing.assert_array_equal(client.evaluate(1, [Span(0, 0, 2)], client.rows(1, 2)), first)
 
 
-def test_one_mask_for_two_rows_is_refused(client: Client) -> None:
-    for second in (client.row(1), client.row(1, 2)):
-        with pytest.raises(MaskReused, match="one mask for two rows"):
-            client.evaluate(1, [0, 0], client.row(1) + second)
+@pytest.mark.parametrize("span", [Span(0, 0, 1), Span(0, 1, 1), Span(0, 0, 3), Span(0, 1, 2)])
+def test_the_same_bytes_in_other_spans_are_refused(client: Client, span: Span) -> None:
+    """A resend is whole: rows cut otherwise are not the request that was lost."""
+    rows = client.rows(1, 4)
+    client.evaluate(1, [Span(0, 0, 2)], rows[:2])
+    with pytest.raises(RowReused):
+        client.evaluate(1, [span], rows[span.first : span.first + span.count])
+
+
+def test_spans_go_up(client: Client) -> None:
+    """Rows that were passed over cannot be used any more; another group's rows are its own."""
+    client.evaluate(1, [Span(0, 3, 1)], client.rows(1))
+    with pytest.raises(RowReused, match="rows from 1 of batch 0"):
+        client.evaluate(1, [Span(0, 1, 1)], client.rows(1))
+    assert client.evaluate(0, [Span(0, 1, 1)], client.rows(0)).size
+    assert client.evaluate(1, [Span(0, 4, 1)], client.rows(1)).size
+
+
+@pytest.mark.parametrize("second", [0, 2])
+def test_one_row_twice_in_a_request_is_refused(client: Client, second: int) -> None:
+    data = np.concatenate([client.rows(1), client.rows(1, seed=second)])
+    spans = [Span(0, 0, 1), Span(0, 0, 1)]
+    with pytest.raises(RowReused):
+        client.engine.evaluate(client.name, 1, spans, data, 300)
+    if second:
+        with pytest.raises(RowReused):
+            client.evaluate(2, spans, np.concatenate([client.rows(2), client.rows(2, seed=second)]))
 
 
 @pytest.mark.parametrize("group", [-1, 3, 10**9])
 def test_an_unknown_group_is_refused(client: Client, group: int) -> None:
     with pytest.raises(WireError, match=f"group {group} is not one of 3"):
-        client.evaluate(group, [0], client.row(0))
+        client.evaluate(group, [Span(0, 0, 1)], client.rows(0))
 
 
 @pytest.mark.parametrize("more", [-1, 1, 10])
 def test_rows_of_another_length_are_refused(client: Client, more: int) -> None:
     length = client.row_bytes(0)
-    with pytest.raises(WireError, match=f"{length + more} bytes for 1 rows of 70 words, expected {length}"):
-        client.evaluate(0, [0], bytes(length + more))
+    with pytest.raises(WireError, match=f"for 1 rows of {length} bytes"):
+        client.evaluate(0, [Span(0, 0, 1)], np.zeros((1, length + more), np.uint8))
     with pytest.raises(WireError, match="for 2 rows"):
-        client.evaluate(0, [0, 1], client.row(0))
+        client.evaluate(0, [Span(0, 0, 2)], client.rows(0))
+    assert client.evaluate(0, [Span(0, 0, 1)], client.rows(0)).size, "what was refused spent nothing"
 
 
 @pytest.mark.parametrize("number", [-1, 1, 2**40])
-def test_a_mask_that_is_not_prepared_is_refused(client: Client, number: int) -> None:
-    with pytest.raises(UnknownMask, match=f"mask {number} is not prepared"):
-        client.evaluate(0, [number], client.row(0))
+def test_a_batch_that_is_not_prepared_is_refused(client: Client, number: int) -> None:
+    with pytest.raises(UnknownBatch, match=f"batch {number} is not prepared"):
+        client.evaluate(0, [Span(number, 0, 1)], client.rows(0))
 
 
-def test_another_session_s_mask_is_refused(pair: Any, client: Client) -> None:
+@pytest.mark.parametrize(("first", "count"), [(-1, 1), (8, 1), (7, 2), (0, 9), (2**62, 1), (1 << 63, 1)])
+def test_rows_that_no_batch_has_are_refused(client: Client, first: int, count: int) -> None:
+    with pytest.raises(WireError, match="not those of a batch"):
+        client.evaluate(0, [Span(0, first, count)], client.rows(0, count))
+
+
+def test_spans_that_add_up_but_are_none_are_refused(client: Client) -> None:
+    """Counts of 3, 0 and -2 are one row together; nothing is spent by it."""
+    for spans in ([Span(0, 0, 3), Span(0, 3, -2)], [Span(0, 0, 1), Span(0, 1, 0)]):
+        with pytest.raises(WireError, match="not those of a batch"):
+            client.evaluate(0, spans, client.rows(0))
+    assert client.evaluate(0, [Span(0, 0, 1)], client.rows(0, seed=4)).size
+
+
+def test_a_request_with_one_wrong_span_spends_nothing(client: Client) -> None:
+    with pytest.raises(UnknownBatch):
+        client.evaluate(0, [Span(0, 0, 1), Span(9, 0, 1)], client.rows(0, 2))
+    assert client.evaluate(0, [Span(0, 0, 1)], client.rows(0, seed=4)).size
+
+
+def test_another_session_s_batch_is_refused(pair: Any, client: Client) -> None:
     stranger = Client(pair, seed=2)
-    stranger.prepare(stranger.upload((7, 0), first=True))
-    with pytest.raises(UnknownMask, match="mask 7 is not prepared"):
-        client.evaluate(0, [7], client.row(0))
-    assert stranger.evaluate(0, [7], client.row(0))
+    stranger.prepare(stranger.upload(7))
+    with pytest.raises(UnknownBatch, match="batch 7 is not prepared"):
+        client.evaluate(0, [Span(7, 0, 1)], client.rows(0))
+    assert stranger.evaluate(0, [Span(7, 0, 1)], client.rows(0)).size
     stranger.engine.close(stranger.name)
 
 
 @pytest.mark.parametrize("name", ["", "00" * 16, "nonsense"])
 def test_an_unknown_session_is_refused(client: Client, name: str) -> None:
     for call in (
-        lambda: client.engine.evaluate(name, 0, [0], client.row(0)),
-        lambda: client.engine.prepare(name, 0, client.upload((1, 1)).masks, BOTH),
-        lambda: client.engine.load_epoch(name, 5, client.keys()),
+        lambda: client.engine.evaluate(name, 0, [Span(0, 0, 1)], client.rows(0), 51),
+        lambda: client.engine.prepare(name, client.upload(1).batches, BOTH),
+        lambda: client.engine.claim_row(name, [0], Span(0, 0, 1)),
+        lambda: client.engine.close(name),
     ):
         with pytest.raises(UnknownSession, match="does not know this session"):
             call()
@@ -216,108 +313,91 @@ def test_an_unknown_session_is_refused(client: Client, name: str) -> None:
 
 
 def refused(client: Client, upload: Upload, message: str) -> None:
-    """A `WireError` that names the fault, no memory taken, and no mask kept."""
+    """A `WireError` that names the fault, no memory taken, and no batch kept."""
     store = client.engine.store
-    before = store.used_bytes, store.mask_count
+    before = store.used_bytes, store.batch_count
     with pytest.raises(WireError, match=message):
         client.prepare(upload)
-    assert (store.used_bytes, store.mask_count) == before
+    assert (store.used_bytes, store.batch_count) == before
 
 
 @pytest.mark.parametrize("segments", [(), ("tail",), ("body", "tail"), ("body", "body")])
 def test_unknown_or_repeated_segments_are_refused(client: Client, segments: tuple[str, ...]) -> None:
-    refused(client, client.upload((1, 1), segments=segments), "expected some of")
-    client.prepare(client.upload((1, 1)))
-
-
-@pytest.mark.parametrize("index", [-1, 4, 2**31])
-def test_a_set_out_of_range_is_refused(client: Client, index: int) -> None:
-    refused(client, client.upload((1, index)), f"set {index} is not below 4|not below 4")
-    client.prepare(client.upload((1, 1)))
-
-
-def test_a_set_is_used_once_in_an_epoch(client: Client) -> None:
-    """Rule 2, on the server's side."""
-    refused(client, client.upload((1, 0)), "set of this epoch is used twice")
-    refused(client, client.upload((1, 1), (2, 1)), "set of this epoch is used twice")
-    client.prepare(client.upload((1, 1), (2, 2)))
-    refused(client, client.upload((3, 2)), "set of this epoch is used twice")
-    client.key = client.new_key()
-    client.prepare(client.upload((3, 2), epoch=1, first=True))
+    refused(client, client.upload(1, segments=segments), "expected some of")
+    client.prepare(client.upload(1))
 
 
 @pytest.mark.parametrize("numbers", [(0, 1), (2, 1), (1, 1), (-1, 1)])
-def test_mask_numbers_grow(client: Client, numbers: tuple[int, int]) -> None:
-    refused(client, client.upload((numbers[0], 1), (numbers[1], 2)), "mask numbers do not grow")
-    client.prepare(client.upload((5, 1)))
-    refused(client, client.upload((5, 2)), "mask numbers do not grow")
-    refused(client, client.upload((4, 2)), "mask numbers do not grow")
+def test_batch_numbers_grow(client: Client, numbers: tuple[int, int]) -> None:
+    """A number is a batch for ever: rows of one that was released do not come back under it."""
+    refused(client, client.upload(*numbers), "batch numbers do not grow")
+    client.prepare(client.upload(5))
+    client.engine.release(client.name, [5])
+    refused(client, client.upload(5), "batch numbers do not grow")
+    refused(client, client.upload(4), "batch numbers do not grow")
 
 
-@pytest.mark.parametrize("epoch", [-1, 0])
-def test_a_new_epoch_has_a_higher_number(client: Client, epoch: int) -> None:
-    refused(client, client.upload((1, 1), epoch=epoch, first=True), f"epoch {epoch} is not newer than 0")
-    client.prepare(client.upload((1, 1)))
-
-
-@pytest.mark.parametrize("epoch", [-1, 1])
-def test_masks_are_of_the_session_s_epoch(client: Client, epoch: int) -> None:
-    refused(client, client.upload((1, 1), epoch=epoch), f"masks of epoch {epoch}, but the session's epoch is 0")
-    client.prepare(client.upload((1, 1)))
-
-
-def test_a_session_starts_with_keys(pair: Any) -> None:
-    other = Client(pair)
-    refused(other, other.upload((0, 0)), "masks of epoch 0, but the session's epoch is -1")
-    refused(other, other.upload((0, 0), epoch=-1), "epoch")
-    other.prepare(other.upload((0, 0), first=True))
-    other.engine.close(other.name)
-
-
-def test_more_masks_than_an_epoch_has_are_refused(client: Client) -> None:
-    refused(client, client.upload(*[(n, n - 1) for n in range(1, 6)]), "5 masks at once, an epoch has 4|set")
+def test_more_batches_than_an_upload_has_are_refused(client: Client) -> None:
+    empty = BatchUpload(1, np.zeros(client.params.batch_bytes, np.uint8))
+    too_many = tuple(dataclasses.replace(empty, number=number) for number in range(1, MOST_BATCHES + 2))
+    refused(client, Upload(too_many, BOTH), f"{MOST_BATCHES + 1} batches at once, expected up to {MOST_BATCHES}")
+    session = client.engine.store.find(client.name)
+    with pytest.raises(WireError, match="-1 batches at once"):
+        client.engine.check_header(session, BOTH, -1)
+    client.prepare(Upload(too_many[:MOST_BATCHES], BOTH))
 
 
 @pytest.mark.parametrize("more", [-1, 1])
 def test_data_of_another_length_is_refused(client: Client, more: int) -> None:
-    good = client.upload((1, 1), epoch=1, first=True)
-    assert good.keys is not None
-    keys = bytes(len(good.keys) + more)
-    refused(client, dataclasses.replace(good, keys=keys), f"epoch keys have {len(keys)} bytes")
-    data = bytes(client.params.mask_bytes + more)
-    short = dataclasses.replace(good, epoch=0, keys=None, masks=(MaskUpload(1, 1, data),))
-    refused(client, short, f"a mask has {len(data)} bytes")
-    client.prepare(good)
+    data = np.zeros(client.params.batch_bytes + more, np.uint8)
+    refused(client, Upload((BatchUpload(1, data),), BOTH), f"a batch has {len(data)} bytes, expected {len(data) - more}")
+    client.prepare(client.upload(1))
 
 
-def test_coefficients_out_of_range_are_refused(client: Client) -> None:
-    """All bits set is above every prime. The set and number of such a mask count as used: a client never resends them."""
-    bad = MaskUpload(1, 1, b"\xff" * client.params.mask_bytes)
-    refused(client, Upload(0, None, (bad,), BOTH), "coefficient is not below its modulus")
-    with pytest.raises(UnknownMask):
-        client.evaluate(0, [1], client.row(0))
-    client.prepare(client.upload((2, 2)))
-    good = client.upload((3, 1), epoch=1, first=True)
-    bad_keys = dataclasses.replace(good, keys=b"\xff" * client.params.epoch_key_bytes)
-    refused(client, bad_keys, "coefficient is not below its modulus")
-    assert client.evaluate(0, [2], client.row(0, 3))
+@pytest.mark.parametrize("place", ["all", "first", "last"])
+def test_coefficients_out_of_range_are_refused(client: Client, place: str) -> None:
+    """All bits set is above every prime. The number of such a batch counts as used: a client never resends it."""
+    data = np.array(client.batch(1).data)
+    data[{"all": slice(None), "first": slice(3), "last": slice(-3, None)}[place]] = 255
+    refused(client, Upload((BatchUpload(1, data),), BOTH), "coefficient is not below its modulus")
+    with pytest.raises(UnknownBatch):
+        client.evaluate(0, [Span(1, 0, 1)], client.rows(0))
+    client.prepare(client.upload(2))
+    assert client.evaluate(0, [Span(2, 0, 1)], client.rows(0)).size
 
 
-def test_one_bad_mask_spoils_its_upload_and_no_other(client: Client) -> None:
-    bad = MaskUpload(2, 2, b"\xff" * client.params.mask_bytes)
-    refused(client, Upload(0, None, (client.mask(1, 1), bad), BOTH), "coefficient is not below its modulus")
-    with pytest.raises(UnknownMask):
-        client.evaluate(0, [1], client.row(0))
-    client.prepare(client.upload((3, 3)))
+def test_one_bad_batch_spoils_its_upload_and_no_other(client: Client) -> None:
+    bad = BatchUpload(2, np.full(client.params.batch_bytes, 255, np.uint8))
+    refused(client, Upload((client.batch(1), bad), BOTH), "coefficient is not below its modulus")
+    with pytest.raises(UnknownBatch):
+        client.evaluate(0, [Span(1, 0, 1)], client.rows(0))
+    client.prepare(client.upload(3))
 
 
 def test_closing_gives_all_memory_back(pair: Any) -> None:
     before = pair.engine.store.used_bytes
     other = Client(pair)
-    other.prepare(other.upload((0, 0), (1, 1), first=True))
-    assert pair.engine.store.used_bytes > before
+    other.prepare(other.upload(0, 1))
+    assert pair.engine.store.used_bytes == before + 2 * pair.engine.batch_bytes(BOTH)
     other.engine.close(other.name)
     assert pair.engine.store.used_bytes == before
+
+
+def test_memory_is_promised_before_anything_is_made(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch is counted with all that it will hold: shares of whole blocks, and the record of its rows."""
+    engine = pair.engine
+    limits = store.Limits(memory_bytes=2 * engine.batch_bytes(["body"]) + 10)
+    small = Engine(engine.model, engine.hint, engine.weights, engine.kernels, store.SessionStore(limits))
+    client = Client(pair)
+    client.engine, client.name = small, small.open()
+    client.prepare(client.upload(0, 1, segments=["body"]))
+    held = small.store.find(client.name).batches.values()
+    shares = sum(own.nbytes for batch in held for own in batch.shares.values())
+    assert shares < small.store.used_bytes == 2 * engine.batch_bytes(["body"])
+    assert engine.batch_bytes(["body"]) == 4 * 8 * 22 * 16 + store.record_bytes(8, 3)
+    monkeypatch.setattr(small.hint, "prepare", None)
+    with pytest.raises(QuotaExceeded, match="1 more batches of rows take"):
+        client.prepare(client.upload(2))
 
 
 # Failures -------------------------------------------------------------------------------------------------------------
@@ -336,32 +416,32 @@ def after(calls: int, error: Exception, real: Callable[..., Any]) -> Callable[..
 
 
 class Two:
-    """Two sessions, each with an upload of two masks admitted for one batch."""
+    """Two sessions, each with an upload of two batches admitted for one pass."""
 
     def __init__(self, pair: Any) -> None:
         self.engine, self.store = pair.engine, pair.engine.store
         self.clients = [Client(pair, seed) for seed in (1, 2)]
         for client in self.clients:
-            client.prepare(client.upload((0, 0), first=True))
+            client.prepare(client.upload(0))
         self.sessions = [self.store.find(client.name) for client in self.clients]
         self.before = [session.nbytes for session in self.sessions]
-        self.uploads = [client.upload((1, 1), (2, 2)) for client in self.clients]
-        self.batch = [
+        self.uploads = [client.upload(1, 2) for client in self.clients]
+        self.items = [
             self.engine.admit(session, upload) for session, upload in zip(self.sessions, self.uploads, strict=True)
         ]
 
     def served(self, which: int) -> None:
-        """The upload's masks are there, and its memory is counted."""
-        self.clients[which].evaluate(0, [1, 2], self.clients[which].row(0, 1) + self.clients[which].row(0, 2))
-        each = self.batch[which].mask_bytes
+        """The upload's batches are there, and its memory is counted."""
+        self.clients[which].evaluate(0, [Span(1, 0, 1), Span(2, 0, 1)], self.clients[which].rows(0, 2))
+        each = self.items[which].batch_bytes
         assert (self.sessions[which].waiting, self.sessions[which].nbytes) == (0, self.before[which] + 2 * each)
 
     def given_back(self, which: int) -> None:
-        """None of the upload's masks is there, nothing is promised, and the session serves on."""
+        """None of the upload's batches is there, nothing is promised, and the session serves on."""
         client, session = self.clients[which], self.sessions[which]
-        assert (sorted(session.masks), session.waiting, session.nbytes) == ([0], 0, self.before[which])
-        client.prepare(client.upload((3, 3)))
-        assert client.evaluate(0, [3], client.row(0, 3))
+        assert (sorted(session.batches), session.waiting, session.nbytes) == ([0], 0, self.before[which])
+        client.prepare(client.upload(3))
+        assert client.evaluate(0, [Span(3, 0, 1)], client.rows(0)).size
 
 
 @pytest.fixture
@@ -377,8 +457,9 @@ def two(pair: Any) -> Iterator[Two]:
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("kernel"), WireError("bad")])
 def test_an_upload_that_cannot_be_read_fails_alone(two: Two, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(codec, "decode_mask", after(1, error, codec.decode_mask))
-        assert two.engine.make(two.batch) == [error, None]
+        kernels = two.engine.kernels
+        patch.setattr(kernels, "decode_batches", after(0, error, kernels.decode_batches))
+        assert two.engine.make(two.items) == [error, None]
     two.given_back(0)
     two.served(1)
 
@@ -387,86 +468,52 @@ def test_an_upload_that_cannot_be_read_fails_alone(two: Two, monkeypatch: pytest
 def test_a_pass_that_fails_gives_every_promise_back(two: Two, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     with monkeypatch.context() as patch, pytest.raises(type(error)):
         patch.setattr(two.engine.hint, "prepare", after(0, error, two.engine.hint.prepare))
-        two.engine.make(two.batch)
+        two.engine.make(two.items)
     two.given_back(0)
     two.given_back(1)
 
 
-@pytest.mark.parametrize("calls", [0, 3])
-def test_an_upload_whose_shares_cannot_be_copied_fails_alone(two: Two, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
-    """At its first mask, or when one mask is there."""
+def test_an_upload_whose_batches_cannot_be_kept_fails_alone(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     error = MemoryError()
     with monkeypatch.context() as patch:
-        patch.setattr(two.engine.arithmetic, "own", after(calls, error, two.engine.arithmetic.own))
-        assert two.engine.make(two.batch) == [error, None]
-    two.given_back(0)
-    two.served(1)
-
-
-def test_an_upload_whose_masks_cannot_be_kept_fails_alone(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
-    error = MemoryError()
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "Mask", after(3, error, store.Mask))
-        assert two.engine.make(two.batch) == [None, error]
+        patch.setattr(store, "Batch", after(3, error, store.Batch))
+        assert two.engine.make(two.items) == [None, error]
     two.served(0)
     two.given_back(1)
 
 
 def test_a_session_that_was_closed_meanwhile_fails_alone(two: Two) -> None:
     two.store.close(two.sessions[0])
-    (error, none) = two.engine.make(two.batch)
+    (error, none) = two.engine.make(two.items)
     assert isinstance(error, UnknownSession) and none is None
     assert two.sessions[0].waiting == 0
     two.served(1)
 
 
-class ClosedByReading(tuple[Any, ...]):
-    """Keys whose session is closed by another thread when somebody looks at them."""
+def test_a_session_may_be_closed_while_its_batches_are_made(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = two.engine.hint.prepare
 
-    close: Callable[[], None]
+    def close_meanwhile(*args: Any) -> Any:
+        two.store.close(two.sessions[0])
+        return prepare(*args)
 
-    def __getitem__(self, index: Any) -> Any:
-        self.close()
-        return super().__getitem__(index)
-
-
-def test_a_session_may_be_closed_while_its_keys_are_read(two: Two) -> None:
-    assert two.sessions[0].keys is not None
-    two.sessions[0].keys = keys = ClosedByReading(two.sessions[0].keys)
-    keys.close = lambda: two.store.close(two.sessions[0])
-    two.engine.make(two.batch)
-    assert (two.sessions[0].waiting, two.sessions[0].nbytes, two.sessions[0].masks) == (0, 0, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(two.engine.hint, "prepare", close_meanwhile)
+        two.engine.make(two.items)
+    assert (two.sessions[0].waiting, two.sessions[0].nbytes, two.sessions[0].batches) == (0, 0, {})
     two.served(1)
 
 
-def test_keys_are_not_kept_for_a_session_that_was_closed(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = Client(pair)
-    session = pair.engine.store.find(other.name)
-
-    def close_meanwhile(*args: Any) -> Any:
-        pair.engine.close(other.name)
-        return decode(*args)
-
-    decode = codec.decode_keys
-    monkeypatch.setattr(codec, "decode_keys", close_meanwhile)
-    with pytest.raises(UnknownSession):
-        pair.engine.load_epoch(other.name, 0, other.keys())
-    assert session.keys is None and session.waiting == 0
-
-
-def test_the_server_model_lists_weights_in_slot_order(pair: Any) -> None:
-    rows = pair.server_model.hint_rows()
-    assert {name: [part.group for part in parts] for name, parts in rows.items()} == {"body": [0, 1], "head": [2]}
-    assert rows["body"][1].weights is pair.weights[1]
+# Ahead of the next group ------------------------------------------------------------------------------------------------
 
 
 def test_the_weights_that_come_next_are_read_whole_their_beginning_last(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass takes groups in their order, and the first again after the last."""
     read: list[tuple[int, int, int]] = []
-    monkeypatch.setattr(cpu, "read_lines", lambda weights, first, last: read.append((id(weights), first, last)))
-    monkeypatch.setattr(arithmetic, "_STEP_BYTES", 1000)
-    groups = len(pair.weights)
-    for group, weights in enumerate(pair.weights):
+    monkeypatch.setattr(cpu_backend.online, "read_lines", lambda own, first, last: read.append((id(own), first, last)))
+    monkeypatch.setattr(cpu_backend, "_STEP_BYTES", 1000)
+    groups, loaded = len(pair.weights), pair.engine.weights
+    for group, weights in enumerate(loaded):
         read.clear()
         steps = pair.engine.prefetch_after((group - 1) % groups)
         assert read == []
@@ -477,10 +524,10 @@ def test_the_weights_that_come_next_are_read_whole_their_beginning_last(pair: An
         assert sorted(at for _, first, last in read for at in range(first, last)) == list(range(weights.size))
 
 
-def test_no_more_is_read_ahead_than_caches_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_is_read_ahead_than_caches_hold(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[int, int]] = []
-    monkeypatch.setattr(cpu, "read_lines", lambda weights, first, last: read.append((first, last)))
+    monkeypatch.setattr(cpu_backend.online, "read_lines", lambda own, first, last: read.append((first, last)))
     weights = np.empty((4096, 4096), dtype=np.int8)
-    list(arithmetic.HostArithmetic([weights], cpu).prefetch(0))
+    list(pair.kernels.prefetch(weights))
     assert sum(last - first for first, last in read) == 8 << 20 < weights.size
     assert read[-1][0] == 0

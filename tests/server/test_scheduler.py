@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 
 from veil.errors import QuotaExceeded, ServerUnreachable, VeilError, WireError
+from veil.kernels.interface import Rows
+from veil.kernels.reference import ReferenceKernels
 from veil.server.engine import Admitted, Claim
 from veil.server.scheduler import OnlineTurns, PreparationWorker
 from veil.server.store import Session
-from veil.wire.messages import MaskUpload, Upload
+from veil.wire.messages import BatchUpload, Upload
 
 
 class FakeEngine:
-    """Records batches; ``gate`` holds preparation back, ``online`` products."""
+    """Records passes; ``gate`` holds preparation back, ``online`` products."""
+
+    kernels = ReferenceKernels()
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[str, int]]] = []
@@ -30,12 +34,12 @@ class FakeEngine:
         self.given_back: list[str] = []
 
     def make(self, batch: list[Admitted]) -> list[Exception | None]:
-        self.batches.append([(item.session.name, item.upload.epoch) for item in batch])
+        self.batches.append([(item.session.name, kind_of(item)) for item in batch])
         self.started.set()
         assert self.gate.wait(30)
         if self.failure:
             raise self.failure
-        return [BAD.get(item.upload.epoch) for item in batch]
+        return [BAD.get(kind_of(item)) for item in batch]
 
     def give_back(self, item: Admitted) -> None:
         self.given_back.append(item.session.name)
@@ -43,19 +47,24 @@ class FakeEngine:
     def work(self, claim: Claim) -> int:
         return len(claim.shares)
 
-    def answer(self, claims: list[Claim], *, serial: bool) -> list[bytes]:
+    def answer(self, claims: list[Claim], *, serial: bool) -> list[Any]:
         self.answered.append(len(claims))
         assert self.online.wait(30)
-        return [claim.rows.tobytes() for claim in claims]
+        return [claim.rows for claim in claims]
+
+
+def kind_of(item: Admitted) -> int:
+    """The number that `item` gave an upload: that of its first batch."""
+    return item.upload.batches[0].number // 100
 
 
 BAD = {13: WireError("bad"), 14: MemoryError(), 15: ZeroDivisionError("secret")}
-"""What goes wrong with uploads of these epochs."""
+"""What goes wrong with uploads of these kinds."""
 
 
-def item(name: str, epoch: int, masks: int = 1, segments: tuple[str, ...] = ("body",)) -> Admitted:
-    uploads = tuple(MaskUpload(number, number, b"") for number in range(masks))
-    return Admitted(Session(name, "", None, 0.0), Upload(epoch, None, uploads, segments), 0)
+def item(name: str, kind: int, batches: int = 1, segments: tuple[str, ...] = ("body",)) -> Admitted:
+    uploads = tuple(BatchUpload(100 * kind + number, b"") for number in range(batches))
+    return Admitted(Session(name, "", None, 0.0), Upload(uploads, segments), 0)
 
 
 @pytest.fixture
@@ -64,14 +73,14 @@ def engine() -> Any:
 
 
 def test_waiting_sessions_share_a_pass_and_stay_in_order(engine: Any) -> None:
-    worker = PreparationWorker(batch_masks=4)
+    worker = PreparationWorker(most_batches=4)
     engine.gate.clear()
     first = worker.submit(engine, item("x", 0))
     assert engine.started.wait(30)
     waiting = [
         item("a", 0, 2),
         item("b", 0, 1, ("body", "head")),
-        item("b", 1, 1),  # must not overtake b's epoch 0
+        item("b", 1, 1),  # must not overtake b's first
         item("c", 0, 2),
         item("d", 0, 2),
     ]
@@ -139,14 +148,14 @@ def test_a_pass_that_gets_no_thread_is_given_back_and_the_worker_goes_on(engine:
 
 
 def test_stopping_finishes_what_waits(engine: Any) -> None:
-    worker = PreparationWorker(batch_masks=1)
+    worker = PreparationWorker(most_batches=1)
     futures = [worker.submit(engine, item(str(number), 0)) for number in range(5)]
     worker.stop()
     assert all(future.done() for future in futures)
 
 
-def claim(group: int, row: int) -> Claim:
-    return Claim(group, np.full((1, 2), row, dtype=np.uint8), [np.zeros(1, dtype=np.uint32)])
+def claim(group: int, row: int, slots: int = 1) -> Claim:
+    return Claim(group, np.full((1, 2), row, dtype=np.uint8), [Rows(np.zeros((1, 1), dtype=np.uint32), 0, 1)], slots)
 
 
 def test_rows_of_one_group_are_answered_together_and_each_gets_its_own(engine: Any, until: Any) -> None:
@@ -170,8 +179,16 @@ def test_rows_of_one_group_are_answered_together_and_each_gets_its_own(engine: A
     assert engine.answered == [1, 4, 4]
 
 
+def test_rows_that_ask_for_other_outputs_are_not_answered_together() -> None:
+    assert claim(0, 1, 5).asks_like(claim(0, 2, 5))
+    assert not claim(0, 1, 5).asks_like(claim(0, 1, 4))
+    assert not claim(0, 1, 5).asks_like(claim(1, 1, 5))
+
+
 class CountingEngine:
     """Counts products that run at once and notes which were serial; each takes until ``gate`` opens."""
+
+    kernels = ReferenceKernels()
 
     def __init__(self, work: int) -> None:
         self._work = work
@@ -181,10 +198,10 @@ class CountingEngine:
     def work(self, claim: Claim) -> int:
         return self._work
 
-    def answer(self, claims: list[Claim], *, serial: bool) -> list[bytes]:
+    def answer(self, claims: list[Claim], *, serial: bool) -> list[Any]:
         self.running.append(serial)
         assert self.gate.wait(30)
-        return [claim.rows.tobytes() for claim in claims]
+        return [claim.rows for claim in claims]
 
 
 def test_as_many_products_as_cores_run_at_once_and_the_rest_is_batched(until: Any) -> None:

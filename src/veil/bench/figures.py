@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from veil.bench.link import Link, token_seconds
-from veil.bench.phases import CARD_PHASES, PHASES
-from veil.bench.record import Record
+from veil.bench.phases import PHASES
+from veil.bench.record import Record, SignalSeries, WidthSeries
 from veil.bench.report import milliseconds
-from veil.bench.series import WidthSeries, predicted
+from veil.bench.series import predicted
 from veil.errors import VeilError
 
 if TYPE_CHECKING:
@@ -22,16 +22,15 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg")
 
 _COLOURS = {
-    "client masks": "#9ecae1",
-    "expand": "#fdae6b",
-    "hint product": "#e6550d",
-    "combine": "#a63603",
-    "take and keep": "#fee6ce",
-    "client encrypt": "#6baed6",
-    "online product": "#31a354",
-    "transport": "#bdbdbd",
-    "client decrypt": "#3182bd",
-    "client layers": "#08519c",
+    "rows, client": "#fdae6b",
+    "rows, server": "#e6550d",
+    "rows, network": "#fee6ce",
+    "rows": "#e6550d",
+    "encrypt": "#6baed6",
+    "product": "#31a354",
+    "network": "#bdbdbd",
+    "decrypt": "#3182bd",
+    "layers": "#08519c",
     "whole pass": "#31a354",
 }
 _PLAIN, _PEER, _TOTAL, _ONLINE = "#555555", "#999999", "#e6550d", "#31a354"
@@ -114,28 +113,30 @@ def sizes(records: Sequence[Record]) -> Figure:
 
 
 def rows(records: Sequence[Record]) -> Figure:
-    """Seconds a row against how many rows are made and evaluated at once."""
+    """Seconds of a prompt's row against the rows of the prompt."""
     figure = _figure(9.0, 3.8)
     panels = _panels(figure, 1, len(records))
     for axes, record in zip(panels, records, strict=True):
-        counts = [cost.rows for cost in record.by_rows]
-        prepare = [cost.prepare_s * 1e3 for cost in record.by_rows]
-        online = [cost.online_s * 1e3 for cost in record.by_rows]
-        axes.plot(counts, prepare, "o-", color=_TOTAL, label="mask, made ahead")
-        axes.plot(counts, online, "s-", color=_ONLINE, label="row, online")
+        prompts = sorted(record.prompts, key=lambda prompt: prompt.rows)
+        counts = [prompt.rows for prompt in prompts]
+        axes.plot(counts, [p.row_s * 1e3 for p in prompts], "o-", color=_TOTAL, label="encrypted, everything")
+        axes.plot(counts, [p.online_s * 1e3 for p in prompts], "s-", color=_ONLINE, label="encrypted, online")
+        clear = [(p.rows, p.plaintext_s * 1e3) for p in prompts if p.plaintext_s is not None]
+        if clear:
+            axes.plot(*zip(*clear, strict=True), "^-", color=_PLAIN, label="plaintext float32")
         axes.set_xscale("log", base=2)
         axes.set_xticks(counts, [str(count) for count in counts])
-        axes.set_ylim(0, 1.1 * max(prepare + online))
-        axes.set_xlabel("rows at once")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("rows of the prompt")
         axes.set_title(record.model.name, fontsize=10)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("milliseconds a row")
-    _legend(figure, panels, 2)
+    _legend(figure, panels, 3)
     return figure
 
 
 def links(records: Sequence[Record]) -> Figure:
-    """Seconds a token against round-trip time: the formula as lines, what was measured with delays as points."""
+    """Seconds a token against round-trip time, by formula."""
     figure = _figure(9.0, 4.0)
     panels = _panels(figure, 1, len(records))
     times = np.geomspace(1e-4, 0.2, 60)
@@ -144,17 +145,14 @@ def links(records: Sequence[Record]) -> Figure:
         for speed, colour in ((1.25e9, "#08519c"), (125e6, _ONLINE), (12.5e6, _TOTAL)):
             nbytes, trips = size.up_online + size.down_online, record.model.round_trips
             curve = [token_seconds(online, trips, nbytes, Link(rtt_s=t, bytes_per_s=speed)) for t in times]
-            axes.plot(times * 1e3, curve, color=colour, label=f"formula, {speed * 8 / 1e6:,.0f} Mbit/s")
-            seen = [(s.rtt_s * 1e3, s.token_s) for s in record.link if s.bytes_per_s == speed]
-            if seen:
-                axes.plot(*zip(*seen, strict=True), "o", color=colour, label=f"measured, {speed * 8 / 1e6:,.0f} Mbit/s")
+            axes.plot(times * 1e3, curve, color=colour, label=f"{speed * 8 / 1e6:,.0f} Mbit/s")
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("round-trip time, milliseconds")
         axes.set_title(f"{record.model.name}: {record.model.round_trips} round trips", fontsize=10)
         axes.grid(alpha=0.3, which="both")
         _plain_numbers(axes)
-    panels[0].set_ylabel("seconds a token, its mask ready")
+    panels[0].set_ylabel("seconds a token, its row ready")
     _legend(figure, panels, 3)
     return figure
 
@@ -203,13 +201,31 @@ def widths(series: WidthSeries) -> Figure:
     return figure
 
 
+def signal(series: SignalSeries) -> Figure:
+    """Decibels of signal to noise of one encrypted layer against its width."""
+    figure = _figure(7.0, 4.0)
+    (axes,) = _panels(figure, 1, 1)
+    places = [point.width for point in series.points]
+    axes.plot(places, [point.predicted_db for point in series.points], "-", color=_PLAIN, label="predicted")
+    axes.plot(places, [point.measured_db for point in series.points], "o", color=_ONLINE, label="measured")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(places, [str(place) for place in places])
+    axes.minorticks_off()
+    axes.set_ylim(0, 1.15 * max(max(point.measured_db, point.predicted_db) for point in series.points))
+    axes.set_xlabel("inputs of the layer")
+    axes.set_ylabel("signal to noise, decibels")
+    axes.grid(alpha=0.3)
+    _legend(figure, [axes], 2)
+    return figure
+
+
 OF_RECORDS: dict[str, Callable[[Sequence[Record]], Any]] = {
     "phases": phases,
     "bytes": sizes,
     "rows": rows,
     "links": links,
 }
-"""Figures of one or more records; `widths` is of a series."""
+"""Figures of one or more records; `widths` and `signal` are of a series each."""
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -237,7 +253,7 @@ def _legend_of_phases(figure: Figure, records: Sequence[Record]) -> None:
 
     handles = [
         Patch(facecolor=_COLOURS[name], edgecolor="white", hatch="///" if moment == "ahead" else None, label=name)
-        for name, (moment, _) in (PHASES | CARD_PHASES).items()
+        for name, (moment, _) in PHASES.items()
         if name in shown
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=9, frameon=False)

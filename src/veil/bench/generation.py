@@ -1,4 +1,4 @@
-"""One generation of a fixed number of tokens, with the time of the prompt and of every token after it."""
+"""One generation of a fixed number of tokens, with the time of every token after the first; and one pass of a prompt."""
 
 from __future__ import annotations
 
@@ -30,9 +30,8 @@ class Clock:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds until the first token, and of each token after it."""
+    """Seconds of each token after the first."""
 
-    prompt_s: float
     tokens_s: tuple[float, ...]
 
 
@@ -63,4 +62,13 @@ def generate(
             **settings,
         )
     steps = [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
-    return Times(steps[0], tuple(steps[1:]))
+    return Times(tuple(steps[1:]))
+
+
+def prefill(model: Any, prompt: torch.Tensor) -> float:
+    """Seconds of one pass over a prompt [1, rows] that keeps the last row's logits and fills a key-value cache."""
+    start = time.perf_counter()
+    with quiet(), torch.no_grad():
+        output = model(prompt, logits_to_keep=1, use_cache=True)
+    output.logits[0, -1, 0].item()  # a card has finished
+    return time.perf_counter() - start

@@ -1,12 +1,13 @@
-"""How close each step comes to what bounds it: memory bandwidth, the multiply-add peak, or a time that was aimed at."""
+"""How close each step comes to what bounds it: memory bandwidth, the multiply-add peak, or nothing but its time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
 
-from veil.bench.phases import OnePass, Samples
+from veil.bench.phases import Parts, Samples
 from veil.bench.record import Floor, Limit, Machine, Subject, Timing
+from veil.crypto.hint import hint_bytes
 from veil.model.manifest import Manifest
 from veil.params import Params
 
@@ -16,98 +17,63 @@ BANDWIDTH = "read bandwidth"
 PEAK = "multiply-add peak"
 
 
-def hint_matrix_bytes(params: Params, manifest: Manifest) -> int:
-    """Bytes of Ĥ: two primes' words for each of n coefficients of a slot, blocks filled up."""
-    return _slots(params, manifest) * params.n * 2 * WORD
+def batch_multiply_adds(params: Params, manifest: Manifest) -> int:
+    """Multiply-adds of a batch's shares h, with the head: ``terms`` for each point of both primes of every block."""
+    return sum(params.blocks(slots) for slots in manifest.segments.values()) * params.terms * 2 * params.N
 
 
 def floor(params: Params, manifest: Manifest, subject: Subject, machine: Machine) -> Floor:
-    """What must be read for one token, masks made a whole epoch at once, and the seconds it takes at full bandwidth.
+    """What must be read for one token, its row one of a whole batch, and the seconds that takes at full bandwidth.
 
-    Weights once; Ĥ once for all masks of an epoch; a set's digits; and a mask's ``A·s + e``, h and μ.
+    Weights once; a row's share of G, and of the client's public tables (a' and the inner polynomials), which are read once a
+    batch; and the row itself: pads, h and μ.
     """
-    blocks = sum(params.blocks(slots) for slots in manifest.segments.values())
-    hint = hint_matrix_bytes(params, manifest) / params.masks_per_epoch
-    digits = (params.leaves - 1 + blocks * (params.fold - 1)) * 6 * params.N * WORD
-    masks = (sum(params.inner_chunks(width) for width in manifest.widths) * params.n + 2 * manifest.total_slots) * WORD
-    total = subject.remote_weights + hint + digits + masks
+    elements = sum(params.elements(width) for width in manifest.widths)
+    hint = hint_bytes(params, list(manifest.segments.values())) / params.T
+    public = WORD * (manifest.total_slots * params.T + elements * params.n) / params.T
+    rows = WORD * (elements * params.r + 2 * manifest.total_slots)
+    total = subject.remote_weights + hint + public + rows
     return Floor(
         weights_bytes=subject.remote_weights,
         hint_bytes=hint,
-        digits_bytes=digits,
-        masks_bytes=masks,
+        public_bytes=public,
+        rows_bytes=rows,
         seconds=total / machine.read_bytes_per_s,
     )
 
 
-def limits(
-    params: Params,
-    manifest: Manifest,
-    subject: Subject,
-    machine: Machine,
-    samples: Samples,
-    passes: Sequence[OnePass],
-) -> tuple[Limit, ...]:
-    """The steps of a mask and of a token.
+def limits(params: Params, manifest: Manifest, subject: Subject, machine: Machine, samples: Samples) -> tuple[Limit, ...]:
+    """The steps of a row ahead and of a token.
 
-    Shares of bandwidth are of what the machine gave just before and after each step, not of the best moment of the run.
+    Shares of bandwidth are of what the machine gave during the generations, not of the best moment of the run.
     """
-    hint_bytes, count = hint_matrix_bytes(params, manifest), params.masks_per_epoch
-    many = Timing.of([part["hint product"] * count for part in samples.ahead_parts])
-    adds = 2 * params.n * _slots(params, manifest) * count
-    found = [
-        Limit(
-            name="Ĥ product for one mask",
-            timing=Timing.of([one.seconds for one in passes]),
-            bound=BANDWIDTH,
-            share=median([hint_bytes / one.seconds / _given(one.bytes_per_s, machine) for one in passes]),
-            goal="≥ 85 %",
-        )
-    ]
-    if machine.multiply_adds_per_s:
-        found.append(
-            Limit(
-                name=f"Ĥ product for {count} masks",
-                timing=many,
-                bound=PEAK,
-                share=adds / many.median_s / machine.multiply_adds_per_s,
-                goal="≥ 60 %",
-            )
-        )
-    expansion = [part["expand"] + part["combine"] for part in samples.ahead_parts]
-    found.append(
-        Limit(name="expansion and combination of a mask", timing=Timing.of(expansion), bound="time", goal="≤ 12 ms")
-    )
-    made = Timing.of([part["client masks"] for part in samples.ahead_parts])
-    found.append(Limit(name="client's half of a mask, ahead", timing=made, bound="time", goal="≤ 5 ms"))
     if "whole pass" in samples.online_parts[0]:
-        whole = Timing.of([part["whole pass"] for part in samples.online_parts])
+        rows, whole = (
+            _of(parts, name) for parts, name in ((samples.ahead_parts, "rows"), (samples.online_parts, "whole pass"))
+        )
         read = subject.remote_weights / whole.median_s / machine.read_bytes_per_s
         return (
-            *found,
+            Limit(name="rows ahead, both sides, a row", timing=rows, bound="time"),
             Limit(name="a token's whole pass, against its int8 weights", timing=whole, bound=BANDWIDTH, share=read),
         )
-    online = Timing.of([part["online product"] for part in samples.online_parts])
-    client = [part["client encrypt"] + part["client decrypt"] for part in samples.online_parts]
-    call = [part["transport"] / subject.remote_layers for part in samples.online_parts]
+    given = machine.read_bytes_per_s if machine.accelerator else median(samples.bandwidths)
+    server, product = _of(samples.ahead_parts, "rows, server"), _of(samples.online_parts, "product")
+    batch_s = server.median_s * params.T
+    read = hint_bytes(params, list(manifest.segments.values())) / batch_s / given
+    found = [Limit(name="rows ahead, server: G read once a batch", timing=server, bound=BANDWIDTH, share=read)]
+    if machine.multiply_adds_per_s:
+        share = batch_multiply_adds(params, manifest) / batch_s / machine.multiply_adds_per_s
+        found.append(Limit(name="rows ahead, server: multiply-adds", timing=server, bound=PEAK, share=share))
+    client = _of(samples.ahead_parts, "rows, client")
+    cipher = Timing.of([part["encrypt"] + part["decrypt"] for part in samples.online_parts])
+    share = subject.remote_weights / product.median_s / given
     return (
         *found,
-        Limit(
-            name="all online products of one row",
-            timing=online,
-            bound=BANDWIDTH,
-            share=subject.remote_weights / online.median_s / _given(median(samples.online_bandwidths), machine),
-            goal="≥ 75 %",
-        ),
-        Limit(name="client's encryption and decryption of a token", timing=Timing.of(client), bound="time"),
-        Limit(name="a remote layer's call beside its kernels", timing=Timing.of(call), bound="time", goal="≤ 0.1 ms"),
+        Limit(name="rows ahead, client", timing=client, bound="time"),
+        Limit(name="all online products of one row", timing=product, bound=BANDWIDTH, share=share),
+        Limit(name="client's encryption and decryption of a token", timing=cipher, bound="time"),
     )
 
 
-def _given(bytes_per_s: float, machine: Machine) -> float:
-    """The bandwidth at that moment; a card's does not change."""
-    return machine.read_bytes_per_s if machine.accelerator else bytes_per_s
-
-
-def _slots(params: Params, manifest: Manifest) -> int:
-    return sum(params.blocks(slots) for slots in manifest.segments.values()) * params.N
+def _of(parts: Sequence[Parts], name: str) -> Timing:
+    return Timing.of([part[name] for part in parts])

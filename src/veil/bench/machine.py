@@ -20,12 +20,12 @@ from numba import njit, prange, types
 
 import veil
 from veil.bench.record import Machine
-from veil.kernels.cpu_vector import lanes, vector_code, vector_words
+from veil.kernels.cpu.vector import lanes, vector_code, vector_words
 from veil.priority import cores
 
 CHAINS = 12
 _PARTS = 64
-_READ_BYTES = 1 << 30
+READ_BYTES = 1 << 30
 
 
 def describe(device: str = "cpu") -> Machine:
@@ -104,7 +104,7 @@ def better(first: Machine, second: Machine) -> Machine:
 
 def read_bandwidth() -> float:
     """Bytes a second that all cores together read from memory: the best of eight passes over a gibibyte."""
-    return ReadProbe(_READ_BYTES).bytes_per_s(8)
+    return ReadProbe(READ_BYTES).bytes_per_s(8)
 
 
 class ReadProbe:
@@ -112,18 +112,18 @@ class ReadProbe:
 
     def __init__(self, nbytes: int) -> None:
         self._data = np.ones(nbytes // 8, dtype=np.uint64)
-        _read(self._data, _PARTS)
+        read_all(self._data, _PARTS)
 
     def bytes_per_s(self, passes: int = 3) -> float:
         """Bytes a second, the best of a few passes."""
-        return self._data.nbytes / best_of(passes, lambda: _read(self._data, _PARTS))
+        return self._data.nbytes / best_of(passes, lambda: read_all(self._data, _PARTS))
 
 
 def card_bandwidth() -> float:
     """Bytes a second that the card reads and writes in a copy of a gibibyte: the best of five."""
     import torch
 
-    source = torch.zeros(_READ_BYTES, dtype=torch.uint8, device="cuda")
+    source = torch.zeros(READ_BYTES, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
 
     def copy() -> None:
@@ -131,7 +131,7 @@ def card_bandwidth() -> float:
         torch.cuda.synchronize()
 
     copy()
-    return 2 * _READ_BYTES / best_of(5, copy)
+    return 2 * READ_BYTES / best_of(5, copy)
 
 
 def multiply_add_peak() -> float:
@@ -140,8 +140,8 @@ def multiply_add_peak() -> float:
     Twelve independent vectors of sums a core, so that neither latency nor memory holds the processor up.
     """
     steps, parts = 1 << 16, _PARTS
-    _multiply_add(parts, 16)
-    return parts * steps * sum_lanes() * CHAINS / best_of(5, lambda: _multiply_add(parts, steps))
+    multiply_adds(parts, 16)
+    return parts * steps * sum_lanes() * CHAINS / best_of(5, lambda: multiply_adds(parts, steps))
 
 
 def best_of(times: int, work: Callable[[], Any]) -> float:
@@ -181,7 +181,7 @@ def _memory_bytes() -> int:
 
 
 @njit(cache=True, parallel=True)
-def _read(data, parts):  # type: ignore[no-untyped-def]
+def read_all(data, parts):  # type: ignore[no-untyped-def]
     total = np.zeros(parts, np.uint64)
     size = data.size // parts
     for part in prange(parts):
@@ -206,7 +206,7 @@ def sum_lanes():  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, parallel=True)
-def _multiply_add(parts, steps):  # type: ignore[no-untyped-def]
+def multiply_adds(parts, steps):  # type: ignore[no-untyped-def]
     total = np.zeros(parts, np.uint64)
     for part in prange(parts):
         total[part] = _burst(np.uint64(part), steps)

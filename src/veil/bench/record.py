@@ -1,23 +1,18 @@
-"""The record of a measurement: frozen dataclasses that are written as JSON and read back, checked.
+"""The records of a measurement: frozen dataclasses that `veil.bench.files` writes as JSON and reads back, checked.
 
 Seconds are seconds, sizes are bytes, and both are for one token (one row through the model) unless a name says otherwise.
-A `Timing` is a median with the 10th and 90th percentile. Programs read ``token_s``, ``ratio`` and ``bytes_per_token``.
+A `Timing` is a median with the 10th and 90th percentile. Programs read ``token_s``, ``ratio``, ``prompts`` and
+``bytes_per_token``. Three kinds of record share one format: a `Record`, a `WidthSeries` and a `SignalSeries`.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import types
-import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
-FORMAT = 1
-
-T = TypeVar("T")
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +68,7 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How it was measured."""
+    """How it was measured. ``busy`` processes that want every core ran beside it, plaintext's time included."""
 
     mode: str
     device: str
@@ -81,15 +76,20 @@ class Settings:
     new_tokens: int
     repeats: int
     threads: int
-    masks_at_once: int
+    batch_rows: int
     fold_norms: str = "off"
+    busy: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSeconds:
-    """A token's seconds: everything, the part after the token before it is known, plaintext float32, and the peer's."""
+    """A token's seconds: everything, of it ahead of time and online, plaintext float32, and the peer's.
+
+    ``ahead`` is the time of making a whole batch of full rows, both sides, over its rows.
+    """
 
     total: float
+    ahead: float
     online: float
     plaintext: float | None = None
     peer: float | None = None
@@ -97,13 +97,16 @@ class TokenSeconds:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """``plaintext_total`` and ``plaintext_online`` over plaintext; ``peer``: how many times faster than the peer.
+    """``plaintext_…``: a token's seconds over plaintext's; ``peer``: how many times faster than the peer.
 
-    ``floor``: total seconds over the seconds that reading the bytes of `Floor` takes.
+    ``floor``: total seconds over the seconds that reading the bytes of `Floor` takes. ``clear_bytes``: bytes over those of
+    the same tensors in clear float32.
     """
 
     floor: float
+    clear_bytes: float
     plaintext_total: float | None = None
+    plaintext_ahead: float | None = None
     plaintext_online: float | None = None
     peer: float | None = None
 
@@ -133,33 +136,29 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A row of a prompt of ``rows``: its mask made, its way through the model; and in plaintext."""
+    """A row of a prompt of ``rows``: made ahead, and through the model; in plaintext; and the ratio of the two.
+
+    ``ahead_s`` is of whole batches without the head for all rows but the last. Online and plaintext are one forward pass
+    that keeps the last row's logits and fills a key-value cache.
+    """
 
     rows: int
     row_s: float
-    prepare_s: float
+    ahead_s: float
     online_s: float
+    online: Timing
     plaintext_s: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowsCost:
-    """Seconds a row when ``rows`` masks are made at once and ``rows`` rows go through the model at once."""
-
-    rows: int
-    prepare_s: float
-    online_s: float
+    ratio: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """A step's share of what bounds it, or its time against a bound. ``bound`` says which; ``goal`` is what is aimed at."""
+    """A step's share of what bounds it, or its time against a bound. ``bound`` says which."""
 
     name: str
     timing: Timing
     bound: str
     share: float | None = None
-    goal: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +167,8 @@ class Floor:
 
     weights_bytes: int
     hint_bytes: float
-    digits_bytes: int
-    masks_bytes: int
+    public_bytes: float
+    rows_bytes: int
     seconds: float
 
 
@@ -186,17 +185,6 @@ class Memory:
     server_arrays_bytes: int
     highest_bytes: int
     plaintext_bytes: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinkSample:
-    """A token over a link with this round-trip time and bandwidth, measured with delays added, and by formula."""
-
-    rtt_s: float
-    bytes_per_s: float
-    token_s: float
-    formula_s: float
-    round_trips: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +222,6 @@ class Peer:
 class Record:
     """One run of `veil bench` on one model."""
 
-    format: int
     commit: str
     versions: dict[str, str]
     machine: Machine
@@ -246,68 +233,75 @@ class Record:
     bytes_per_token: BytesPerToken
     phases: tuple[Phase, ...]
     token_spread: dict[str, Timing]
-    prompt: Prompt
-    by_rows: tuple[RowsCost, ...]
+    prompts: tuple[Prompt, ...]
     limits: tuple[Limit, ...]
     floor: Floor
     memory: Memory
-    link: tuple[LinkSample, ...]
     peer: Peer | None = None
+    format: int = FORMAT
+    kind: str = "token"
 
     def phase(self, name: str) -> float:
         """Seconds a token of one phase, 0 where it did not occur."""
         return next((phase.token.median_s for phase in self.phases if phase.name == name), 0.0)
 
-
-def to_json(record: Any) -> str:
-    """A record as JSON text; numbers keep six significant digits."""
-    return json.dumps(_rounded(asdict(record)), indent=1) + "\n"
-
-
-def write(record: Any, path: Path) -> None:
-    """Write a record, in a folder that is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_json(record))
+    def prompt(self, rows: int) -> Prompt | None:
+        """The prompt of this many rows, if it was measured."""
+        return next((prompt for prompt in self.prompts if prompt.rows == rows), None)
 
 
-def read(path: Path, kind: type[T]) -> T:
-    """The record in a file; `ValueError` says what does not fit."""
-    try:
-        value = json.loads(path.read_text())
-        if value.get("format") != FORMAT:
-            raise ValueError(f"format {value.get('format')!r}, expected {FORMAT}")
-        return _parse(kind, value)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not a record of 'veil bench' that this version reads ({error})") from None
+@dataclass(frozen=True, kw_only=True)
+class WidthPoint:
+    """One width: the model and its token."""
+
+    model: Subject
+    token_s: TokenSeconds
+    ratio: Ratio
+    prompts: tuple[Prompt, ...]
+    phases: tuple[Phase, ...]
+    highest_bytes: int
 
 
-def _parse(kind: Any, value: Any) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        return None if value is None else _parse(arguments[0], value)
-    if origin is tuple:
-        each = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(_parse(item, part) for item, part in zip(each, value, strict=True))
-    if origin is dict:
-        return {str(name): _parse(arguments[1], part) for name, part in value.items()}
-    if is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        unknown = set(value) - {field.name for field in fields(kind)}
-        if unknown:
-            raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
-        return typing.cast(Any, kind)(**{name: _parse(hints[name], part) for name, part in value.items()})
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is not Any and not isinstance(value, kind):
-        raise ValueError(f"{value!r} where {kind.__name__} was expected")
-    return value
+@dataclass(frozen=True, kw_only=True)
+class WidthSeries:
+    """One run of ``veil bench --widths``; the machine is as it was for the last width."""
+
+    commit: str
+    versions: dict[str, str]
+    machine: Machine
+    settings: Settings
+    points: tuple[WidthPoint, ...]
+    format: int = FORMAT
+    kind: str = "widths"
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {name: _rounded(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(part) for part in value]
-    return value
+@dataclass(frozen=True, kw_only=True)
+class SignalPoint:
+    """Signal to noise of one encrypted layer of this input width, in decibels: measured on its outputs, and predicted.
+
+    ``largest_slot_db`` is the prediction for the output of the largest norm, which the bits of each value on the wire are
+    chosen for; ``error_ratio`` is the measured deviation of the error over the predicted one.
+    """
+
+    width: int
+    slots: int
+    rows: int
+    input_bits: int
+    result_bits: int
+    measured_db: float
+    predicted_db: float
+    largest_slot_db: float
+    error_ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalSeries:
+    """One run of ``veil bench --signal``: Gaussian inputs and weights, real encryption."""
+
+    commit: str
+    versions: dict[str, str]
+    device: str
+    parameters: dict[str, Any]
+    points: tuple[SignalPoint, ...]
+    format: int = FORMAT
+    kind: str = "signal"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from veil.bench.files import AnyRecord
 from veil.bench.link import Link, token_seconds
-from veil.bench.record import Record, Timing
-from veil.bench.series import WidthSeries
+from veil.bench.record import Record, SignalSeries, Timing, WidthSeries
 
 TYPICAL_LINKS = (
     ("same rack, 0.2 ms, 10 Gbit/s", Link(rtt_s=0.0002, bytes_per_s=1.25e9)),
@@ -17,9 +17,13 @@ TYPICAL_LINKS = (
 )
 
 
-def tables(record: Record) -> list[Table]:
-    """Summary, phases, limits, links unless both halves are on one card, and, if it was measured, the peer."""
-    made = [summary(record), phases(record), limits(record)]
+def tables(record: AnyRecord) -> list[Table]:
+    """Every table of a record; of one model's: summary, phases, bytes, limits, links, and the peer if it was measured."""
+    if isinstance(record, WidthSeries):
+        return [widths(record)]
+    if isinstance(record, SignalSeries):
+        return [signal(record)]
+    made = [summary(record), phases(record), sizes(record), limits(record)]
     made += [] if record.phase("whole pass") else [links(record)]
     return made + ([peer(record)] if record.peer else [])
 
@@ -27,11 +31,13 @@ def tables(record: Record) -> list[Table]:
 def summary(record: Record) -> Table:
     """The record's main figures."""
     token, ratio, size, memory = record.token_s, record.ratio, record.bytes_per_token, record.memory
-    machine, prompt = record.machine, record.prompt
+    machine = record.machine
     where = machine.accelerator or machine.processor
-    table = _table(f"{record.model.name} · {where}, {machine.cores} cores · {record.commit}")
+    load = f" · beside {record.settings.busy} busy processes" if record.settings.busy else ""
+    table = _table(f"{record.model.name} · {where}, {machine.cores} cores · {record.commit}{load}")
     rows = [
         ("a token, everything", milliseconds(token.total), _times(ratio.plaintext_total, "plaintext")),
+        ("  ahead, both sides", milliseconds(token.ahead), _times(ratio.plaintext_ahead, "plaintext")),
         ("  online", milliseconds(token.online), _times(ratio.plaintext_online, "plaintext")),
     ]
     if token.plaintext is not None:
@@ -39,12 +45,16 @@ def summary(record: Record) -> Table:
     if token.peer is not None and ratio.peer is not None:
         rows.append(("  the peer", f"{token.peer:,.0f} s", f"veil is {ratio.peer:,.0f} times faster"))
     floor = f"{ratio.floor:.1f} × reading what it must at {machine.read_bytes_per_s / 1e9:.1f} GB/s"
-    plain_row = "" if prompt.plaintext_s is None else f"plaintext {milliseconds(prompt.plaintext_s)}"
+    rows.append(("  bandwidth floor", milliseconds(record.floor.seconds), floor))
+    for prompt in record.prompts:
+        parts = f"{milliseconds(prompt.ahead_s)} ahead, {milliseconds(prompt.online_s)} online"
+        if prompt.plaintext_s is not None:
+            parts = f"{_times(prompt.ratio, 'plaintext')} ({milliseconds(prompt.plaintext_s)}); {parts}"
+        rows.append((f"a row of a {prompt.rows}-row prompt", milliseconds(prompt.row_s), parts))
     kind = "two processes" if memory.separate_processes else "one process, the server's counted"
     rows += [
-        ("  bandwidth floor", milliseconds(record.floor.seconds), floor),
-        (f"a row of a {prompt.rows}-row prompt", milliseconds(prompt.row_s), plain_row),
-        ("bytes a token", f"{size.total:,.0f}", f"clear float32 {size.clear_float32:,.0f}"),
+        ("bytes a token", f"{size.total:,.0f}", f"{ratio.clear_bytes:.2f} × clear float32"),
+        ("round trips a token", str(record.model.round_trips), ""),
         ("memory, server", f"{memory.server_bytes / 1e9:.2f} GB", kind),
         ("memory, client", f"{memory.client_bytes / 1e9:.2f} GB", f"whole run at most {memory.highest_bytes / 1e9:.2f} GB"),
     ]
@@ -62,26 +72,34 @@ def phases(record: Record) -> Table:
     return table
 
 
+def sizes(record: Record) -> Table:
+    """Bytes of a token, by direction and moment."""
+    size = record.bytes_per_token
+    table = _table("bytes a token", "", "up", "down")
+    table.add_row("ahead", f"{size.up_ahead:,.0f}", f"{size.down_ahead:,.0f}")
+    table.add_row("online", f"{size.up_online:,.0f}", f"{size.down_online:,.0f}")
+    clear = [4 * values for values in (record.model.inputs, record.model.outputs)]
+    table.add_row("the same tensors in clear float32", *(f"{nbytes:,}" for nbytes in clear))
+    return table
+
+
 def limits(record: Record) -> Table:
     """How close each step comes to its limit."""
-    table = _table("limits", "step", "median", "80 % between", "share of its bound", "aim")
+    table = _table("limits", "step", "median", "80 % between", "share of its bound")
     for limit in record.limits:
         share = "" if limit.share is None else f"{limit.share:.0%} of {limit.bound}"
-        table.add_row(limit.name, milliseconds(limit.timing.median_s), _spread(limit.timing), share, limit.goal)
+        table.add_row(limit.name, milliseconds(limit.timing.median_s), _spread(limit.timing), share)
     return table
 
 
 def links(record: Record) -> Table:
-    """What a network link makes of a token: by formula, and as measured with added delays."""
-    title = f"a token over a link, mask ready: online + {record.model.round_trips} round trips + bytes / bandwidth"
-    table = _table(title, "link", "by formula", "measured with delays")
+    """What a network link makes of a token, by formula."""
+    trips = record.model.round_trips
+    table = _table(f"a token over a link, its row ready: {trips} round trips", "link", "by formula", "of it round trips")
     online_bytes = record.bytes_per_token.up_online + record.bytes_per_token.down_online
     for name, link in TYPICAL_LINKS:
-        seconds = token_seconds(record.token_s.online, record.model.round_trips, online_bytes, link)
-        table.add_row(name, f"{seconds:.3f} s", "")
-    for sample in record.link:
-        name = f"{sample.rtt_s * 1e3:g} ms, {sample.bytes_per_s * 8 / 1e6:g} Mbit/s"
-        table.add_row(name, f"{sample.formula_s:.3f} s", f"{sample.token_s:.3f} s")
+        seconds = token_seconds(record.token_s.online, trips, online_bytes, link)
+        table.add_row(name, f"{seconds:.3f} s", f"{trips * link.rtt_s:.3f} s")
     return table
 
 
@@ -100,12 +118,23 @@ def peer(record: Record) -> Table:
 def widths(series: WidthSeries) -> Table:
     """Cost by width."""
     title = f"widths · {series.machine.processor}, {series.machine.cores} cores · {series.commit}"
-    table = _table(title, "hidden size", "everything", "online", "plaintext", "everything / plaintext")
+    table = _table(title, "hidden size", "everything", "ahead", "online", "plaintext", "everything / plaintext")
     for point in series.points:
         token, ratio = point.token_s, point.ratio.plaintext_total
+        times = [milliseconds(seconds) for seconds in (token.total, token.ahead, token.online)]
         plain = "" if token.plaintext is None else milliseconds(token.plaintext)
-        over = "" if ratio is None else f"{ratio:.2f} ×"
-        table.add_row(str(point.model.hidden_size), milliseconds(token.total), milliseconds(token.online), plain, over)
+        table.add_row(str(point.model.hidden_size), *times, plain, "" if ratio is None else f"{ratio:.2f} ×")
+    return table
+
+
+def signal(series: SignalSeries) -> Table:
+    """Signal to noise by width."""
+    title = f"signal to noise of one encrypted layer · {series.device} · {series.commit}"
+    table = _table(title, "width", "measured", "predicted", "of the largest slot", "error / predicted", "bits up / down")
+    for point in series.points:
+        decibels = [f"{value:.1f} dB" for value in (point.measured_db, point.predicted_db, point.largest_slot_db)]
+        bits = f"{point.input_bits} / {point.result_bits}"
+        table.add_row(str(point.width), *decibels, f"{point.error_ratio:.3f}", bits)
     return table
 
 

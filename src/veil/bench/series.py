@@ -6,39 +6,14 @@ Every phase of a token has a fixed part and one that grows with one quantity of 
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from veil.bench import run, subjects
-from veil.bench.record import FORMAT, Machine, Phase, Ratio, Record, Settings, Subject, TokenSeconds
+from veil.bench.record import Record, Subject, TokenSeconds, WidthPoint, WidthSeries
 from veil.progress import Progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class WidthPoint:
-    """One width: the model and its token."""
-
-    model: Subject
-    token_s: TokenSeconds
-    ratio: Ratio
-    phases: tuple[Phase, ...]
-    highest_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class WidthSeries:
-    """One run of ``veil bench --widths``; the machine is as it was for the last width."""
-
-    format: int
-    commit: str
-    versions: dict[str, str]
-    machine: Machine
-    settings: Settings
-    points: tuple[WidthPoint, ...]
 
 
 @dataclass(frozen=True)
@@ -67,18 +42,17 @@ class Quantities:
         )
 
     def of_phase(self, phase: str) -> float:
-        """The quantity that a phase grows with; the expansion of a mask and calls do not grow in this family."""
+        """The quantity that a phase grows with; calls do not grow in this family."""
         return {
-            "client masks": self.inputs + self.outputs,
-            "expand": 1.0,
-            "hint product": self.outputs,
-            "combine": self.outputs,
-            "take and keep": self.outputs,
-            "client encrypt": self.inputs,
-            "online product": self.weights,
-            "transport": self.calls,
-            "client decrypt": self.outputs,
-            "client layers": self.inputs,
+            "rows, client": self.inputs + self.outputs,
+            "rows, server": self.outputs,
+            "rows, network": 1.0,
+            "rows": self.inputs + self.outputs,
+            "encrypt": self.inputs,
+            "product": self.weights,
+            "network": self.calls,
+            "decrypt": self.outputs,
+            "layers": self.inputs,
             "whole pass": self.weights,
         }[phase]
 
@@ -97,33 +71,24 @@ def predicted(points: Sequence[WidthPoint], width: float) -> TokenSeconds:
         online, ahead = (online + seconds, ahead) if phases[0].moment == "online" else (online, ahead + seconds)
     clear = [(one.weights, point.token_s.plaintext) for one, point in zip(measured, points, strict=True)]
     plain = _on_line([(x, y) for x, y in clear if y is not None], here.weights) if all(y for _, y in clear) else None
-    return TokenSeconds(total=online + ahead, online=online, plaintext=plain)
+    return TokenSeconds(total=online + ahead, ahead=ahead, online=online, plaintext=plain)
 
 
 def measure(request: run.Request, widths: Sequence[int], progress: Progress) -> WidthSeries:
-    """Measure every width, one after the other; only phases, no links and no peer."""
-    request = replace(request, links=(), peer=False)
+    """Measure every width, one after the other; one prompt, and no peer."""
+    request = replace(request, prompts=request.prompts[:1], peer=False)
     records = []
     for width in widths:
         records.append(run.measure(request, _prefixed(progress, f"width {width}: "), subjects.of_width(width)))
         gc.collect()
     last = records[-1]
     return WidthSeries(
-        format=FORMAT,
         commit=last.commit,
         versions=last.versions,
         machine=last.machine,
         settings=last.settings,
         points=tuple(map(_point, records)),
     )
-
-
-def is_series(path: Path) -> bool:
-    """Whether a file holds a `WidthSeries`; False also for what cannot be read."""
-    try:
-        return "points" in json.loads(path.read_text())
-    except (OSError, ValueError, TypeError):
-        return False
 
 
 def _on_line(places: Sequence[tuple[float, float]], x: float) -> float:
@@ -144,6 +109,7 @@ def _point(record: Record) -> WidthPoint:
         model=record.model,
         token_s=record.token_s,
         ratio=record.ratio,
+        prompts=record.prompts,
         phases=record.phases,
         highest_bytes=record.memory.highest_bytes,
     )

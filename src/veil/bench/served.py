@@ -1,8 +1,8 @@
-"""The server of a measurement in two processes: a bundle's server half on loopback, its kernels watched.
+"""The server of a measurement in two processes: a bundle's server half on loopback, with its own count of its seconds.
 
     python -m veil.bench.served BUNDLE/server cpu
 
-Prints its port. For each line on standard input it prints what its kernels spent since the last one and its memory
+Prints its port. For each line on standard input it prints the seconds that its metrics have counted so far and its memory
 high-water; it ends with its input.
 """
 
@@ -11,13 +11,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
-from veil.bench.watch import Spent, Watch, kernel_targets, synchronizing
+
+class Spent(NamedTuple):
+    """Seconds that a server computed: preparing batches, and multiplying rows."""
+
+    prepare: float = 0.0
+    evaluate: float = 0.0
 
 
 class ServerProcess:
@@ -26,21 +29,23 @@ class ServerProcess:
     def __init__(self, half: Path, device: str) -> None:
         command = [sys.executable, "-m", "veil.bench.served", str(half), device]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._before = Spent()
+        self.memory_bytes = 0
         try:
             self.port = int(self._answer()["port"])
         except BaseException:
             self.__exit__(None, None, None)
             raise
-        self.memory_bytes = 0
 
-    def take(self) -> Mapping[str, Spent]:
-        """What the server's kernels spent since the last call, by phase."""
+    def take(self) -> Spent:
+        """What the server spent since the last call."""
         assert self._process.stdin is not None
         self._process.stdin.write("take\n")
         self._process.stdin.flush()
         answer = self._answer()
         self.memory_bytes = int(answer["memory_bytes"])
-        return defaultdict(lambda: Spent(0.0, 0), {label: Spent(*spent) for label, spent in answer["spent"].items()})
+        before, self._before = self._before, Spent(**answer["seconds"])
+        return Spent(self._before.prepare - before.prepare, self._before.evaluate - before.evaluate)
 
     def __enter__(self) -> ServerProcess:
         return self
@@ -72,15 +77,16 @@ def main(half: str, device: str) -> None:
     from veil.server.listen import Server, ServerConfig, build_bundles, server_limits
     from veil.server.store import SessionStore
 
-    kernels = kernels_for(device)
     limits = server_limits()
     store = SessionStore(limits)
-    server = Server(build_bundles({"bench": Path(half)}, {}, kernels, store), store, ServerConfig(port=0, limits=limits))
+    bundles = build_bundles({"bench": Path(half)}, {}, kernels_for(device), store)
+    server = Server(bundles, store, ServerConfig(port=0, limits=limits))
     server.start()
-    with Watch(kernel_targets(kernels), synchronizing(kernels)) as watch:
-        print(json.dumps({"port": server.port}), flush=True)
-        for _ in sys.stdin:
-            print(json.dumps({"spent": dict(watch.take()), "memory_bytes": high_water_bytes()}), flush=True)
+    registry = server.metrics.registry
+    print(json.dumps({"port": server.port}), flush=True)
+    for _ in sys.stdin:
+        seconds = {name: registry.get_sample_value("veil_seconds_total", {"phase": name}) for name in Spent._fields}
+        print(json.dumps({"seconds": seconds, "memory_bytes": high_water_bytes()}), flush=True)
     server.stop(5.0)
 
 

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from veil.bench.generation import random_prompt
 from veil.bench.served import ServerProcess
 from veil.bench.subjects import Loaded, release_floats
-from veil.bench.watch import AHEAD, Spent, Watch, kernel_targets, synchronizing
 from veil.client.session import Ahead
-from veil.kernels.backend import kernels_for
 from veil.model.hybrid import HybridFHEModel
-from veil.model.layers import RemoteLayer
 from veil.model.modules import select_modules
 from veil.model.quiet import quiet
 from veil.model.terms import Terms
 from veil.params import Params
 from veil.progress import Progress
-from veil.server.engine import Engine
 
 MODES = ("execute", "remote")
 
@@ -35,40 +32,20 @@ STATIC_CACHE: dict[str, Any] = {"cache_implementation": "static", "disable_compi
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """A model whose remote layers are encrypted, the class of its transport, and the server's process if it has one.
+    """A model whose remote layers are encrypted, and the server's process if it has one.
 
     ``on_card``: both halves and the layers between them are on one card, where a token's pass is one graph.
     """
 
     hybrid: HybridFHEModel
-    transport: type[Any]
     server: ServerProcess | None
     device: str
     on_card: bool = False
 
-    def watch(self) -> Watch:
-        """Watches remote layers, kernels, and calls to the other side: ``remote layers``, phases, ``other side``.
-
-        On a card only what makes masks: nothing may wait inside a pass that is recorded.
-        """
+    def finish(self) -> None:
+        """Wait until a card has done what it was given."""
         if self.on_card:
-            ahead = [target for target in kernel_targets(kernels_for("cuda")) if target[2] in AHEAD]
-            return Watch([*ahead, *self._uploads()], synchronizing(kernels_for("cuda")))
-        targets: list[tuple[Any, str, str]] = [(RemoteLayer, "forward", "remote layers")]
-        targets += self._uploads()
-        targets += [(self.transport, "evaluate", "round trip")]
-        client, server = kernels_for("cpu"), kernels_for(self.device)
-        targets += kernel_targets(client)
-        if server is not client and self.server is None:
-            targets += kernel_targets(server)
-        return Watch(targets, synchronizing(server) if self.server is None else None)
-
-    def _uploads(self) -> list[tuple[Any, str, str]]:
-        return [(self.transport, name, "other side") for name in ("prepare", "load_epoch")]
-
-    def server_spent(self) -> Mapping[str, Spent]:
-        """What the server's process spent since the last call; nothing in one process, where the watch sees all."""
-        return self.server.take() if self.server else defaultdict(lambda: Spent(0.0, 0))
+            torch.cuda.synchronize()
 
 
 @contextmanager
@@ -96,8 +73,7 @@ def opened(
     if mode == "execute":
         hybrid.set_fhe_mode("execute")
         try:
-            together = next(hybrid.model.parameters()).is_cuda
-            yield _on_card(hybrid) if together else Sides(hybrid, Engine, None, device)
+            yield Sides(hybrid, None, device, on_card=next(hybrid.model.parameters()).is_cuda)
         finally:
             hybrid.close()
         return
@@ -111,15 +87,7 @@ def opened(
         yield from _remote(path, device)
 
 
-def _on_card(hybrid: HybridFHEModel) -> Sides:
-    from veil.server.device_engine import DeviceEngine
-
-    return Sides(hybrid, DeviceEngine, None, "cuda", on_card=True)
-
-
 def _remote(path: Path, device: str) -> Iterator[Sides]:
-    from veil.client.remote import RemoteTransport
-
     with ServerProcess(path / "server", device) as server:
         hybrid = HybridFHEModel.connect(
             f"127.0.0.1:{server.port}",
@@ -128,6 +96,6 @@ def _remote(path: Path, device: str) -> Iterator[Sides]:
             terms=Terms(no_cryptography=True, expert_leak="reveal"),  # it was made here
         )
         try:
-            yield Sides(hybrid, RemoteTransport, server, device)
+            yield Sides(hybrid, server, device)
         finally:
             hybrid.close()

@@ -32,6 +32,7 @@ class BenchFigure(str, Enum):
     rows = "rows"
     links = "links"
     widths = "widths"
+    signal = "signal"
 
 
 def command(
@@ -53,12 +54,19 @@ def command(
         BenchMode,
         typer.Option(help="`execute`: client and server in one process; `remote`: the server in another, over loopback."),
     ] = BenchMode.execute,
-    prompt_rows: Annotated[int, typer.Option(min=1, help="Rows of the prompt.")] = 64,
+    prompt_rows: Annotated[
+        str,
+        typer.Option(metavar="R,R,...", help="Rows of the prompts to measure; the first is that of the generations too."),
+    ] = "64,512",
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens measured in each generation.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Generations of each kind.")] = 3,
     plaintext: Annotated[
         bool, typer.Option("--plaintext", help="Measure the float32 model with the same prompt in the same run.")
     ] = False,
+    busy: Annotated[
+        int,
+        typer.Option(min=0, help="Processes to run beside it, plaintext too, each with a thread for every core."),
+    ] = 0,
     peer: Annotated[
         BenchPeer | None, typer.Option(help="Measure this system on the same layer shapes; minutes to a quarter of an hour.")
     ] = None,
@@ -70,16 +78,25 @@ def command(
         FoldNorms,
         typer.Option(
             help="Fold norms into the weights, as `veil compile` does: half the round trips, about twice the weights. Not "
-            "on a card, and not with --widths."
+            "with --widths."
         ),
     ] = FoldNorms.off,
     widths: Annotated[
         str | None,
         typer.Option(
             metavar="D,D,...",
-            help="Instead of --model, a Llama of four layers at each of these hidden sizes, such as 512,1024,2048,4096.",
+            help="Instead of --model, a Llama of four layers at each of these hidden sizes, such as 512,1024,2048,4096; "
+            "with --signal, input widths.",
         ),
     ] = None,
+    signal: Annotated[
+        bool,
+        typer.Option(
+            "--signal",
+            help="Instead of a model, signal to noise of one encrypted layer by its width, for Gaussian inputs and weights, "
+            "beside the prediction; a minute.",
+        ),
+    ] = False,
     from_: Annotated[
         list[Path] | None,
         typer.Option("--from", metavar="RECORD", help="Measure nothing; show and draw this record. May be repeated."),
@@ -89,23 +106,25 @@ def command(
     figure: Annotated[
         BenchFigure | None,
         typer.Option(
-            help="Which: a token's `phases`; `bytes` a token; seconds a row by `rows` at once; a token over `links`, "
-            "or by `widths`.",
-            show_default="phases, or widths",
+            help="Which: a token's `phases`; `bytes` a token; seconds a row by the `rows` of a prompt; a token over "
+            "`links`; or of a series, `widths` or `signal`.",
+            show_default="phases, or the series' own",
         ),
     ] = None,
 ) -> None:
     """Measure what encryption costs on this machine: plaintext, veil and a peer in one run.
 
-    A token's time is split into phases, ahead of time and online; each step is compared with the memory bandwidth and
-    multiply-add peak that are measured in the same run. A table says what network links make of it: a token makes one
-    round trip for each group of layers, so at 20 ms those are what people wait for.
+    A token's time is what is done ahead, on both sides, while nobody waits, and what is done online; each is split into
+    phases and compared with the memory bandwidth and multiply-add peak that are measured in the same run. So are rows of
+    prompts, with their part ahead in them, against plaintext's. A table says what network links make of a token: it makes
+    one round trip for each group of layers, so at 20 ms those are what people wait for.
 
-    The record has `token_s` with `total`, `online`, `plaintext`, `peer`; `ratio` with `plaintext_total`,
-    `plaintext_online`, `peer` (how many times faster than it), `floor` (total over the time that reading what must be
-    read takes); `bytes_per_token` with `total` and its parts; phases, limits, memory, links, machine, commit, versions.
+    The record has `token_s` with `total`, `ahead`, `online`, `plaintext`, `peer`; `ratio` with `plaintext_total`,
+    `plaintext_ahead`, `plaintext_online`, `peer` (how many times faster than it), `floor` (total over the time that reading
+    what must be read takes) and `clear_bytes`; `prompts`, each with its `ratio`; `bytes_per_token`; phases, limits, memory,
+    machine, commit, versions.
 
-    Nothing else should run meanwhile. `gpt2` takes about two minutes, its peer two more.
+    Nothing else should run meanwhile. `gpt2` takes about three minutes, its peer two more.
     """
     from veil.bench.run import Request
     from veil.commands import bench
@@ -116,15 +135,17 @@ def command(
                 model=model,
                 mode=mode.value,
                 device=device.value,
-                prompt_rows=prompt_rows,
+                prompts=bench.parse_numbers("--prompt-rows", prompt_rows),
                 new_tokens=new_tokens,
                 repeats=repeats,
                 plaintext=plaintext,
                 peer=peer is not None,
                 install_peer=install_peer,
                 fold_norms=fold_norms.value,
+                busy=busy,
             ),
-            widths=bench.parse_widths(widths),
+            widths=bench.parse_numbers("--widths", widths),
+            signal=signal,
             records=tuple(from_ or ()),
             figure=figure.value if figure else None,
             json=as_json,

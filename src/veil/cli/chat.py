@@ -51,7 +51,7 @@ def command(
     allow_no_cryptography: NoCryptography = False,
     expert_leak: Leak = ExpertLeak.none,
 ) -> None:
-    """Talk to a model in the terminal; masks are made while you type.
+    """Talk to a model in the terminal; rows are made while you type.
 
     Enter sends, Alt+Enter starts a line, Ctrl-C stops an answer, Ctrl-D leaves; `/reset`, `/retry`, `/stats`, `/help`.
     History lives in memory only. Without a terminal each line of standard input is a message and gets its answer.

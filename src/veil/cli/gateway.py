@@ -45,6 +45,9 @@ def command(
     ] = None,
     at_once: Annotated[int, typer.Option(min=1, max=64, help="Answers that take turns, a token each.")] = 4,
     queue: Annotated[int, typer.Option(min=0, help="Requests that wait; more are refused with status 429.")] = 32,
+    answer_tokens: Annotated[
+        int, typer.Option(min=1, help="The most tokens of an answer whose request sets no limit.")
+    ] = 2048,
     device: ServingDevice = Device.auto,
     open_page: Annotated[bool, typer.Option("--open", help="Open the chat page in the browser.")] = False,
     token: Token = None,
@@ -77,7 +80,7 @@ def command(
                 (expert_leak, allow_no_cryptography, digest),
             ),
             access=Access(host=host, api_key=api_key, hosts=tuple(name.lower() for name in allow_host or ())),
-            settings=Settings(at_once=at_once, most_waiting=queue),
+            settings=Settings(at_once=at_once, most_waiting=queue, answer_tokens=answer_tokens),
             port=port,
             open_page=open_page,
         )

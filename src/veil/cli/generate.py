@@ -61,7 +61,7 @@ def command(
     ] = 1.0,
     seed: Annotated[
         int | None,
-        typer.Option(help="Makes sampling repeatable; keys and masks are always fresh.", show_default="random"),
+        typer.Option(help="Makes sampling repeatable; secrets are always fresh.", show_default="random"),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, no chat template.")] = False,
     bits: Annotated[int | None, typer.Option(min=2, max=8, help=BITS_HELP, show_default="8")] = None,
@@ -101,12 +101,12 @@ def command(
 ) -> None:
     """Answer a prompt through encryption, client and server in one process or, with `--server`, in two.
 
-    Tokens appear as they come. A table follows with what they cost: seconds a token, split into making masks ahead
+    Tokens appear as they come. A table follows with what they cost: seconds a token, split into making rows ahead
     (prepare), the server's online product and the client's work; bytes a token, ahead and online; the security level; with
     `--server` also what of it was round trips, transfer and computing, and how many guesses were right.
 
     With `--json`: `text`, `prompt_tokens`, `new_tokens`, `security_bits` (0 when nothing is encrypted), `seconds` with
-    `load`, `prompt` (until the first token), `per_token` (each one after it, its mask included), `prepare`, `online`,
+    `load`, `prompt` (until the first token), `per_token` (each one after it, its row included), `prepare`, `online`,
     `client` (a generated token's shares), `trips_per_token`, with `--server` also `remote`, with guesses `guesses`, and
     `bytes_per_token` with `up_ahead`, `down_ahead`, `up_online`, `down_online`.
     """

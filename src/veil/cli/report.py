@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from veil.cli.options import AsJson, Bits, Model, Modules
+from veil.cli.options import AsJson, Bits, Device, Model, Modules
 
 
 def command(
@@ -23,6 +23,10 @@ def command(
     folded: Annotated[
         bool, typer.Option("--folded", help="Compare with folded norms too: fidelity, round trips, bytes, weights.")
     ] = False,
+    device: Annotated[
+        Device,
+        typer.Option(help="Where both halves and the layers between compute; `auto` takes a GPU if veil can use one."),
+    ] = Device.auto,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page with plots here.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -30,7 +34,8 @@ def command(
 
     Perplexity, KL divergence and agreement on the best token, against the float model: for the integer weights alone, with
     the noise of encryption simulated, with encryption on a sample, and for 8-bit dynamic activations as other systems use
-    them. Then every layer's signal to noise beside its prediction, bytes, memory, time and security.
+    them. Then signal to noise, of every layer beside its prediction and as predicted for other widths; bytes, memory, time
+    and security.
     """
     from veil.commands.report import ReportRequest, run
 
@@ -44,6 +49,7 @@ def command(
             modules=modules,
             every_bits=bits,
             folded=folded,
+            device=device.value,
             html=html,
         ),
         as_json=as_json,

@@ -34,7 +34,7 @@ def command(
         ),
     ] = None,
     max_sessions: Annotated[int, typer.Option(min=1, help="The most sessions at once.")] = 64,
-    memory_gib: Annotated[float, typer.Option(min=0.01, help="Memory for the sessions' keys and masks.")] = 4.0,
+    memory_gib: Annotated[float, typer.Option(min=0.01, help="Memory for the sessions' batches of rows.")] = 4.0,
     metrics_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Answer Prometheus on this port.")] = None,
 ) -> None:
     """Compute the remote layers of bundles for clients that keep their keys.

@@ -1,8 +1,8 @@
-"""Masks in the order in which they were made, in two lines, and how far each group has used them.
+"""Rows ready for use, in two lines of batches, and which batch each group takes its next rows from.
 
-The *prompt* line holds masks without the head, for prompt rows; the *full* line holds masks for rows that need logits.
-Each group takes the oldest masks of a line that it has not used. At the start of a forward pass the groups are brought
-level, so that a layer that was skipped, or called twice, does not hold masks back.
+The *prompt* line holds batches without the head, for prompt rows; the *full* line holds batches for rows that need logits.
+Each group takes the oldest rows of a line that it has not used. At the start of a forward pass the groups are brought
+level, so that a layer that was skipped, or called twice, does not hold rows back.
 """
 
 from __future__ import annotations
@@ -10,84 +10,90 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from veil.crypto.mask import ClientMask
+from veil.crypto.batch import RowBatch
 from veil.model.manifest import Manifest
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """Rows of a batch that were taken: ``count`` from row ``first``."""
+
+    batch: RowBatch
+    first: int
+    count: int
+
+
 class _Line:
-    """Masks for the groups of some segments; a group's place only moves forward."""
+    """Batches for the groups of some segments; ``leading`` groups are those that every pass asks."""
 
     def __init__(self, groups: Sequence[int], leading: Sequence[int]) -> None:
-        self._next = dict.fromkeys(groups, 0)
-        self._leading = [group for group in leading if group in self._next] or list(groups)
-        self._masks: deque[tuple[float, ClientMask]] = deque()
-        self._first = 0
+        self._groups = list(groups)
+        self._leading = [group for group in leading if group in self._groups] or self._groups
+        self._batches: deque[tuple[float, RowBatch]] = deque()
 
-    def __len__(self) -> int:
-        return len(self._masks)
+    def _each(self) -> Iterator[RowBatch]:
+        return (batch for _, batch in self._batches)
 
     def ready(self, group: int) -> int:
-        if group not in self._next:
+        if group not in self._groups:
             return 0
-        return self._first + len(self._masks) - max(self._next[group], self._first)
+        return sum(batch.rows - batch.taken(group) for batch in self._each())
 
     def unused(self) -> int:
-        """Masks that no group has used."""
-        return self._first + len(self._masks) - max([self._first, *self._next.values()])
+        """Rows that no group has used."""
+        return sum(batch.rows - max(batch.taken(group) for group in self._groups) for batch in self._each())
 
-    def add(self, masks: Sequence[ClientMask], now: float) -> None:
-        self._masks.extend((now, mask) for mask in masks)
+    def add(self, batches: Sequence[RowBatch], now: float) -> None:
+        self._batches.extend((now, batch) for batch in batches)
 
-    def take(self, group: int, count: int) -> list[ClientMask]:
-        start = max(self._next[group], self._first)
-        taken = [self._masks[start - self._first + offset][1] for offset in range(count)]
-        self._next[group] = start + count
-        for mask in taken:
-            mask.spend(group)
-        return taken
+    def take(self, group: int, count: int) -> list[Part]:
+        parts = []
+        for batch in self._each():
+            own = min(count, batch.rows - batch.taken(group))
+            if own:
+                parts.append(Part(batch, batch.take(group, own), own))
+                count -= own
+            if not count:
+                break
+        return parts
 
-    def take_level(self, groups: Sequence[int]) -> ClientMask | None:
-        places = {max(self._next[group], self._first) for group in groups}
-        place = min(places, default=self._first)
-        if len(places) != 1 or place - self._first >= len(self._masks):
-            return None
-        mask = self._masks[place - self._first][1]
-        for group in groups:
-            self._next[group] = place + 1
-            mask.spend(group)
-        return mask
+    def take_level(self, groups: Sequence[int]) -> Part | None:
+        for batch in self._each():
+            places = {batch.taken(group) for group in groups}
+            if places == {batch.rows}:
+                continue
+            if len(places) != 1:
+                return None
+            return Part(batch, max(batch.take(group, 1) for group in groups), 1)
+        return None
 
     def level(self) -> list[int]:
-        """Bring the groups level and drop masks that the furthest leading group has passed; their numbers."""
-        floor = self._place()
-        self._next = {group: max(place, floor) for group, place in self._next.items()}
+        """Bring the groups level and drop batches that the furthest leading group has passed; their numbers."""
+        for batch in self._each():
+            floor = max(batch.taken(group) for group in self._leading)
+            for group in self._groups:
+                batch.skip(group, floor)
         dropped = []
-        while self._masks and self._first < floor:
-            dropped.append(self._masks.popleft()[1].number)
-            self._first += 1
+        while self._batches and self._batches[0][1].taken(self._leading[0]) == self._batches[0][1].rows:
+            dropped.append(self._batches.popleft()[1].number)
         return dropped
 
     def drop_older(self, than: float) -> list[int]:
         dropped = []
-        while self._masks and self._masks[0][0] < than:
-            dropped.append(self._masks.popleft()[1].number)
-            self._first += 1
+        while self._batches and self._batches[0][0] < than:
+            dropped.append(self._batches.popleft()[1].number)
         return dropped
 
     def clear(self) -> None:
-        self._first += len(self._masks)
-        self._masks.clear()
-
-    def _place(self) -> int:
-        return max((self._next[group] for group in self._leading), default=0)
+        self._batches.clear()
 
 
 @dataclass(frozen=True)
 class Missing:
-    """Masks that a call lacks, by line."""
+    """Rows that a call lacks, by line."""
 
     prompt: int
     full: int
@@ -96,10 +102,10 @@ class Missing:
         return self.prompt > 0 or self.full > 0
 
 
-class MaskPool:
-    """Prepared masks of one session at a time. Thread safe; ``changed`` is notified when masks come.
+class RowPool:
+    """Prepared rows of one session at a time. Thread safe; ``changed`` is notified when rows come.
 
-    ``take`` marks what it hands out as spent. Masks older than ``keep_s`` are not handed out: the server forgot them.
+    ``take`` spends what it hands out. Batches older than ``keep_s`` are not used: the server forgot them.
     """
 
     def __init__(self, manifest: Manifest, clock: Callable[[], float] = time.monotonic) -> None:
@@ -113,30 +119,25 @@ class MaskPool:
         self._dropped: list[int] = []
 
     def start_session(self, session: str, keep_s: float = float("inf")) -> None:
-        """Forget every mask (each stays spent for ever); masks that come now are of this session."""
+        """Forget every row (each stays spent for ever); batches that come now are of this session."""
         with self.changed:
-            self.clear()
+            self._prompt.clear()
+            self._full.clear()
             self._dropped = []
             self.session, self.keep_s = session, keep_s
             self.changed.notify_all()
 
-    def clear(self) -> None:
-        """Forget every mask of the session; each stays spent for ever."""
-        with self.changed:
-            self._prompt.clear()
-            self._full.clear()
-
-    def add(self, session: str, masks: Sequence[ClientMask], *, full: bool) -> bool:
-        """Append masks of a session to a line; False, and nothing is added, if that session is over."""
+    def add(self, session: str, batches: Sequence[RowBatch], *, full: bool) -> bool:
+        """Append batches of a session to a line; False, and nothing is added, if that session is over."""
         with self.changed:
             if session != self.session:
                 return False
-            (self._full if full else self._prompt).add(masks, self._clock())
+            (self._full if full else self._prompt).add(batches, self._clock())
             self.changed.notify_all()
             return True
 
     def unused(self, *, full: bool) -> int:
-        """Masks of a line that no row has used."""
+        """Rows of a line that no group has used."""
         with self.changed:
             self._expire()
             return (self._full if full else self._prompt).unused()
@@ -149,26 +150,25 @@ class MaskPool:
             wanted_full = rows - min(prompt_rows, rows)
             lacks = max(0, rows - min(prompt, prompt_rows) - full)
             short_full = max(0, wanted_full - full)
-            return Missing(lacks - short_full, short_full)
+            return Missing(max(0, lacks - short_full), short_full)
 
-    def take(self, group: int, rows: int, prompt_rows: int) -> tuple[str, list[ClientMask]] | None:
-        """The session and the next masks for a group, marked spent for it, from the prompt line first; None if short."""
+    def take(self, group: int, rows: int, prompt_rows: int) -> tuple[str, list[Part]] | None:
+        """The session and the next rows for a group, spent for it, from the prompt line first; None if short."""
         with self.changed:
             self._expire()
             first = min(prompt_rows, self._prompt.ready(group), rows)
             if self._full.ready(group) < rows - first:
                 return None
-            taken = self._prompt.take(group, first) if first else []
-            return self.session, taken + self._full.take(group, rows - first)
+            return self.session, self._prompt.take(group, first) + self._full.take(group, rows - first)
 
-    def take_level(self, groups: Sequence[int]) -> ClientMask | None:
-        """The full line's mask that all these groups have next, marked spent for each; None if there is no such mask."""
+    def take_level(self, groups: Sequence[int]) -> Part | None:
+        """The full line's row that all these groups have next, spent for each; None if there is no such row."""
         with self.changed:
             self._expire()
             return self._full.take_level(groups)
 
     def level(self) -> tuple[str, list[int]]:
-        """Start a forward pass; the session, and the numbers of masks that will not be used again."""
+        """Start a forward pass; the session, and the numbers of batches that will not be used again."""
         with self.changed:
             self._expire()
             gone = self._dropped + self._prompt.level() + self._full.level()

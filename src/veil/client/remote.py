@@ -5,23 +5,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from veil.client.connection import Address, Connection, ServedBundle
-from veil.client.factory import ClientModel
+from veil.client.maker import ClientModel
 from veil.client.stats import Stats
 from veil.client.stream import GrpcStream, LaneStream, RowStream
 from veil.errors import BundleError, CorruptMessage, IncompatibleServer, ServerUnreachable, VeilError
+from veil.kernels.interface import Array, Kernels
 from veil.params import packed_bytes
-from veil.wire import methods
+from veil.wire import codec, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal
-from veil.wire.messages import MaskUpload
+from veil.wire.messages import BatchUpload, Span, rows_of
 from veil.wire.patience import Patience, Tries
 
 _GOODBYE_S = 4.0
 """Seconds for the last call; a server that does not hear it forgets the session in time."""
 
 _SHORTEST_TTL_S = 60
-"""Seconds that a server has to keep masks, so that making them ahead is worth its while and ends."""
+"""Seconds that a server has to keep batches, so that making them ahead is worth its while and ends."""
 
 _LANE_TRIES = 2
 """Tries of one exchange on the row lane before the others go over gRPC."""
@@ -30,15 +34,23 @@ _LANE_TRIES = 2
 class RemoteTransport:
     """A `veil.wire.transport.Transport` to the bundle on a server that is the other half of ``model``'s.
 
-    Rows and uploads go over connections of their own, so that rows do not wait behind an epoch's keys. ``name`` chooses
+    Rows and uploads go over connections of their own, so that rows do not wait behind a batch. ``name`` chooses
     among several bundles; without it the one with the client's fingerprint is used. ``half`` is the digest of the client
     half that ``model`` comes from: the server has to name the same, each time that a session is opened.
     """
 
     def __init__(
-        self, model: ClientModel, address: Address, stats: Stats, patience: Patience, half: str, name: str | None = None
+        self,
+        model: ClientModel,
+        address: Address,
+        kernels: Kernels,
+        stats: Stats,
+        patience: Patience,
+        half: str,
+        name: str | None = None,
     ) -> None:
         self._model = model
+        self._kernels = kernels
         self._stats = stats
         self._patience = patience
         self._half = half
@@ -53,57 +65,50 @@ class RemoteTransport:
         self._opening = threading.Lock()  # guards what `open` replaces while rows go: these and the lane
         self._session = ""
         self._released: list[int] = []
-        self._keys: dict[int, bytes] = {}
-        bits, groups = model.params.spec.input_bits, range(len(model.manifest.groups))
+        groups = model.manifest.groups
         self._row_sizes = [
-            (packed_bytes(width, bits), methods.rows_in_message(model.params, model.manifest, group))
-            for group, width in zip(groups, model.manifest.widths, strict=True)
+            (packed_bytes(group.width, group.input_bits), methods.rows_in_message(model.manifest, index))
+            for index, group in enumerate(groups)
         ]
         self._met = False
         self._lane: tuple[int, str] | None = None
         self._largest_reply = methods.largest_message([(model.params, model.manifest)])
-        self.mask_ttl_s = float("inf")
-        self.most_masks = 0
+        self.batch_ttl_s = float("inf")
 
     def open(self) -> str:
         """A new session; retries for a while, briefly if the server was never reached."""
         within = self._patience.retry_s if self._met else self._patience.connect_s
         reply = self._ahead.retrying(self._open, self._patience.tries(within, self._stopping))
         self._met = True
-        self._keys.clear()
-        self.mask_ttl_s, self.most_masks = float(reply.mask_ttl_s), reply.most_masks
+        self.batch_ttl_s = float(reply.batch_ttl_s)
         with self._opening:
             self._session, self._released = str(reply.session), []
             self._lane = (reply.rows_port, reply.rows_ticket) if 0 < reply.rows_port < 65536 else None
             return self._session
 
-    def load_epoch(self, session: str, epoch: int, keys: bytes) -> None:
-        """Keep the keys until the epoch's first masks go up: one call carries both."""
-        self._keys = {epoch: keys}
-
-    def prepare(self, session: str, epoch: int, masks: Sequence[MaskUpload], segments: Sequence[str]) -> None:
-        """Send masks of the epoch, once; returns when they are usable."""
-        keys = self._keys.pop(epoch, None)
-        header = pb.PrepareHeader(
-            session=session, epoch=epoch, has_keys=keys is not None, masks=len(masks), segments=list(segments)
-        )
+    def prepare(self, session: str, batches: Sequence[BatchUpload], segments: Sequence[str]) -> None:
+        """Send batches, once; returns when they are usable."""
+        header = pb.PrepareHeader(session=session, batches=len(batches), segments=list(segments))
+        data = [(batch.number, self._kernels.to_numpy(batch.data).tobytes()) for batch in batches]
         try:
-            self._ahead.upload("Prepare", _upload(header, keys, masks), pb.PrepareReply, self._patience.prepare_s)
+            self._ahead.upload("Prepare", _upload(header, data), pb.PrepareReply, self._patience.prepare_s)
         except (ServerUnreachable, CorruptMessage):
             self._ahead.renew()
             raise
 
-    def evaluate(self, session: str, group: int, masks: Sequence[int], data: bytes) -> bytes:
+    def evaluate(self, session: str, group: int, spans: Sequence[Span], data: Array, slots: int) -> Array:
         """Send rows and wait for the results; after a broken stream the same bytes go over a new one."""
+        packed, info = self._kernels.to_numpy(data), self._model.manifest.groups[group]
         with self._lock:
-            sequences, requests = self._requests(session, group, masks, data)
+            sequences, requests = self._requests(session, group, spans, packed, slots)
             tries: Tries | None = None
             while True:
                 try:
                     if self._stream is None:
                         self._stream = self._open_stream(session, tries.count if tries else 1)
                     self._check_open()  # when the stream is where `stop` finds it
-                    return b"".join(self._stream.exchange(requests, sequences))
+                    reply = b"".join(self._stream.exchange(requests, sequences))
+                    return codec.rows_from(reply, len(packed), slots, info.result_bits)
                 except (ServerUnreachable, CorruptMessage):
                     self._drop_stream()
                     self._check_open()
@@ -116,11 +121,11 @@ class RemoteTransport:
                     self._drop_stream()
                     raise
 
-    def release(self, session: str, masks: Sequence[int]) -> None:
+    def release(self, session: str, batches: Sequence[int]) -> None:
         """Note what the next rows' message of this session will say; nothing where another session was opened."""
         with self._opening:
             if session == self._session:
-                self._released += masks
+                self._released += batches
 
     def stop(self) -> None:
         """End what is under way, from any thread; what is left is `close`, which says goodbye where rows went."""
@@ -162,9 +167,9 @@ class RemoteTransport:
     def _open(self) -> pb.OpenReply:
         request = pb.OpenRequest(protocol=methods.PROTOCOL, bundle=self._choose(), fingerprint=self._fingerprint)
         reply = self._ahead.unary("Open", request, pb.OpenReply, self._patience.connect_s)
-        if reply.mask_ttl_s < _SHORTEST_TTL_S:
+        if reply.batch_ttl_s < _SHORTEST_TTL_S:
             raise IncompatibleServer(
-                f"the server forgets masks after {reply.mask_ttl_s} s: a client would make them for ever; ask its operator "
+                f"the server forgets rows after {reply.batch_ttl_s} s: a client would make them for ever; ask its operator "
                 f"for {_SHORTEST_TTL_S} s at least, or use another server"
             )
         return reply
@@ -190,11 +195,13 @@ class RemoteTransport:
                 "ask the operator which is right, then fetch it with 'veil pull', or name another bundle"
             )
 
-    def _requests(self, session: str, group: int, masks: Sequence[int], data: bytes) -> tuple[list[int], list[bytes]]:
-        row_bytes, step = self._row_sizes[group]
-        sequences, requests = [], []
-        for first in range(0, max(1, len(masks)), step):
-            last = min(len(masks), first + step)
+    def _requests(
+        self, session: str, group: int, spans: Sequence[Span], data: NDArray[np.uint8], slots: int
+    ) -> tuple[list[int], list[bytes]]:
+        _, step = self._row_sizes[group]
+        sequences, requests, first = [], [], 0
+        for part in _cut(spans, step):
+            last = first + rows_of(part)
             self._sequence += 1
             with self._opening:
                 released: list[int] = []
@@ -204,12 +211,14 @@ class RemoteTransport:
                 session=session,
                 sequence=self._sequence,
                 group=group,
-                masks=masks[first:last],
+                spans=codec.flat_spans(part),
                 release=released,
-                rows=data[first * row_bytes : last * row_bytes],
+                rows=data[first:last].tobytes(),
+                slots=0 if slots == self._model.manifest.groups[group].rows else slots,
             )
             sequences.append(self._sequence)
             requests.append(seal(request))
+            first = last
         return sequences, requests
 
     def _drop_stream(self) -> None:
@@ -218,10 +227,23 @@ class RemoteTransport:
             self._stream = None
 
 
-def _upload(header: pb.PrepareHeader, keys: bytes | None, masks: Sequence[MaskUpload]) -> Iterator[bytes]:
+def _upload(header: pb.PrepareHeader, batches: Sequence[tuple[int, bytes]]) -> Iterator[bytes]:
     yield seal(pb.PrepareRequest(header=header))
-    if keys is not None:
-        yield seal(pb.PrepareRequest(keys=pb.PrepareKeys(data=keys)))
-    for mask in masks:
-        part = pb.PrepareMask(number=mask.number, index=mask.index, data=mask.data)
-        yield seal(pb.PrepareRequest(mask=part))
+    for number, data in batches:
+        yield seal(pb.PrepareRequest(batch=pb.PrepareBatch(number=number, data=data)))
+
+
+def _cut(spans: Sequence[Span], step: int) -> list[list[Span]]:
+    """Spans in parts of up to ``step`` rows."""
+    parts: list[list[Span]] = []
+    room = 0
+    for span in spans:
+        first, count = span.first, span.count
+        while count:
+            if not room:
+                parts.append([])
+                room = step
+            own = min(count, room)
+            parts[-1].append(Span(span.batch, first, own))
+            first, count, room = first + own, count - own, room - own
+    return parts

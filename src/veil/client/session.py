@@ -1,45 +1,41 @@
-"""The trusted half: keys, masks ahead of time, encryption and decryption of rows. It talks bytes to a `Transport`."""
+"""The trusted half: batches of rows ahead of time, encryption and decryption of rows. It talks to a `Transport`."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from types import ModuleType
 
-import numpy as np
-from numpy.typing import NDArray
-
-from veil.client.factory import ClientModel, MaskFactory
 from veil.client.filler import Ahead, Filler, Ready
-from veil.client.pool import MaskPool
+from veil.client.maker import ClientModel, RowMaker
+from veil.client.pool import Part, RowPool
 from veil.client.stats import Stats
-from veil.client.supply import MaskSupply
-from veil.crypto.mask import ClientMask
-from veil.errors import NotFiniteActivation, UnknownMask, UnknownSession
+from veil.client.supply import RowSupply
+from veil.errors import NotFiniteActivation, UnknownBatch, UnknownSession
+from veil.kernels.interface import Array, Kernels, Scaling, first_slots
+from veil.params import packed_bytes
 from veil.random import SecretRng
-from veil.wire import codec
+from veil.wire.messages import Span
 from veil.wire.patience import Patience
 from veil.wire.transport import Transport
 
 __all__ = ["Ahead", "ClientModel", "ClientSession", "Ready"]
 
-F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
-
 _RECOVERIES = 3
 
 
 class ClientSession:
-    """One session after another with one server: fresh keys every epoch, masks ahead, rows evaluated with one mask each.
+    """One session after another with one server: batches ahead, each under fresh secrets, and rows evaluated with them.
 
-    With ``ahead`` masks are made in the background. When the server forgets the session, the next one has fresh keys, and
-    what was under way is encrypted anew under fresh masks.
+    With ``ahead`` batches are made in the background. When the server forgets the session, the next one has fresh batches,
+    and what was under way is encrypted anew under fresh rows. ``scalings`` has one entry a group.
     """
 
     def __init__(
         self,
         model: ClientModel,
         transport: Transport,
-        kernels: ModuleType,
+        kernels: Kernels,
+        scalings: Sequence[Scaling],
         rng: SecretRng,
         stats: Stats,
         *,
@@ -48,30 +44,37 @@ class ClientSession:
     ) -> None:
         self.model = model
         self.stats = stats
+        self.kernels = kernels
         self._transport = transport
-        self._kernels = kernels
-        self._pool = MaskPool(model.manifest)
-        self._factory = MaskFactory(model, transport, kernels, rng, stats, self._pool, patience or Patience())
-        self._filler = Filler(self._factory, self._pool, ahead) if ahead else None
-        self._supply = MaskSupply(
-            model.manifest, self._pool, self._factory, stats, model.params.masks_per_epoch, self._filler
-        )
-        self.last_sent = b""
+        self.scalings = scalings
+        self._pool = RowPool(model.manifest)
+        self._maker = RowMaker(model, transport, kernels, rng, stats, self._pool, patience or Patience())
+        rows = model.params.T
+        self._filler = Filler(self._maker, self._pool, ahead, rows) if ahead else None
+        self._supply = RowSupply(model.manifest, self._pool, self._maker, stats, rows, self._filler)
+        self._sent: Array | None = None
+        self._unchecked: list[tuple[int, Array]] = []
 
     def begin_forward(self) -> None:
-        """Tell the session that a forward pass starts: groups are brought level, used masks are forgotten."""
+        """Tell the session that a forward pass starts: groups are brought level, used batches are forgotten."""
         session, gone = self._supply.begin_forward()
         if gone:
             try:
                 self._transport.release(session, gone)
             except UnknownSession:
-                self._factory.reopen(session)
+                self._maker.reopen(session)
 
     def end_forward(self) -> None:
-        """Tell the session that a forward pass ended."""
+        """Tell the session that a forward pass ended; raises `NotFiniteActivation` if NaN or infinity reached a group in it.
+
+        Where the backend cannot tell at once, such a row was sent, encrypted like any other; its result goes nowhere.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        if unchecked and not self.kernels.finite(self.kernels.concatenate([scales for _, scales in unchecked])):
+            self._refuse(next(group for group, scales in unchecked if not self.kernels.finite(scales)))
 
     def reserve(self, body: int = 0, full: int = 0) -> None:
-        """Have at least ``body`` masks without the head and ``full`` masks with it ready; returns when they are."""
+        """Have at least ``body`` rows without the head and ``full`` rows with it ready; returns when they are."""
         self._supply.reserve(body, full)
 
     def expect(self, prompt_rows: int, new_tokens: int) -> None:
@@ -81,63 +84,100 @@ class ClientSession:
 
     @property
     def ready(self) -> Ready:
-        """Masks that are ready now."""
+        """Rows that are ready now."""
         return self._supply.ready
 
-    def evaluate(self, group: int, x: F32, tau: NDArray[np.float64]) -> I32:
-        """``W_q·round(τ·x)`` plus noise for rows x [R, width] of one group → [R, rows] integers.
+    @property
+    def last_sent(self) -> bytes:
+        """The packed rows that were sent last, as the server got them; empty before the first."""
+        return b"" if self._sent is None else self.kernels.to_numpy(self._sent).tobytes()
 
-        Takes R fresh masks, marked spent before a byte leaves; waits for more if the pool is short. Raises
-        `NotFiniteActivation` if τ is not finite.
+    def evaluate(self, group: int, x: Array, slots: int | None = None) -> Array:
+        """``W·x + bias`` for rows x [R, width] float32 of one group, encrypted → [R, rows] float32.
+
+        With ``slots`` the rows are a prompt's, and only as many outputs are asked for, from the first on. Takes R fresh
+        rows, spent before a byte leaves; waits for more if the pool is short. Raises `NotFiniteActivation` for NaN or
+        infinity before anything is sent, where the backend can tell at once.
         """
-        info = self.model.manifest.groups[group]
-        if not np.isfinite(tau).all():
-            raise NotFiniteActivation(f"NaN or infinity reached {info.name}; nothing was sent")
-        prompt_rows = self._supply.count(group, len(x))
-        spec = self.model.params.spec
-        first = self._factory.maker.group_start(group)
+        info, kernels, scaling = self.model.manifest.groups[group], self.kernels, self.scalings[group]
+        prompt_rows = self._supply.count(group, len(x), prompt=slots is not None)
+        slots = info.rows if slots is None else slots
+        scaling = first_slots(scaling, slots)
+        column, start = self._maker.batches.group_start(group), self.model.manifest.starts[group]
         for left in reversed(range(_RECOVERIES)):
-            session, masks = self._supply.take(group, len(x), prompt_rows)
-            rows = _stack([mask.rows[first : first + info.width] for mask in masks], info.width)
-            payload = self._kernels.encrypt(x, tau, rows, spec.input_bits).tobytes()
-            self.last_sent = payload
+            session, parts = self._supply.take(group, len(x), prompt_rows)
+            start_s = time.perf_counter()
+            pads = [part.batch.pad_rows(part.first, part.count) for part in parts]
+            data, scales = kernels.encrypt(x, scaling, pads, column, info.input_bits)
+            self.check(group, scales)
+            self._sent = data
+            start_s = self.stats.spent("encrypt", start_s)
             try:
-                with self.stats.phase("online_server"):
-                    reply = self._transport.evaluate(session, group, [mask.number for mask in masks], payload)
-            except (UnknownSession, UnknownMask):
+                reply = self._transport.evaluate(session, group, _spans(parts), data, slots)
+            except (UnknownSession, UnknownBatch):
                 if not left:
                     raise
-                self._factory.reopen(session)
+                self.stats.spent("online_server", start_s)
+                self._maker.reopen(session)
                 continue
-            self.stats.trips += 1
-            self.stats.bytes_up_online += len(payload)
-            self.stats.bytes_down_online += len(reply)
-            return self._decrypt(group, masks, reply)
+            start_s = self.stats.spent("online_server", start_s)
+            self._moved(group, len(x), slots)
+            shares = [part.batch.share_rows(info.segment, part.first, part.count) for part in parts]
+            outputs = kernels.decrypt(kernels.asarray(reply), scaling, shares, start, info.result_bits, scales)
+            self.stats.spent("decrypt", start_s)
+            return outputs
         raise AssertionError
 
     def close(self) -> None:
-        """End the session and forget keys and masks."""
+        """End the session and forget every batch."""
         if self._filler is not None:
             self._filler.stop()
         session = self._pool.session
-        self._factory.close()
+        self._maker.close()
+        self._sent = None
         if session:
             try:
                 self._transport.close(session)
             except UnknownSession:
                 return
 
-    def _decrypt(self, group: int, masks: Sequence[ClientMask], reply: bytes) -> I32:
+    # For a pass that is replayed as a whole -------------------------------------------------------------------------------
+
+    def take_row(self, groups: Sequence[int]) -> tuple[str, Part] | None:
+        """The session and one row for a pass of one row through all these groups, spent; None if they are not level."""
+        part = self._supply.take_level(groups)
+        if part is None:
+            return None
+        for group in groups:
+            self._moved(group, 1, self.model.manifest.groups[group].rows)
+        return self._pool.session, part
+
+    def pad_column(self, group: int) -> int:
+        """The column of a row's pads where a group's inputs begin."""
+        return self._maker.batches.group_start(group)
+
+    @property
+    def pad_words(self) -> int:
+        """Words of a row's pads."""
+        return self._maker.batches.pad_words
+
+    def check(self, group: int, scales: Array) -> None:
+        """Raise `NotFiniteActivation` if a row is not finite: at once, or at the pass's end where asking means waiting."""
+        if not self.kernels.asks_cheaply:
+            self._unchecked.append((group, scales))
+        elif not self.kernels.finite(scales):
+            self._refuse(group)
+
+    def _refuse(self, group: int) -> None:
+        name = self.model.manifest.groups[group].name
+        raise NotFiniteActivation(f"NaN or infinity reached {name}; generation stops here and its result is dropped")
+
+    def _moved(self, group: int, rows: int, slots: int) -> None:
         info = self.model.manifest.groups[group]
-        start = self.model.manifest.starts[group]
-        bits = self.model.params.spec.result_bits
-        data = codec.rows_from(reply, len(masks), info.rows, bits)
-        mu = _stack([mask.mu[info.segment][start : start + info.rows] for mask in masks], info.rows)
-        result: I32 = self._kernels.decrypt(data, mu, bits)
-        return result
+        self.stats.trips += 1
+        self.stats.bytes_up_online += rows * packed_bytes(info.width, info.input_bits)
+        self.stats.bytes_down_online += rows * packed_bytes(slots, info.result_bits)
 
 
-def _stack(rows: list[NDArray[np.uint32]], width: int) -> NDArray[np.uint32]:
-    if not rows:
-        return np.empty((0, width), dtype=np.uint32)
-    return rows[0][None] if len(rows) == 1 else np.stack(rows)
+def _spans(parts: Sequence[Part]) -> list[Span]:
+    return [Span(part.batch.number, part.first, part.count) for part in parts]

@@ -7,19 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
-PHASES = ("prepare", "wait", "online_server", "client")
+PHASES = ("prepare", "prepare_server", "wait", "encrypt", "online_server", "decrypt", "client")
 
 
 @dataclass
 class Stats:
     """What a session did so far; ``after - before`` is what happened between.
 
-    ``rows`` are token rows through the model's body, ``masks`` masks made; ``rows_ready`` of the rows found their masks
-    made ahead. ``sessions_lost`` were opened anew because the server had forgotten them, ``reconnects`` are streams that
+    ``rows`` are token rows through the model's body, ``rows_made`` rows of batches made ahead; ``rows_ready`` of the
+    rows found theirs made. ``sessions_lost`` were opened anew because the server had forgotten them, ``reconnects`` are streams that
     broke. ``trips`` are round trips that a forward pass waited for. Of ``guessed`` tokens ``accepted`` were right; the rows
-    of the others spent their masks for nothing. Bytes are payload bytes at the transport. ``seconds`` has the phases prepare
-    (making masks, both sides, in the background or not), wait (a forward pass that waits for masks), online_server (waiting
-    for replies) and client (the rest of a forward pass: encryption, decryption and every layer that stays with the client).
+    of the others spent theirs for nothing. Bytes are payload bytes at the transport. ``seconds`` has the phases prepare
+    (making batches, both sides, in the background or not) and of it prepare_server (waiting for the other side), wait (a
+    forward pass that waits for rows), online_server (waiting for replies) and client (the rest of a forward pass: every
+    layer that stays with the client) and of it encrypt and decrypt.
     """
 
     rows: int = 0
@@ -27,7 +28,7 @@ class Stats:
     trips: int = 0
     guessed: int = 0
     accepted: int = 0
-    masks: int = 0
+    rows_made: int = 0
     sessions_lost: int = 0
     reconnects: int = 0
     bytes_up_ahead: int = 0
@@ -45,6 +46,12 @@ class Stats:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - start
+
+    def spent(self, name: str, since: float) -> float:
+        """Add the time since a moment of `time.perf_counter` to a phase; the moment that is now."""
+        now = time.perf_counter()
+        self.seconds[name] += now - since
+        return now
 
     def copy(self) -> Stats:
         """A snapshot."""

@@ -1,47 +1,40 @@
-"""The masks that rows take: counted, taken, made when they are missing, and had ready ahead; for both kinds of session."""
+"""The rows of batches that a forward pass takes: counted, taken, made when they are missing, and had ready ahead."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from veil.client.filler import Filler, Ready
-from veil.client.pool import MaskPool, Missing
+from veil.client.maker import MOST_AT_ONCE, RowMaker
+from veil.client.pool import Missing, Part, RowPool
 from veil.client.stats import Stats
-from veil.crypto.mask import ClientMask
 from veil.model.manifest import Manifest
 
 
-class Maker(Protocol):
-    """Makes masks and adds them to the pool; `MaskFactory` and `DeviceFactory` do."""
+class RowSupply:
+    """A session's rows, one of a batch for each row of a forward pass.
 
-    def make(self, count: int, *, full: bool) -> None: ...
-
-
-class MaskSupply:
-    """A session's masks, one for each row of a forward pass.
-
-    Prompt rows, which need no logits, take masks without the head; the last row of a pass, every row of the head and a
-    model that asks for logits of all rows take full ones. With a ``filler`` missing masks are waited for, else they are
-    made at once, in batches that double up to ``most_batch`` so that a long generation amortises.
+    Prompt rows, which need no logits, take rows without the head; the last row of a pass, every row of the head and a
+    model that asks for logits of all rows take full ones. With a ``filler`` missing rows are waited for, else they are made
+    at once, in batches that double so that a long generation amortises.
     """
 
     def __init__(
-        self, manifest: Manifest, pool: MaskPool, maker: Maker, stats: Stats, most_batch: int, filler: Filler | None = None
+        self, manifest: Manifest, pool: RowPool, maker: RowMaker, stats: Stats, batch_rows: int, filler: Filler | None = None
     ) -> None:
         self._manifest = manifest
         self._pool = pool
         self._maker = maker
         self._stats = stats
-        self._most_batch = most_batch
+        self._batch_rows = batch_rows
         self._filler = filler
-        self._batch = 1
+        self._step = 1
         self._body_rows = 0
         self._head_rows = 0
         self._expect_head = False
 
     def begin_forward(self) -> tuple[str, list[int]]:
-        """Bring the groups level; the session, and the numbers of masks that will not be used again."""
+        """Bring the groups level; the session, and the numbers of batches that will not be used again."""
         if self._body_rows > 1:  # a pass of one row says nothing about the next one of many
             self._expect_head = self._head_rows >= self._body_rows
         self._body_rows = self._head_rows = 0
@@ -50,7 +43,7 @@ class MaskSupply:
         return self._pool.level()
 
     def reserve(self, body: int, full: int) -> None:
-        """Have at least ``body`` masks without the head and ``full`` masks with it ready; returns when they are."""
+        """Have at least ``body`` rows without the head and ``full`` rows with it ready; returns when they are."""
         body = max(0, body - self._pool.unused(full=False)) if "body" in self._manifest.segments else 0
         full = max(0, full - self._pool.unused(full=True))
         with self._stats.phase("wait"):
@@ -61,11 +54,11 @@ class MaskSupply:
 
     @property
     def ready(self) -> Ready:
-        """Masks that are ready now."""
+        """Rows that are ready now."""
         return Ready(tokens=self._pool.unused(full=True), prompt_rows=self._pool.unused(full=False))
 
-    def count(self, group: int, rows: int) -> int:
-        """Count a call's rows; how many of them may use masks without the head."""
+    def count(self, group: int, rows: int, *, prompt: bool = False) -> int:
+        """Count a call's rows; how many of them may use rows without the head: all but the last, or all of a ``prompt``."""
         head = self._manifest.groups[group].segment == "head"
         self._body_rows = max(self._body_rows, 0 if head else rows)
         self._head_rows += rows if head else 0
@@ -74,10 +67,10 @@ class MaskSupply:
             self._stats.rows_ready += rows
             if self._filler is not None:
                 self._filler.rows(rows)
-        return 0 if head or self._expect_head else max(0, rows - 1)
+        return 0 if head or self._expect_head else rows if prompt else max(0, rows - 1)
 
-    def take(self, group: int, rows: int, prompt_rows: int) -> tuple[str, list[ClientMask]]:
-        """The session and masks for rows that were counted, marked spent; returns when there are enough."""
+    def take(self, group: int, rows: int, prompt_rows: int) -> tuple[str, list[Part]]:
+        """The session and rows for rows that were counted, spent; returns when there are enough."""
         taken = self._pool.take(group, rows, prompt_rows)
         if taken is not None:
             return taken
@@ -92,22 +85,34 @@ class MaskSupply:
                 taken = self._pool.take(group, rows, prompt_rows)
         return taken
 
-    def take_level(self, groups: Sequence[int]) -> ClientMask | None:
-        """One full mask for a row of all these groups, which is counted; None if they are not level."""
+    def take_level(self, groups: Sequence[int]) -> Part | None:
+        """One full row for a row of all these groups, which is counted; None if they are not level."""
         missing = self._pool.missing(groups[0], 1, 0)
         if missing:
             with self._stats.phase("wait"):
                 self._make(missing)
-        mask = self._pool.take_level(groups)
-        if mask is not None:
+        part = self._pool.take_level(groups)
+        if part is not None:
             for group in groups:
                 self.count(group, 1)
             self._stats.rows_ready -= bool(missing)
-        return mask
+        return part
 
     def _make(self, missing: Missing) -> None:
-        if missing.prompt:
-            self._maker.make(missing.prompt, full=False)
-        if missing.full:
-            self._batch = min(2 * self._batch, self._most_batch)
-            self._maker.make(max(missing.full, self._batch), full=True)
+        body, full = lines(missing, self._batch_rows)
+        if body:
+            self._maker.make(body, full=False)
+        if full:
+            if not missing.prompt:
+                full = max(full, self._step * self._batch_rows)
+                self._step = min(2 * self._step, MOST_AT_ONCE)
+            self._maker.make(full, full=True)
+
+
+def lines(missing: Missing, batch_rows: int) -> tuple[int, int]:
+    """Rows to make without and with the head: whole batches of prompt rows, and what is left over with the head.
+
+    A batch is made whole, and what a prompt leaves of a full one serves the tokens after it.
+    """
+    body = missing.prompt // batch_rows * batch_rows
+    return body, missing.prompt - body + missing.full

@@ -1,4 +1,4 @@
-"""The masks' public tables, fetched by a client half that came without them."""
+"""The public tables a', fetched by a client half that came without them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from veil.client.connection import Address, Connection
 from veil.client.files import fetch_file
 from veil.errors import BundleError
 from veil.model import folder
-from veil.model.bundle import MASKS
+from veil.model.bundle import TABLES
 from veil.model.terms import Terms
 from veil.params import Params, packed_bytes
 from veil.wire.patience import Patience
@@ -18,13 +18,13 @@ _HEADER_BYTES = 1 << 16
 
 
 def fetch_tables(path: Path, address: Address, patience: Patience, terms: Terms) -> None:
-    """Fetch ``masks.safetensors`` into the client half at ``path``, if it is not there, and check it against its header.
+    """Fetch ``tables.safetensors`` into the client half at ``path``, if it is not there, and check it against its header.
 
     Raises `BundleError` if the server does not offer it or sends something else, `ServerUnreachable`, `AccessDenied`.
     """
-    if (path / MASKS).exists():
+    if (path / TABLES).exists():
         return
-    header, params, _, manifest = folder.read_client(path, terms, optional=(MASKS,))
+    header, params, _, manifest = folder.read_client(path, terms, optional=(TABLES,))
     connection = Connection(address, patience)
     try:
         served = connection.retrying(connection.describe, patience.tries(patience.connect_s))
@@ -33,20 +33,20 @@ def fetch_tables(path: Path, address: Address, patience: Patience, terms: Terms)
             (bundle.name, size)
             for bundle in served
             for name, size, _ in bundle.files
-            if bundle.digest == mine and name == MASKS
+            if bundle.digest == mine and name == TABLES
         ]
         if not offered:
-            raise BundleError(f"{path} has no {MASKS} and the server does not offer it; pull the whole client half")
+            raise BundleError(f"{path} has no {TABLES} and the server does not offer it; pull the whole client half")
         bundle, size = offered[0]
         most = _most_bytes(params, manifest)
         if size > most:
-            raise BundleError(f"the server's {MASKS} has {size} bytes, more than the {most} that it can have")
-        fetch_file(connection, bundle, MASKS, path / MASKS, size=size, sha256=header["sha256"].get(MASKS, ""))
+            raise BundleError(f"the server's {TABLES} has {size} bytes, more than the {most} that it can have")
+        fetch_file(connection, bundle, TABLES, path / TABLES, size=size, sha256=header["sha256"].get(TABLES, ""))
     finally:
         connection.close()
 
 
 def _most_bytes(params: Params, manifest: Any) -> int:
-    bits = params.spec.public_mask_bits
-    each = sum(packed_bytes(params.blocks(slots) * params.N, bits) for slots in manifest.segments.values())
-    return params.masks_per_epoch * each + _HEADER_BYTES
+    bits = params.spec.public_bits
+    slots = sum(params.blocks(count) * params.w for count in manifest.segments.values())
+    return params.T * packed_bytes(slots, bits) + _HEADER_BYTES

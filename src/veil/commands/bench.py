@@ -10,24 +10,26 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from veil.bench import figures, record, report, run, series, subjects
-from veil.bench.record import Record
-from veil.bench.series import WidthSeries
+from veil.bench import figures, files, precision, report, run, series, subjects
+from veil.bench.files import AnyRecord
+from veil.bench.record import Record, SignalSeries, WidthSeries
 from veil.commands.terminal import Reporter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STANDARD_OUTPUT = Path("-")
-WIDTHS = "widths"
+SERIES = ("widths", "signal")
+"""Figures of a series, each with the option that measures it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRequest:
-    """The options of one `veil bench`. ``widths`` or ``records`` replace the model."""
+    """The options of one `veil bench`. ``widths``, ``signal`` or ``records`` replace the model."""
 
     run: run.Request
     widths: tuple[int, ...]
+    signal: bool
     records: tuple[Path, ...]
     figure: str | None
     json: Path | None
@@ -40,71 +42,80 @@ def bench(request: BenchRequest) -> None:
     Raises `ValueError` for options that do not fit, before any long work, and veil's errors.
     """
     _check(request)
-    made = _read(request.records) if request.records else _measured(request)
-    series_only = isinstance(made, WidthSeries)
-    if request.plot is not None and request.figure is not None and (request.figure == WIDTHS) != series_only:
-        raise ValueError(f"--figure {request.figure} does not fit: only a series of widths has the figure {WIDTHS!r}")
-    if request.json is not None:
-        _write(made if isinstance(made, WidthSeries) else made[0], request.json)
-    if request.json != STANDARD_OUTPUT:
-        _show(made)
+    made = [files.read_any(path) for path in request.records] or [_measured(request)]
+    kinds = {one.kind for one in made}
+    if request.plot is not None and (len(kinds) > 1 or (kinds <= set(SERIES) and len(made) > 1)):
+        raise ValueError("a figure is of records of models, or of one series; name those with --from")
+    if request.plot is not None and request.figure not in (None, *_figures_of(made[0])):
+        raise ValueError(f"--figure {request.figure} does not fit; this record has {', '.join(_figures_of(made[0]))}")
+    if request.json == STANDARD_OUTPUT:
+        typer.echo(files.to_json(made[0]), nl=False)
+    else:
+        if request.json is not None:
+            files.write(made[0], request.json)
+        console = Console()
+        for table in [table for one in made for table in report.tables(one)]:
+            console.print(table)
     if request.plot is not None:
         figures.save(_drawn(made, request.figure), request.plot)
 
 
-def _drawn(made: Sequence[Record] | WidthSeries, figure: str | None) -> Figure:
-    return figures.widths(made) if isinstance(made, WidthSeries) else figures.OF_RECORDS[figure or "phases"](made)
-
-
-def parse_widths(text: str | None) -> tuple[int, ...]:
-    """Hidden sizes separated by commas; `ValueError` for anything else."""
+def parse_numbers(option: str, text: str | None) -> tuple[int, ...]:
+    """Whole numbers from 1 on, separated by commas; `ValueError` for anything else."""
     if text is None:
         return ()
     try:
-        return tuple(int(part) for part in text.split(","))
+        numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"--widths is {text!r}; give whole numbers separated by commas, such as 512,1024,2048") from None
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise ValueError(f"{option} is {text!r}; give whole numbers from 1 on, separated by commas, such as 512,1024,2048")
+    return numbers
+
+
+def _figures_of(made: AnyRecord) -> tuple[str, ...]:
+    return tuple(figures.OF_RECORDS) if isinstance(made, Record) else (made.kind,)
+
+
+def _drawn(made: Sequence[AnyRecord], figure: str | None) -> Figure:
+    first = made[0]
+    if isinstance(first, WidthSeries):
+        return figures.widths(first)
+    if isinstance(first, SignalSeries):
+        return figures.signal(first)
+    return figures.OF_RECORDS[figure or "phases"]([one for one in made if isinstance(one, Record)])
 
 
 def _check(request: BenchRequest) -> None:
     """Refuse what cannot work before hours are spent on it."""
+    run_ = request.run
     if request.plot is not None:
         figures.check(request.plot)
-    if request.records and (request.widths or request.json is not None):
-        raise ValueError("--from shows and draws records that exist; leave out --widths and --json")
-    if not request.records and request.figure is not None and (request.figure == WIDTHS) != bool(request.widths):
-        raise ValueError(f"--figure {request.figure} does not fit: --widths and the figure {WIDTHS!r} go together")
-    if request.run.install_peer and not request.run.peer:
+    if request.records:
+        if request.widths or request.signal or request.json is not None:
+            raise ValueError("--from shows and draws records that exist; leave out --widths, --signal and --json")
+        return
+    kind = "signal" if request.signal else "widths" if request.widths else None
+    if request.figure is not None and (kind or request.figure in SERIES) and request.figure != kind:
+        raise ValueError(f"--figure {request.figure} does not fit: a series has its own figure, and no other record has it")
+    if run_.install_peer and not run_.peer:
         raise ValueError("--install-peer makes the environment of --peer; add --peer concrete-ml")
+    if request.signal:
+        if run_.plaintext or run_.peer or run_.busy:
+            raise ValueError("--signal measures no time; leave out --plaintext, --peer and --busy")
+        return
     for width in request.widths:
         subjects.check_width(width)
-    if request.widths and request.run.peer:
+    if request.widths and run_.peer:
         raise ValueError("--widths measures veil and plaintext only; leave out --peer")
-    if request.widths and request.run.fold_norms != "off":
+    if request.widths and run_.fold_norms != "off":
         raise ValueError("--widths compares with a formula for models as they are; leave out --fold-norms")
 
 
-def _measured(request: BenchRequest) -> list[Record] | WidthSeries:
+def _measured(request: BenchRequest) -> AnyRecord:
     with Reporter() as reporter:
+        if request.signal:
+            return precision.measure(request.run.device, request.widths or precision.WIDTHS, reporter.report)
         if request.widths:
             return series.measure(request.run, request.widths, reporter.report)
-        return [run.measure(request.run, reporter.report)]
-
-
-def _read(paths: Sequence[Path]) -> list[Record] | WidthSeries:
-    if len(paths) == 1 and series.is_series(paths[0]):
-        return record.read(paths[0], WidthSeries)
-    return [record.read(path, Record) for path in paths]
-
-
-def _write(made: Record | WidthSeries, path: Path) -> None:
-    if path == STANDARD_OUTPUT:
-        typer.echo(record.to_json(made), nl=False)
-    else:
-        record.write(made, path)
-
-
-def _show(made: Sequence[Record] | WidthSeries) -> None:
-    console = Console()
-    for table in [report.widths(made)] if isinstance(made, WidthSeries) else [t for one in made for t in report.tables(one)]:
-        console.print(table)
+        return run.measure(request.run, reporter.report)

@@ -1,4 +1,4 @@
-"""`veil chat`: a conversation in the terminal; masks are made while one types."""
+"""`veil chat`: a conversation in the terminal; rows are made while one types."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Conversation:
         self.generator.forget()
 
     def expect(self, characters: int) -> None:
-        """Have masks made for a message of about so many characters."""
+        """Have rows made for a message of about so many characters."""
         self.served.expect(characters, min(self.request.max_tokens, _ANNOUNCED_TOKENS))
 
     def ask(self, words: str, show: Callable[[str], None]) -> str:
@@ -163,7 +163,7 @@ def stats_of(conversation: Conversation) -> dict[str, Any]:
         "rows_ready": account.stats.rows_ready,
         "bytes_up": account.stats.bytes_up_online + account.stats.bytes_up_ahead,
         "bytes_down": account.stats.bytes_down_online + account.stats.bytes_down_ahead,
-        "masks_ready": served.hybrid.masks_ready.tokens,
+        "rows_left": served.hybrid.rows_ready.tokens,
         "all_rows": total.rows,
         "all_bytes_up": total.bytes_up_online + total.bytes_up_ahead,
         "all_bytes_down": total.bytes_down_online + total.bytes_down_ahead,
@@ -219,15 +219,15 @@ class _Terminal:
         return session
 
     def _typing(self, buffer: Any) -> None:
-        """Masks are made for what is being written."""
+        """Rows are made for what is being written."""
         now = time.monotonic()
         if buffer.text and not buffer.text.startswith("/") and now - self._announced > _EXPECT_EVERY_S:
             self._announced = now
             self._conversation.expect(len(buffer.text))
 
     def _status(self) -> str:
-        ready = self._conversation.served.hybrid.masks_ready
-        return f" {ready.tokens} masks ready, {ready.prompt_rows} for the prompt · Enter sends, Alt+Enter new line, /help"
+        ready = self._conversation.served.hybrid.rows_ready
+        return f" {ready.tokens} rows ready, {ready.prompt_rows} for the prompt · Enter sends, Alt+Enter new line, /help"
 
     def _turn(self, words: str) -> None:
         if words == "/stats":
@@ -258,7 +258,7 @@ def _shown(text: str) -> Markdown:
 
 def _summary(stats: dict[str, Any]) -> str:
     traffic = (stats["bytes_up"] + stats["bytes_down"]) / 1e6
-    ready = f"{stats['rows_ready']} of {stats['rows']} rows had their masks ready"
+    ready = f"{stats['rows_ready']} of {stats['rows']} rows found theirs ready"
     return f"{stats['first_token_s']:.1f} s, then {stats['per_token_s']:.3f} s a token · {traffic:.1f} MB · {ready}"
 
 
@@ -270,7 +270,7 @@ def _table(stats: dict[str, Any]) -> Table:
         ("last answer", f"{stats['prompt_tokens']} tokens in the prompt, {stats['cached_tokens']} of them not sent again"),
         ("", f"{stats['new_tokens']} generated"),
         ("time", f"{stats['first_token_s']:.2f} s until the first token, {stats['per_token_s']:.3f} s each after it"),
-        ("masks", f"{stats['rows_ready']} of {stats['rows']} rows found theirs ready, {stats['masks_ready']} ready now"),
+        ("rows", f"{stats['rows_ready']} of {stats['rows']} found theirs ready, {stats['rows_left']} ready now"),
         ("traffic", f"{stats['bytes_up']:,} bytes up, {stats['bytes_down']:,} down"),
         (
             "since the start",

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from veil.commands.models import compiled
 from veil.commands.terminal import Reporter, error_console
-from veil.model.bundle import MASKS, TOKENIZER
+from veil.model.bundle import TABLES, TOKENIZER
 from veil.model.experts import ExpertLeak
 from veil.model.folder import half_digest
 from veil.model.sources import Task, load_model
@@ -63,7 +63,7 @@ def run(
         "client_bytes": _bytes_under(out / "client"),
         "server_bytes": _bytes_under(out / "server"),
         "tokenizer_bytes": _bytes_under(out / "client" / TOKENIZER),
-        "mask_table_bytes": (out / "client" / MASKS).stat().st_size,
+        "public_table_bytes": (out / "client" / TABLES).stat().st_size,
         "seconds": round(time.perf_counter() - start, 3),
     }
     if as_json:
@@ -75,11 +75,11 @@ def run(
     table.add_row("remote modules", f"{count}, weights of {bits} bits")
     folded = f"{summary['trips']} round trips a token, {summary['folded_norms']} norms folded"
     table.add_row("network", folded + "".join(f"\nnot folded: {reason}" for reason in hybrid.unfolded[:1]))
-    tokenizer, tables = summary["tokenizer_bytes"], summary["mask_table_bytes"]
+    tokenizer, tables = summary["tokenizer_bytes"], summary["public_table_bytes"]
     rest = summary["client_bytes"] - tokenizer - tables
     table.add_row("client's half", f"{summary['client_bytes']:,} bytes, digest {summary['digest']}")
     table.add_row("  the model's rest", f"{rest:,} bytes")
-    table.add_row("  public tables of the masks", f"{tables:,} bytes")
+    table.add_row("  public tables of the rows", f"{tables:,} bytes")
     table.add_row("  tokenizer", f"{tokenizer:,} bytes")
     table.add_row("server's half", f"{summary['server_bytes']:,} bytes")
     table.add_row("time", f"{summary['seconds']:.1f} s")

@@ -10,12 +10,11 @@ from rich.table import Table
 
 from veil.client.stats import Stats
 from veil.model.hybrid import HybridFHEModel
-from veil.params import Params
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """What using a server adds: rows whose masks were ready when they were needed, and streams that broke.
+    """What using a server adds: rows that were made when they were needed, and streams that broke.
 
     ``rtt_s`` and ``bytes_per_s`` are the link's; of a token's seconds, ``trips_s`` are round trips and ``transfer_s`` bytes.
     """
@@ -31,21 +30,21 @@ class Remote:
 
 @dataclass(frozen=True, kw_only=True)
 class Guesses:
-    """What speculation did: tokens guessed and accepted, forward passes, and masks that wrong guesses spent."""
+    """What speculation did: tokens guessed and accepted, forward passes, and rows that wrong guesses spent."""
 
     guessed: int
     accepted: int
     passes: int
-    masks_for_nothing: int
+    rows_for_nothing: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
     """Costs of one generation; fields without ``load`` or ``prompt`` in their name are for one generated token.
 
-    ``prompt_s`` runs until the first token. ``token_s`` is a token after it, with the making of one mask in it whether
-    that was done before or between. Online work and bytes are means over the rows after the first token. An epoch's
-    keys, sent ahead, count in equal parts for each mask that they serve.
+    ``prompt_s`` runs until the first token. ``token_s`` is a token after it, with the making of one row in it whether
+    that was done before or between. Online work and bytes are means over the rows after the first token. A batch, made and
+    sent ahead, counts in equal parts for each row that it serves.
     """
 
     prompt_tokens: int
@@ -96,7 +95,7 @@ class Costs:
         table.add_column(overflow="fold")
         remote: list[tuple[str, str]] = []
         if self.remote:
-            ready = f"{self.remote.rows_ready} of {self.remote.rows} rows found their masks ready"
+            ready = f"{self.remote.rows_ready} of {self.remote.rows} rows found theirs made"
             remote = [("made ahead", ready + (f", {self.remote.reconnects} reconnects" if self.remote.reconnects else ""))]
             remote.append(("network", self._network(self.remote)))
         if self.guesses:
@@ -132,16 +131,16 @@ def _guesses(guesses: Guesses) -> str:
     tokens = 1 + guesses.accepted / max(1, guesses.passes)
     return (
         f"{guesses.accepted} of {guesses.guessed} accepted, {tokens:.2f} tokens a pass, "
-        f"{guesses.masks_for_nothing} masks spent on wrong ones"
+        f"{guesses.rows_for_nothing} rows spent on wrong ones"
     )
 
 
 class Meter:
     """Measures one generation by the clock and, when it is encrypted, by the model's counters.
 
-    With a server (``remote``) masks are made while tokens come, so a token takes what the clock says, waiting included.
+    With a server (``remote``) rows are made while tokens come, so a token takes what the clock says, waiting included.
 
-    Calls: `start`, `prompt_masks_made`, `token` for each token, `costs`.
+    Calls: `start`, `prompt_rows_made`, `token` for each token, `costs`.
     """
 
     def __init__(self, hybrid: HybridFHEModel | None, *, remote: bool = False, guesses: bool = False) -> None:
@@ -150,7 +149,6 @@ class Meter:
         self._link = hybrid.link if hybrid and remote else None
         self._groups = len(hybrid.manifest.groups) if hybrid else 1
         self._stats = hybrid.stats if hybrid else Stats()
-        self._params = hybrid.params if hybrid else Params.default()
         self._ahead = self._online = Stats()
         self._start = self._first = self._last = 0.0
         self._tokens = 0
@@ -160,8 +158,8 @@ class Meter:
         self._stats.reset()
         self._start = self._first = self._last = time.perf_counter()
 
-    def prompt_masks_made(self) -> None:
-        """Masks that are made from now on are for generated tokens."""
+    def prompt_rows_made(self) -> None:
+        """Rows that are made from now on are for generated tokens."""
         self._ahead = self._stats.copy()
 
     def token(self) -> None:
@@ -180,7 +178,7 @@ class Meter:
         rows = max(1, online.rows)
         share = tokens if self._guesses and several else rows  # a rejected guess is a row, and part of some token's cost
         ahead = self._stats - self._ahead
-        prepare_s = ahead.seconds["prepare"] / max(1, ahead.masks)
+        prepare_s = ahead.seconds["prepare"] / max(1, ahead.rows_made)
         return Costs(
             prompt_tokens=prompt_tokens,
             new_tokens=self._tokens,
@@ -190,8 +188,8 @@ class Meter:
             prepare_s=prepare_s * rows / share,
             online_s=online.seconds["online_server"] / share,
             client_s=online.seconds["client"] / share,
-            up_ahead_bytes=self._up_ahead_bytes(),
-            down_ahead_bytes=self._stats.bytes_down_ahead / max(1, self._stats.masks),
+            up_ahead_bytes=self._stats.bytes_up_ahead / max(1, self._stats.rows_made),
+            down_ahead_bytes=self._stats.bytes_down_ahead / max(1, self._stats.rows_made),
             up_online_bytes=online.bytes_up_online / share,
             down_online_bytes=online.bytes_down_online / share,
             trips=online.trips / share,
@@ -218,12 +216,5 @@ class Meter:
             guessed=stats.guessed,
             accepted=stats.accepted,
             passes=stats.trips // self._groups,
-            masks_for_nothing=stats.guessed - stats.accepted,
+            rows_for_nothing=stats.guessed - stats.accepted,
         )
-
-    def _up_ahead_bytes(self) -> float:
-        if not self._stats.masks:
-            return 0.0
-        of_epoch = self._params.masks_per_epoch
-        unused_share = -self._stats.masks % of_epoch / of_epoch
-        return (self._stats.bytes_up_ahead - unused_share * self._params.epoch_key_bytes) / self._stats.masks

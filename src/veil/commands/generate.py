@@ -17,10 +17,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from veil.client.session import Ahead
 from veil.commands.costs import Costs, Meter
-from veil.commands.models import compiled, connected
+from veil.commands.models import connected, opened_model
 from veil.commands.stream import AnswerStreamer
 from veil.commands.terminal import Reporter, error_console
 from veil.errors import ModelSourceError, one_line
+from veil.gateway.checkpoint import plain
 from veil.kernels.backend import kernels_for
 from veil.model.hybrid import HybridFHEModel
 from veil.model.quiet import quiet
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from veil.model.speculation import Speculation
 
 _TOKENS_AHEAD = 15
-"""Generated tokens that masks are made for before the first is asked for; more are made as they are needed."""
+"""Generated tokens that rows are made for before the first is asked for; more are made as they are needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,18 +112,20 @@ def _prepare(request: Request, draft: Source | None, progress: Progress) -> _Rea
     hybrid: HybridFHEModel | None = None
     if request.bundle is not None:
         hybrid = HybridFHEModel.load(request.bundle, device=request.device, progress=progress, terms=request.terms)
-        place = "cpu" if hybrid.is_folded else place
         hybrid.model.to(place)
         model, tokenizer, origin = hybrid.model, hybrid.tokenizer, f"bundle {request.bundle}"
         tokenizer, inputs = _encode(request, model, tokenizer, origin, draft)
-    else:
+    elif request.mode == "torch":
         source = load_model(request.model, progress=progress)
         source.model.to(place)
         model, origin = source.model, source.origin
         tokenizer, inputs = _encode(request, model, source.tokenizer, origin, draft)
-        if request.mode != "torch":
-            hybrid = compiled(source, bits=request.bits, modules=request.modules, device=request.device, progress=progress)
-            model = hybrid.model
+    else:
+        hybrid, origin = opened_model(
+            request.model, bits=request.bits, modules=request.modules, device=request.device, progress=progress, place=place
+        )
+        model = hybrid.model
+        tokenizer, inputs = _encode(request, model, hybrid.tokenizer, origin, draft)
     if hybrid is not None:
         hybrid.set_fhe_mode(request.mode)
     inputs = {name: tensor.to(place) for name, tensor in inputs.items()}
@@ -192,7 +195,7 @@ def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) ->
         ready.hybrid.expect(rows, request.max_new_tokens)
     elif ready.hybrid is not None and encrypted:
         ready.hybrid.reserve(rows_body=rows - 1)
-        meter.prompt_masks_made()
+        meter.prompt_rows_made()
         ready.hybrid.reserve(rows_full=1 + min(request.max_new_tokens - 1, _TOKENS_AHEAD))
     try:
         with quiet(), speculation or nullcontext({}) as options:
@@ -226,7 +229,8 @@ def _speculation(request: Request, ready: _Ready) -> Speculation | None:
 
 
 def _generation_config(request: Request, model: PreTrainedModel) -> GenerationConfig:
-    config = copy.deepcopy(model.generation_config) or GenerationConfig()
+    model.generation_config = plain(model.generation_config)  # what a checkpoint says besides is not what was asked for
+    config = copy.deepcopy(model.generation_config)
     changes: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "max_length": None, "min_length": None}
     changes |= {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
     if request.temperature > 0:

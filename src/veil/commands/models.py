@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from veil.client.session import Ahead
+from veil.commands.kept import content_key, kept_model
+from veil.kernels.backend import kernels_for
 from veil.model.experts import ExpertLeak
 from veil.model.hybrid import HybridFHEModel
 from veil.model.modules import select_modules
 from veil.model.quiet import quiet
 from veil.model.sample import sample_tokens
-from veil.model.sources import Source
+from veil.model.sources import Source, files_of, load_model
 from veil.model.terms import Terms
 from veil.progress import Progress
 
 if TYPE_CHECKING:
     from veil.client.connection import Address
-
-_SAMPLE_TOKENS = 8
 
 
 def compiled(
@@ -35,11 +33,7 @@ def compiled(
     expert_leak: ExpertLeak = "none",
 ) -> HybridFHEModel:
     """Compile a loaded model, on a fixed sample of tokens so that nothing of a prompt enters a bundle."""
-    vocabulary = int(source.model.config.get_text_config().vocab_size)
-    tokens = torch.arange(1, 1 + _SAMPLE_TOKENS).unsqueeze(0) % vocabulary
-    if fold_norms != "off":
-        tokens = sample_tokens(source)
-    tokens = tokens.to(source.model.device)
+    tokens = sample_tokens(source).to(source.model.device)
     sample = {"input_ids": tokens}
     if source.model.config.is_encoder_decoder:
         sample["decoder_input_ids"] = tokens
@@ -50,6 +44,31 @@ def compiled(
             sample, n_bits=bits, use_dynamic_quantization=True, device=device, progress=progress, fold_norms=fold_norms
         )
     return hybrid
+
+
+def opened_model(
+    name: str, *, bits: int, modules: str, device: str, progress: Progress, place: str = "cpu"
+) -> tuple[HybridFHEModel, str]:
+    """The compiled model of a name, from the cache where it was compiled before; and its origin, in words.
+
+    Its tokenizer is ``tokenizer``. Its local layers are on ``place``, cpu or cuda.
+    """
+
+    def make() -> tuple[HybridFHEModel, Any, str]:
+        source = load_model(name, progress=progress)
+        source.model.to(place)
+        hybrid = compiled(source, bits=bits, modules=modules, device=device, progress=progress)
+        hybrid.tokenizer = source.tokenizer
+        return hybrid, source.tokenizer, source.origin
+
+    files = files_of(name)
+    if files is None:
+        hybrid, _, origin = make()
+    else:
+        settings = {"name": name, "bits": bits, "modules": modules, "device": kernels_for(device).name}
+        hybrid, origin = kept_model(content_key(files, settings), make, device, progress)
+    hybrid.model.to(place)
+    return hybrid, origin
 
 
 def connected(

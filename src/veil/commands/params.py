@@ -21,9 +21,9 @@ def run(*, as_json: bool) -> None:
                     "security_bits": params.security_bits,
                     "core_svp_bits": params.core_svp_bits,
                     "outer_primes": list(params.outer_primes),
-                    "special_prime": params.special_prime,
-                    "mask_bytes": params.mask_bytes,
-                    "epoch_key_bytes": params.epoch_key_bytes,
+                    "mu_prime": params.mu_prime,
+                    "batch_rows": params.T,
+                    "batch_bytes": params.batch_bytes,
                     "spec": params.spec.to_dict(),
                 }
             )

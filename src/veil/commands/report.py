@@ -7,6 +7,7 @@ import json
 import time
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 import typer
@@ -17,11 +18,13 @@ from rich.text import Text
 from veil.commands.models import compiled
 from veil.commands.terminal import Reporter, error_console
 from veil.errors import ModelSourceError
+from veil.kernels.backend import kernels_for
 from veil.model.hybrid import HybridFHEModel
 from veil.model.quiet import quiet
 from veil.model.sources import Source, load_model
-from veil.report import folding, measure
-from veil.report.measure import EIGHT_BIT, WINDOW, Fidelity, Report
+from veil.report import folding, layers, measure
+from veil.report.inside import EIGHT_BIT, beside
+from veil.report.measure import WINDOW, Fidelity, Report
 from veil.report.page import page
 
 _BITS_TOKENS = 512
@@ -39,6 +42,7 @@ class ReportRequest:
     modules: str
     every_bits: bool
     folded: bool
+    device: str
     html: Path | None
 
 
@@ -53,6 +57,7 @@ def run(request: ReportRequest, *, as_json: bool) -> None:
     start = time.perf_counter()
     with Reporter() as reporter, quiet():
         text = _read(request.text)
+        kernels_for(request.device)  # an absent GPU is told of before the long work
         source = load_model(request.model, progress=reporter.report)
         ids = _tokens(source, text, request.tokens)
         report = _measured(request, source, ids, reporter)
@@ -60,9 +65,7 @@ def run(request: ReportRequest, *, as_json: bool) -> None:
             report.by_bits = _by_bits(request, ids, reporter)
         if request.folded:
             report.folding = folding.variants(
-                lambda fold_norms: compiled(
-                    load_model(request.model), bits=request.bits, modules=request.modules, fold_norms=fold_norms
-                ),
+                lambda fold_norms: _compiled(request, load_model(request.model), fold_norms=fold_norms),
                 ids[:, :_BITS_TOKENS],
                 reporter.report,
             )
@@ -80,7 +83,7 @@ def run(request: ReportRequest, *, as_json: bool) -> None:
 
 
 def _measured(request: ReportRequest, source: Source, ids: torch.Tensor, reporter: Reporter) -> Report:
-    hybrid = compiled(source, bits=request.bits, modules=request.modules, progress=reporter.report)
+    hybrid = _compiled(request, source, progress=reporter.report)
     params = hybrid.params
     report = Report(
         model=source.name,
@@ -90,6 +93,7 @@ def _measured(request: ReportRequest, source: Source, ids: torch.Tensor, reporte
         security_bits=float(params.security_bits),
         core_svp_bits=float(params.core_svp_bits),
     )
+    report.widths = layers.width_quality(hybrid)
     parts = measure.windows(ids)
     report.modes = measure.fidelity(hybrid, parts, ("disable", "simulate", EIGHT_BIT), reporter.report, "reading the text")
     few = ids[:, : min(request.sample, WINDOW)]
@@ -100,20 +104,25 @@ def _measured(request: ReportRequest, source: Source, ids: torch.Tensor, reporte
         every = ("disable", "simulate", "execute", EIGHT_BIT)
         report.sample = measure.fidelity(hybrid, measure.windows(few), every, reporter.report, "reading a part encrypted")
         reporter.report("every layer, encrypted", 0, 1)
-        layers: list[measure.LayerQuality] = []
         rows = few[:, : min(few.shape[1], 64)]
-        report.costs = measure.costs(hybrid, lambda: layers.extend(measure.layer_quality(hybrid, rows)), rows.shape[1])
-        report.layers = layers
+        report.layers = layers.layer_quality(hybrid, rows)
+        report.costs = measure.costs(hybrid, lambda: hybrid(beside(hybrid, rows)), rows.shape[1])
         reporter.report("every layer, encrypted", 1, 1)
     hybrid.close()
     return report
+
+
+def _compiled(request: ReportRequest, source: Source, **settings: Any) -> HybridFHEModel:
+    """A loaded model, compiled where it will run."""
+    source.model.to("cuda" if kernels_for(request.device).name == "cuda" else "cpu")
+    return compiled(source, bits=request.bits, modules=request.modules, device=request.device, **settings)
 
 
 def _by_bits(request: ReportRequest, ids: torch.Tensor, reporter: Reporter) -> list[tuple[int, Fidelity]]:
     rows = []
     for bits in range(2, 9):
         source = load_model(request.model)
-        hybrid: HybridFHEModel = compiled(source, bits=bits, modules=request.modules)
+        hybrid = _compiled(dataclasses.replace(request, bits=bits), source)
         parts = measure.windows(ids[:, :_BITS_TOKENS])
         found = measure.fidelity(hybrid, parts, ("simulate",), reporter.report, f"weights of {bits} bits")
         rows.append((bits, found[1]))
@@ -163,6 +172,7 @@ def tables(report: Report) -> list[Table]:
         made.append(_folding_table(report))
     if report.layers:
         made.append(_layers_table(report))
+    made.append(_widths_table(report))
     made.append(_costs_table(report))
     return made
 
@@ -205,6 +215,15 @@ def _layers_table(report: Report) -> Table:
     for layer in report.layers:
         values = (f"{layer.snr_db:.1f}", f"{layer.predicted_db:.1f}", f"{layer.eight_bit_db:.1f}", f"{layer.ratio:.3f}")
         table.add_row(Text(layer.name), *values)
+    return table
+
+
+def _widths_table(report: Report) -> Table:
+    table = Table(title="signal to noise by width, predicted, for weights spread like these", title_justify="left")
+    for name in ("width", "bits up", "bits down", "dB"):
+        table.add_column(name, justify="right")
+    for found in report.widths:
+        table.add_row(f"{found.width:,}", str(found.input_bits), str(found.result_bits), f"{found.snr_db:.1f}")
     return table
 
 

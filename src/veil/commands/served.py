@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from veil.client.session import Ahead
-from veil.commands.models import compiled, connected
+from veil.commands.models import connected, opened_model
 from veil.commands.terminal import Reporter
 from veil.gateway.served import ServedModel
 from veil.kernels.backend import kernels_for
 from veil.model.hybrid import HybridFHEModel
-from veil.model.sources import load_model
+from veil.model.sources import name_of
 from veil.model.terms import STRICT, Terms
 from veil.process import keep_out_of_dumps
 from veil.progress import Progress
@@ -38,7 +38,7 @@ class ModelChoice:
 
 @contextmanager
 def opened(choice: ModelChoice) -> Iterator[ServedModel]:
-    """The model with its keys made and masks on their way; both are forgotten at the end. veil's errors."""
+    """The model with its session open and rows on their way; both are forgotten at the end. veil's errors."""
     keep_out_of_dumps()
     with Reporter() as reporter:
         served = _open(choice, reporter.report)
@@ -56,9 +56,8 @@ def _open(choice: ModelChoice, progress: Progress) -> ServedModel:
         hybrid = HybridFHEModel.load(choice.bundle, device=choice.device, progress=progress, terms=choice.terms)
         name, tokenizer = choice.bundle.resolve().name, hybrid.tokenizer
     else:
-        source = load_model(choice.model, progress=progress)
-        hybrid = compiled(source, bits=8, modules="linear", device=choice.device, progress=progress)
-        name, tokenizer = source.name, source.tokenizer
+        hybrid, _ = opened_model(choice.model, bits=8, modules="linear", device=choice.device, progress=progress)
+        name, tokenizer = name_of(choice.model), hybrid.tokenizer
     hybrid.ahead = Ahead()
     hybrid.set_fhe_mode("execute")
     return ServedModel(name, hybrid, tokenizer)

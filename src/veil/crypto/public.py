@@ -1,7 +1,4 @@
-"""Public polynomials: what both sides expand from the bundle's seed. Nothing here is secret.
-
-The uniform halves of outer ciphertexts and keys are drawn as points of the transform, where uniform is uniform too.
-"""
+"""Public polynomials: what both sides expand from the bundle's seed. Nothing here is secret."""
 
 from __future__ import annotations
 
@@ -15,22 +12,15 @@ U32 = NDArray[np.uint32]
 
 
 def inner_polynomials(seed: PublicSeed, params: Params, group: int, width: int) -> U32:
-    """``a_{l,c}`` of one group of layers: [⌈width/n⌉, n], uniform modulo 2^32."""
-    chunks = params.inner_chunks(width)
-    return seed.words(f"inner/{group}", chunks * params.n).reshape(chunks, params.n)
+    """``a_{c,i}`` of one group of layers: [⌈width/r⌉, k, m], uniform modulo 2^32."""
+    shape = (params.elements(width), params.k, params.m)
+    return seed.words(f"inner/{group}", int(np.prod(shape))).reshape(shape)
 
 
-def mask_half(seed: PublicSeed, params: Params, index: int) -> U32:
-    """The ``a`` half of the encryption that set ``index`` of every epoch uses: points [2, N] modulo Q."""
-    return np.stack([seed.uniform(f"mask/{index}/{i}", params.N, p) for i, p in enumerate(params.outer_primes)])
+def outer_polynomials(seed: PublicSeed, params: Params) -> U32:
+    """The ``a_v`` of every batch's encryptions: [terms, 2, N] modulo the outer primes.
 
-
-def key_halves(seed: PublicSeed, params: Params) -> U32:
-    """The ``a`` halves of an epoch's Galois keys: points [keys, 2 digits, 3 primes, N] modulo Q·P."""
-    keys = len(params.automorphisms)
-    out = np.empty((keys, 2, 3, params.N), dtype=np.uint32)
-    for key in range(keys):
-        for digit in range(2):
-            for i, p in enumerate(params.moduli):
-                out[key, digit, i] = seed.uniform(f"key/{key}/{digit}/{i}", params.N, p)
-    return out
+    They are drawn as points of the transform, where uniform is uniform too.
+    """
+    drawn = [seed.uniform(f"outer/{i}", params.terms * params.N, p) for i, p in enumerate(params.outer_primes)]
+    return np.ascontiguousarray(np.stack([words.reshape(params.terms, params.N) for words in drawn], axis=1))

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from veil.errors import VeilError
-from veil.gateway.failures import ApiError, from_generation
+from veil.gateway.failures import ApiError, from_error, stopping
 from veil.gateway.generation import Account, Cancelled, End, Generator
 from veil.gateway.line import Job, Line
 from veil.gateway.sampling import Sampling
 from veil.gateway.transcript import Piece
-
-LOGGER = logging.getLogger("veil.gateway")
 
 
 @dataclass(frozen=True)
@@ -73,12 +68,9 @@ class Answers:
             self._work(self)
             self._put(None)
         except Cancelled:
-            self._put(None)
+            self._put(stopping())  # whoever waits still is told why there is no more
         except Exception as error:
-            if not isinstance(error, VeilError | ApiError):
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                LOGGER.error("generation failed: %s in %s line %s", type(error).__name__, where.name, where.lineno)
-            self._put(from_generation(error))
+            self._put(from_error(error))
 
     def _put(self, event: Event | ApiError | None) -> None:
         try:

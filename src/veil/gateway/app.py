@@ -19,15 +19,17 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from veil import __version__
-from veil.gateway import page, schemas
+from veil.gateway import incoming, page, schemas
 from veil.gateway.answers import Answers, texts, vectors
 from veil.gateway.failures import ApiError, unknown_model
 from veil.gateway.generation import Generator
 from veil.gateway.guard import Access, Guard
 from veil.gateway.line import Line
 from veil.gateway.replies import Replies, veil_usage_of
-from veil.gateway.requests import chat_prompt, completion_prompts, embedding_inputs, sampling_of
+from veil.gateway.requests import chat_prompt, completion_prompts, embedding_inputs, sampling_of, tokens_asked, tools_of
 from veil.gateway.served import ServedModel
+from veil.gateway.tokens import shown
+from veil.gateway.tools import Use
 
 _EXPECT_EVERY_S = 0.5
 _STATUSES = {
@@ -48,10 +50,14 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How much the gateway does at once: generations that take turns, and requests that wait for one."""
+    """How much the gateway does at once: generations that take turns, and requests that wait for one.
+
+    ``answer_tokens`` is the most that an answer gets whose request has no limit.
+    """
 
     at_once: int = 4
     most_waiting: int = 32
+    answer_tokens: int = 2048
 
 
 class Gateway:
@@ -59,6 +65,7 @@ class Gateway:
 
     def __init__(self, served: ServedModel, settings: Settings) -> None:
         self.served = served
+        self.settings = settings
         self.created = int(time.time())
         self.generator = Generator(served)
         self.line = Line(settings.at_once, settings.most_waiting)
@@ -78,7 +85,7 @@ class Gateway:
         self.served.need(kind)
 
     def expect(self, characters: int, new_tokens: int) -> bool:
-        """Have masks made for a prompt that is being written; False if that was said a moment ago."""
+        """Have rows made for a prompt that is being written; False if that was said a moment ago."""
         now = time.monotonic()
         if now - self._expected < _EXPECT_EVERY_S:
             return False
@@ -88,8 +95,8 @@ class Gateway:
 
     def status(self) -> schemas.Status:
         """What the page shows."""
-        served, ready, totals = self.served, self.served.hybrid.masks_ready, self.generator.totals
-        counted = ("rows", "masks", "bytes_up_ahead", "bytes_down_ahead", "bytes_up_online", "bytes_down_online")
+        served, ready, totals = self.served, self.served.hybrid.rows_ready, self.generator.totals
+        counted = ("rows", "rows_made", "bytes_up_ahead", "bytes_down_ahead", "bytes_up_online", "bytes_down_online")
         return schemas.Status(
             version=__version__,
             model=served.name,
@@ -98,8 +105,8 @@ class Gateway:
             mode=served.mode,
             server=served.server,
             security_bits=served.security_bits,
-            masks_ready=ready.tokens,
-            prompt_masks_ready=ready.prompt_rows,
+            rows_ready=ready.tokens,
+            prompt_rows_ready=ready.prompt_rows,
             running=self.line.running,
             waiting=self.line.waiting,
             sent=served.sent_sample.hex(),
@@ -128,6 +135,7 @@ def build_app(served: ServedModel, access: Access | None = None, settings: Setti
     _add_errors(app)
     _add_openai(app, gateway)
     _add_own(app, gateway)
+    _add_tokens(app, gateway)
     page.add_to(app)
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
     app.add_middleware(Guard, access=access or Access())
@@ -150,25 +158,26 @@ def _add_openai(app: FastAPI, gateway: Gateway) -> None:
         return gateway.card()
 
     @app.post("/v1/chat/completions", response_model=schemas.ChatReply, responses=_ERRORS)
-    async def chat(body: schemas.ChatRequest, request: Request) -> Response:
+    async def chat(body: incoming.ChatRequest, request: Request) -> Response:
         """The model's turn in a chat, whole or as server-sent events."""
         gateway.need_model(body.model, "text")
-        sampling = sampling_of(body, served)
-        prompt = await asyncio.to_thread(chat_prompt, body, served)
+        use = await asyncio.to_thread(tools_of, body.tools, body.tool_choice, served, body.parallel_tool_calls)
+        prompt = await asyncio.to_thread(chat_prompt, body.messages, served, use, body.chat_template_kwargs)
+        sampling = await asyncio.to_thread(sampling_of, body, served, gateway.settings.answer_tokens, use)
         answers = texts(line, _caller(request, body.user), generator, [prompt], body.n or 1, sampling)
-        return await _reply(request, answers, _replies(served, answers, body, chat=True), stream=bool(body.stream))
+        return await _reply(request, answers, _replies(served, answers, body, use, chat=True), stream=bool(body.stream))
 
     @app.post("/v1/completions", response_model=schemas.CompletionReply, responses=_ERRORS)
-    async def completions(body: schemas.CompletionRequest, request: Request) -> Response:
+    async def completions(body: incoming.CompletionRequest, request: Request) -> Response:
         """A text's continuation, whole or as server-sent events."""
         gateway.need_model(body.model, "text")
-        sampling = sampling_of(body, served)
+        sampling = await asyncio.to_thread(sampling_of, body, served, gateway.settings.answer_tokens)
         prompts = await asyncio.to_thread(completion_prompts, body, served)
         answers = texts(line, _caller(request, body.user), generator, prompts, body.n or 1, sampling)
         return await _reply(request, answers, _replies(served, answers, body, chat=False), stream=bool(body.stream))
 
     @app.post("/v1/embeddings", responses=_ERRORS)
-    async def embeddings(body: schemas.EmbeddingRequest, request: Request) -> schemas.EmbeddingReply:
+    async def embeddings(body: incoming.EmbeddingRequest, request: Request) -> schemas.EmbeddingReply:
         """Vectors of texts, from an encoder."""
         gateway.need_model(body.model, "encoder")
         inputs = await asyncio.to_thread(embedding_inputs, body, served)
@@ -189,19 +198,53 @@ def _add_openai(app: FastAPI, gateway: Gateway) -> None:
 def _add_own(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/veil/status", responses=_ERRORS)
     async def status() -> schemas.Status:
-        """Masks that are ready, what waits, and what was sent."""
+        """Rows that are ready, what waits, and what was sent."""
         return gateway.status()
 
     @app.post("/veil/expect", status_code=202, responses=_ERRORS)
-    async def expect(body: schemas.ExpectRequest) -> dict[str, bool]:
-        """A prompt is being written: masks are made for it now. Says whether it was heeded; twice a second is enough."""
+    async def expect(body: incoming.ExpectRequest) -> dict[str, bool]:
+        """A prompt is being written: rows are made for it now. Says whether it was heeded; twice a second is enough."""
         return {"heeded": gateway.expect(body.characters, body.new_tokens)}
 
 
-def _replies(served: ServedModel, answers: Answers, body: schemas.SamplingRequest, *, chat: bool) -> Replies:
-    scored = bool(body.logprobs) if isinstance(body, schemas.ChatRequest) else getattr(body, "logprobs", None) is not None
+def _add_tokens(app: FastAPI, gateway: Gateway) -> None:
+    served = gateway.served
+
+    @app.post("/tokenize", responses=_ERRORS)
+    async def tokenize(body: incoming.TokenizeRequest) -> schemas.Tokens:
+        """A text or a chat as token ids, as vLLM has it."""
+        gateway.need_model(body.model or served.name, served.kind)
+        ids = await asyncio.to_thread(tokens_asked, body, served)
+        names = [shown(served.token_bytes.named(token)) for token in ids] if body.return_token_strs else None
+        return schemas.Tokens(count=len(ids), max_model_len=served.context_length, tokens=ids, token_strs=names)
+
+    @app.post("/detokenize", responses=_ERRORS)
+    async def detokenize(body: incoming.DetokenizeRequest) -> schemas.Detokenized:
+        """Token ids as text, special tokens too."""
+        gateway.need_model(body.model or served.name, served.kind)
+        ids = list(served.known_tokens(body.tokens, "tokens"))
+        text = await asyncio.to_thread(served.tokenizer.decode, ids, clean_up_tokenization_spaces=False)
+        return schemas.Detokenized(prompt=text)
+
+    @app.get("/health", responses=_ERRORS)
+    async def health() -> schemas.Health:
+        """Whether the gateway runs; it needs no key."""
+        return schemas.Health()
+
+    @app.get("/version", responses=_ERRORS)
+    async def version() -> schemas.Version:
+        """The gateway's version."""
+        return schemas.Version(version=__version__)
+
+
+def _replies(
+    served: ServedModel, answers: Answers, body: incoming.SamplingRequest, use: Use | None = None, *, chat: bool
+) -> Replies:
+    scored = bool(body.logprobs) if isinstance(body, incoming.ChatRequest) else getattr(body, "logprobs", None) is not None
     usage = bool(body.stream and body.stream_options and body.stream_options.include_usage)
-    return Replies(served, answers, chat=chat, scored=scored, usage=usage, trace=bool(body.veil and body.veil.trace))
+    return Replies(
+        served, answers, chat=chat, scored=scored, usage=usage, trace=bool(body.veil and body.veil.trace), use=use
+    )
 
 
 async def _reply(request: Request, answers: Answers, replies: Replies, *, stream: bool) -> Response:
@@ -310,12 +353,19 @@ def _error(error: ApiError) -> JSONResponse:
 def _first_problem(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong, without the value that was sent: it may be a prompt."""
     problem = error.errors()[0]
-    if problem["type"] == "json_invalid":
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "json_invalid":
         return ApiError(400, "the body is not JSON")
     place = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
-    param = place[0] if place else None
+    message = problem["msg"]
+    if kind == "not_json":
+        place, message = context["place"].split("."), context["message"]
     where = ".".join(part for part in place if part.isidentifier() or part.isdecimal()) or "the body"
-    return ApiError(400, f"{where}: {problem['msg']}", param=param)
+    param = place[0] if place and place[0].isidentifier() else None
+    if kind == "extra_forbidden":
+        name = ascii(place[-1][:64])
+        return ApiError(400, f"{where}: the gateway has no parameter {name}", param=param, code="unknown_parameter")
+    return ApiError(400, f"{where}: {message}", param=param)
 
 
 def _schema(app: FastAPI) -> dict[str, Any]:

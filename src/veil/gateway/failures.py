@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
+import traceback
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from veil.errors import (
     AccessDenied,
     IncompatibleServer,
-    MaskReused,
     NotFiniteActivation,
     QuotaExceeded,
+    RowReused,
     ServerUnreachable,
     WireError,
 )
+
+LOGGER = logging.getLogger("veil.gateway")
 
 _RETRY_S = 5
 
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """An error that a client is told of: HTTP ``status`` and the four fields of OpenAI's error object."""
+    """An error that a client is told of: HTTP ``status`` and the four fields of OpenAI's error object.
+
+    ``id`` is that of an error which nobody foresaw; the log has it too.
+    """
 
     status: int
     message: str
     kind: str = "invalid_request_error"
     param: str | None = None
     code: str | None = None
+    id: str | None = None
 
     def __post_init__(self) -> None:
         super().__init__(self.message)
@@ -38,10 +48,13 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that belong to the status: when to come again, how to authenticate."""
+        """Headers that belong to the status: when to come again, how to authenticate, what to look for in the log."""
+        headers = {"X-Request-Id": self.id} if self.id else {}
         if self.status in (429, 503):
-            return {"Retry-After": str(_RETRY_S)}
-        return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+            headers["Retry-After"] = str(_RETRY_S)
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return headers
 
 
 def bad_parameter(param: str, message: str, code: str | None = None) -> ApiError:
@@ -56,11 +69,12 @@ def unknown_model(asked: str, served: str) -> ApiError:
     )
 
 
-def too_long(rows: int, limit: int, param: str) -> ApiError:
-    """A prompt that leaves no room for an answer (400)."""
+def too_long(rows: int, limit: int, param: str, *, at_least: bool = False) -> ApiError:
+    """A prompt that leaves no room for an answer (400); ``rows`` may be where the counting stopped."""
+    more = "more than " if at_least else ""
     return bad_parameter(
         param,
-        f"the prompt has {rows} tokens and the model's context is {limit}, one of them for the answer; shorten it",
+        f"the prompt has {more}{rows} tokens and the model's context is {limit}, one of them for the answer; shorten it",
         "context_length_exceeded",
     )
 
@@ -71,16 +85,38 @@ def busy(waiting: int) -> ApiError:
     return ApiError(429, message, kind="rate_limit_error", code="queue_full")
 
 
-def from_generation(error: BaseException) -> ApiError:
-    """What a failed generation is to the client. An error that veil did not raise says its type and no more."""
+def stopping() -> ApiError:
+    """The gateway ends and takes its answers with it (503)."""
+    return ApiError(503, "the gateway is stopping; try again later", "server_error", code="stopping")
+
+
+def from_error(error: BaseException) -> ApiError:
+    """What an error is to the client. One that nobody foresaw is its type and an id, and no more; the log has the place.
+
+    Neither holds what was asked or answered: a message or a traceback might.
+    """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ServerUnreachable):
         return ApiError(503, str(error), kind="server_error", code="server_unreachable")
     if isinstance(error, QuotaExceeded):
         return ApiError(503, str(error), kind="server_error", code="server_quota")
-    if isinstance(error, AccessDenied | IncompatibleServer | WireError | MaskReused):
+    if isinstance(error, AccessDenied | IncompatibleServer | WireError | RowReused):
         return ApiError(502, str(error), kind="server_error", code="server_refused")
     if isinstance(error, NotFiniteActivation):
         return ApiError(500, str(error), kind="server_error", code="not_finite")
-    return ApiError(500, f"the generation failed inside ({type(error).__name__})", kind="server_error", code="internal")
+    name, where, id = type(error).__name__, _place(error), f"req-{secrets.token_hex(6)}"
+    LOGGER.error("%s: %s in %s", id, name, where)
+    message = f"the gateway failed inside ({name}); its log has the place under {id}"
+    return ApiError(500, message, kind="server_error", code="internal", id=id)
+
+
+def _place(error: BaseException) -> str:
+    """File, function and line of an error; of the first one where several were raised together."""
+    while inner := getattr(error, "exceptions", None):  # a group of errors
+        error = inner[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return "an unknown place"
+    last = frames[-1]
+    return f"{PurePath(last.filename).name}, {last.name}, line {last.lineno}"

@@ -13,9 +13,10 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria
 
 from veil.client.stats import Stats
+from veil.errors import NotFiniteActivation
 from veil.gateway.line import TurnLock
 from veil.gateway.prefix import PrefixStore
-from veil.gateway.sampling import Sampler, Sampling
+from veil.gateway.sampling import Matcher, Sampler, Sampling
 from veil.gateway.served import ServedModel
 from veil.gateway.transcript import Piece, Transcript
 
@@ -50,7 +51,7 @@ class Account:
 class End:
     """Why an answer is over."""
 
-    reason: Literal["stop", "length"]
+    reason: Literal["stop", "length", "tool_calls"]
 
 
 Emit = Callable[[Piece], None]
@@ -63,6 +64,7 @@ class Generator:
         self.served = served
         self.totals = Stats()
         self._lock = TurnLock()
+        self._turn: _Turn | None = None
         self._prefixes = PrefixStore(_PREFIX_BYTES)
 
     def answer(
@@ -73,21 +75,22 @@ class Generator:
         ``branch`` numbers the answers of one request; the prompt is counted with the first.
         """
         served, turn = self.served, _Turn(self, account, cancelled)
-        room = min(sampling.max_tokens, served.context_length - len(ids))
-        ends = _end_tokens(served)
+        room = min(sampling.max_tokens, served.room(len(ids)))
+        matcher = sampling.grammar.matcher() if sampling.grammar else None
         with turn:
-            known, cache = self._prefixes.take(ids)
+            known, cache = (0, None) if served.two_sided else self._prefixes.take(ids)
             if branch == 0:
                 account.prompt_tokens += len(ids)
                 account.cached_tokens += known
             served.hybrid.expect(prompt_rows=len(ids) - known, new_tokens=room)
-            sampler = Sampler(sampling, len(ids), branch)
-            watch = _Watch(Transcript(served.tokenizer, sampling.stop), sampler, ends, turn, emit)
+            sampler = Sampler(sampling, served.ends, branch, matcher)
+            transcript = Transcript(served.tokenizer, sampling.stop, served.token_bytes, sampling.written)
+            watch = _Watch(transcript, sampler, served.ends | sampling.stop_tokens, matcher, sampling.min_tokens, turn, emit)
             config = GenerationConfig(
                 do_sample=False,
                 max_new_tokens=room,
-                eos_token_id=sorted(ends) or None,
-                pad_token_id=min(ends, default=0),
+                eos_token_id=sorted(served.ends) or None,
+                pad_token_id=min(served.ends, default=0),
                 return_dict_in_generate=True,
             )
             prompt = torch.tensor([list(ids)])
@@ -99,7 +102,8 @@ class Generator:
                 stopping_criteria=[watch],
                 **({} if cache is None else {_cache_name(served.net): cache}),
             )
-            self._prefixes.keep(output.sequences[0].tolist(), output.get(_cache_name(served.net)))
+            if not served.two_sided:
+                self._prefixes.keep(output.sequences[0].tolist(), output.get(_cache_name(served.net)))
         watch.finish()
         return End("stop" if watch.ended else "length")
 
@@ -111,8 +115,19 @@ class Generator:
             output: Any = self.served.net(input_ids=inputs, attention_mask=torch.ones_like(inputs))
             mean = output.last_hidden_state[0].float().mean(0)
             account.token()
+        if not torch.isfinite(mean).all():
+            raise NotFiniteActivation("the model's vector has NaN or infinity in it; nothing is answered")
         vector: list[float] = torch.nn.functional.normalize(mean, dim=0).tolist()
         return vector
+
+    def check(self) -> None:
+        """`Cancelled` if nobody waits for the answer whose turn it is.
+
+        It is asked before every remote layer, also in parts that a model calls outside its ``forward`` (an encoder): so it
+        is one function for every answer, which cannot be left over from the one before.
+        """
+        if self._turn is not None and self._turn.cancelled.is_set():
+            raise Cancelled
 
     def forget(self) -> None:
         """Forget past conversations' attention states."""
@@ -127,7 +142,7 @@ class _Turn:
         self._lock = generator._lock
         self._hybrid = generator.served.hybrid
         self.account = account
-        self._cancelled = cancelled
+        self.cancelled = cancelled
         self._before = Stats()
 
     def __enter__(self) -> _Turn:
@@ -150,15 +165,15 @@ class _Turn:
 
     def check(self) -> None:
         """`Cancelled` if nobody waits for the answer."""
-        if self._cancelled.is_set():
-            raise Cancelled
+        self._generator.check()
 
     def _begin(self) -> None:
         self._before = self._hybrid.stats.copy()
-        self._hybrid.checkpoint = self.check
+        self._generator._turn = self
+        self._hybrid.checkpoint = self._generator.check
 
     def _end(self) -> None:
-        self._hybrid.checkpoint = None
+        self._generator._turn = None
         spent = self._hybrid.stats - self._before
         self.account.stats = self.account.stats + spent
         self._generator.totals = self._generator.totals + spent
@@ -167,10 +182,22 @@ class _Turn:
 class _Watch(StoppingCriteria):  # type: ignore[misc]
     """The stopping criterion of one generation, asked after each token: tokens in, text out, and whether it is over."""
 
-    def __init__(self, transcript: Transcript, sampler: Sampler, ends: set[int], turn: _Turn, emit: Emit) -> None:
+    def __init__(
+        self,
+        transcript: Transcript,
+        sampler: Sampler,
+        ends: frozenset[int],
+        matcher: Matcher | None,
+        min_tokens: int,
+        turn: _Turn,
+        emit: Emit,
+    ) -> None:
         self._transcript = transcript
         self._sampler = sampler
         self._ends = ends
+        self._matcher = matcher
+        self._min_tokens = min_tokens
+        self._before = turn.account.new_tokens
         self._turn = turn
         self._emit = emit
         self.ended = False
@@ -185,9 +212,11 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
         self._turn.account.token()
         if token in self._ends:
             self.ended = True
+            self._transcript.close(token)
             return
-        self._show(self._transcript.add(token, self._sampler.last))
-        self.ended = self._transcript.stopped
+        may_stop = self._turn.account.new_tokens - self._before >= self._min_tokens
+        self._show(self._transcript.add(token, self._sampler.last, may_stop=may_stop))
+        self.ended = self._transcript.stopped or (self._matcher is not None and self._matcher.over)
         if not self.ended:
             self._turn.check()
             self._turn.offer()
@@ -204,12 +233,3 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
 def _cache_name(net: Any) -> str:
     """What ``generate`` calls the attention state: it was renamed within transformers 5."""
     return "cache" if "cache" in inspect.signature(net.forward).parameters else "past_key_values"
-
-
-def _end_tokens(served: ServedModel) -> set[int]:
-    """The tokens that end an answer."""
-    config = getattr(served.net, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    found = set(ends) if isinstance(ends, list) else {ends}
-    found.add(served.tokenizer.eos_token_id)
-    return {int(token) for token in found if token is not None}

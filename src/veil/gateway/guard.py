@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from veil.gateway.failures import ApiError
+from veil.gateway.failures import ApiError, from_error, stopping
 
 MOST_BODY_BYTES = 8 << 20
 
@@ -32,6 +33,9 @@ _CSP = "; ".join(
         "require-trusted-types-for 'script'",
     )
 )
+_OPEN = frozenset({"/health"})
+"""Paths that need no key: they say nothing but that somebody answers."""
+
 _HEADERS = {
     "Content-Security-Policy": _CSP,
     "X-Content-Type-Options": "nosniff",
@@ -78,7 +82,8 @@ class Access:
 class Guard:
     """ASGI middleware: refuses what may not come in, limits bodies, and adds the headers that protect the page.
 
-    A request that is cancelled, because the gateway stops and has waited for it long enough, is told so.
+    A request that is cancelled, because the gateway stops and has waited for it long enough, is told so. An error that
+    nobody foresaw ends here: the client is told in OpenAI's shape, and no traceback is logged. HEAD is GET without a body.
     """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
@@ -92,7 +97,7 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         api = not _is_page(scope["path"])
-        refusal = self._refusal(Headers(scope=scope), api)
+        refusal = self._refusal(Headers(scope=scope), api, scope["path"] in _OPEN)
 
         counted = _Counted(receive)
         begun = False
@@ -116,13 +121,21 @@ class Guard:
         if refusal is not None:
             await _refuse(refusal, protected)
             return
+        if scope.get("method") == "HEAD":
+            scope = {**scope, "method": "GET"}  # the web server, which has a scope of its own, leaves the body out
         try:
             await self._app(scope, counted, unless_too_large)
         except asyncio.CancelledError:
             if not begun:
-                await _refuse(ApiError(503, "the gateway is stopping; try again later", "server_error"), protected)
+                await _refuse(stopping(), protected)
+        except ClientDisconnect:
+            pass  # nobody is there to be told
+        except Exception as error:
+            known = from_error(error)
+            if not begun:
+                await _refuse(known, protected)
 
-    def _refusal(self, headers: Headers, api: bool) -> ApiError | None:
+    def _refusal(self, headers: Headers, api: bool, is_open: bool) -> ApiError | None:
         host = headers.get("host", "")
         if not self._access.names(host):
             return ApiError(403, "this Host is not the gateway's; call it by 127.0.0.1 or localhost", code="wrong_host")
@@ -131,7 +144,7 @@ class Guard:
             return ApiError(403, "pages from elsewhere may not use this gateway", code="wrong_origin")
         if origin is None and api and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return ApiError(403, "pages from elsewhere may not use this gateway", code="wrong_origin")
-        if api and not self._access.accepts(headers.get("authorization")):
+        if api and not is_open and not self._access.accepts(headers.get("authorization")):
             return ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:12]) > MOST_BODY_BYTES:

@@ -1,133 +1,20 @@
-"""The OpenAI API's requests and replies, as far as a text model has them, and veil's own fields beside them."""
+"""The OpenAI API's replies, as far as a text model has them, and veil's own fields beside them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 
-INT64 = 1 << 63
 
-Real = Annotated[float, Field(allow_inf_nan=False)]
-Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=1 << 20)]
-TokenId = Annotated[int, Field(ge=0, le=1 << 31)]
-StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-StopList = Annotated[list[StopText], Field(max_length=4)]
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class Reply(BaseModel):
     """A reply, as JSON."""
 
     model_config = ConfigDict(protected_namespaces=())
-
-
-class Request(BaseModel):
-    """A request; fields that are not known are left aside, as other servers do."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
-
-
-# Requests ------------------------------------------------------------------------------------------------------------
-
-
-class TextPart(Request):
-    """One part of a message."""
-
-    type: str
-    text: str | None = None
-
-
-class Message(Request):
-    """One turn of a chat."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] | None = None
-
-
-class StreamOptions(Request):
-    """What a stream carries besides the text."""
-
-    include_usage: bool = False
-
-
-class Trace(Request):
-    """veil's own options: with ``trace`` every chunk says what left this machine for it."""
-
-    trace: bool = False
-
-
-class SamplingRequest(Request):
-    """What chat and plain completions have in common."""
-
-    model: str
-    max_tokens: Count | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    n: Annotated[int, Field(ge=1, le=16)] | None = None
-    stop: StopText | StopList | None = None
-    seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    user: str | None = None
-    veil: Trace | None = None
-
-
-class ChatRequest(SamplingRequest):
-    """``POST /v1/chat/completions``."""
-
-    messages: Annotated[list[Message], Field(min_length=1, max_length=2048)]
-    max_completion_tokens: Count | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[dict[str, Any]] | None = None
-    functions: list[dict[str, Any]] | None = None
-    response_format: dict[str, Any] | None = None
-    modalities: list[str] | None = None
-    audio: dict[str, Any] | None = None
-
-
-class CompletionRequest(SamplingRequest):
-    """``POST /v1/completions``: text to continue, as strings or as token ids."""
-
-    prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=64)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=64)]
-    )
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: bool | None = None
-    best_of: int | None = None
-    suffix: str | None = None
-
-
-class EmbeddingRequest(Request):
-    """``POST /v1/embeddings``: texts, as strings or as token ids."""
-
-    model: str
-    input: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=256)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=256)]
-    )
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1)] | None = None
-    user: str | None = None
-
-
-class ExpectRequest(Request):
-    """``POST /veil/expect``: a prompt of about so many characters is being written."""
-
-    characters: Annotated[int, Field(ge=0, le=1 << 20)]
-    new_tokens: Annotated[int, Field(ge=0, le=1 << 16)] = 256
-
-
-# Replies -------------------------------------------------------------------------------------------------------------
 
 
 class ErrorBody(Reply):
@@ -176,19 +63,19 @@ class Seconds(Reply):
     first_token: float
     total: float
     per_token: float
-    wait_for_masks: float
+    wait_for_rows: float
     online: float
     client: float
 
 
 class VeilUsage(Reply):
-    """What a request cost and sent: token rows, masks that were ready, payload bytes, security (0: nothing encrypted)."""
+    """What a request cost and sent: token rows, those made ahead, payload bytes, security (0: nothing encrypted)."""
 
     mode: str
     security_bits: float
     rows: int
     rows_ready: int
-    masks: int
+    rows_made: int
     reconnects: int
     bytes_up_ahead: int
     bytes_down_ahead: int
@@ -228,15 +115,47 @@ class ChatLogprobs(Reply):
     refusal: None = None
 
 
+class FunctionCall(Reply):
+    """The function that is called, and its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Reply):
+    """A call."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class FunctionDelta(Reply):
+    """More of a call's arguments; its function with the first."""
+
+    name: str | None = Field(default=None, exclude_if=_is_none)
+    arguments: str
+
+
+class ToolCallDelta(Reply):
+    """The next piece of a call."""
+
+    index: int
+    id: str | None = Field(default=None, exclude_if=_is_none)
+    type: Literal["function"] | None = Field(default=None, exclude_if=_is_none)
+    function: FunctionDelta
+
+
 class AnswerMessage(Reply):
-    """The model's turn."""
+    """The model's turn; without words where it only calls."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = Field(default=None, exclude_if=_is_none)
 
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
 
 
 class ChatChoice(Reply):
@@ -265,6 +184,7 @@ class Delta(Reply):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(Reply):
@@ -277,12 +197,12 @@ class ChunkChoice(Reply):
 
 
 class Sent(Reply):
-    """What left this machine: the first bytes of the last packed rows, in hexadecimal, bytes so far, masks left."""
+    """What left this machine: the first bytes of the last packed rows, in hexadecimal, bytes so far, rows left."""
 
     sample: str
     bytes_up: int
     bytes_down: int
-    masks_ready: int
+    rows_ready: int
 
 
 class ChatChunk(Reply):
@@ -364,9 +284,36 @@ class Status(Reply):
     mode: str
     server: str | None
     security_bits: float
-    masks_ready: int
-    prompt_masks_ready: int
+    rows_ready: int
+    prompt_rows_ready: int
     running: int
     waiting: int
     sent: str
     totals: dict[str, int]
+
+
+class Tokens(Reply):
+    """``POST /tokenize``: the ids, how many there are and may be, and the tokens as text if asked for."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenized(Reply):
+    """``POST /detokenize``."""
+
+    prompt: str
+
+
+class Health(Reply):
+    """``GET /health``."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Version(Reply):
+    """``GET /version``."""
+
+    version: str

@@ -1,15 +1,21 @@
-"""The model that the gateway serves: names, limits, prompts to token ids, and what is known of its masks and traffic."""
+"""The model that the gateway serves: names, limits, prompts to token ids, and what is known of its rows and traffic."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from veil.errors import ModelSourceError
+from veil.gateway.checkpoint import ends_of, plain, preferences_of
 from veil.gateway.failures import ApiError, bad_parameter, too_long
+from veil.gateway.grammar import Grammars
+from veil.gateway.tokens import TokenBytes
+from veil.gateway.tools import OURS, Form, form_of
 from veil.model.hybrid import HybridFHEModel
 
 SAMPLE_BYTES = 96
@@ -17,6 +23,10 @@ SAMPLE_BYTES = 96
 
 _CHARACTERS_A_TOKEN = 3.5
 _TEMPLATE_TOKENS = 12
+_PIECE_CHARACTERS = 1 << 14
+_TEMPLATE_PARAMETERS = frozenset(
+    {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages"} - {"documents"}
+)
 
 
 class ServedModel:
@@ -32,11 +42,23 @@ class ServedModel:
         self.net = cast(Any, hybrid.model)
         self.tokenizer = tokenizer
         self.server = server
-        config = self.net.config.get_text_config()
-        self.context_length = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
-        self.width = int(getattr(config, "hidden_size", 0))
-        self.vocabulary = int(config.vocab_size)
         self.kind: Literal["text", "encoder"] = "text" if self.net.can_generate() else "encoder"
+        if getattr(self.net, "main_input_name", "input_ids") != "input_ids":
+            raise ModelSourceError(f"{name} takes {self.net.main_input_name}, not text; use it from Python")
+        self.two_sided = bool(getattr(self.net.config, "is_encoder_decoder", False)) and self.kind == "text"
+        config = self.net.config.get_text_config(encoder=True) if self.two_sided else self.net.config.get_text_config()
+        decoder = self.net.config.get_text_config(decoder=True) if self.two_sided else config
+        self.context_length = _limit(config, "max_encoder_position_embeddings")
+        self._answer_length = _limit(decoder, "max_decoder_position_embeddings")
+        self.width = int(getattr(config, "hidden_size", 0))
+        self.vocabulary = int(decoder.vocab_size)
+        said = getattr(self.net, "generation_config", None)
+        self.preferences = preferences_of(said)
+        self.ends = ends_of(said, tokenizer)
+        if said is not None:
+            self.net.generation_config = plain(said)
+        self.token_bytes = TokenBytes(tokenizer)
+        self.grammars = Grammars(tokenizer, self.vocabulary, self.ends)
 
     @property
     def mode(self) -> str:
@@ -55,30 +77,91 @@ class ServedModel:
 
     def chat_ids(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """The token ids of a chat (role, text) by the model's template, ready for the answer."""
+        return self.template_ids([{"role": role, "content": text} for role, text in messages])
+
+    def template_ids(
+        self,
+        turns: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The token ids of a chat by the model's template, with tools and a template's own variables. `ApiError`."""
         if not self.tokenizer.chat_template:
             raise bad_parameter("messages", f"{self.name} has no chat template; use /v1/completions")
-        turns = [{"role": "system" if role == "developer" else role, "content": text} for role, text in messages]
+        taken = sorted(_TEMPLATE_PARAMETERS & set(variables or {}))
+        if taken:
+            raise bad_parameter("chat_template_kwargs", f"{taken[0]} is no variable of a template: the gateway sets it")
+        options: dict[str, Any] = {"tools": tools, "add_generation_prompt": True, "return_dict": True}
         try:
-            encoded = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
-        except TemplateError:
-            raise bad_parameter("messages", f"the chat template of {self.name} does not allow this order of roles") from None
+            encoded = self.tokenizer.apply_chat_template(turns, **options, **(variables or {}))
+        except TemplateError as error:
+            said = f" ({' '.join(str(error).split())[:200]})" if type(error) is TemplateError else ""
+            raise bad_parameter(
+                "messages", f"the chat template of {self.name} does not allow this order of roles{said}"
+            ) from None
         except Exception as error:  # a template is the bundle's, a program of its own
             raise bad_parameter("messages", f"the chat template of {self.name} fails ({type(error).__name__})") from None
         return self._checked(encoded["input_ids"], "messages", room=1)
 
+    @functools.cached_property
+    def call_form(self) -> Form:
+        """How this model writes calls of tools."""
+
+        def render(turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None, begun: bool) -> str:
+            text: str = self.tokenizer.apply_chat_template(turns, tools=tools, add_generation_prompt=begun, tokenize=False)
+            return text
+
+        if not self.tokenizer.chat_template:
+            return OURS
+        return form_of(render, [name for name, _ in self.special_tokens])
+
+    @property
+    def special_tokens(self) -> list[tuple[str, int]]:
+        """The special tokens by their texts."""
+        return [(self.token_bytes.text(token), token) for token in sorted(self.token_bytes.hidden)]
+
     def text_ids(self, text: str | Sequence[int], param: str) -> list[int]:
         """The token ids of a text, or ids that a client made itself."""
+        if isinstance(text, str):
+            self.refuse_huge([text], param)
         ids = self.tokenizer(text)["input_ids"] if isinstance(text, str) else list(text)
         return self._checked(ids, param, room=1 if self.kind == "text" else 0)
+
+    def refuse_huge(self, texts: Sequence[str], param: str) -> None:
+        """`ApiError` for a prompt that is much too long, by its first pieces: tokenizing megabytes takes many seconds.
+
+        Pieces are cut at spaces; where a cut splits a word there may be a token more, so only twice the context is too much.
+        """
+        if sum(map(len, texts)) <= _PIECE_CHARACTERS:
+            return
+        tokens = 0
+        for text in texts:
+            start = 0
+            while start < len(text):
+                end = _cut(text, start + _PIECE_CHARACTERS)
+                tokens += len(self.tokenizer(text[start:end], add_special_tokens=False)["input_ids"])
+                if tokens > 2 * self.context_length:
+                    raise too_long(tokens, self.context_length, param, at_least=True)
+                start = end
+
+    def known_tokens(self, ids: Sequence[int], param: str) -> Sequence[int]:
+        """The ids, if the model has them."""
+        if ids and max(ids) >= self.vocabulary:
+            raise bad_parameter(param, f"token ids are below {self.vocabulary}")
+        return ids
 
     def biases(self, given: dict[str, float]) -> dict[int, float]:
         """Biases by token id."""
         ids = {}
         for name, bias in given.items():
-            if not (name.isascii() and name.isdecimal() and int(name[:12]) < self.vocabulary):
+            if not (name.isascii() and name.isdecimal() and len(name) <= 12 and int(name) < self.vocabulary):
                 raise bad_parameter("logit_bias", f"its keys are token ids below {self.vocabulary}")
             ids[int(name)] = bias
         return ids
+
+    def room(self, prompt_tokens: int) -> int:
+        """The most tokens that an answer to such a prompt may have."""
+        return self._answer_length - 1 if self.two_sided else self.context_length - prompt_tokens
 
     def need(self, kind: str, param: str = "model") -> None:
         """`ApiError` unless the model is of this kind."""
@@ -87,7 +170,7 @@ class ServedModel:
             raise ApiError(400, f"{self.name} {able}; it cannot serve this", param=param, code="model_not_supported")
 
     def expect(self, characters: int, new_tokens: int) -> None:
-        """Have masks made for a prompt of about so many characters and its answer."""
+        """Have rows made for a prompt of about so many characters and its answer."""
         rows = min(self.context_length, round(characters / _CHARACTERS_A_TOKEN) + _TEMPLATE_TOKENS)
         self.hybrid.expect(prompt_rows=rows, new_tokens=min(new_tokens, self.context_length))
 
@@ -95,8 +178,21 @@ class ServedModel:
         ids = [int(token) for token in ids]
         if not ids:
             raise bad_parameter(param, "it has no tokens; write at least one word")
-        if max(ids) >= self.vocabulary:
-            raise bad_parameter(param, f"token ids are below {self.vocabulary}")
+        self.known_tokens(ids, param)
+        room = 0 if self.two_sided else room
         if len(ids) + room > self.context_length:
             raise too_long(len(ids), self.context_length, param)
         return ids
+
+
+def _cut(text: str, end: int) -> int:
+    """A place before ``end`` that splits no word, if there is one nearby."""
+    if end >= len(text):
+        return len(text)
+    space = text.rfind(" ", end - 256, end)
+    return space if space > 0 else end
+
+
+def _limit(config: Any, name: str) -> int:
+    """The most positions of a model, or so many that nothing comes near."""
+    return int(getattr(config, name, None) or getattr(config, "max_position_embeddings", None) or 1 << 20)

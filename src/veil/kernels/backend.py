@@ -5,15 +5,16 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import sys
-from types import ModuleType
+from functools import lru_cache
 
 from veil.errors import DeviceUnavailable
+from veil.kernels.interface import Kernels
 
 DEVICES = ("auto", "cpu", "cuda", "reference")
 
 
-def kernels_for(device: str) -> ModuleType:
-    """The kernel module for ``cpu``, ``cuda``, ``reference`` or ``auto`` (CUDA where it can be used, else the CPU).
+def kernels_for(device: str) -> Kernels:
+    """The kernels of ``cpu``, ``cuda``, ``reference`` or ``auto`` (CUDA where it can be used, else the CPU).
 
     Raises `DeviceUnavailable` when CUDA is asked for and is not there, or Triton is not, `ValueError` for another name.
     """
@@ -21,20 +22,27 @@ def kernels_for(device: str) -> ModuleType:
         raise ValueError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
     if device in ("auto", "cuda") and _has_cuda():
         if importlib.util.find_spec("triton") is not None:
-            from veil.kernels import cuda
-
-            return cuda
+            return _made("cuda")
         if device == "cuda":
             raise DeviceUnavailable("device='cuda' needs Triton: pip install 'veil-llm[cuda]'; or use device='cpu'")
     if device == "cuda":
         raise DeviceUnavailable("device='cuda' was asked for, but torch sees no CUDA device; use device='cpu'")
-    if device == "reference":
-        from veil.kernels import reference
+    return _made("reference" if device == "reference" else "cpu")
 
-        return reference
-    from veil.kernels import cpu
 
-    return cpu
+@lru_cache(maxsize=3)
+def _made(name: str) -> Kernels:
+    if name == "cuda":
+        from veil.kernels.cuda.backend import CudaKernels
+
+        return CudaKernels()
+    if name == "reference":
+        from veil.kernels.reference import ReferenceKernels
+
+        return ReferenceKernels()
+    from veil.kernels.cpu.backend import CpuKernels
+
+    return CpuKernels()
 
 
 def _has_cuda() -> bool:

@@ -1,36 +1,38 @@
 """The NumPy reference: the definition of correct for every kernel. Clear before fast.
 
-Residues are ``uint32`` in [0, p) at every boundary. Shapes use the letters of docs/protocol.md: N outer degree, n inner
-degree, G fold, I = n/G leaves, L levels, T masks at once.
+Residues are ``uint32`` in [0, p) at every boundary. Letters are those of docs/protocol.md.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.kernels.ring import Ring
+from veil.errors import WireError
+from veil.kernels.gaussian import GaussianTable
+from veil.kernels.interface import Errors, Hint, Rows, Scaling, Words
+from veil.kernels.ring import FRACTION_BITS, Ring
 from veil.kernels.tables import NttTable
+from veil.params import packed_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
 I8 = NDArray[np.int8]
 I32 = NDArray[np.int32]
-
-name = "reference"
-
-
-def asarray(values: NDArray[Any]) -> NDArray[Any]:
-    """An array where this backend works on it; here, the array itself."""
-    return values
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 
 
 def ntt(values: U32, table: NttTable) -> U32:
     """Negacyclic transform of residues [..., degree], in the point order of `tables`."""
     p = np.uint64(table.prime)
-    shape = values.shape
     work = values.reshape(-1, table.degree).astype(np.uint64)
     groups, half = 1, table.degree // 2
     while half:
@@ -39,14 +41,13 @@ def ntt(values: U32, table: NttTable) -> U32:
         low, high = view[:, :, 0].copy(), view[:, :, 1] * twiddles % p
         view[:, :, 0], view[:, :, 1] = (low + high) % p, (low + p - high) % p
         groups, half = 2 * groups, half // 2
-    return _square_transpose(work, table.side).reshape(shape).astype(np.uint32)
+    return work.reshape(values.shape).astype(np.uint32)
 
 
 def intt(values: U32, table: NttTable) -> U32:
     """Inverse of `ntt`."""
     p = np.uint64(table.prime)
-    shape = values.shape
-    work = _square_transpose(values.reshape(-1, table.degree).astype(np.uint64), table.side)
+    work = values.reshape(-1, table.degree).astype(np.uint64)
     groups, half = table.degree // 2, 1
     while groups:
         view = work.reshape(-1, groups, 2, half)
@@ -54,320 +55,296 @@ def intt(values: U32, table: NttTable) -> U32:
         low, high = view[:, :, 0].copy(), view[:, :, 1].copy()
         view[:, :, 0], view[:, :, 1] = (low + high) % p, (low + p - high) % p * twiddles % p
         groups, half = groups // 2, 2 * half
-    return (work * np.uint64(table.degree_inverse) % p).reshape(shape).astype(np.uint32)
+    return (work * np.uint64(table.degree_inverse) % p).reshape(values.shape).astype(np.uint32)
 
 
-def _square_transpose(work: NDArray[np.uint64], side: int) -> NDArray[np.uint64]:
-    return np.ascontiguousarray(work.reshape(-1, side, side).transpose(0, 2, 1)).reshape(work.shape)
+def residues(values: NDArray[Any], table: NttTable) -> U32:
+    """Points of signed polynomials [..., degree] modulo one prime."""
+    return ntt((values.astype(np.int64) % table.prime).astype(np.uint32), table)
 
 
-# Outer layer, server side ------------------------------------------------------------------------------------------
+def inner_matrix(a: U32, ring: Ring) -> U32:
+    """A in the order of G: [n, elements·r], entry ``((i, v, t), (c, u))`` is coefficient ``t·r + u - v`` of a_{c,i}."""
+    extended = np.concatenate([np.uint32(0) - a, a], axis=2)
+    t, u = np.arange(ring.T)[:, None] * ring.r, np.arange(ring.r)[None]
+    parts = [extended[:, i][:, t + u - v + ring.m] for i in range(ring.k) for v in range(ring.r)]
+    return np.concatenate([part.transpose(1, 0, 2).reshape(ring.T, -1) for part in parts])
 
 
-def load_keys(keys: U32, ring: Ring) -> U32:
-    """Key halves [..., 3, N] in the form that this backend multiplies with; here, as they are."""
-    return keys
-
-
-def expand_a(a: U32, keys: U32, ring: Ring) -> tuple[U32, U32]:
-    """The ``a`` side of expansion: ``a`` [2, N] and key halves [L, 2, 3, N] → digits [I-1, 2, 3, N], leaves [I, 2, N].
-
-    Oblivious expansion (ePrint 2017/1142) stopped early; node c of level l has its digits at index 2^l - 1 + c.
-    """
-    nodes = [a]
-    digits = np.empty((ring.leaves - 1, 2, 3, ring.N), dtype=np.uint32)
-    for level in range(ring.levels):
-        plus, minus = [], []
-        for c, node in enumerate(nodes):
-            moved = node[:, ring.automorphisms[level]]
-            digits[(1 << level) - 1 + c] = d = switch_digits(moved, ring)
-            switched = divide_by_special(_key_product(d, keys[level], ring), ring)
-            plus.append(_add(node, switched, ring))
-            minus.append(_times(_subtract(node, switched, ring), ring.monomials[level, :2], ring))
-        nodes = plus + minus
-    return digits, np.stack(nodes)
-
-
-def expand_b(b: U32, digits: U32, keys: U32, ring: Ring) -> U32:
-    """The ``b`` side of expansion for T masks: b [T, 2, N], digits T × [I-1, 2, 3, N], keys T × [L, 2, 3, N] → [2, N, T, I].
-
-    Runs modulo Q·P on ``P·b``, so a key switch is pointwise; only the leaves are divided by P.
-    """
-    leaves = np.empty((2, ring.N, len(b), ring.leaves), dtype=np.uint32)
-    for t in range(len(b)):
-        nodes = [_times_special(b[t], ring)]
-        for level in range(ring.levels):
-            plus, minus = [], []
-            for c, node in enumerate(nodes):
-                product = _key_product(digits[t][(1 << level) - 1 + c], keys[t][level], ring)
-                switched = _add(node[:, ring.automorphisms[level]], product, ring)
-                plus.append(_add(node, switched, ring))
-                minus.append(_times(_subtract(node, switched, ring), ring.monomials[level], ring))
-            nodes = plus + minus
-        for i, node in enumerate(nodes):
-            leaves[:, :, t, i] = divide_by_special(node, ring)
-    return leaves
-
-
-def product(hint: U32, leaves: U32, ring: Ring) -> U32:
-    """Ĥ product: hint [2, N, rows, I], leaves [2, N, T, I] → [T, rows, 2, N] of residues."""
-    out = np.empty((leaves.shape[2], hint.shape[2], 2, ring.N), dtype=np.uint32)
-    for i in range(2):
-        sums = np.einsum("nri,nti->trn", hint[i].astype(np.uint64), leaves[i].astype(np.uint64))
-        out[:, :, i] = sums % np.uint64(ring.moduli[i])
-    return out
-
-
-def combine_a(products: U32, keys: U32, bits: int, ring: Ring) -> tuple[U32, U32]:
-    """The ``a`` side of combination: products [blocks·G, 2, N], keys [G-1, 2, 3, N] → digits, ``a'``.
-
-    Digits are [blocks, G-1, 2, 3, N]; ``a'`` is [blocks·N] of ``bits``-bit words, ``round(a·2^bits/Q)``.
-    """
-    blocks = len(products) // ring.fold
-    digits = np.empty((blocks, ring.fold - 1, 2, 3, ring.N), dtype=np.uint32)
-    for block in range(blocks):
-        for r in range(1, ring.fold):
-            moved = products[block * ring.fold + r][:, ring.rotations[r]]
-            digits[block, r - 1] = switch_digits(moved, ring)
-    return digits, combine_b(unmoved(products, ring)[None], digits[None], keys[None], bits, ring)[0]
-
-
-def unmoved(products: U32, ring: Ring) -> U32:
-    """Products [blocks·G, 2, N] with only ρ_0 left: after a key switch nothing of the moved ``a`` halves remains."""
-    kept = np.zeros_like(products)
-    kept[:: ring.fold] = products[:: ring.fold]
-    return kept
-
-
-def combine_b(products: U32, digits: U32, keys: U32, bits: int, ring: Ring) -> U32:
-    """Combination for T masks: products [T, blocks·G, 2, N], digits T × [blocks, G-1, 2, 3, N] → [T, blocks·N].
-
-    ``D = Σ_r ρ_r(E_r)`` modulo Q·P, then ``round(D·2^bits/(Q·P))``.
-    """
-    count, rows = products.shape[:2]
-    out = np.empty((count, rows // ring.fold * ring.N), dtype=np.uint32)
-    for t in range(count):
-        for block in range(rows // ring.fold):
-            total = np.zeros((3, ring.N), dtype=np.uint32)
-            for r in range(ring.fold):
-                moved = products[t, block * ring.fold + r][:, ring.rotations[r]]
-                total = _add(total, _times_special(moved, ring), ring)
-                if r:
-                    total = _add(total, _key_product(digits[t][block, r - 1], keys[t][r - 1], ring), ring)
-            coefficients = np.stack([intt(total[i], ring.tables[i]) for i in range(3)])
-            out[t, block * ring.N : (block + 1) * ring.N] = scale_to_bits(coefficients, bits, ring)
-    return out
-
-
-def switch_digits(values: U32, ring: Ring) -> U32:
-    """Residues [2, N] (points) → the two centred digits of a hybrid key switch, as points of all three primes [2, 3, N]."""
-    digits = np.empty((2, 3, ring.N), dtype=np.uint32)
-    for j in range(2):
-        p = ring.moduli[j]
-        centred = intt(values[j], ring.tables[j]).astype(np.int64)
-        centred[centred > p // 2] -= p
-        for i in range(3):
-            digits[j, i] = ntt((centred % ring.moduli[i]).astype(np.uint32), ring.tables[i])
-    return digits
-
-
-def divide_by_special(values: U32, ring: Ring) -> U32:
-    """``round(x / P)``: residues [3, N] modulo Q·P → [2, N] modulo Q, points to points."""
-    special = ring.moduli[2]
-    rest = intt(values[2], ring.tables[2]).astype(np.int64)
-    rest[rest > special // 2] -= special
-    out = np.empty((2, ring.N), dtype=np.uint32)
-    for i in range(2):
-        p = np.uint64(ring.moduli[i])
-        correction = ntt((rest % ring.moduli[i]).astype(np.uint32), ring.tables[i]).astype(np.uint64)
-        inverse = np.uint64(pow(special, -1, ring.moduli[i]))
-        out[i] = (values[i].astype(np.uint64) + p - correction) % p * inverse % p
-    return out
-
-
-def scale_to_bits(values: U32, bits: int, ring: Ring) -> U32:
-    """Coefficients [3, N] modulo Q·P → ``round(x·2^bits/(Q·P))`` modulo 2^bits, by 64-bit fractions of each residue."""
-    total = np.zeros(values.shape[-1], dtype=np.uint64)
-    for i in range(3):
-        p = np.uint64(ring.moduli[i])
-        total += values[i].astype(np.uint64) * np.uint64(ring.crt_inverse[i]) % p * np.uint64((1 << 64) // ring.moduli[i])
-    return ((total + np.uint64(1 << (63 - bits))) >> np.uint64(64 - bits)).astype(np.uint32)
-
-
-def _key_product(digits: U32, keys: U32, ring: Ring) -> U32:
-    p = ring.moduli_array[:, None]
-    return ((digits.astype(np.uint64) * keys).sum(axis=0) % p).astype(np.uint32)
-
-
-def _times_special(values: U32, ring: Ring) -> U32:
-    out = np.zeros((3, ring.N), dtype=np.uint32)
-    out[:2] = values.astype(np.uint64) * np.uint64(ring.moduli[2]) % ring.moduli_array[:2, None]
-    return out
-
-
-def _add(left: U32, right: U32, ring: Ring) -> U32:
-    p = ring.moduli_array[: len(left), None]
-    return ((left.astype(np.uint64) + right) % p).astype(np.uint32)
-
-
-def _subtract(left: U32, right: U32, ring: Ring) -> U32:
-    p = ring.moduli_array[: len(left), None]
-    return ((left.astype(np.uint64) + p - right) % p).astype(np.uint32)
-
-
-def _times(left: U32, right: U32, ring: Ring) -> U32:
-    p = ring.moduli_array[: len(left), None]
-    return (left.astype(np.uint64) * right % p).astype(np.uint32)
-
-
-# The hint, built once ------------------------------------------------------------------------------------------------
-
-
-def load_inner(a: U32, ring: Ring) -> U32:
-    """Inner public polynomials [C, n] modulo 2^32 → centred, as points of both outer primes [C, 2, n]."""
-    return centred_points(a.view(np.int32), ring.inner_tables, ring)
-
-
-def centred_points(values: I32, tables: tuple[NttTable, ...], ring: Ring) -> U32:
-    """Signed polynomials [C, degree] → points of both outer primes [C, 2, degree]."""
-    out = np.empty((len(values), 2, tables[0].degree), dtype=np.uint32)
-    for i in range(2):
-        out[:, i] = ntt((values.astype(np.int64) % ring.moduli[i]).astype(np.uint32), tables[i])
-    return out
-
-
-def inner_hint(weights: I8, a: U32, bits: int, ring: Ring) -> I32:
-    """H' of some rows: weights [rows, d], public polynomials [C, n] → [rows, n], ``round(W·A / 2^(32-bits))`` centred.
-
-    Row by row ``H = Σ_c W_c(X)·a_c(1/X)`` modulo 2^32, because coefficient 0 of ``W_c(1/X)·a_c·X^i`` is the entry of i.
-    """
-    rows, n = len(weights), ring.n
-    total = np.zeros((rows, n), dtype=np.uint32)
-    for c in range(len(a)):
-        conjugate = np.concatenate([a[c, :1], np.uint32(0) - a[c, :0:-1]])
-        matrix = np.empty((n, n), dtype=np.uint32)
-        for i in range(n):
-            matrix[i, i:], matrix[i, :i] = conjugate[: n - i], np.uint32(0) - conjugate[n - i :]
-        part = weights[:, c * n : (c + 1) * n].astype(np.int32).view(np.uint32)
-        total += part @ matrix[: part.shape[1]]
-    rounded = (total + np.uint32(1 << (31 - bits))) >> np.uint32(32 - bits)
+def rounded_hint(products: U32, ring: Ring) -> I32:
+    """``round(H / 2^(32 - k_h))`` of words modulo 2^32, centred."""
+    bits = ring.hint_bits
+    rounded = (products + np.uint32(1 << (31 - bits))) >> np.uint32(32 - bits)
     centred = rounded.astype(np.int32)
     centred[centred >= 1 << (bits - 1)] -= 1 << bits
     return centred
 
 
-def outer_hint(block: I32, ring: Ring) -> U32:
-    """Ĥ of one block: H' [slots ≤ N, n] → [2, N, G, I], ``Ĥ_{r,i} = Σ_j ρ_r⁻¹(H'_{iG+j}(X))·Y^(-j)`` in points."""
-    padded = np.zeros((ring.N, ring.n), dtype=np.int64)
-    padded[: len(block)] = block
-    out = np.empty((2, ring.N, ring.fold, ring.leaves), dtype=np.uint32)
-    for i in range(2):
-        p = np.uint64(ring.moduli[i])
-        points = ntt((padded.T % ring.moduli[i]).astype(np.uint32), ring.tables[i])
-        grouped = points.reshape(ring.leaves, ring.fold, ring.N).astype(np.uint64)
-        for r in range(ring.fold):
-            moved = grouped[:, :, ring.inverse_rotations[r]]
-            terms = moved * ring.folds[i][None] % p
-            out[i, :, r, :] = (terms.sum(axis=1) % p).astype(np.uint32).T
-    return out
+def switched(values: U32, bits: int, ring: Ring) -> U32:
+    """Coefficients [2, ...] modulo both primes → ``round(x·2^bits/Q)`` modulo 2^bits, by 54-bit fractions of each residue."""
+    total = np.zeros(values.shape[1:], dtype=np.uint64)
+    for i, p in enumerate(ring.primes):
+        total += values[i].astype(np.uint64) * np.uint64(ring.crt[i]) % np.uint64(p) * np.uint64(ring.fractions[i])
+    rounded = (total + np.uint64(1 << (FRACTION_BITS - 1 - bits))) >> np.uint64(FRACTION_BITS - bits)
+    return (rounded & np.uint64((1 << bits) - 1)).astype(np.uint32)
 
 
-# Online --------------------------------------------------------------------------------------------------------------
+def lifted(values: U32, ring: Ring) -> U32:
+    """Coefficients [2, ...] modulo both primes → the integer nearest zero, modulo 2^32; its size is below Q/2 - p1."""
+    p1, p2 = ring.primes
+    first, second = values[0].astype(np.uint64), values[1].astype(np.uint64)
+    factor = (second + np.uint64(p2) - first % np.uint64(p2)) * np.uint64(ring.crt[1]) % np.uint64(p2)
+    whole = first + np.uint64(p1) * factor
+    whole = np.where(factor > np.uint64(p2 // 2), whole - np.uint64(p1 * p2), whole)
+    return (whole & np.uint64(0xFFFFFFFF)).astype(np.uint32)
 
 
-def matmul(weights: I8, rows: U32) -> U32:
-    """``W·x`` modulo 2^32: weights [out, d] int8, rows [T, d] → [T, out]."""
-    wide = weights.astype(np.int32).view(np.uint32)
-    return np.stack([(wide * row[None]).sum(axis=1, dtype=np.uint32) for row in rows]) if len(rows) else _no_rows(wide)
-
-
-def _no_rows(weights: U32) -> U32:
-    return np.empty((0, len(weights)), dtype=np.uint32)
+def subring_parts(secret: I8, ring: Ring) -> I8:
+    """The subring elements [terms, T] of a secret [k, m]: part ``i·r + v`` has coefficients ``u·r + v`` of element i."""
+    return np.ascontiguousarray(secret.reshape(ring.k, ring.T, ring.r).transpose(0, 2, 1)).reshape(ring.terms, ring.T)
 
 
 def pack(values: U32, bits: int) -> U8:
-    """Words [T, count] below 2^bits → bytes [T, ceil(count·bits/8)], little-endian bit order, each row padded with zeros."""
+    """Words [R, count] below 2^bits → bytes [R, ceil(count·bits/8)], little-endian bit order, each row padded with zeros."""
     shifts = np.arange(bits, dtype=np.uint32)
     binary = ((values[:, :, None] >> shifts) & np.uint32(1)).astype(np.uint8)
     return np.packbits(binary.reshape(len(values), values.shape[1] * bits), axis=1, bitorder="little")
 
 
 def unpack(data: U8, count: int, bits: int) -> U32:
-    """Inverse of `pack`: bytes [T, ceil(count·bits/8)] → words [T, count]."""
+    """Inverse of `pack`: bytes [R, ceil(count·bits/8)] → words [R, count]."""
     binary = np.unpackbits(data, axis=1, bitorder="little")[:, : count * bits]
     weights = np.uint32(1) << np.arange(bits, dtype=np.uint32)
     return (binary.reshape(len(data), count, bits) * weights).sum(axis=2, dtype=np.uint32)
 
 
-def answer(data: U8, weights: I8, h: U32, input_bits: int, result_bits: int, *, serial: bool = False) -> U8:
-    """The server's online step for T rows: packed rows up, shares h [T, out] → packed ``W·b - h``, rounded to its top
-    bits and packed. ``serial`` keeps the work on the calling thread.
-    """
-    rows = unpack(data, weights.shape[1], input_bits) << np.uint32(32 - input_bits)
-    return pack(_top_bits(matmul(weights, rows) - h, result_bits), result_bits)
+def matmul(weights: I8, rows: U32) -> U32:
+    """``W·x`` modulo 2^32: weights [out, d] int8, rows [R, d] → [R, out]."""
+    wide = weights.astype(np.int32).view(np.uint32)
+    out = np.empty((len(rows), len(wide)), dtype=np.uint32)
+    for row, x in zip(out, rows, strict=True):
+        row[:] = (wide * x[None]).sum(axis=1, dtype=np.uint32)
+    return out
 
 
-def read_lines(weights: I8, first: int, last: int) -> int:
-    """Bring weights from ``first`` up to ``last``, of all in order, into the caches; the sum of one in each 64."""
-    return int(weights.reshape(-1)[first:last:64].sum(dtype=np.int64))
+def top_bits(values: U32, bits: int) -> U32:
+    """Words modulo 2^32 rounded to their top ``bits``."""
+    return values if bits == 32 else (values + np.uint32(1 << (31 - bits))) >> np.uint32(32 - bits)
 
 
-# Client ----------------------------------------------------------------------------------------------------------------
+def gathered(rows: Sequence[Rows], column: int, width: int) -> U32:
+    """The words [R, width] from ``column`` on of rows of several batches."""
+    parts = [part.material[part.first : part.first + part.count, column : column + width] for part in rows]
+    return np.concatenate(parts) if parts else np.empty((0, width), dtype=np.uint32)
 
 
-def secret_products(public: U32, secret: U32, tables: tuple[NttTable, ...], ring: Ring) -> U32:
-    """``a·s`` for public points [C, 2, degree] and secret points [2, degree]: exact integers, modulo 2^32 [C, degree].
-
-    Exact while ``|a·s|`` stays below Q/2, which a ternary secret guarantees for 32-bit and shorter ``a``.
-    """
-    p1, p2 = ring.moduli[:2]
-    residues = [
-        intt((public[:, i].astype(np.uint64) * secret[i] % np.uint64(ring.moduli[i])).astype(np.uint32), tables[i])
-        for i in range(2)
-    ]
-    first, second = residues[0].astype(np.uint64), residues[1].astype(np.uint64)
-    lift = (second + np.uint64(p2) - first % np.uint64(p2)) * np.uint64(pow(p1, -1, p2)) % np.uint64(p2)
-    value = first + np.uint64(p1) * lift
-    value = np.where(value > np.uint64(p1 * p2 // 2), value - np.uint64(p1 * p2), value)
-    return (value & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-
-
-def gaussian(words: NDArray[np.uint64], cumulative: NDArray[np.uint64], guide: NDArray[np.int32]) -> I32:
-    """Rounded Gaussian samples [count] from uniform words [count], by inversion (`random.GaussianTable`)."""
-    magnitude = np.searchsorted(cumulative, words >> np.uint64(1), side="right").astype(np.int32)
-    return np.where(words & np.uint64(1), -magnitude, magnitude).astype(np.int32)
-
-
-def scales(x: NDArray[np.float32], target: float) -> NDArray[np.float64]:
-    """τ of each row [T]: ``target / ‖x‖₂``, 0 for a row of zeros, NaN for a row that is not finite."""
+def row_scales(x: F32, target: float, fixed: float) -> tuple[F64, F64]:
+    """τ of each row, and the scale that its results are scaled back by; see `interface.Scaling`."""
     norms = np.sqrt((x.astype(np.float64) ** 2).sum(axis=1))
     tau = np.zeros(len(x))
     np.divide(target, norms, out=tau, where=norms != 0)
-    tau[np.isinf(norms)] = np.nan
-    return tau
+    tau[~np.isfinite(norms)] = np.nan
+    if not fixed:
+        return tau, tau
+    shown = np.where(np.isnan(tau), np.nan, target / fixed)
+    return np.where(tau == 0, shown, np.minimum(tau, shown)), shown
 
 
-def encrypt(x: NDArray[np.float32], tau: NDArray[np.float64], masks: U32, bits: int) -> U8:
-    """``round(τ·x) + mask`` modulo 2^32, rounded to its top ``bits`` and packed: x and masks [T, d], τ [T]."""
-    message = np.rint(x.astype(np.float64) * tau[:, None]).astype(np.int64).astype(np.uint32)
-    return pack(_top_bits(message + masks, bits), bits)
+@dataclass(frozen=True, eq=False)
+class ReferenceHint:
+    """G [2, blocks, terms, N]."""
+
+    points: U32
+
+    @property
+    def blocks(self) -> int:
+        return self.points.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.points.nbytes
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {"points": self.points}
 
 
-def _top_bits(values: U32, bits: int) -> U32:
-    if bits == 32:
+class HostErrors:
+    """Rounded Gaussians from uniform words, by inversion of two random bytes and, rarely, six more."""
+
+    def __init__(self, rng: Words, sigma: float) -> None:
+        self._rng = rng
+        self._table = GaussianTable(sigma)
+
+    def draw(self, *shape: int) -> I8:
+        """See `interface.Errors`."""
+        words = self._rng.words16(int(np.prod(shape)))
+        samples = self._table.values[words]
+        unclear = np.flatnonzero(samples == GaussianTable.UNCLEAR)
+        samples[unclear] = self._table.resolve(words[unclear], self._rng.words64(unclear.size))
+        return samples.reshape(shape)
+
+
+class ReferenceKernels:
+    """See `interface.Kernels`."""
+
+    name = "reference"
+    asks_cheaply = True
+
+    def asarray(self, values: NDArray[Any]) -> NDArray[Any]:
         return values
-    return (values + np.uint32(1 << (31 - bits))) >> np.uint32(32 - bits)
+
+    def to_numpy(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values
+
+    def from_torch(self, values: torch.Tensor) -> NDArray[Any]:
+        return values.detach().cpu().contiguous().numpy()
+
+    def to_torch(self, values: NDArray[Any]) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(values)
+
+    def zeros(self, *shape: int) -> U32:
+        return np.zeros(shape, dtype=np.uint32)
+
+    def pack(self, values: U32, bits: int) -> U8:
+        return pack(values, bits)
+
+    def unpack(self, data: U8, count: int, bits: int) -> U32:
+        return unpack(data, count, bits)
+
+    def concatenate(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    # The server's half, once ---------------------------------------------------------------------------------------------
+
+    def load_weights(self, weights: Sequence[I8]) -> list[I8]:
+        return list(weights)
+
+    def inner_hint(self, weights: I8, a: U32, ring: Ring) -> I32:
+        matrix = inner_matrix(a, ring)[:, : weights.shape[1]]
+        return rounded_hint(np.ascontiguousarray(matmul(weights, matrix).T), ring)
+
+    def new_hint(self, blocks: int, ring: Ring) -> ReferenceHint:
+        return ReferenceHint(np.zeros((2, blocks, ring.terms, ring.N), dtype=np.uint32))
+
+    def fill_hint(self, hint: Hint, first: int, rows: I32, ring: Ring) -> None:
+        assert isinstance(hint, ReferenceHint)
+        blocks = -(-len(rows) // ring.w)
+        padded = np.zeros((blocks * ring.w, ring.n), dtype=np.int32)
+        padded[: len(rows)] = rows
+        polynomials = (
+            padded.reshape(blocks, ring.w, ring.terms, ring.T).transpose(0, 2, 3, 1).reshape(blocks, ring.terms, -1)
+        )
+        for i, table in enumerate(ring.outer):
+            hint.points[i, first : first + blocks] = residues(polynomials, table)
+
+    def load_hint(self, arrays: dict[str, NDArray[Any]], ring: Ring) -> ReferenceHint:
+        return ReferenceHint(arrays["points"])
+
+    def prepare(self, hint: Hint, batches: U32, bits: int, ring: Ring) -> U32:
+        assert isinstance(hint, ReferenceHint)
+        out = np.empty((len(batches), ring.T, hint.blocks * ring.w), dtype=np.uint32)
+        for batch, own in zip(batches, out, strict=True):
+            values = np.empty((2, hint.blocks, ring.N), dtype=np.uint32)
+            for i, table in enumerate(ring.outer):
+                points = hint.points[i].astype(np.uint64)
+                sums = (points * batch[:, i].astype(np.uint64)).sum(axis=1) % np.uint64(table.prime)
+                values[i] = intt(sums.astype(np.uint32), table)
+            words = switched(values, bits, ring)
+            own[:] = words.reshape(-1, ring.T, ring.w).transpose(1, 0, 2).reshape(ring.T, -1)
+        return out
+
+    def decode_batches(self, data: U8, ring: Ring) -> U32:
+        size = packed_bytes(ring.N, ring.prime_bits)
+        if data.ndim != 2 or data.shape[1] != ring.terms * 2 * size:
+            raise WireError(f"{data.shape} bytes of batches, expected {ring.terms * 2 * size} for each")
+        words = unpack(data.reshape(-1, size), ring.N, ring.prime_bits).reshape(-1, ring.terms, 2, ring.N)
+        check_residues(words, ring)
+        return words
+
+    # The client's half, ahead of time ------------------------------------------------------------------------------------
+
+    def errors(self, rng: Words, sigma: float) -> Errors:
+        return HostErrors(rng, sigma)
+
+    def encrypt_batch(self, a: U32, z: I8, secret: I8, errors: I8, ring: Ring) -> U8:
+        out = np.empty((ring.terms, 2, ring.N), dtype=np.uint32)
+        message = np.zeros((ring.terms, ring.N), dtype=np.int64)
+        message[:, :: ring.w] = subring_parts(secret, ring)
+        for i, table in enumerate(ring.outer):
+            p = np.uint64(table.prime)
+            plain = residues(message * ring.scale + errors, table).astype(np.uint64)
+            product = a[:, i].astype(np.uint64) * residues(z, table) % p
+            out[:, i] = ((plain + p - product) % p).astype(np.uint32)
+        return pack(out.reshape(-1, ring.N), ring.prime_bits).reshape(-1)
+
+    def load_inner(self, a: U32, ring: Ring) -> U32:
+        return np.stack([residues(a.view(np.int32), table) for table in ring.inner])
+
+    def pads(self, inner: U32, secret: I8, errors: I8, ring: Ring) -> U32:
+        values = np.empty((2, inner.shape[1], ring.m), dtype=np.uint32)
+        for i, table in enumerate(ring.inner):
+            sums = (inner[i].astype(np.uint64) * residues(secret, table)).sum(axis=1) % np.uint64(table.prime)
+            values[i] = intt(sums.astype(np.uint32), table)
+        rows = lifted(values, ring).reshape(-1, ring.T, ring.r).transpose(1, 0, 2).reshape(ring.T, -1)
+        return rows + errors.astype(np.int32).view(np.uint32)
+
+    def load_public(self, table: U32, ring: Ring) -> U32:
+        signed = table.astype(np.int64)
+        signed[signed >= 1 << (ring.public_bits - 1)] -= 1 << ring.public_bits
+        return residues(signed.reshape(ring.T, -1, ring.w).transpose(1, 0, 2).reshape(-1, ring.N), ring.mu)
+
+    def shares(self, public: U32, z: I8, slots: int, ring: Ring) -> U32:
+        p = np.uint64(ring.mu.prime)
+        product = intt((public.astype(np.uint64) * residues(z, ring.mu) % p).astype(np.uint32), ring.mu).astype(np.int64)
+        product[product > ring.mu.prime // 2] -= ring.mu.prime
+        words = (product.astype(np.uint32) << np.uint32(32 - ring.public_bits)).reshape(-1, ring.T, ring.w)
+        return np.ascontiguousarray(words.transpose(1, 0, 2).reshape(ring.T, -1)[:, :slots])
+
+    # A row, online -------------------------------------------------------------------------------------------------------
+
+    def encrypt(self, x: F32, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int) -> tuple[U8, F64]:
+        divided = x if scaling.divisors is None else x / scaling.divisors
+        tau, shown = row_scales(divided, scaling.target, scaling.fixed)
+        good = np.isfinite(tau)
+        message = np.zeros(x.shape, dtype=np.uint32)
+        message[good] = np.rint(divided[good].astype(np.float64) * tau[good, None]).astype(np.int64).astype(np.uint32)
+        data = pack(top_bits(message + gathered(pads, column, x.shape[1]), bits), bits)
+        data[~good] = 0
+        return data, shown
+
+    def answer(
+        self,
+        data: U8,
+        weights: I8,
+        shares: Sequence[Rows],
+        column: int,
+        bits: tuple[int, int],
+        *,
+        serial: bool = False,
+    ) -> U8:
+        up, down = bits
+        rows = unpack(data, weights.shape[1], up) << np.uint32(32 - up)
+        return pack(top_bits(matmul(weights, rows) - gathered(shares, column, len(weights)), down), down)
+
+    def decrypt(self, data: U8, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: F64) -> F32:
+        width = len(scaling.scale)
+        words = unpack(data, width, bits) << np.uint32(32 - bits)
+        values = (words - gathered(shares, column, width)).view(np.int32)
+        inverse = np.zeros(len(scales))
+        np.divide(1.0, scales, out=inverse, where=scales != 0)
+        return (values * inverse[:, None] * scaling.scale.astype(np.float64) + scaling.bias).astype(np.float32)
+
+    def finite(self, scales: F64) -> bool:
+        return bool(np.isfinite(scales).all())
+
+    def prefetch(self, weights: I8) -> Iterator[object]:
+        return iter(())
 
 
-def decrypt(data: U8, mu: U32, bits: int) -> I32:
-    """Packed results and μ [T, out] → centred integers ``W·x + noise`` [T, out]."""
-    return ((unpack(data, mu.shape[1], bits) << np.uint32(32 - bits)) - mu).view(np.int32)
-
-
-def dequantize(
-    values: I32, tau: NDArray[np.float64], scale: NDArray[np.float32], bias: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """``value·(1/τ)·c + bias`` of integers [T, out] in float64, as float32 [T, out]; where τ is 0, the bias."""
-    inverse = np.zeros(len(tau))
-    np.divide(1.0, tau, out=inverse, where=tau != 0)
-    return (values * inverse[:, None] * scale.astype(np.float64) + bias).astype(np.float32)
+def check_residues(words: U32, ring: Ring) -> None:
+    """Raise `WireError` unless points [..., 2, N] are below their primes."""
+    for i, p in enumerate(ring.primes):
+        if (words[..., i, :] >= p).any():
+            raise WireError(f"a coefficient is not below its modulus {p}")

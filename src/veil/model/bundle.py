@@ -17,15 +17,15 @@ from safetensors.torch import save_file as save_tensors
 from torch import nn
 
 from veil.errors import BundleError, one_line
-from veil.kernels import cpu
+from veil.kernels.backend import kernels_for
 from veil.model import folder
 from veil.model.compiled import Compiled
+from veil.model.constants import GroupConstants
 from veil.model.experts import RemoteExperts, is_experts
 from veil.model.harmless import generation_settings
 from veil.model.layers import RemoteLayer, float_weight_shape, kind_of
 from veil.model.manifest import Manifest
 from veil.model.modules import replace_modules
-from veil.model.router import FoldConstants, GroupConstants
 from veil.model.server_bundle import load_server, save_server
 from veil.model.templates import bounded
 from veil.model.terms import EXPERT_LEAKS, ExpertLeak, Terms
@@ -34,7 +34,7 @@ from veil.server.engine import ServerModel
 
 TENSORS = "tensors.safetensors"
 REMOTE = "remote.safetensors"
-MASKS = "masks.safetensors"
+TABLES = "tables.safetensors"
 TOKENIZER = "tokenizer"
 
 
@@ -120,11 +120,13 @@ def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: 
         arrays[f"scale.{index}"] = group.scale
         if group.bias.any():
             arrays[f"bias.{index}"] = group.bias
-        if group.fold is not None:
-            arrays[f"smooth.{index}"], arrays[f"shift.{index}"] = group.fold.smooth, group.fold.shift
+        if group.divisors is not None:
+            arrays[f"divisors.{index}"] = group.divisors
+        if group.shift is not None:
+            arrays[f"shift.{index}"] = group.shift
     save_arrays(arrays, path / REMOTE)
-    bits = compiled.params.spec.public_mask_bits
-    save_arrays({name: cpu.pack(np.ascontiguousarray(table), bits) for name, table in tables.items()}, path / MASKS)
+    bits, kernels = compiled.params.spec.public_bits, kernels_for("cpu")
+    save_arrays({name: kernels.pack(np.ascontiguousarray(table), bits) for name, table in tables.items()}, path / TABLES)
     mixtures = {name: part.leak for name, part in model.named_modules() if isinstance(part, RemoteExperts)}
     norms = [[group.bound, group.fixed_norm] for group in compiled.constants]
     fields = folder.common_fields(compiled.params, compiled.seed, compiled.manifest)
@@ -157,30 +159,31 @@ def _load_constants(path: Path, manifest: Manifest, norms: list[Any]) -> tuple[G
     constants = []
     for index, group in enumerate(manifest.groups):
         sizes = {"scale": group.rows, "bias": group.rows}
-        sizes |= {"smooth": group.width, "shift": group.rows} if group.fold else {}
+        sizes |= {"shift": group.rows} if group.fold else {}
+        sizes |= {"divisors": group.width} if group.fold or f"divisors.{index}" in arrays else {}
         arrays.setdefault(f"bias.{index}", np.zeros(group.rows, dtype=np.float32))
         own = {name: arrays[f"{name}.{index}"] for name in sizes}
         for name, size in sizes.items():
             if own[name].dtype != np.float32 or own[name].shape != (size,):
                 raise BundleError(f"{path / REMOTE}: group {index} does not have {size} float32 values of {name}")
-        fold = FoldConstants(own["smooth"], own["shift"]) if group.fold else None
-        if fold is not None and not (fold.smooth > 0).all():
+        divisors = own.get("divisors")
+        if divisors is not None and not ((divisors > 0) & np.isfinite(divisors)).all():
             raise BundleError(f"{path / REMOTE}: group {index} divides its inputs by something that is not positive")
         bound, fixed = norms[index]
         fixed_norm = None if fixed is None else float(fixed)
-        constants.append(GroupConstants(own["scale"], own["bias"], float(bound), fixed_norm, fold))
+        constants.append(GroupConstants(own["scale"], own["bias"], float(bound), fixed_norm, divisors, own.get("shift")))
     return tuple(constants)
 
 
 def _load_tables(path: Path, params: Params, manifest: Manifest) -> dict[str, NDArray[np.uint32]]:
-    packed = load_arrays(path / MASKS)
-    bits, tables = params.spec.public_mask_bits, {}
+    packed = load_arrays(path / TABLES)
+    bits, tables, kernels = params.spec.public_bits, {}, kernels_for("cpu")
     for name, slots in manifest.segments.items():
-        count = params.blocks(slots) * params.N
-        shape = (params.masks_per_epoch, packed_bytes(count, bits))
+        count = params.blocks(slots) * params.w
+        shape = (params.T, packed_bytes(count, bits))
         if packed[name].dtype != np.uint8 or packed[name].shape != shape:
-            raise BundleError(f"{path / MASKS}: {name} is not uint8 of shape {shape}")
-        tables[name] = cpu.unpack(packed[name], count, bits)
+            raise BundleError(f"{path / TABLES}: {name} is not uint8 of shape {shape}")
+        tables[name] = kernels.unpack(packed[name], count, bits)
     return tables
 
 

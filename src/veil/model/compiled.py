@@ -13,19 +13,24 @@ from numpy.typing import NDArray
 from torch import nn
 
 from veil.kernels.memory import side_by_side
+from veil.model.balance import Inputs, bias_correction, divisors_for
+from veil.model.constants import GroupConstants
 from veil.model.experts import calibrating
 from veil.model.fold_weights import quantize_folded
 from veil.model.folds import Folds, StreamWatch, fold_groups
+from veil.model.last_rows import last_row_layers
 from veil.model.layers import RemoteLayer, float_bias, float_weight
-from veil.model.manifest import Layer, Manifest, make_groups
+from veil.model.manifest import Group, Layer, Manifest, make_groups
 from veil.model.quantize import quantize_weight, row_norms
-from veil.model.router import GroupConstants
+from veil.noise import wire_bits
 from veil.params import Params
 from veil.progress import Progress
 from veil.seed import PublicSeed
 
+F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
 FOLD_NORMS = ("auto", "on", "off")
+_KEPT_ROWS = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +58,11 @@ def compile_layers(
     params: Params,
     report: Progress,
     fold_norms: str = "off",
+    sample: Any = None,
 ) -> Compiled:
     """Calibrate with one forward pass (``run``), group, and quantize every layer; ``fold_norms`` is auto, on or off.
+
+    ``sample`` are the token ids of that pass, where there are any.
 
     Raises `ValueError` for bits outside 2 to 8, a name in ``n_bits`` that is not remote, a weight that is not finite, a
     layer that computes something else or that the model goes around, or a norm that ``on`` wants folded and that cannot be.
@@ -65,22 +73,28 @@ def compile_layers(
     watch = StreamWatch(model, layers)
     with calibrating(model), nullcontext() if fold_norms == "off" else watch:
         seen = _calibrate(layers, run)
+    apart = last_row_layers(model, layers, list(seen), sample) if fold_norms == "off" else set()
     described = {
         name: Layer(
-            name, layer.kind, layer.in_features, layer.out_features, bits[name], float_bias(_inner(layer)) is not None
+            name,
+            layer.kind,
+            layer.in_features,
+            layer.out_features,
+            bits[name],
+            float_bias(_inner(layer)) is not None,
+            name in apart,
         )
         for name, layer in layers.items()
     }
-    order = [(described[name], tensor) for name, tensor, _ in seen]
-    missing = [name for name in layers if name not in {name for name, _, _ in seen}]
+    order = [(described[name], found.tensor) for name, found in seen.items()]
+    missing = [name for name in layers if name not in seen]
     order += [(described[name], -2 - position) for position, name in enumerate(missing)]
     manifest = make_groups(order, _head_name(model, layers))
     folds = _folds(watch, manifest, fold_norms)
     manifest = fold_groups(manifest, folds.found)
     by_producer = {fold.producer: fold for fold in folds.found}
     modules = {name: _inner(layer) for name, layer in layers.items()}
-    norms = {name: norm for name, _, norm in seen}
-    weights, constants = [], []
+    weights, constants, groups = [], [], []
     for index, group in enumerate(manifest.groups):
         report("quantizing", index, len(manifest.groups))
         if group.fold is not None:
@@ -88,12 +102,16 @@ def compile_layers(
             matrix, parts = quantize_folded(group, found, modules, params, dynamic=dynamic)
             weights.append(matrix)
             constants.append(parts)
+            groups.append(_with_bits(group, matrix, params))
             continue
-        matrix, parts = _quantize_group([(layer, modules[layer.name]) for layer in group.layers])
+        read = seen.get(group.layers[0].name)
+        matrix, parts = _quantize_group([(layer, modules[layer.name]) for layer in group.layers], read, params)
         if not dynamic:
-            parts = replace(parts, fixed_norm=max(norms.get(group.layers[0].name, 0.0), 1e-30))
+            parts = replace(parts, fixed_norm=max(read.norm(parts.divisors) if read else 0.0, 1e-30))
         weights.append(matrix)
         constants.append(parts)
+        groups.append(_with_bits(group, matrix, params))
+    manifest = Manifest(tuple(groups))
     report("quantizing", len(manifest.groups), len(manifest.groups))
     return Compiled(params, PublicSeed.fresh(), manifest, tuple(constants), side_by_side(weights), folds.reasons)
 
@@ -109,38 +127,97 @@ def _folds(watch: StreamWatch, manifest: Manifest, fold_norms: str) -> Folds:
     return folds
 
 
-def _quantize_group(members: list[tuple[Layer, nn.Module]]) -> tuple[I8, GroupConstants]:
-    parts, scales, biases = [], [], []
+def _with_bits(group: Group, weights: I8, params: Params) -> Group:
+    """A group with the bits of the wire that its weights and width need."""
+    largest = float(row_norms(weights).max(initial=1.0))
+    width = 16 if group.layers[0].kind == "embedding" else group.width  # of a one-hot row one input is not zero
+    bits = wire_bits(params, width, group.rows, largest)
+    return replace(group, input_bits=bits.input, result_bits=bits.result)
+
+
+@dataclass(eq=False)
+class _Seen:
+    """What calibration saw a layer read: the first tensor's id, the largest row norm, and some rows."""
+
+    tensor: int
+    largest: float = 0.0
+    rows: F32 | None = None
+
+    def add(self, x: torch.Tensor) -> None:
+        """Note rows [..., width]; token ids leave no rows, and count as one of norm 1."""
+        if not x.is_floating_point():
+            self.largest = max(self.largest, 1.0)
+            return
+        rows = x.detach().reshape(-1, x.shape[-1])
+        if not len(rows):
+            return
+        self.largest = max(self.largest, float(rows.float().norm(dim=1).max()))
+        kept = _thinned(rows).to(device="cpu", dtype=torch.float32, copy=True)
+        if self.rows is not None:
+            kept = _thinned(torch.cat([torch.from_numpy(self.rows), kept]))
+        self.rows = kept.numpy()
+
+    def norm(self, divisors: F32 | None) -> float:
+        """The largest norm of a row over ``divisors``; of rows that were not kept, what their own norm lets expect."""
+        if divisors is None or self.rows is None:
+            return self.largest
+        own = float(np.linalg.norm(self.rows, axis=1).max())
+        divided = float(np.linalg.norm(self.rows / divisors, axis=1).max())
+        return divided * max(1.0, self.largest / max(own, 1e-30))
+
+
+def _thinned(rows: torch.Tensor) -> torch.Tensor:
+    if len(rows) <= _KEPT_ROWS:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, _KEPT_ROWS, dtype=torch.float64).long().to(rows.device)]
+
+
+def _quantize_group(members: list[tuple[Layer, nn.Module]], read: _Seen | None, params: Params) -> tuple[I8, GroupConstants]:
+    floats, biases = [], []
     for layer, module in members:
         try:
-            quantized, scale = quantize_weight(float_weight(module, layer.kind), layer.bits)
+            weight = float_weight(module, layer.kind)
         except ValueError as error:
             raise ValueError(f"{layer.name}: {error}") from None
         bias = float_bias(module)
-        if bias is not None and not np.isfinite(bias).all():
-            raise ValueError(f"{layer.name}: the bias holds NaN or infinity")
-        parts.append(quantized)
-        scales.append(scale)
+        for what, values in (("weight", weight), ("bias", bias)):
+            if values is not None and not np.isfinite(values).all():
+                raise ValueError(f"{layer.name}: the {what} holds NaN or infinity")
+        floats.append((weight, layer.bits))
         biases.append(np.zeros(layer.out_features, dtype=np.float32) if bias is None else bias)
-    matrix = np.ascontiguousarray(np.concatenate(parts))
     one_hot = members[0][0].kind == "embedding"
+    inputs = None if one_hot or read is None else Inputs.of(read.rows)
+    divisors = None if inputs is None else divisors_for(floats, inputs, params)
+    pieces = [quantize_weight(weight, bits, divisors) for weight, bits in floats]
+    if inputs is not None:
+        biases = [
+            bias + bias_correction(weight, quantized, scale, inputs, divisors)
+            for (weight, _), (quantized, scale), bias in zip(floats, pieces, biases, strict=True)
+        ]
+    matrix = np.ascontiguousarray(np.concatenate([quantized for quantized, _ in pieces]))
+    scales = np.concatenate([scale for _, scale in pieces])
     bound = float(np.abs(matrix.astype(np.int32)).max(initial=0) if one_hot else row_norms(matrix).max(initial=0.0))
-    return matrix, GroupConstants(np.concatenate(scales), np.concatenate(biases), bound)
+    return matrix, GroupConstants(scales, np.concatenate(biases), bound, divisors=divisors)
 
 
-def _calibrate(layers: dict[str, RemoteLayer], run: Callable[[], Any]) -> list[tuple[str, int, float]]:
-    """(name, id of the input tensor, largest row norm) of each layer in calling order."""
-    seen: dict[str, tuple[int, float]] = {}
+def _calibrate(layers: dict[str, RemoteLayer], run: Callable[[], Any]) -> dict[str, _Seen]:
+    """What each layer read, in calling order."""
+    seen: dict[str, _Seen] = {}
+    rows: dict[int, _Seen] = {}
     alive: list[torch.Tensor] = []
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             x = args[0]
             alive.append(x)
-            rows = x.detach().reshape(-1, x.shape[-1]).float() if x.is_floating_point() else torch.ones(1, 1)
-            norm = float(rows.norm(dim=1).max()) if rows.numel() else 0.0
-            identity, largest = seen.get(name, (id(x), 0.0))
-            seen[name] = (identity, max(largest, norm))
+            first = name not in seen
+            if first and id(x) in rows:  # a layer of the same group has noted it
+                seen[name] = replace(rows[id(x)])
+                return
+            own = seen.setdefault(name, _Seen(id(x)))
+            own.add(x)
+            if first:
+                rows[id(x)] = replace(own)
 
         return hook
 
@@ -156,7 +233,7 @@ def _calibrate(layers: dict[str, RemoteLayer], run: Callable[[], Any]) -> list[t
     around = next((name for name, layer in layers.items() if layer.weight_read and name not in seen), None)
     if around is not None:
         raise ValueError(f"the model uses the weight of {around!r} without calling it; leave it out of module_names")
-    return [(name, tensor, norm) for name, (tensor, norm) in seen.items()]
+    return seen
 
 
 def _bits_by_name(layers: dict[str, RemoteLayer], n_bits: int | dict[str, int]) -> dict[str, int]:

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from veil import noise
+from veil.model.constants import GroupConstants
 from veil.model.folds import FoundFold
 from veil.model.layers import float_bias, float_weight, kind_of
 from veil.model.manifest import Group
 from veil.model.quantize import quantize_weight, row_norms, target_norm
-from veil.model.router import FoldConstants, GroupConstants
 from veil.params import Params
 
 F32 = NDArray[np.float32]
@@ -70,7 +70,8 @@ def quantize_folded(
         scale=np.concatenate([scale for _, scale in pieces]),
         bias=parts.before,
         bound=float(row_norms(matrix).max(initial=0.0)),
-        fold=FoldConstants(smooth=smooth, shift=parts.after),
+        divisors=smooth,
+        shift=parts.after,
     )
     if not dynamic:
         largest = np.linalg.norm(np.concatenate([stream, inputs], axis=1) / smooth, axis=1).max(initial=1e-30)
@@ -138,7 +139,7 @@ def _smoothing(parts: _Parts, stream: F64, inputs: F64, params: Params) -> F32:
 def _scheme(norms: F64, params: Params) -> F64:
     """The scheme's variance in a result, for inputs of norm 1 and squared row norms; see `veil.noise`."""
     rows = np.sqrt(norms)
-    variance: F64 = noise.result(params, rows) / target_norm(params, float(rows.max(initial=1.0))) ** 2
+    variance: F64 = noise.result(params, rows, noise.TYPICAL_BITS) / target_norm(params, float(rows.max(initial=1.0))) ** 2
     return variance
 
 

@@ -14,7 +14,7 @@ from veil.model.terms import Terms
 from veil.params import Params, Spec
 from veil.seed import PublicSeed
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HEADER = "bundle.json"
 _MAX_HEADER_BYTES = 16 << 20
 

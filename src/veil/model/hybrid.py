@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +16,21 @@ from torch import nn
 from veil.client.session import Ahead, ClientModel, ClientSession, Ready
 from veil.client.stats import Stats
 from veil.crypto.hint import hint_bytes
-from veil.errors import DeviceUnavailable, NotCompiled
+from veil.errors import NotCompiled
 from veil.kernels.backend import kernels_for
+from veil.kernels.interface import Array, Kernels, Scaling
 from veil.kernels.warm import warm_up
 from veil.model.compiled import Compiled, compile_layers
+from veil.model.constants import scalings_of
 from veil.model.experts import EXPERT_LEAKS, ExpertLeak
 from veil.model.layers import RemoteLayer
+from veil.model.modes import ClearLayers, SimulatedLayers
 from veil.model.modules import find_modules, replace_modules
 from veil.model.pace import Pace
 from veil.model.residual import ResidualStream
-from veil.model.router import Router, clear_service, simulated_service
+from veil.model.router import Router
 from veil.model.terms import STRICT, Terms
+from veil.model.token_graph import TokenGraph
 from veil.params import Params
 from veil.progress import Progress
 from veil.random import SecretRng
@@ -34,12 +38,8 @@ from veil.server.engine import Engine, ServerModel
 from veil.wire.patience import Patience
 
 if TYPE_CHECKING:
-    from veil.client.device_session import DeviceSession
     from veil.client.link import Link
-    from veil.model.card import Card
-    from veil.model.device_router import DeviceRouter
     from veil.model.speculation import Speculation
-    from veil.model.token_graph import TokenGraph
 
 _ROW_S = 0.05
 """Seconds of a row, as believed before the first pass."""
@@ -56,7 +56,8 @@ class HybridFHEModel:
     which they are; ``"none"`` evaluates all. Raises `TypeError` for a model that is not an ``nn.Module``, `ValueError` for
     a name that does not fit.
 
-    ``ahead``, set before the first ``execute``, has masks made in the background in that mode too. ``checkpoint`` is
+    ``ahead``, set before the first ``execute``, has rows made ready in the background in that mode too. ``hints``,
+    set before it, is a folder where the server's hint is kept for the next start. ``checkpoint`` is
     called before every evaluation of a remote layer; what it raises ends the forward pass.
     """
 
@@ -78,17 +79,20 @@ class HybridFHEModel:
         self._layers = layers
         self._compiled: Compiled | None = None
         self._engine: Engine | None = None
+        self._weights: Sequence[Array] | None = None
         self._tables: dict[str, Any] = {}
-        self._session: ClientSession | DeviceSession | None = None
+        self._session: ClientSession | None = None
         self._remote: ClientSession | None = None
-        self._router: Router | DeviceRouter | None = None
-        self._card: Card | None = None
+        self._router: Router | None = None
+        self._kernels: Kernels
+        self._scalings: list[Scaling]
         self._graph: TokenGraph | None = None
         self._address: Any = None
         self._link: Link | None = None
         self._mode = "torch"
         self._progress: Progress | None = None
         self.ahead: Ahead | None = None
+        self.hints: Path | None = None
         self.checkpoint: Callable[[], None] | None = None
         generation = getattr(model, "generation_config", None)
         if generation is not None:
@@ -115,7 +119,9 @@ class HybridFHEModel:
         """Calibrate on ``x`` (a tensor, or a dict of keyword arguments) and quantize the remote layers to ``n_bits``.
 
         ``n_bits`` is 2 to 8, or a dict by module name (others: 8). Without dynamic quantization one scale per layer is
-        calibrated on ``x`` and longer inputs are clipped to it. ``progress(stage, done, total)`` is told of long work,
+        calibrated on ``x`` and longer inputs are clipped to it. From 16 rows of ``x`` on, what it shows of the inputs makes
+        weights of the same bits lose less, and enters both halves: give ordinary text of a few hundred tokens and nothing
+        private; fewer rows are used for the order of the layers only. ``progress(stage, done, total)`` is told of long work,
         now and later. ``fold_norms`` halves the round trips of a model over a network, for about twice the weights: ``auto``
         folds the norms that can be, ``on`` raises `ValueError` unless all can; outliers are balanced by what ``x`` shows,
         so ``x`` should be ordinary text of a hundred tokens or more. Raises `RuntimeError` when called twice.
@@ -134,42 +140,35 @@ class HybridFHEModel:
             params or Params.default(),
             progress or (lambda stage, done, total: None),
             fold_norms,
+            x.get("input_ids") if hasattr(x, "get") else x,
         )
         self._adopt(compiled, kernels)
 
-    def _adopt(self, compiled: Compiled, kernels: Any) -> None:
+    def _adopt(self, compiled: Compiled, kernels: Kernels) -> None:
         self._server_kernels = kernels
         self._compiled = compiled
         self._choose_client()
 
     def _choose_client(self) -> None:
         """Put the client's half where the model is: on the card beside the server's half, or on this processor."""
-        compiled, kernels = self._need_compiled(), self._server_kernels
-        on_card = kernels.name == "cuda" and self._remote is None and _is_on_card(self.model)
-        if self._router is not None and on_card == (self._card is not None):
+        compiled, server = self._need_compiled(), self._server_kernels
+        on_card = server.name == "cuda" and self._remote is None and _is_on_card(self.model)
+        kernels = server if on_card or server.name != "cuda" else kernels_for("cpu")
+        if self._router is not None and kernels is self._kernels:
             return
         if self._session is not None:
+            if self._graph is not None:
+                self._graph.close()
             self._session.close()
             self._session = self._graph = None
-        if on_card:
-            if self.is_folded:
-                raise DeviceUnavailable(
-                    "folded norms spare trips to a server elsewhere and have no kernels on a card; "
-                    "compile without them, or leave the model on the CPU"
-                )
-            from veil.model.card import Card
-
-            self._card = Card(compiled)
-            self._router = self._card.router
-            self.stats.kernels = "client cuda, server cuda"
-            return
-        self._card = None
-        self._kernels = kernels_for("cpu") if kernels.name == "cuda" else kernels
-        if self._kernels.name == "cpu":
+        self._kernels = kernels
+        self._weights = None
+        if kernels.name == "cpu":
             warm_up(self._progress)
+        self._scalings = scalings_of(compiled.constants, compiled.params, kernels)
         stream = ResidualStream(self.model, compiled.manifest)
-        self._router = Router(compiled.params, compiled.manifest, compiled.constants, self._kernels, stream)
-        self.stats.kernels = kernels.name if self._kernels is kernels else f"client cpu, server {kernels.name}"
+        self._router = Router(compiled.manifest, compiled.constants, kernels, stream)
+        self.stats.kernels = server.name if kernels is server else f"client {kernels.name}, server {server.name}"
 
     @property
     def params(self) -> Params:
@@ -193,7 +192,7 @@ class HybridFHEModel:
 
     @property
     def hint_bytes(self) -> int:
-        """Memory that the server side needs for Ĥ and digits, known before it is built."""
+        """Memory that the server side needs for its hint, known before it is built."""
         compiled = self._need_compiled()
         return hint_bytes(compiled.params, list(compiled.manifest.segments.values()))
 
@@ -219,7 +218,7 @@ class HybridFHEModel:
         ``tls`` is True for a certificate that the system trusts, or the PEM file of the authority that signed it;
         without TLS the server is on this machine, unless ``allow_no_tls``. ``name`` chooses among the server's bundles.
         ``terms`` say what the half may be and do beyond the defaults, which allow no leak and no weak parameters.
-        Masks are made in the background as far as ``ahead`` says. A half without the masks' public tables fetches them
+        Rows are made ready in the background as far as ``ahead`` says. A half without the public tables fetches them
         from a server that offers them, once. Raises `ServerUnreachable`, `AccessDenied`,
         `IncompatibleServer`, `BundleError`.
         """
@@ -243,18 +242,25 @@ class HybridFHEModel:
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, opened.tables)
         patience = patience or Patience()
         hybrid._address = address
-        transport = RemoteTransport(model, address, hybrid.stats, patience, half_digest(folder), name)
+        transport = RemoteTransport(model, address, hybrid._kernels, hybrid.stats, patience, half_digest(folder), name)
         hybrid._remote = ClientSession(
-            model, transport, hybrid._kernels, SecretRng(), hybrid.stats, ahead=ahead or Ahead(), patience=patience
+            model,
+            transport,
+            hybrid._kernels,
+            hybrid._scalings,
+            SecretRng(),
+            hybrid.stats,
+            ahead=ahead or Ahead(),
+            patience=patience,
         )
         hybrid.set_fhe_mode("remote")
         return hybrid
 
     def close(self) -> None:
         """End the sessions, in process and remote, and forget their keys."""
-        for session in (self._session, self._remote):
-            if session is not None:
-                session.close()
+        for part in (self._graph, self._session, self._remote):
+            if part is not None:
+                part.close()
         self._session = self._remote = self._graph = None
         if self._mode in ("execute", "remote"):
             self.set_fhe_mode("torch")
@@ -281,32 +287,37 @@ class HybridFHEModel:
             return
         compiled = self._need_compiled()
         self._choose_client()
-        router: Any = self._router
+        router = self._router
+        assert router is not None
         if mode in ("disable", "simulate"):
-            if compiled.weights is None:
-                raise NotCompiled(f"mode {mode!r} needs the weights, and only the client half of the bundle is here")
-            if self._card is not None:
-                router.service = self._card.clear(simulate=mode == "simulate")
-            elif mode == "disable":
-                router.service = clear_service(compiled.weights, self._kernels)
-            else:
-                rng = np.random.default_rng()
-                router.service = simulated_service(compiled.params, compiled.weights, self._kernels, rng)
+            router.evaluator = self._clear_layers(simulate=mode == "simulate")
         elif mode == "execute":
             if self._session is None:
                 self._session = self._open_session()
-            router.service = self._session.evaluate
+            router.evaluator = self._session
         else:
             if self._remote is None:
                 raise NotCompiled("mode 'remote' needs a server; make the model with HybridFHEModel.connect")
-            router.service = self._remote.evaluate
+            router.evaluator = self._remote
         self._select(mode, router)
 
+    def _clear_layers(self, *, simulate: bool) -> ClearLayers:
+        compiled, kernels = self._need_compiled(), self._kernels
+        if compiled.weights is None:
+            raise NotCompiled("modes disable and simulate need the weights, and only the client half of the bundle is here")
+        if self._weights is None:
+            engine = self._engine if self._engine is not None and self._engine.kernels is kernels else None
+            self._weights = kernels.load_weights(compiled.weights) if engine is None else engine.weights
+        if not simulate:
+            return ClearLayers(compiled.manifest, self._weights, self._scalings, kernels)
+        rng = np.random.default_rng()
+        return SimulatedLayers(compiled.manifest, self._weights, self._scalings, kernels, compiled.params, rng)
+
     def reserve(self, rows_body: int = 0, rows_full: int = 0) -> None:
-        """Prepare masks ahead: ``rows_body`` for prompt rows, ``rows_full`` for rows that need logits."""
+        """Have rows ready: ``rows_body`` for prompt rows, ``rows_full`` for rows that need logits; whole batches are made."""
         session = self._active()
         if session is None:
-            raise NotCompiled("masks need a session; call set_fhe_mode('execute') first")
+            raise NotCompiled("rows need a session; call set_fhe_mode('execute') first")
         session.reserve(rows_body, rows_full)
 
     @property
@@ -337,8 +348,8 @@ class HybridFHEModel:
     def expect(self, prompt_rows: int, new_tokens: int) -> None:
         """Say that a generation of about ``prompt_rows`` rows and up to ``new_tokens`` tokens comes; returns at once.
 
-        In mode ``remote`` its masks are made in the background, the prompt's first, within the memory that `connect` was
-        given; a later call replaces an earlier one, so it may follow a prompt as it is typed. It is a hint: masks that
+        In mode ``remote`` its rows are made ready in the background, the prompt's first, within the memory that `connect` was
+        given; a later call replaces an earlier one, so it may follow a prompt as it is typed. It is a hint: rows that
         are not ready are made when they are needed, and in other modes nothing happens. `ValueError` for negative counts.
         """
         if prompt_rows < 0 or new_tokens < 0:
@@ -348,8 +359,8 @@ class HybridFHEModel:
             session.expect(prompt_rows, new_tokens)
 
     @property
-    def masks_ready(self) -> Ready:
-        """Masks that wait for their rows now: ``tokens`` and ``prompt_rows``."""
+    def rows_ready(self) -> Ready:
+        """Rows that are ready now: ``tokens`` and ``prompt_rows``."""
         session = self._active()
         return session.ready if session is not None else Ready()
 
@@ -413,25 +424,40 @@ class HybridFHEModel:
             if compiled.weights is None:
                 raise NotCompiled("this needs the weights, and only the client half of the bundle is here")
             model = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
-            self._engine, tables = Engine.build(model, self._server_kernels, self._progress)
-            self._tables = self._tables or tables
+            self._engine = Engine.build(model, self._server_kernels, self._progress, hints=self.hints)
+            self._tables = self._tables or self._engine.hint.public_tables(compiled.seed, compiled.params)
         return self._engine
 
-    def _open_session(self) -> ClientSession | DeviceSession:
-        engine = self._need_engine()
-        compiled = self._need_compiled()
-        if self._card is not None:
-            session = self._card.open(engine, self._tables, self.stats)
-            self._graph = self._card.graph(self._model_forward, session)
-            return session
+    def _open_session(self) -> ClientSession:
+        engine, compiled = self._need_engine(), self._need_compiled()
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, self._tables)
-        return ClientSession(model, engine, self._kernels, SecretRng(), self.stats, ahead=self.ahead)
+        session = ClientSession(model, engine, self._kernels, self._scalings, SecretRng(), self.stats, ahead=self.ahead)
+        if self._kernels.name == "cuda":
+            assert self._router is not None
+            self._graph = TokenGraph(self._model_forward, self._router, session, engine)
+        return session
 
-    def _active(self) -> ClientSession | DeviceSession | None:
+    def _active(self) -> ClientSession | None:
         """The session of the mode in force."""
         return self._remote if self._mode == "remote" else self._session if self._mode == "execute" else None
 
-    def _select(self, mode: str, router: Any) -> None:
+    def _asks_last_row(self, arguments: dict[str, Any]) -> bool:
+        """Whether a pass wants the logits of the last row of each sequence, and nothing else of it but the cache."""
+        asked = arguments.get("logits_to_keep")
+        config = getattr(self.model, "config", None)
+        shown = ("output_hidden_states", "output_attentions")
+        return (
+            isinstance(asked, int)
+            and asked == 1
+            and arguments.get("labels") is None
+            and not any(arguments.get(name) or getattr(config, name, False) for name in shown)
+        )
+
+    @property
+    def _on_card(self) -> bool:
+        return self._router is not None and self._kernels.name == "cuda"
+
+    def _select(self, mode: str, router: Router | None) -> None:
         self._mode = mode
         if self._router is not None and self._router.stream is not None:
             self._router.stream.active = router is not None
@@ -439,7 +465,7 @@ class HybridFHEModel:
             layer.router = router
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        with nullcontext() if self._mode == "torch" or self._card is not None else _one_torch_thread():
+        with nullcontext() if self._mode == "torch" or self._on_card else _one_torch_thread():
             return self._model_generate(*args, **kwargs)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -447,15 +473,14 @@ class HybridFHEModel:
             return self._model_forward(*args, **kwargs)
         self._router.begin_forward()
         self._router.checkpoint = self.checkpoint
+        self._router.last_row_only = self._asks_last_row(kwargs)
         session = self._active()
         if session is not None:
             session.begin_forward()
         start, before = time.perf_counter(), dict(self.stats.seconds)
-        if self._card is not None and self.checkpoint is not None:
-            self.checkpoint()
         result = self._graph(kwargs) if self._graph is not None and self._mode == "execute" and not args else None
         if result is None:
-            with nullcontext() if self._card is not None else _one_torch_thread(), torch.no_grad():
+            with nullcontext() if self._on_card else _one_torch_thread(), torch.no_grad():
                 result = self._model_forward(*args, **kwargs)
         if session is not None:
             session.end_forward()

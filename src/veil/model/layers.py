@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +11,6 @@ from torch import nn
 
 from veil.model.manifest import Kind
 from veil.model.router import Router
-
-if TYPE_CHECKING:
-    from veil.model.device_router import DeviceRouter
 
 F32 = NDArray[np.float32]
 
@@ -35,7 +32,7 @@ class RemoteLayer(nn.Module):
         self.inner = inner
         self.in_features, self.out_features = shape
         self.dtype = dtype
-        self.router: Router | DeviceRouter | None = None
+        self.router: Router | None = None
         self.weight_read = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

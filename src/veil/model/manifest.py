@@ -25,7 +25,10 @@ _NAME = r"[\w.\-]{1,256}"
 
 @dataclass(frozen=True)
 class Layer:
-    """One remote module: its name, kind, widths, bits of its weights and whether it has a bias."""
+    """One remote module: its name, kind, widths, bits of its weights and whether it has a bias.
+
+    Of a layer with ``last_row`` nothing but the last row of a sequence matters where only its logits are asked for.
+    """
 
     name: str
     kind: Kind
@@ -33,6 +36,7 @@ class Layer:
     out_features: int
     bits: int
     bias: bool
+    last_row: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,15 @@ class Group:
     """Layers that read the same tensor, stacked in this order.
 
     With a ``fold`` the input is the residual stream, then what the first layer reads; the first layer adds to the stream,
-    and the others read it through the norm ``fold.after``.
+    and the others read it through the norm ``fold.after``. Values go up and results come down with as many bits as the
+    compiler found to be enough.
     """
 
     layers: tuple[Layer, ...]
     segment: str
     fold: Fold | None = None
+    input_bits: int = 24
+    result_bits: int = 16
 
     @property
     def name(self) -> str:
@@ -70,6 +77,11 @@ class Group:
     def rows(self) -> int:
         """Outputs of all layers together."""
         return sum(layer.out_features for layer in self.layers)
+
+    @property
+    def prompt_rows(self) -> int:
+        """Outputs, the first ones, that matter for every row of a prompt and not for the last alone."""
+        return sum(layer.out_features for layer in self.layers if not layer.last_row)
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,7 @@ class Manifest:
     def to_json(self) -> list[dict[str, Any]]:
         """As JSON types; ``fold`` is there only where there is one."""
         return [
-            {"segment": g.segment, "layers": [asdict(layer) for layer in g.layers]}
+            {"segment": g.segment, "bits": [g.input_bits, g.result_bits], "layers": [asdict(layer) for layer in g.layers]}
             | ({"fold": asdict(g.fold)} if g.fold else {})
             for g in self.groups
         ]
@@ -137,6 +149,7 @@ class Manifest:
                     tuple(Layer(**fields) for fields in g["layers"]),
                     g["segment"],
                     Fold(**g["fold"]) if "fold" in g else None,
+                    *g["bits"],
                 )
                 for g in value
             )
@@ -160,12 +173,18 @@ class Manifest:
 def _check_group(group: Group) -> None:
     if group.segment not in SEGMENTS:
         raise BundleError(f"group {group.name!r} is in segment {group.segment!r}, expected one of {SEGMENTS}")
+    bits = (group.input_bits, group.result_bits)
+    if not all(isinstance(value, int) for value in bits) or bits[0] not in range(8, 33) or bits[1] not in range(8, 33):
+        raise BundleError(f"group {group.name!r} has values of {bits} bits, expected 8 to 32")
     read = [layer.in_features for layer in group.layers]
     if group.fold is not None:
         _check_fold(group)
         read = read[1:]
     if not group.layers or len(set(read)) != 1:
         raise BundleError(f"group {group.name!r} does not have one input width")
+    flags = [layer.last_row for layer in group.layers]
+    if flags != sorted(flags) or (group.fold is not None and any(flags)):
+        raise BundleError(f"group {group.name!r} has layers for the last row before others, or is folded")
     for layer in group.layers:
         sizes = (layer.in_features, layer.out_features, layer.bits)
         if not all(isinstance(size, int) for size in sizes) or not isinstance(layer.name, str):
@@ -201,7 +220,10 @@ def make_groups(inputs: Sequence[tuple[Layer, int]], head: str | None) -> Manife
             groups[-1][1].append(layer)
         else:
             groups.append((-1 if alone else tensor, [layer]))
-    made = [Group(tuple(layers), "head" if layers[0].name == head else "body") for _, layers in groups]
+    made = [
+        Group(tuple(sorted(layers, key=lambda layer: layer.last_row)), "head" if layers[0].name == head else "body")
+        for _, layers in groups
+    ]
     manifest = Manifest(tuple(made))
     manifest.check()
     return manifest

@@ -31,7 +31,7 @@ class Pace:
         return min(self._accepted / self._tried, 0.98)
 
     def guesses(self, ready: int, prepare_s: float) -> int:
-        """How many tokens to guess now; rows beyond the ``ready`` masks cost ``prepare_s`` more each."""
+        """How many tokens to guess now; rows beyond the ``ready`` ones cost ``prepare_s`` more each."""
         fixed, row = self._fit()
         p = self.acceptance
 
@@ -56,7 +56,7 @@ class Pace:
         self._believe(max(0.0, seconds - self._fixed_s) / max(1, rows))
 
     def saw_pass(self, rows: int, seconds: float) -> None:
-        """Learn what a pass of this many rows takes, waiting for masks not counted."""
+        """Learn what a pass of this many rows takes, waiting for rows not counted."""
         self._passes.append((float(rows), seconds))
 
     def _believe(self, row_s: float) -> None:

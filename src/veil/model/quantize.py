@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,24 +17,35 @@ GROUP = 32
 """Inputs that share a step and an offset where weights have fewer than 8 bits."""
 
 
-def quantize_weight(weight: F32, bits: int) -> tuple[I8, F32]:
-    """Weight [out, in] → integers [out, in] within ±127 and scales c [out], ``W ≈ W_q·c``.
+def quantize_weight(weight: F32, bits: int, divisors: F32 | None = None) -> tuple[I8, F32]:
+    """Weight [out, in] → integers [out, in] within ±127 and scales c [out], ``W·s ≈ W_q·c`` for ``divisors`` s [in].
 
-    8 bits: symmetric per output channel, ``W_q = round(W / c)``, ``c = max|W_row| / 127``; a row of zeros has scale 0.
-    Fewer bits: each `GROUP` of a row's inputs takes 2^bits evenly spaced values from its least to its greatest, and those
-    are rounded to the row's 8-bit grid. The product still has one scale a row, so this costs nothing in the protocol.
-    Raises `ValueError` for other bits or a weight that is not finite.
+    A row's scale is that of its largest weight, ``c = max|W_row·s| / 127``; a row of zeros has scale 0. See `rounded`.
+    Raises `ValueError` for bits outside 2 to 8 or a weight that is not finite.
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"n_bits is {bits}, expected 2 to 8")
     if not np.isfinite(weight).all():
         raise ValueError("the weight holds NaN or infinity")
-    scale = (np.abs(weight).max(axis=1, initial=0.0) / _LARGEST).astype(np.float32)
+    divided = weight if divisors is None else weight * divisors
+    scale = (np.abs(divided).max(axis=1, initial=0.0) / _LARGEST).astype(np.float32)
+    return rounded(weight, bits, scale, divisors), scale
+
+
+def rounded(weight: F32, bits: int, scale: F32, divisors: F32 | None = None) -> I8:
+    """The integers [out, in] of a float32 weight for given scales c [out] and divisors s [in]: anyone gets the same.
+
+    ``W_q = clip(rint(W·s / c), ±127)``, each operation rounded to float32 on its own, halves to even; where c is 0 it
+    counts as 1. With fewer than 8 bits each `GROUP` of a row's inputs first takes 2^bits evenly spaced values from its
+    least to its greatest. The product still has one scale a row, so neither costs anything in the protocol.
+    """
     safe = np.where(scale > 0, scale, 1.0).astype(np.float32)
-    values = weight / safe[:, None]
+    values = weight if divisors is None else weight * divisors
+    values = values / safe[:, None]
     if bits < 8:
         values = _coarse(values, bits)
-    return np.clip(np.rint(values), -_LARGEST, _LARGEST).astype(np.int8), scale
+    integers: I8 = np.clip(np.rint(values), -_LARGEST, _LARGEST).astype(np.int8)
+    return integers
 
 
 def _coarse(values: F32, bits: int) -> F32:
@@ -63,15 +72,3 @@ def target_norm(params: Params, bound: float) -> float:
     ``bound`` is ``max_j ‖W_q,j‖₂`` by Cauchy–Schwarz, or ``max |W_q|`` for one-hot inputs.
     """
     return params.spec.headroom * 2.0 ** (INNER_MODULUS_BITS - 1) / max(bound, 1.0)
-
-
-def integer_rows(x: F32, tau: NDArray[np.float64]) -> NDArray[np.uint32]:
-    """``round(τ·x)`` of rows [T, d] modulo 2^32."""
-    rounded = np.rint(x.astype(np.float64) * tau[:, None])
-    return rounded.astype(np.int64).astype(np.uint32)
-
-
-def clear_product(weights: I8, x: F32, tau: NDArray[np.float64], kernels: ModuleType) -> NDArray[np.int32]:
-    """The exact integer product ``W_q·round(τ·x)`` [T, out]; it cannot wrap."""
-    product: NDArray[np.uint32] = kernels.matmul(weights, integer_rows(x, tau))
-    return product.view(np.int32)

@@ -1,82 +1,30 @@
-"""From a remote module's call to its output: which group, which mode, which slice. One activation goes through here once."""
+"""From a remote module's call to its output: which group, which slice. One activation goes through here once."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from veil import noise
-from veil.errors import NotCompiled, NotFiniteActivation, StreamChanged
+from veil.errors import NotCompiled, StreamChanged
+from veil.kernels.interface import Kernels
+from veil.model.constants import GroupConstants
 from veil.model.manifest import Fold, Manifest
-from veil.model.quantize import clear_product, row_norms, target_norm
+from veil.model.modes import Evaluator
 from veil.model.residual import REMEDY, ResidualStream
 from veil.model.sighting import Sighting
-from veil.params import Params
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I8 = NDArray[np.int8]
-I32 = NDArray[np.int32]
-
-
-@dataclass(frozen=True, eq=False)
-class FoldConstants:
-    """What the client keeps of a folded group besides: divisors of the inputs [width], and what is added after ρ [rows]."""
-
-    smooth: F32
-    shift: F32
-
-
-@dataclass(frozen=True, eq=False)
-class GroupConstants:
-    """What the client keeps of one group: scales c and biases [rows], and the norm that its inputs are scaled to.
-
-    ``fixed_norm`` is the calibrated ‖x‖ when quantization is not dynamic: one τ for every row, longer rows clipped to it.
-    """
-
-    scale: F32
-    bias: F32
-    bound: float
-    fixed_norm: float | None = None
-    fold: FoldConstants | None = None
-
-
-class Service(Protocol):
-    """One way to get ``W_q·round(τ·x)`` of a group: in clear, simulated, or encrypted."""
-
-    def __call__(self, group: int, x: F32, tau: F64) -> I32: ...
-
-
-def clear_service(weights: tuple[I8, ...], kernels: ModuleType) -> Service:
-    """The exact integer product, no encryption (mode ``disable``)."""
-    return lambda group, x, tau: clear_product(weights[group], x, tau, kernels)
-
-
-def simulated_service(params: Params, weights: tuple[I8, ...], kernels: ModuleType, rng: np.random.Generator) -> Service:
-    """The exact product plus Gaussian noise of the predicted variance (mode ``simulate``)."""
-    sigmas: dict[int, F64] = {}
-
-    def service(group: int, x: F32, tau: F64) -> I32:
-        if group not in sigmas:
-            sigmas[group] = np.sqrt(noise.result(params, row_norms(weights[group])))
-        exact = clear_product(weights[group], x, tau, kernels)
-        error = rng.standard_normal(exact.shape) * sigmas[group]
-        return (exact + np.rint(error).astype(np.int64)).astype(np.int32)
-
-    return service
+Tensor = torch.Tensor
+Observer = Callable[[int, Tensor, Tensor], None]
+"""Told of each evaluation: (group, inputs [R, width], outputs [R, rows])."""
 
 
 @dataclass(eq=False)
 class _Pending:
     source: Sighting
-    outputs: F32
+    outputs: Tensor
     claimed: set[str]
 
 
@@ -87,35 +35,35 @@ class _Answer:
     ``behind`` are the outputs times ρ plus the shift, for the layers that read ``norm``: the norm of that sum, once seen.
     """
 
-    outputs: F32
-    before: torch.Tensor
-    added: torch.Tensor
-    norm: torch.Tensor | None = None
-    behind: F32 | None = None
+    outputs: Tensor
+    before: Tensor
+    added: Tensor
+    norm: Tensor | None = None
+    behind: Tensor | None = None
 
 
 class Router:
-    """Evaluates groups for their layers. The layers of a group that read the same tensor share one evaluation."""
+    """Evaluates groups for their layers, where the model is. The layers that read the same tensor share one evaluation."""
 
     def __init__(
         self,
-        params: Params,
         manifest: Manifest,
-        constants: tuple[GroupConstants, ...],
-        kernels: ModuleType,
+        constants: Sequence[GroupConstants],
+        kernels: Kernels,
         stream: ResidualStream | None = None,
     ) -> None:
         self.manifest = manifest
-        self.constants = constants
         self.stream = stream
-        self._params = params
+        self.evaluator: Evaluator | None = None
+        self.observer: Observer | None = None
+        self.checkpoint: Callable[[], None] | None = None
+        self.last_row_only = False
+        """Whether of the last layers nothing but the last row of each sequence matters in this pass."""
         self._kernels = kernels
+        self._shifts = [None if own.shift is None else kernels.to_torch(kernels.asarray(own.shift)) for own in constants]
         self._pending: dict[int, _Pending] = {}
         self._answers: dict[int, _Answer] = {}
         self._lock = threading.RLock()
-        self.service: Service | None = None
-        self.observer: Callable[[int, F32, F64, I32], None] | None = None
-        self.checkpoint: Callable[[], None] | None = None
 
     def begin_forward(self) -> None:
         """Forget results that nobody claimed."""
@@ -124,100 +72,105 @@ class Router:
         if self.stream is not None:
             self.stream.clear()
 
-    def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+    def linear(self, name: str, x: Tensor) -> Tensor:
         """The output [..., out] of a remote linear layer for its input [..., in]."""
-        group = self.manifest.groups[self.manifest.by_layer[name][0]]
+        index = self.manifest.by_layer[name][0]
+        group = self.manifest.groups[index]
         with self._lock:
-            if group.fold is None:
-                flat = self._output(name, x, lambda: _rows(x))
+            if self.last_row_only and x.ndim == 3 and x.shape[1] > 1 and group.layers[-1].last_row:
+                flat = self._output(name, x, lambda: self._needed(index, x))
+            elif group.fold is None:
+                flat = self._output(name, x, lambda: self._evaluate(index, _rows(x)))
             elif name == group.layers[0].name:
                 flat = self._add(name, group.fold, x)
             else:
                 flat = self._read(name, group.fold, x)
             return flat.reshape(*x.shape[:-1], flat.shape[-1]).to(x.device)
 
-    def embedding(self, name: str, ids: torch.Tensor) -> torch.Tensor:
+    def embedding(self, name: str, ids: Tensor) -> Tensor:
         """The output [..., out] of a remote embedding for token ids [...], as the product with one-hot rows."""
         width = self.manifest.groups[self.manifest.by_layer[name][0]].width
         with self._lock:
-            flat = self._output(name, ids, lambda: _one_hot(ids, width))
+            group = self.manifest.by_layer[name][0]
+            flat = self._output(name, ids, lambda: self._evaluate(group, _one_hot(ids, width)))
             return flat.reshape(*ids.shape, flat.shape[-1]).to(ids.device)
 
-    def _output(self, name: str, source: torch.Tensor, rows: Callable[[], F32]) -> torch.Tensor:
+    def _output(self, name: str, source: Tensor, evaluate: Callable[[], Tensor]) -> Tensor:
         group, part = self.manifest.by_layer[name]
         pending = self._pending.get(group)
         if pending is None or not pending.source.holds(source) or name in pending.claimed:
-            pending = self._pending[group] = _Pending(Sighting(source), self._evaluate(group, rows()), set())
+            pending = self._pending[group] = _Pending(Sighting(source), evaluate(), set())
         pending.claimed.add(name)
         if len(pending.claimed) == len(self.manifest.groups[group].layers):
             del self._pending[group]
         return _columns(pending.outputs, part)
 
-    def _add(self, name: str, fold: Fold, x: torch.Tensor) -> torch.Tensor:
+    def _add(self, name: str, fold: Fold, x: Tensor) -> Tensor:
         """The output of the layer that adds to the stream; what reads the stream next is answered by the same trip."""
         group, part = self.manifest.by_layer[name]
-        constants, stream = self.constants[group].fold, self.stream
-        assert constants is not None
+        stream = self.stream
         assert stream is not None
         before = stream.before(fold, x)
-        rows: F32 = np.divide(np.concatenate([_rows(before), _rows(x)], axis=1), constants.smooth, dtype=np.float32)
-        outputs = self._evaluate(group, rows)
+        outputs = self._evaluate(group, torch.cat([_rows(before), _rows(x)], dim=1))
         added = _columns(outputs, part)
         self._answers[group] = _Answer(outputs, before, added.to(x.dtype))
         return added
 
-    def _read(self, name: str, fold: Fold, x: torch.Tensor) -> torch.Tensor:
+    def _read(self, name: str, fold: Fold, x: Tensor) -> Tensor:
         """The output of a layer behind the norm, from the answer that came with the layer before it: times ρ."""
         group, part = self.manifest.by_layer[name]
-        constants, stream, answer = self.constants[group].fold, self.stream, self._answers.get(group)
-        assert constants is not None
+        shift, stream, answer = self._shifts[group], self.stream, self._answers.get(group)
+        assert shift is not None
         assert stream is not None
         stream.check_reader(fold, x)
         if answer is None:
             raise StreamChanged(f"{name} was called before {self.manifest.groups[group].layers[0].name}; {REMEDY}")
         if answer.behind is None or answer.norm is not x:
             factor = stream.factor(fold, answer.before, answer.added)
-            answer.norm, answer.behind = x, answer.outputs * factor.detach().numpy() + constants.shift
+            answer.norm, answer.behind = x, answer.outputs * factor.detach() + shift
         return _columns(answer.behind, part)
 
-    def _evaluate(self, group: int, x: F32) -> F32:
-        """A group's outputs [T, rows] for its rows x [T, width]."""
-        if self.service is None:
+    def _needed(self, group: int, x: Tensor) -> Tensor:
+        """A group's outputs for sequences x [B, S, width], flat, with zeros where nothing reads them: rows but the last ones
+        have the outputs of layers that matter for every row.
+        """
+        info = self.manifest.groups[group]
+        outputs = x.new_zeros((*x.shape[:2], info.rows), dtype=torch.float32)
+        if info.prompt_rows:
+            first = self._evaluate(group, _rows(x[:, :-1]), info.prompt_rows)
+            outputs[:, :-1, : info.prompt_rows] = first.view(x.shape[0], -1, info.prompt_rows)
+        outputs[:, -1] = self._evaluate(group, _rows(x[:, -1]))
+        return outputs.view(-1, info.rows)
+
+    def _evaluate(self, group: int, x: Tensor, slots: int | None = None) -> Tensor:
+        """A group's outputs [R, rows] for its rows x [R, width]; the first ``slots`` of them for rows of a prompt."""
+        if self.evaluator is None:
             raise NotCompiled("call set_fhe_mode first")
         if self.checkpoint is not None:
             self.checkpoint()
-        constants = self.constants[group]
-        target = target_norm(self._params, constants.bound)
-        tau = self._kernels.scales(x, target)
-        if not np.isfinite(tau).all():
-            name = self.manifest.groups[group].name
-            raise NotFiniteActivation(f"NaN or infinity reached {name}; generation stops here and nothing was sent")
-        shown = tau
-        if constants.fixed_norm is not None:
-            shown = np.full(len(x), target / constants.fixed_norm)
-            tau = np.minimum(np.where(tau == 0, shown, tau), shown)
-        values = self.service(group, x, tau)
+        if not len(x):
+            return x.new_empty((0, self.manifest.groups[group].rows))
+        outputs = self._kernels.to_torch(self.evaluator.evaluate(group, self._kernels.from_torch(x), slots))
         if self.observer is not None:
-            self.observer(group, x, tau, values)
-        outputs: F32 = self._kernels.dequantize(values, shown, constants.scale, constants.bias)
+            self.observer(group, x, outputs)
         return outputs
 
 
-def _columns(outputs: F32, part: slice) -> torch.Tensor:
+def _columns(outputs: Tensor, part: slice) -> Tensor:
     """One layer's share of its group's outputs; a tensor of its own, so that writing to it is seen of it alone."""
-    return torch.from_numpy(np.ascontiguousarray(outputs[:, part]))
+    if part.stop - part.start == outputs.shape[1]:
+        return outputs
+    return outputs[:, part].contiguous()
 
 
-def _rows(x: torch.Tensor) -> F32:
-    flat = x.detach().reshape(-1, x.shape[-1]).to(device="cpu", dtype=torch.float32).contiguous()
-    rows: F32 = flat.numpy()
-    return rows
+def _rows(x: Tensor) -> Tensor:
+    return x.detach().reshape(-1, x.shape[-1]).to(torch.float32).contiguous()
 
 
-def _one_hot(ids: torch.Tensor, width: int) -> F32:
-    flat = ids.detach().reshape(-1).to("cpu").numpy()
-    if flat.size and not (flat.min() >= 0 and flat.max() < width):
+def _one_hot(ids: Tensor, width: int) -> Tensor:
+    flat = ids.detach().reshape(-1)
+    if flat.numel() and not bool(((flat >= 0) & (flat < width)).all()):
         raise IndexError(f"a token id is outside the embedding's {width} rows")
-    rows = np.zeros((flat.size, width), dtype=np.float32)
-    rows[np.arange(flat.size), flat] = 1.0
+    rows = torch.zeros((flat.numel(), width), dtype=torch.float32, device=flat.device)
+    rows[torch.arange(flat.numel(), device=flat.device), flat] = 1.0
     return rows

@@ -75,6 +75,27 @@ def load_model(
     return _from_hub(source, task, dtype, progress)
 
 
+def name_of(source: str) -> str:
+    """What `load_model` calls the model of a source that it can load."""
+    path = Path(source).expanduser()
+    if source != BUILT_IN and path.is_dir():
+        return path.resolve().name
+    return path.stem if source != BUILT_IN and path.is_file() else source
+
+
+def files_of(source: str) -> list[Path] | None:
+    """The files that `load_model` would read a source from, without reading them; None where they are not here yet."""
+    if source == BUILT_IN:
+        return [_built_in_file()[0]]
+    path = _as_path(source)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return [file for file in path.iterdir() if file.is_file()]
+    cached = try_to_load_from_cache(source, "config.json") if _HUB_ID.fullmatch(source) else None
+    return [file for file in Path(cached).parent.iterdir() if file.is_file()] if isinstance(cached, str) else None
+
+
 def _as_path(source: str) -> Path:
     try:
         path = Path(source).expanduser()

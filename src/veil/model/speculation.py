@@ -2,7 +2,7 @@
 
 transformers' assisted generation does the guessing and the checking, so greedy output is the same and sampling follows the
 same distribution. What is added here is the number of guesses, which follows what they bring (`veil.model.pace`). The
-rows of rejected guesses have spent their masks; they are counted.
+rows of rejected guesses are spent too; they are counted.
 
 The server sees how many rows a pass has. So a pass that found fewer guesses than it wanted is filled up with the last token:
 the number says how well guesses went lately, and not whether the text at hand stood somewhere before.
@@ -92,7 +92,7 @@ class _Paced(CandidateGenerator):  # type: ignore[misc]
         """The tokens so far with guesses behind them, and the draft's logits where there are any."""
         length = int(input_ids.shape[1])
         candidates, logits = input_ids, None
-        count = self._pace.guesses(self._ready(), self._stats.seconds["prepare"] / max(1, self._stats.masks))
+        count = self._pace.guesses(self._ready(), self._stats.seconds["prepare"] / max(1, self._stats.rows_made))
         if not self._prompt_done:
             count = max(1, count)  # a draft model has to see the prompt with the first pass
         count = min(count, self._room(length))

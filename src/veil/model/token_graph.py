@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 
-from veil.client.device_session import DeviceSession
-from veil.kernels import cuda
+from veil.client.session import ClientSession
+from veil.kernels.interface import Array, Rows
+from veil.model.router import Router
+from veil.server.engine import Claim, Engine
+from veil.wire.messages import Span
 
 _log = logging.getLogger("veil")
 
@@ -29,12 +32,61 @@ class _Recorded:
     replay: Callable[[], None]
 
 
-class TokenGraph:
-    """Runs one-row passes of ``forward``; ``session`` is the one whose steps they contain, None for a model in clear."""
+class _FixedRow:
+    """One row's material where a graph reads it, on both sides; `veil.model.modes.Evaluator` while a pass is recorded."""
 
-    def __init__(self, forward: Callable[..., Any], session: DeviceSession | None) -> None:
-        self._forward = forward
+    def __init__(self, session: ClientSession, engine: Engine) -> None:
         self._session = session
+        self._engine = engine
+        kernels, manifest = session.kernels, session.model.manifest
+        self._pads = kernels.zeros(1, session.pad_words)
+        params = session.model.params
+        self._mu = {name: kernels.zeros(1, slots) for name, slots in manifest.segments.items()}
+        self._h = {name: kernels.zeros(1, params.blocks(slots) * params.w) for name, slots in manifest.segments.items()}
+        self.groups: list[int] = []
+        self.scales: list[tuple[int, Array]] = []
+
+    def evaluate(self, group: int, x: Array, slots: int | None = None) -> Array:
+        """One row's step under the material that `arm` will copy; `ValueError` for more rows, or a group twice."""
+        if len(x) != 1 or group in self.groups or slots is not None:
+            raise ValueError("a recorded pass has one row, and each group once")
+        session, kernels = self._session, self._session.kernels
+        info, scaling = session.model.manifest.groups[group], session.scalings[group]
+        column, start = session.pad_column(group), session.model.manifest.starts[group]
+        data, scales = kernels.encrypt(x, scaling, [Rows(self._pads, 0, 1)], column, info.input_bits)
+        (reply,) = self._engine.answer([Claim(group, data, [Rows(self._h[info.segment], 0, 1)], info.rows)])
+        self.groups.append(group)
+        self.scales.append((group, scales))
+        return kernels.decrypt(reply, scaling, [Rows(self._mu[info.segment], 0, 1)], start, info.result_bits, scales)
+
+    def arm(self, groups: list[int]) -> bool:
+        """Take one row for all these groups, spent on both sides, and put it where the graph reads it; False without one."""
+        taken = self._session.take_row(groups)
+        if taken is None:
+            return False
+        name, part = taken
+        shares = self._engine.claim_row(name, groups, Span(part.batch.number, part.first, 1))
+        self._pads.copy_(part.batch.pads[part.first : part.first + 1])
+        for segment, own in part.batch.shares.items():
+            self._mu[segment].copy_(own[part.first : part.first + 1])
+        for segment, own in shares.items():
+            self._h[segment].copy_(own.material[own.first : own.first + 1])
+        return True
+
+    def close(self) -> None:
+        """Forget the row."""
+        for held in (self._pads, *self._mu.values(), *self._h.values()):
+            held.zero_()
+
+
+class TokenGraph:
+    """Runs one-row passes of ``forward`` with the steps of a session and of the engine beside it in them."""
+
+    def __init__(self, forward: Callable[..., Any], router: Router, session: ClientSession, engine: Engine) -> None:
+        self._forward = forward
+        self._router = router
+        self._session = session
+        self._row = _FixedRow(session, engine)
         self._seen: tuple[Any, ...] | None = None
         self._refused: tuple[Any, ...] | None = None
         self._recorded: _Recorded | None = None
@@ -51,39 +103,44 @@ class TokenGraph:
             self._recorded = self._record(signature, arguments)
         return None if self._recorded is None else self._replay(self._recorded, arguments)
 
+    def close(self) -> None:
+        """Forget the row that was replayed last, and what was recorded."""
+        self._recorded = None
+        self._row.close()
+
     def _record(self, signature: tuple[Any, ...], arguments: dict[str, Any]) -> _Recorded | None:
+        from veil.kernels.cuda.graphs import capture
+
         inputs = {name: value.clone() for name, value in arguments.items() if isinstance(value, torch.Tensor)}
         kept = {name: value for name, value in arguments.items() if name not in inputs}
         output: list[Any] = [None]
-        groups: list[int] = []
-        expected = [] if self._session is None else self._session.last_pass
 
         def step() -> None:
-            groups.clear()
-            if self._session is None:
-                output[0] = self._forward(**inputs, **kept)
-                return
-            with self._session.recording(groups):
-                output[0] = self._forward(**inputs, **kept)
+            self._row.groups, self._row.scales = [], []
+            self._router.begin_forward()
+            output[0] = self._forward(**inputs, **kept)
 
+        before, self._router.evaluator = self._router.evaluator, self._row
         try:
             with torch.no_grad():
-                replay = cuda.capture(step, warm=False)
-            if groups != expected and not cuda.interpreted():
-                raise ValueError("it does not use the same layers each time")
+                replay = capture(step, warm=False)  # a step that ran would move the cache on
         except Exception as error:  # whatever a model does that a graph cannot hold
             _log.info("the model's pass cannot be one CUDA graph (%s); it runs launch by launch", error)
             self._refused = signature
             return None
-        return _Recorded(signature, inputs, kept, output, expected, replay)
+        finally:
+            self._router.evaluator = before
+        return _Recorded(signature, inputs, kept, output, list(self._row.groups), replay)
 
     def _replay(self, recorded: _Recorded, arguments: dict[str, Any]) -> Any:
-        if self._session is not None and not self._session.arm(recorded.groups):
+        if not self._row.arm(recorded.groups):
             return None
         for name, tensor in recorded.inputs.items():
             tensor.copy_(arguments[name])
         with torch.no_grad():
             recorded.replay()
+        for group, scales in self._row.scales:
+            self._session.check(group, scales)
         return _own(recorded.output[0])
 
 

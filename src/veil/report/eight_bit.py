@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from veil.model.router import Service
-
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I8 = NDArray[np.int8]
-I32 = NDArray[np.int32]
+from veil.kernels.interface import Array, Kernels, Scaling
+from veil.model.modes import Evaluator
 
 
-def eight_bit_service(weights: tuple[I8, ...], kernels: ModuleType) -> Service:
-    """The product with each row rounded to 8 bits by its own largest value, in the units of the other services."""
-    return lambda group, x, tau: eight_bit_product(weights[group], x, tau, kernels)
+class EightBitLayers:
+    """The integer layers in clear, for inputs that are rounded to 8 bits before; a `veil.model.modes.Evaluator`."""
+
+    def __init__(self, clear: Evaluator, scalings: Sequence[Scaling], kernels: Kernels) -> None:
+        self._clear = clear
+        self._scalings = scalings
+        self._kernels = kernels
+
+    def evaluate(self, group: int, x: Array, slots: int | None = None) -> Array:
+        """A group's outputs [R, slots] for rows x [R, width] as `eight_bit` rounds them, after the group's divisors."""
+        kernels, divisors = self._kernels, self._scalings[group].divisors
+        values = kernels.to_torch(x)
+        if divisors is None:
+            rounded = eight_bit(values)
+        else:
+            by = kernels.to_torch(divisors)
+            rounded = eight_bit(values / by) * by
+        return self._clear.evaluate(group, kernels.from_torch(rounded), slots)
 
 
-def eight_bit_product(weights: I8, x: F32, tau: F64, kernels: ModuleType) -> I32:
-    """``W_q·x₈·(c₈·τ)`` [T, out] for ``x₈ = round(x / c₈)``, ``c₈ = max|x| / 127`` of rows x [T, in]."""
-    step = np.abs(x).max(axis=1, initial=0.0).astype(np.float64) / 127
-    safe = np.where(step > 0, step, 1.0)
-    rounded = np.rint(x / safe[:, None]).astype(np.int32).view(np.uint32)
-    product = kernels.matmul(weights, np.ascontiguousarray(rounded)).view(np.int32)
-    values = product * (step * tau)[:, None]
-    clipped: I32 = np.clip(np.rint(values), -(2**31), 2**31 - 1).astype(np.int32)
-    return clipped
+def eight_bit(x: torch.Tensor) -> torch.Tensor:
+    """``round(x / c)·c`` with ``c = max|x| / 127`` of each row of x [R, width] float32; rows of zeros stay."""
+    step = x.abs().amax(dim=1, keepdim=True).double() / 127
+    safe = torch.where(step > 0, step, torch.ones_like(step))
+    return (torch.round(x / safe) * step).float()

@@ -53,14 +53,14 @@ def variants(compiled: Callable[[str], HybridFHEModel], ids: torch.Tensor, progr
 
 def _variant(name: str, hybrid: HybridFHEModel, ids: torch.Tensor, progress: Progress) -> Variant:
     found = measure.fidelity(hybrid, measure.windows(ids), ("simulate",), progress, f"norms {name}")
-    manifest, spec = hybrid.manifest, hybrid.params.spec
+    groups = hybrid.manifest.groups
     return Variant(
         name=name,
         fidelity=found[1],
-        round_trips=len(manifest.groups),
-        up_online_bytes=sum(packed_bytes(width, spec.input_bits) for width in manifest.widths),
-        down_online_bytes=sum(packed_bytes(group.rows, spec.result_bits) for group in manifest.groups),
-        remote_weights=sum(group.rows * group.width for group in manifest.groups),
+        round_trips=len(groups),
+        up_online_bytes=sum(packed_bytes(group.width, group.input_bits) for group in groups),
+        down_online_bytes=sum(packed_bytes(group.rows, group.result_bits) for group in groups),
+        remote_weights=sum(group.rows * group.width for group in groups),
         hint_bytes=hybrid.hint_bytes,
         unfolded=hybrid.unfolded,
     )

@@ -7,7 +7,9 @@ from html import escape
 
 from veil.report.drawing import Line, bars, lines
 from veil.report.folding import COLUMNS
-from veil.report.measure import EIGHT_BIT, Fidelity, LayerQuality, Report, cost_rows
+from veil.report.inside import EIGHT_BIT
+from veil.report.layers import LayerQuality, WidthQuality
+from veil.report.measure import Fidelity, Report, cost_rows
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --rule: #d9dee5; --paper: #fff;
@@ -57,6 +59,8 @@ def page(report: Report) -> str:
         parts += ["<h2>Folded norms</h2>", _table(COLUMNS, rows)]
     if report.layers:
         parts += ["<h2>Layer by layer</h2>", _layers(report.layers)]
+    if report.widths:
+        parts += ["<h2>Other widths</h2>", _widths(report.widths)]
     parts += ["<h2>What it costs</h2>", _table(("", ""), cost_rows(report))]
     body = "\n".join(parts)
     title = escape(f"veil report: {report.model}")
@@ -112,6 +116,16 @@ def _layers(layers: Sequence[LayerQuality]) -> str:
     caption = "Signal to noise of each layer's product on the same inputs; higher is better."
     table = f"<details><summary>every layer in numbers</summary>{_table(head, rows)}</details>"
     return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>{table}"
+
+
+def _widths(widths: Sequence[WidthQuality]) -> str:
+    head = ("width", "bits up", "bits down", "predicted, dB")
+    rows = [(f"{w.width:,}", str(w.input_bits), str(w.result_bits), f"{w.snr_db:.1f}") for w in widths]
+    said = (
+        "What to expect of a layer's product by the width of its input, for weights spread like this model's. The bits of "
+        "the wire are chosen by width, so wide layers take more of them."
+    )
+    return f"<p>{said}</p>{_table(head, rows)}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

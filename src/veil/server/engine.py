@@ -1,31 +1,32 @@
-"""The untrusted half: clear weights, the hint, and masks that wait for their rows. No network, no keys, no client code."""
+"""The untrusted half: clear weights, the hint, and batches that wait for their rows. No network, no keys, no client code."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.crypto.hint import HintRows, MaskHalf, prepare_keys
-from veil.errors import MaskReused, UnknownSession, WireError
-from veil.kernels import cpu
+from veil.crypto.hint import HintRows, ServerHint, share_bytes
+from veil.errors import UnknownSession, WireError
+from veil.kernels.interface import Array, Kernels, Rows
+from veil.kernels.ring import ring_of
 from veil.model.manifest import Manifest
-from veil.params import Params
+from veil.params import Params, packed_bytes
 from veil.progress import Progress
 from veil.seed import PublicSeed
-from veil.server.arithmetic import Arithmetic, arithmetic_for, build_hint
-from veil.server.store import Session, SessionStore, mask_bytes
-from veil.wire import codec
-from veil.wire.messages import MaskUpload, Upload
+from veil.server.hint_files import load_hint, save_hint
+from veil.server.store import Session, SessionStore, record_bytes
+from veil.wire.messages import BatchUpload, Span, Upload, rows_of
+from veil.wire.methods import fingerprint
 
-U32 = NDArray[np.uint32]
 I8 = NDArray[np.int8]
-U8 = NDArray[np.uint8]
+
+MOST_BATCHES = 8
+"""Batches of one upload."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,73 +38,97 @@ class ServerModel:
     manifest: Manifest
     weights: tuple[I8, ...]
 
-    def hint_rows(self) -> dict[str, list[HintRows]]:
-        """The weights of each segment in slot order."""
-        rows: dict[str, list[HintRows]] = {name: [] for name in self.manifest.segments}
-        for index, group in enumerate(self.manifest.groups):
-            rows[group.segment].append(HintRows(index, self.weights[index]))
-        return rows
-
 
 @dataclass(frozen=True, eq=False)
 class Admitted:
-    """An upload that passed every check that needs no arithmetic, with memory promised for its masks."""
+    """An upload that passed every check that needs no arithmetic, with memory promised for its batches."""
 
     session: Session
     upload: Upload
-    mask_bytes: int
+    batch_bytes: int
 
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """Packed rows [T, bytes] of one group and the shares h that wait for them, [rows] each."""
+    """Packed rows [R, bytes] of one group, the rows of the shares h that wait for them, and how many outputs are asked."""
 
     group: int
-    rows: U8
-    shares: list[Any]
+    rows: Array
+    shares: list[Rows]
+    slots: int
+
+    @property
+    def count(self) -> int:
+        """Rows."""
+        return len(self.rows)
+
+    def asks_like(self, other: Claim) -> bool:
+        """Whether one product can answer both."""
+        return (self.group, self.slots) == (other.group, other.slots)
 
 
 class Engine:
-    """Prepares masks and multiplies encrypted rows for any number of sessions.
+    """Prepares batches and multiplies encrypted rows for any number of sessions, on the processor of its kernels.
 
-    ``open``, ``load_epoch``, ``prepare``, ``evaluate``, ``release``, ``stop`` and ``close`` make it a
-    `veil.wire.transport.Transport`. A service takes the steps of `prepare` and `evaluate` apart, to batch them over
-    sessions: `admit` and `claim` check and may be called by any thread, `make` by one thread at a time, `answer` by any.
+    ``open``, ``prepare``, ``evaluate``, ``release``, ``stop`` and ``close`` make it a `veil.wire.transport.Transport`. A
+    service takes the steps of `prepare` and `evaluate` apart, to batch them over sessions: `admit` and `claim` check and may
+    be called by any thread, `make` by one thread at a time, `answer` by any.
     """
 
-    def __init__(self, model: ServerModel, hint: Any, kernels: ModuleType, store: SessionStore | None = None) -> None:
+    batch_ttl_s = float("inf")
+
+    def __init__(
+        self,
+        model: ServerModel,
+        hint: ServerHint,
+        weights: Sequence[Array],
+        kernels: Kernels,
+        store: SessionStore | None = None,
+    ) -> None:
         self.model = model
         self.hint = hint
-        self._work = arithmetic_for(model.weights, kernels)
         self.store = store or SessionStore()
-        self._kernels = kernels
+        self.kernels = kernels
+        self.weights = weights
+        self._ring = ring_of(model.params)
         self._admission = threading.Lock()
         self._places = [
-            (group.segment, group.width, start, start + group.rows)
+            (group.segment, (group.input_bits, group.result_bits), start)
             for group, start in zip(model.manifest.groups, model.manifest.starts, strict=True)
         ]
 
     @property
     def on_card(self) -> bool:
         """Whether rows are multiplied on a CUDA device, where one product at a time has all of it."""
-        return bool(self._kernels.name == "cuda")
-
-    @property
-    def arithmetic(self) -> Arithmetic:
-        """Where rows are multiplied."""
-        return self._work
+        return self.kernels.name == "cuda"
 
     @classmethod
     def build(
         cls,
         model: ServerModel,
-        kernels: ModuleType,
+        kernels: Kernels,
         progress: Progress | None = None,
         store: SessionStore | None = None,
-    ) -> tuple[Engine, dict[str, U32]]:
-        """An engine for a model and, for the compiler of a bundle, the client's tables ``a'`` by segment."""
-        hint, tables = build_hint(model.params, model.seed, model.hint_rows(), kernels, progress)
-        return cls(model, hint, kernels, store), tables
+        hints: Path | None = None,
+    ) -> Engine:
+        """An engine for a model; its hint is built from the weights, or read from ``hints`` if it was kept there before.
+
+        On a card a hint is built quicker than read, so none is kept.
+        """
+        weights = kernels.load_weights(model.weights)
+        mark, kept = fingerprint(model.params, model.seed, model.manifest), None
+        folder = None if hints is None or kernels.name == "cuda" else hints / f"{mark[:32]}-{kernels.name}"
+        if folder is not None:
+            kept = load_hint(folder, model.params, model.manifest.segments, kernels, mark)
+        if kept is not None:
+            return cls(model, kept, weights, kernels, store)
+        segments: dict[str, list[HintRows]] = {name: [] for name in model.manifest.segments}
+        for index, group in enumerate(model.manifest.groups):
+            segments[group.segment].append(HintRows(index, weights[index]))
+        hint = ServerHint.build(model.params, model.seed, segments, kernels, progress)
+        if folder is not None:
+            save_hint(folder, hint, kernels, mark)
+        return cls(model, hint, weights, kernels, store)
 
     # The transport, in process -------------------------------------------------------------------------------------------
 
@@ -118,173 +143,160 @@ class Engine:
     def stop(self) -> None:
         """Nothing: no call of this process waits for anybody."""
 
-    def load_epoch(self, session: str, epoch: int, keys: bytes) -> None:
-        """Take the packed key halves of a new epoch; numbers grow, and the old epoch's keys are forgotten."""
-        self._make_one(session, Upload(epoch, keys, (), tuple(self.model.manifest.segments)))
-
-    def prepare(self, session: str, epoch: int, masks: Sequence[MaskUpload], segments: Sequence[str]) -> None:
-        """Make the shares of masks of the current epoch; every check comes before any work. See `admit`."""
-        self._make_one(session, Upload(epoch, None, tuple(masks), tuple(segments)))
-
-    def _make_one(self, session: str, upload: Upload) -> None:
-        (error,) = self.make([self.admit(self.store.find(session), upload)])
+    def prepare(self, session: str, batches: Sequence[BatchUpload], segments: Sequence[str]) -> None:
+        """Make the shares of some batches; every check comes before any work. See `admit`."""
+        (error,) = self.make([self.admit(self.store.find(session), Upload(tuple(batches), tuple(segments)))])
         if error is not None:
             raise error
 
-    def evaluate(self, session: str, group: int, masks: Sequence[int], data: bytes) -> bytes:
-        """``W·b - h`` for packed rows of one group, one mask a row; packed results, row after row. See `claim`."""
-        return self.answer([self.claim(self.store.find(session), group, masks, data)])[0]
+    def evaluate(self, session: str, group: int, spans: Sequence[Span], data: Array, slots: int) -> Array:
+        """``W·b - h`` for packed rows of one group, one row of a batch each; packed results. Rows cannot come twice."""
+        return self.answer([self.claim(self.store.find(session), group, spans, data, slots, again=False)])[0]
 
-    def release(self, session: str, masks: Sequence[int]) -> None:
-        """Forget masks that the client will not use again."""
-        self.store.release(self.store.find(session), masks)
+    def release(self, session: str, batches: Sequence[int]) -> None:
+        """Forget batches that the client will not use again."""
+        self.store.release(self.store.find(session), batches)
 
     # Preparing -----------------------------------------------------------------------------------------------------------
 
-    def check_header(self, session: Session, upload: Upload, masks: int) -> None:
-        """Refuse what can be refused before the data of an upload of this many masks is received."""
-        manifest, params = self.model.manifest, self.model.params
-        segments = upload.segments
-        if not segments or len(set(segments)) != len(segments) or not set(segments) <= set(manifest.segments):
-            raise WireError(f"segments {list(segments)[:8]}, expected some of {list(manifest.segments)}")
-        if not 0 <= masks <= params.masks_per_epoch:
-            raise WireError(f"{masks} masks at once, an epoch has {params.masks_per_epoch}")
-        self.store.check_room(session, masks, masks * self._mask_bytes(segments))
+    def check_header(self, session: Session, segments: Sequence[str], batches: int) -> None:
+        """Refuse what can be refused before the data of an upload of this many batches is received."""
+        known = self.model.manifest.segments
+        if not segments or len(set(segments)) != len(segments) or not set(segments) <= set(known):
+            raise WireError(f"segments {list(segments)[:8]}, expected some of {list(known)}")
+        if not 0 <= batches <= MOST_BATCHES:
+            raise WireError(f"{batches} batches at once, expected up to {MOST_BATCHES}")
+        self.store.check_room(session, batches, batches * self.batch_bytes(segments))
 
     def admit(self, session: Session, upload: Upload) -> Admitted:
         """Check an upload against its session and promise it memory; its order among the session's uploads is set here.
 
-        Raises `WireError` for a wrong epoch, segment, set, number or length, `QuotaExceeded`.
+        Raises `WireError` for a wrong segment, number or length, `QuotaExceeded`.
         """
-        self.check_header(session, upload, len(upload.masks))
-        self._check_lengths(upload)
-        indices = {mask.index for mask in upload.masks}
-        numbers = [mask.number for mask in upload.masks]
-        each = self._mask_bytes(upload.segments)
+        self.check_header(session, upload.segments, len(upload.batches))
+        expected = self.model.params.batch_bytes
+        for batch in upload.batches:
+            if len(batch.data) != expected:
+                raise WireError(f"a batch has {len(batch.data)} bytes, expected {expected}")
+        numbers = [batch.number for batch in upload.batches]
+        each = self.batch_bytes(upload.segments)
         with self._admission:
-            if upload.keys is not None and upload.epoch <= session.epoch:
-                raise WireError(f"epoch {upload.epoch} is not newer than {session.epoch}")
-            if upload.keys is None and (session.epoch < 0 or upload.epoch != session.epoch):
-                raise WireError(f"masks of epoch {upload.epoch}, but the session's epoch is {session.epoch}")
-            used = set() if upload.keys is not None else session.used_sets
-            if len(indices) != len(numbers) or used & indices:
-                raise WireError("a set of this epoch is used twice")
             if any(number <= before for before, number in zip([session.highest, *numbers], numbers, strict=False)):
-                raise WireError("mask numbers do not grow")
-            key_bytes = 4 * 6 * len(self.model.params.automorphisms) * self.model.params.N if session.epoch < 0 else 0
-            used, highest = used | indices, max([session.highest, *numbers])
-            self.store.reserve(session, len(numbers), len(numbers) * each + key_bytes)
-            session.epoch, session.used_sets, session.highest = upload.epoch, used, highest
+                raise WireError("batch numbers do not grow")
+            self.store.reserve(session, len(numbers), len(numbers) * each)
+            session.highest = max([session.highest, *numbers])
         return Admitted(session, upload, each)
 
-    def make(self, batch: Sequence[Admitted]) -> list[Exception | None]:
-        """Prepare uploads of any sessions, all for the same segments, in one pass over Ĥ; what went wrong with each.
+    def make(self, items: Sequence[Admitted]) -> list[Exception | None]:
+        """Prepare uploads of any sessions, all for the same segments, in one pass over G; what went wrong with each.
 
-        Raises what fails all of them. Whatever happens, memory promised to an upload whose masks are not kept is given back.
+        Raises what fails all of them. Whatever happens, memory promised to an upload whose batches are not kept is given back.
         """
         errors: dict[Admitted, Exception] = {}
-        promised = dict.fromkeys(batch)
+        promised = dict.fromkeys(items)
         try:
-            decoded: dict[Admitted, list[MaskHalf]] = {}
-            for item in batch:
+            decoded: dict[Admitted, Array] = {}
+            for item in items:
                 try:
                     decoded[item] = self._decode(item)
                 except Exception as error:
                     errors[item] = error
-            halves = [half for own in decoded.values() for half in own]
-            shares = self.hint.prepare(halves, batch[0].upload.segments) if halves else {}
+            points = [own for own in decoded.values() if len(own)]
+            shares = self.hint.prepare(self.kernels.concatenate(points), items[0].upload.segments) if points else {}
             first = 0
-            for item, own in decoded.items():
+            for item in decoded:
                 try:
                     self._keep(item, shares, first)
                     del promised[item]
                 except Exception as error:
                     errors[item] = error
-                first += len(own)
+                first += len(item.upload.batches)
         finally:
             for item in promised:
                 self.give_back(item)
-        return [errors.get(item) for item in batch]
+        return [errors.get(item) for item in items]
 
     def give_back(self, item: Admitted) -> None:
         """Take back the promise of memory to an upload that is not made."""
-        count = len(item.upload.masks)
-        self.store.unreserve(item.session, count, count * item.mask_bytes)
+        count = len(item.upload.batches)
+        self.store.unreserve(item.session, count, count * item.batch_bytes)
 
-    def _decode(self, item: Admitted) -> list[MaskHalf]:
-        upload, params, session = item.upload, self.model.params, item.session
-        if upload.keys is not None:
-            self.store.load_keys(session, None)
-            halves = codec.decode_keys(upload.keys, params, cpu)
-            self.store.load_keys(session, (upload.epoch, prepare_keys(halves, params, self._kernels)))
-        keys = session.keys
-        if session.closed:
+    def batch_bytes(self, segments: Iterable[str]) -> int:
+        """Bytes that a batch of these segments is counted with."""
+        manifest, params = self.model.manifest, self.model.params
+        shares = sum(share_bytes(params, manifest.segments[name]) for name in segments)
+        return shares + record_bytes(params.T, len(manifest.groups))
+
+    def _decode(self, item: Admitted) -> Array:
+        if item.session.closed:
             raise UnknownSession("the session was closed")
-        if keys is None or keys[0] != upload.epoch:
-            raise WireError(f"the keys of epoch {upload.epoch} did not arrive, or newer ones did")
-        return [MaskHalf(mask.index, codec.decode_mask(mask.data, params, cpu), keys[1]) for mask in upload.masks]
+        packed = [self.kernels.asarray(batch.data).reshape(1, -1) for batch in item.upload.batches]
+        size = self.model.params.batch_bytes
+        data = self.kernels.concatenate(packed) if packed else self.kernels.asarray(np.empty((0, size), dtype=np.uint8))
+        return self.kernels.decode_batches(data, self._ring)
 
-    def _keep(self, item: Admitted, shares: dict[str, Any], first: int) -> None:
-        """Keep copies of an upload's shares, which begin at ``first``."""
+    def _keep(self, item: Admitted, shares: dict[str, Array], first: int) -> None:
+        """Keep an upload's part of the shares, which begins at batch ``first``."""
         own = {
-            mask.number: {name: self._work.own(shares[name][position]) for name in item.upload.segments}
-            for position, mask in enumerate(item.upload.masks, first)
+            batch.number: {name: shares[name][position] for name in item.upload.segments}
+            for position, batch in enumerate(item.upload.batches, first)
         }
-        self.store.keep(item.session, own, item.mask_bytes)
-
-    def _check_lengths(self, upload: Upload) -> None:
-        params = self.model.params
-        if upload.keys is not None and len(upload.keys) != params.epoch_key_bytes:
-            raise WireError(f"epoch keys have {len(upload.keys)} bytes, expected {params.epoch_key_bytes}")
-        for mask in upload.masks:
-            if len(mask.data) != params.mask_bytes:
-                raise WireError(f"a mask has {len(mask.data)} bytes, expected {params.mask_bytes}")
-            if not 0 <= mask.index < params.masks_per_epoch:
-                raise WireError(f"set {mask.index} is not below {params.masks_per_epoch}")
-
-    def _mask_bytes(self, segments: Iterable[str]) -> int:
-        manifest = self.model.manifest
-        return mask_bytes(sum(manifest.segments.get(name, 0) for name in segments), len(manifest.groups))
+        self.store.keep(item.session, own, item.batch_bytes)
 
     # Online --------------------------------------------------------------------------------------------------------------
 
-    def claim(self, session: Session, group: int, masks: Sequence[int], data: bytes) -> Claim:
-        """Match packed rows with the shares of their masks.
+    def claim(
+        self, session: Session, group: int, spans: Sequence[Span], data: Array, slots: int, *, again: bool = True
+    ) -> Claim:
+        """Match packed rows [R, bytes] with the shares of their batches, for the group's first ``slots`` outputs.
 
-        The same bytes for the same mask and group may come again (a lost reply); other bytes raise `MaskReused`. Raises
-        `UnknownMask`, and `WireError` for what does not fit the manifest.
+        With ``again`` the same bytes for the same rows may come once more (a lost reply); other bytes raise `RowReused`.
+        Raises `UnknownBatch`, and `WireError` for what does not fit the manifest.
         """
         if not 0 <= group < len(self._places):
             raise WireError(f"group {group} is not one of {len(self._places)}")
-        segment, width, start, stop = self._places[group]
-        rows = codec.rows_from(data, len(masks), width, self.model.params.spec.input_bits)
-        if len(masks) > 1 and len(set(masks)) != len(masks):
-            raise MaskReused("one mask for two rows")
-        claim = self.store.claim
-        shares = [
-            claim(session, number, group, segment, row.data)[start:stop] for number, row in zip(masks, rows, strict=True)
-        ]
-        return Claim(group, rows, shares)
+        segment, (up, _), _ = self._places[group]
+        info = self.model.manifest.groups[group]
+        if not 0 < slots <= info.rows:
+            raise WireError(f"{slots} outputs of group {group}, which has {info.rows}")
+        row_bytes = packed_bytes(info.width, up)
+        if tuple(data.shape) != (rows_of(list(spans)), row_bytes):
+            raise WireError(f"{tuple(data.shape)} bytes for {rows_of(list(spans))} rows of {row_bytes} bytes")
+        parts, first = [], 0
+        for span in spans:
+            parts.append(np.ascontiguousarray(data[first : first + span.count]).data if again else None)
+            first += span.count
+        return Claim(group, data, self.store.claim(session, spans, group, segment, parts), slots)
+
+    def claim_row(self, session: str, groups: Sequence[int], span: Span) -> dict[str, Rows]:
+        """Spend one row for all these groups at once, where rows cannot come twice; its shares by segment."""
+        own, found = self.store.find(session), {}
+        for group in groups:
+            segment = self._places[group][0]
+            found[segment] = self.store.claim(own, [span], group, segment, [None])[0]
+        return found
 
     def prefetch_after(self, group: int) -> Iterator[object]:
         """Steps that bring the weights of the group behind this one into the caches: a pass takes groups in their order."""
-        return self._work.prefetch((group + 1) % len(self._places))
+        return self.kernels.prefetch(self.weights[(group + 1) % len(self._places)])
 
     def work(self, claim: Claim) -> int:
         """Multiply-adds of a claim."""
-        return len(claim.shares) * self.model.weights[claim.group].size
+        return claim.count * self.model.weights[claim.group].size
 
-    def answer(self, claims: Sequence[Claim], *, serial: bool = False) -> list[bytes]:
-        """The packed results of some claims on one group, with one pass over its weights.
+    def answer(self, claims: Sequence[Claim], *, serial: bool = False) -> list[Array]:
+        """The packed results of some claims on one group and as many outputs, with one pass over its weights.
 
         ``serial`` keeps it on the calling thread.
         """
-        spec, group = self.model.params.spec, claims[0].group
-        shares = [share for claim in claims for share in claim.shares]
-        rows = claims[0].rows if len(claims) == 1 else np.concatenate([claim.rows for claim in claims])
-        packed = self._work.reply(group, rows, shares, spec.input_bits, spec.result_bits, serial=serial)
+        group, slots, kernels = claims[0].group, claims[0].slots, self.kernels
+        _, bits, column = self._places[group]
+        shares = [part for claim in claims for part in claim.shares]
+        rows = [kernels.asarray(claim.rows) for claim in claims]
+        together = rows[0] if len(rows) == 1 else kernels.concatenate(rows)
+        packed = kernels.answer(together, self.weights[group][:slots], shares, column, bits, serial=serial)
         replies, first = [], 0
         for claim in claims:
-            replies.append(packed[first : first + len(claim.shares)].tobytes())
-            first += len(claim.shares)
+            replies.append(packed[first : first + claim.count])
+            first += claim.count
         return replies

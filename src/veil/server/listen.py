@@ -9,13 +9,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2
 
 from veil.errors import BundleError
+from veil.kernels.interface import Kernels
 from veil.model.server_bundle import client_digest, load_server
 from veil.priority import in_thread_of_its_own
 from veil.process import raise_file_limit
@@ -39,10 +39,10 @@ def server_limits(max_sessions: int = 64, memory_gib: float = 4.0) -> Limits:
     return Limits(
         max_sessions=max_sessions,
         max_sessions_per_owner=max(1, max_sessions // 4),
-        max_masks_per_session=4096,
+        max_batches_per_session=64,
         memory_bytes=int(memory_gib * (1 << 30)),
         session_ttl_s=900.0,
-        mask_ttl_s=3600.0,
+        batch_ttl_s=3600.0,
     )
 
 
@@ -65,7 +65,7 @@ class ServerConfig:
     call_s: float = 120.0
     silent_s: float = 300.0
     sweep_s: float = 2.0
-    batch_masks: int = 16
+    most_batches: int = 4
 
     def check(self) -> None:
         """Raise `ValueError` for an address that others can reach and that is not protected."""
@@ -93,11 +93,13 @@ class ServerConfig:
 def build_bundles(
     halves: dict[str, Path],
     offers: dict[str, Path],
-    kernels: ModuleType,
+    kernels: Kernels,
     store: SessionStore,
     progress: Progress | None = None,
+    hints: Path | None = None,
 ) -> dict[str, Served]:
-    """Load server halves by name and build their hints; ``offers`` are client halves by the same names."""
+    """Load server halves by name and build their hints; ``offers`` are client halves by the same names,
+    ``hints`` a folder where hints are kept for the next start."""
     unknown = sorted(set(offers) - set(halves))
     if unknown:
         raise ValueError(f"--offer names {unknown[0]!r}, which is not served; served are {', '.join(halves)}")
@@ -110,7 +112,7 @@ def build_bundles(
                 f"{offers[name]} is not the client half that was compiled with {path}: its digest is {offer.digest}, not "
                 f"{digest}; offer the one beside it"
             )
-        engine, _ = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, store))
+        engine = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, store, hints))
         bundles[name] = Served(engine, digest, offer)
     return bundles
 
@@ -133,7 +135,7 @@ class Server:
         self.config = config
         self.store = store
         self.metrics = Metrics()
-        self._worker = PreparationWorker(config.batch_masks, self.metrics.computed)
+        self._worker = PreparationWorker(config.most_batches, self.metrics.computed)
         models = [served.engine.model for served in bundles.values()]
         message_bytes = methods.largest_message((model.params, model.manifest) for model in models)
         threads = 4 * min(config.limits.max_sessions, 64) + 16
@@ -236,9 +238,9 @@ class Server:
     def _gauges(self) -> None:
         readings: dict[str, tuple[str, Any]] = {
             "sessions": ("Open sessions", lambda: self.store.count),
-            "masks_ready": ("Prepared masks that wait for their rows", lambda: self.store.mask_count),
-            "masks_queued": ("Masks that wait to be prepared", lambda: self._worker.waiting),
-            "mask_memory_bytes": ("Memory of keys and masks", lambda: self.store.used_bytes),
+            "batches_ready": ("Prepared batches that wait for their rows", lambda: self.store.batch_count),
+            "batches_queued": ("Batches that wait to be prepared", lambda: self._worker.waiting),
+            "batch_memory_bytes": ("Memory of prepared batches", lambda: self.store.used_bytes),
             "streams": ("Open streams", lambda: self.service.calls.count + (self._lane.count if self._lane else 0)),
         }
         for name, (text, read) in readings.items():

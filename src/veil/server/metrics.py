@@ -16,7 +16,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._rows = self._counter("rows", "Encrypted rows multiplied")
-        self._masks = self._counter("masks", "Masks prepared")
+        self._batches = self._counter("batches", "Batches of rows prepared")
         self._seconds = self._counter("seconds", "Seconds of computation", ["phase"])
         self._bytes = self._counter("bytes", "Payload bytes", ["direction"])
         self._calls = self._counter("calls", "Calls that ended", ["method", "result"])
@@ -31,8 +31,8 @@ class Metrics:
         Gauge(f"veil_{name}", text, registry=self.registry).set_function(read)
 
     def computed(self, phase: str, count: int, seconds: float) -> None:
-        """``count`` masks (phase ``prepare``) or rows (phase ``evaluate``) took this long."""
-        (self._masks if phase == "prepare" else self._rows).inc(count)
+        """``count`` batches (phase ``prepare``) or rows (phase ``evaluate``) took this long."""
+        (self._batches if phase == "prepare" else self._rows).inc(count)
         self._seconds_of[phase].inc(seconds)
 
     def moved(self, received: int, sent: int) -> None:

@@ -1,16 +1,20 @@
-"""The online step for one stream of rows, whatever carries it: find the session, claim the masks, multiply, reply."""
+"""The online step for one stream of rows, whatever carries it: find the session, claim the rows, multiply, reply."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from veil.errors import WireError
+from veil.server.engine import Claim
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
 from veil.server.scheduler import OnlineTurns
 from veil.server.store import Session, SessionStore
+from veil.wire import codec
 from veil.wire import veil_pb2 as pb
 from veil.wire.eager import NOTHING
 from veil.wire.envelope import seal, unseal
+from veil.wire.messages import rows_of
 
 _TELL_BYTES = 1 << 18
 """Bytes that move between two updates of the metrics."""
@@ -36,16 +40,26 @@ class RowStream:
         session = self._find(request.session)
         if request.release:
             self._store.release(session, request.release)
-        claim = session.engine.claim(session, request.group, request.masks, request.rows)
+        claim = self._claim(session, request)
         rows = self._turns.answer(session.engine, claim)
         self.meanwhile = session.engine.prefetch_after(request.group)
         reply = seal(pb.EvaluateReply(sequence=request.sequence, rows=rows))
         self._received += len(data)
         self._sent += len(reply)
-        self._rows += len(claim.shares)
+        self._rows += claim.count
         if self._received + self._sent > _TELL_BYTES:
             self._tell()
         return reply
+
+    @staticmethod
+    def _claim(session: Session, request: pb.EvaluateRequest) -> Claim:
+        spans, manifest = codec.spans_from(request.spans), session.engine.model.manifest
+        if request.group >= len(manifest.groups):
+            raise WireError(f"group {request.group} is not one of {len(manifest.groups)}")
+        group = manifest.groups[request.group]
+        data = codec.rows_from(request.rows, rows_of(spans), group.width, group.input_bits)
+        claim: Claim = session.engine.claim(session, request.group, spans, data, request.slots or group.rows)
+        return claim
 
     def adopt(self, name: str) -> Session:
         """Make a session this stream's; `UnknownSession` if it is not its owner's."""

@@ -1,4 +1,4 @@
-"""Who computes when: one worker prepares masks of all sessions, online products take turns and never wait for it."""
+"""Who computes when: one worker prepares batches of all sessions, online products take turns and never wait for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORTH_THREADS = 8 << 20
 """Multiply-adds of a product from which on it pays to wake other threads: a third of a millisecond on one."""
 
 Observer = Callable[[str, int, float], None]
-"""(``prepare`` or ``evaluate``, masks or rows, seconds)"""
+"""(``prepare`` or ``evaluate``, batches or rows, seconds)"""
 
 
 def _unobserved(kind: str, count: int, seconds: float) -> None: ...
@@ -34,13 +34,13 @@ class _Job:
 
 
 class PreparationWorker:
-    """One thread that prepares waiting uploads, several sessions' at once, ``batch_masks`` or one upload a pass.
+    """One thread that prepares waiting uploads, several sessions' at once, ``most_batches`` or one upload a pass.
 
     On Linux each pass, and with it the kernels' threads that it starts, yields the cores to online work.
     """
 
-    def __init__(self, batch_masks: int = 16, observer: Observer = _unobserved) -> None:
-        self._batch_masks = batch_masks
+    def __init__(self, most_batches: int = 4, observer: Observer = _unobserved) -> None:
+        self._most_batches = most_batches
         self._observe = observer
         self._jobs: list[_Job] = []
         self._changed = threading.Condition()
@@ -50,12 +50,12 @@ class PreparationWorker:
 
     @property
     def waiting(self) -> int:
-        """Masks that wait."""
+        """Batches that wait."""
         with self._changed:
-            return sum(len(job.item.upload.masks) for job in self._jobs)
+            return sum(len(job.item.upload.batches) for job in self._jobs)
 
     def submit(self, engine: Engine, item: Admitted) -> Future[None]:
-        """Queue an admitted upload; the future is done when its masks are usable."""
+        """Queue an admitted upload; the future is done when its rows are usable."""
         job = _Job(item, engine)
         with self._changed:
             if self._stopping:
@@ -94,13 +94,13 @@ class PreparationWorker:
         first = self._jobs[0]
         batch: list[_Job] = []
         passed: set[str] = set()
-        masks = 0
+        batches = 0
         for job in list(self._jobs):
-            count, session = len(job.item.upload.masks), job.item.session.name
+            count, session = len(job.item.upload.batches), job.item.session.name
             fits = job.engine is first.engine and job.item.upload.segments == first.item.upload.segments
-            if fits and session not in passed and (not batch or masks + count <= self._batch_masks):
+            if fits and session not in passed and (not batch or batches + count <= self._most_batches):
                 batch.append(job)
-                masks += count
+                batches += count
                 self._jobs.remove(job)
             else:
                 passed.add(session)
@@ -111,8 +111,8 @@ class PreparationWorker:
         errors: list[Exception | None]
         try:
             errors = batch[0].engine.make([job.item for job in batch])
-            masks = sum(len(job.item.upload.masks) for job in batch)
-            self._observe("prepare", masks, time.perf_counter() - start)
+            batches = sum(len(job.item.upload.batches) for job in batch)
+            self._observe("prepare", batches, time.perf_counter() - start)
         except Exception as failure:
             errors = [failure] * len(batch)
         for job, error in zip(batch, errors, strict=True):
@@ -127,9 +127,9 @@ def _told(error: Exception) -> VeilError:
     if isinstance(error, VeilError):
         return error
     if isinstance(error, MemoryError):
-        return QuotaExceeded("the server is out of memory for masks; try again later")
+        return QuotaExceeded("the server is out of memory for batches; try again later")
     _LOG.error("preparing failed", exc_info=error)
-    return VeilError("the server failed while it prepared masks; its log says why")
+    return VeilError("the server failed while it prepared batches; its log says why")
 
 
 @dataclass(eq=False)
@@ -179,14 +179,14 @@ class OnlineTurns:
                 self._changed.wait()
                 if asked.done:
                     return []
-            batch, rows = [asked], len(asked.claim.shares)
+            batch, rows = [asked], asked.claim.count
             self._waiting.remove(asked)
             for other in list(self._waiting):
-                same = other.engine is asked.engine and other.claim.group == asked.claim.group
-                if same and rows + len(other.claim.shares) <= self._batch_rows:
+                same = other.engine is asked.engine and other.claim.asks_like(asked.claim)
+                if same and rows + other.claim.count <= self._batch_rows:
                     self._waiting.remove(other)
                     batch.append(other)
-                    rows += len(other.claim.shares)
+                    rows += other.claim.count
             self._running += 1
             return batch
 
@@ -196,12 +196,12 @@ class OnlineTurns:
         try:
             serial = self._running > 1 or sum(engine.work(claim) for claim in claims) < _WORTH_THREADS
             for asked, reply in zip(batch, engine.answer(claims, serial=serial), strict=True):
-                asked.reply = reply
+                asked.reply = engine.kernels.to_numpy(reply).tobytes()
         except Exception as error:
             for asked in batch:
                 asked.failed = error
         else:
-            self._observe("evaluate", sum(len(claim.shares) for claim in claims), time.perf_counter() - start)
+            self._observe("evaluate", sum(claim.count for claim in claims), time.perf_counter() - start)
         finally:
             with self._changed:
                 self._running -= 1

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, NoReturn
 
 import grpc
+import numpy as np
 from google.protobuf.message import Message
 
 from veil import __version__
@@ -27,7 +28,7 @@ from veil.server.tokens import Tokens
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
-from veil.wire.messages import MaskUpload, Upload
+from veil.wire.messages import BatchUpload, Upload
 
 Call = Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]
 _LOG = logging.getLogger("veil.server")
@@ -120,8 +121,8 @@ class Service:
         return pb.OpenReply(
             session=session.name,
             session_ttl_s=_whole(limits.session_ttl_s),
-            mask_ttl_s=_whole(limits.mask_ttl_s),
-            most_masks=_whole(limits.max_masks_per_session),
+            batch_ttl_s=_whole(limits.batch_ttl_s),
+            most_batches=_whole(limits.max_batches_per_session),
             message_bytes=self._shared.message_bytes,
             rows_port=self.rows_port,
             rows_ticket=session.ticket if self.rows_port else "",
@@ -135,27 +136,22 @@ class Service:
         return pb.CloseReply()
 
     def prepare(self, messages: Iterator[bytes], owner: str) -> Message:
-        """Receive one upload, checked piece by piece, and wait until its masks are usable."""
+        """Receive one upload, checked piece by piece, and wait until its rows are usable."""
         header = _part(next(messages, b""), "header").header
         session = self._shared.store.find(header.session, owner)
-        empty = Upload(header.epoch, None, (), tuple(header.segments))
-        session.engine.check_header(session, empty, header.masks)
+        segments = tuple(header.segments)
+        session.engine.check_header(session, segments, header.batches)
         received = 0
-        keys: bytes | None = None
-        masks: list[MaskUpload] = []
+        batches: list[BatchUpload] = []
         for data in messages:
             received += len(data)
-            kind = "keys" if header.has_keys and keys is None else "mask"
-            part = _part(data, kind)
-            if kind == "keys":
-                keys = part.keys.data
-            elif len(masks) == header.masks:
-                raise WireError(f"more masks than the {header.masks} that were announced")
-            else:
-                masks.append(MaskUpload(part.mask.number, part.mask.index, part.mask.data))
-        if len(masks) != header.masks or (keys is None) == header.has_keys:
-            raise WireError(f"{len(masks)} masks came, {header.masks} were announced")
-        upload = Upload(header.epoch, keys, tuple(masks), empty.segments)
+            part = _part(data, "batch").batch
+            if len(batches) == header.batches:
+                raise WireError(f"more batches than the {header.batches} that were announced")
+            batches.append(BatchUpload(part.number, np.frombuffer(part.data, dtype=np.uint8)))
+        if len(batches) != header.batches:
+            raise WireError(f"{len(batches)} batches came, {header.batches} were announced")
+        upload = Upload(tuple(batches), segments)
         start = time.perf_counter()
         done = self._shared.worker.submit(session.engine, session.engine.admit(session, upload))
         try:
@@ -166,12 +162,12 @@ class Service:
         event(
             "prepared",
             session=alias(session.name),
-            masks=len(masks),
-            segments=list(empty.segments),
+            batches=len(batches),
+            segments=list(segments),
             bytes=received,
             seconds=round(time.perf_counter() - start, 4),
         )
-        return pb.PrepareReply(masks=len(masks))
+        return pb.PrepareReply(batches=len(batches))
 
     def evaluate(self, messages: Iterator[bytes], owner: str, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Answer rows in order; a new stream of a session ends its older one."""
@@ -287,7 +283,7 @@ class Service:
 def _part(data: bytes, kind: str) -> Any:
     request = unseal(data, pb.PrepareRequest)
     if request.WhichOneof("part") != kind:
-        raise WireError(f"an upload goes header, keys if announced, masks; expected the {kind}")
+        raise WireError(f"an upload goes header, then batches; expected the {kind}")
     return request
 
 

@@ -1,4 +1,4 @@
-"""Sessions and the masks that wait in them: who owns what, how much memory it takes, and how long it is kept."""
+"""Sessions and the batches of rows that wait in them: who owns what, how much memory it takes, how long it is kept."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from veil.crypto.hint import PreparedKeys
-from veil.errors import MaskReused, QuotaExceeded, UnknownMask, UnknownSession
-
-U32 = NDArray[np.uint32]
+from veil.errors import QuotaExceeded, RowReused, UnknownBatch, UnknownSession, WireError
+from veil.kernels.interface import Array, Rows
+from veil.wire.messages import Span
 
 _REMEMBERED = 1024
-_RECORD_BYTES = 128  # of Python objects for each group that a mask was used for
+_RECORD_BYTES = 192  # of Python objects for each group and row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,40 +26,55 @@ class Limits:
 
     max_sessions: int = 1 << 30
     max_sessions_per_owner: int = 1 << 30
-    max_masks_per_session: int = 1 << 30
+    max_batches_per_session: int = 1 << 30
     memory_bytes: int = 1 << 62
     session_ttl_s: float = float("inf")
-    mask_ttl_s: float = float("inf")
+    batch_ttl_s: float = float("inf")
+
+
+class _Claimed:
+    """Which rows of a batch came for one group: spans in their order, each with a digest of its bytes."""
+
+    __slots__ = ("_spans", "_upto")
+
+    def __init__(self) -> None:
+        self._upto = 0
+        self._spans: dict[int, tuple[int, bytes | None]] = {}
+
+    def claim(self, span: Span, digest: bytes | None) -> None:
+        """Note that a span came; the same again is allowed where it has a digest, anything else raises `RowReused`."""
+        if span.first >= self._upto:
+            self._upto = span.first + span.count
+            self._spans[span.first] = span.count, digest
+        elif digest is None or self._spans.get(span.first) != (span.count, digest):
+            raise RowReused(f"rows from {span.first} of batch {span.batch} were used before, with other bytes")
 
 
 @dataclass(eq=False)
-class Mask:
-    """A prepared mask: its shares h by segment, a digest of what came for each group, and its size."""
+class Batch:
+    """A prepared batch: its shares h [T, slots] by segment, which rows came for each group, and its size."""
 
-    shares: dict[str, U32]
+    shares: dict[str, Array]
     expires: float
     nbytes: int
-    seen: dict[int, bytes] = field(default_factory=dict)
+    claimed: dict[int, _Claimed] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
 class Session:
-    """One client's keys of the current epoch and its masks.
+    """One client's batches.
 
-    ``keys``, ``masks``, ``waiting``, ``nbytes`` and ``closed`` change under the store's lock; whoever reads one of them
-    without it reads it once. ``epoch``, ``used_sets`` and ``highest`` change under the lock of the engine's `admit`. No lock
-    guards ``touched``, a time that any call writes, nor ``on_close``, which the session's newest stream of rows replaces.
+    ``batches``, ``waiting``, ``nbytes`` and ``closed`` change under the store's lock; whoever reads one of them without it
+    reads it once. ``highest`` changes under the lock of the engine's `admit`. No lock guards ``touched``, a time that any
+    call writes, nor ``on_close``, which the session's newest stream of rows replaces.
     """
 
     name: str
     owner: str
     engine: Any
     touched: float
-    epoch: int = -1
-    keys: tuple[int, PreparedKeys] | None = None
-    used_sets: set[int] = field(default_factory=set)
     highest: int = -1
-    masks: dict[int, Mask] = field(default_factory=dict)
+    batches: dict[int, Batch] = field(default_factory=dict)
     waiting: int = 0
     nbytes: int = 0
     closed: bool = False
@@ -84,7 +95,7 @@ class SessionStore:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes that keys and masks of all sessions hold or are promised."""
+        """Bytes that the batches of all sessions hold or are promised."""
         return self._used_bytes
 
     @property
@@ -93,10 +104,10 @@ class SessionStore:
         return len(self._sessions)
 
     @property
-    def mask_count(self) -> int:
-        """Prepared masks of all sessions."""
+    def batch_count(self) -> int:
+        """Prepared batches of all sessions."""
         with self._lock:
-            return sum(len(session.masks) for session in self._sessions.values())
+            return sum(len(session.batches) for session in self._sessions.values())
 
     def open(self, owner: str, engine: Any) -> Session:
         """A new session with an unguessable name; `QuotaExceeded` when there are as many as allowed.
@@ -151,7 +162,7 @@ class SessionStore:
         self._notify([session])
 
     def expire(self) -> None:
-        """Forget sessions and masks whose time is over."""
+        """Forget sessions and batches whose time is over."""
         now, limits = self._clock(), self.limits
         over = []
         with self._lock:
@@ -163,79 +174,78 @@ class SessionStore:
                     while len(self._expired) > _REMEMBERED:
                         self._expired.popitem(last=False)
                     continue
-                late = [number for number, mask in session.masks.items() if mask.expires < now]
+                late = [number for number, batch in session.batches.items() if batch.expires < now]
                 self._drop(session, late)
         self._notify(over)
 
-    def check_room(self, session: Session, masks: int, nbytes: int) -> None:
+    def check_room(self, session: Session, batches: int, nbytes: int) -> None:
         """Refuse what `reserve` would refuse now."""
         with self._lock:
-            self._refuse(session, masks, nbytes)
+            self._refuse(session, batches, nbytes)
 
-    def reserve(self, session: Session, masks: int, nbytes: int) -> None:
+    def reserve(self, session: Session, batches: int, nbytes: int) -> None:
         """Promise memory for an upload before it is made; `QuotaExceeded` names the limit that it would pass."""
         with self._lock:
-            self._refuse(session, masks, nbytes)
+            self._refuse(session, batches, nbytes)
             self._used_bytes += nbytes
             session.nbytes += nbytes
-            session.waiting += masks
+            session.waiting += batches
 
-    def unreserve(self, session: Session, masks: int, nbytes: int) -> None:
+    def unreserve(self, session: Session, batches: int, nbytes: int) -> None:
         """Take back a promise that `reserve` made."""
         with self._lock:
-            session.waiting -= masks
+            session.waiting -= batches
             self._free(session, nbytes)
 
-    def keep(self, session: Session, shares: dict[int, dict[str, U32]], nbytes: int) -> None:
-        """Keep an upload's masks, of ``nbytes`` each, that memory was promised for: all, or none if this raises."""
-        expires = self._clock() + self.limits.mask_ttl_s
-        masks = {number: Mask(share, expires, nbytes) for number, share in shares.items()}
+    def keep(self, session: Session, shares: dict[int, dict[str, Array]], nbytes: int) -> None:
+        """Keep an upload's batches, of ``nbytes`` each, that memory was promised for: all, or none if this raises."""
+        expires = self._clock() + self.limits.batch_ttl_s
+        batches = {number: Batch(share, expires, nbytes) for number, share in shares.items()}
         with self._lock:
             if not session.closed:
-                session.masks.update(masks)
-            session.waiting -= len(masks)
+                session.batches.update(batches)
+            session.waiting -= len(batches)
 
-    def load_keys(self, session: Session, keys: tuple[int, PreparedKeys] | None) -> None:
-        """Make these the session's keys, with their epoch's number; `UnknownSession` once it was closed."""
+    def release(self, session: Session, batches: Iterable[int]) -> None:
+        """Forget some of a session's batches; numbers that it does not have are passed over."""
         with self._lock:
-            if session.closed:
-                raise UnknownSession("the session was closed")
-            session.keys = keys
+            self._drop(session, {number for number in batches if number in session.batches})
 
-    def release(self, session: Session, masks: Iterable[int]) -> None:
-        """Forget some of a session's masks; numbers that it does not have are passed over."""
-        with self._lock:
-            self._drop(session, {number for number in masks if number in session.masks})
+    def claim(self, session: Session, spans: Sequence[Span], group: int, segment: str, data: Sequence[Any]) -> list[Rows]:
+        """The shares of a batch's segment for these rows of a group and no others: the one rule by which rows are spent.
 
-    def claim(self, session: Session, number: int, group: int, segment: str, row: bytes | memoryview) -> U32:
-        """The share [slots] of a mask's segment, for this row of a group and no other.
-
-        Raises `UnknownMask`, and `MaskReused` when another row came before.
+        ``data`` are the spans' bytes, or None each where nothing can come twice. Raises `UnknownBatch`, `WireError` for rows
+        that no batch has, and `RowReused` when other bytes came before.
         """
-        digest = hashlib.blake2b(row, digest_size=16).digest()
+        digests = [None if part is None else hashlib.blake2b(part, digest_size=16).digest() for part in data]
         now = self._clock()
         with self._lock:
-            mask = session.masks.get(number)
-            if mask is None or segment not in mask.shares:
-                raise UnknownMask(f"mask {number} is not prepared for the {segment} of the model")
-            if mask.expires < now:
-                raise UnknownMask(f"mask {number} expired after {self.limits.mask_ttl_s:g} s; prepare fresh ones")
-            if mask.seen.setdefault(group, digest) != digest:
-                raise MaskReused(f"mask {number} was used for group {group} with other bytes")
-            return mask.shares[segment]
+            found = []
+            for span in spans:
+                batch = session.batches.get(span.batch)
+                if batch is None or segment not in batch.shares:
+                    raise UnknownBatch(f"batch {span.batch} is not prepared for the {segment} of the model")
+                if batch.expires < now:
+                    raise UnknownBatch(f"batch {span.batch} expired after {self.limits.batch_ttl_s:g} s; prepare fresh ones")
+                if not (span.first >= 0 and span.count > 0 and span.first + span.count <= len(batch.shares[segment])):
+                    raise WireError(f"rows {span.first} to {span.first + span.count} are not those of a batch")
+                found.append(batch)
+            for span, batch, digest in zip(spans, found, digests, strict=True):
+                batch.claimed.setdefault(group, _Claimed()).claim(span, digest)
+            return [Rows(batch.shares[segment], span.first, span.count) for span, batch in zip(spans, found, strict=True)]
 
-    def _refuse(self, session: Session, masks: int, nbytes: int) -> None:
-        limits, held = self.limits, len(session.masks) + session.waiting
+    def _refuse(self, session: Session, batches: int, nbytes: int) -> None:
+        limits, held = self.limits, len(session.batches) + session.waiting
         if session.closed:
             raise UnknownSession("the session was closed")
-        if held + masks > limits.max_masks_per_session:
+        if held + batches > limits.max_batches_per_session:
             raise QuotaExceeded(
-                f"{held} masks wait and {masks} more were asked for; the server allows a session "
-                f"{limits.max_masks_per_session}: use a shorter prompt or a smaller pool"
+                f"{held} batches of rows wait and {batches} more were asked for; the server allows a session "
+                f"{limits.max_batches_per_session}: use a shorter prompt or a smaller pool"
             )
         if self._used_bytes + nbytes > limits.memory_bytes:
             raise QuotaExceeded(
-                f"{masks} more masks take {_mib(nbytes)} of the server's memory for masks, where "
+                f"{batches} more batches of rows take {_mib(nbytes)} of the server's memory for them, where "
                 f"{_mib(limits.memory_bytes - self._used_bytes)} of {_mib(limits.memory_bytes)} are free; "
                 + ("try again later, or with" if nbytes <= limits.memory_bytes else "ask its operator for more, or use")
                 + " a smaller pool"
@@ -244,13 +254,12 @@ class SessionStore:
     def _forget(self, session: Session) -> None:
         if self._sessions.pop(session.name, None) is not None:
             session.closed = True
-            session.masks.clear()
-            session.keys = None
+            session.batches.clear()
             self._free(session, session.nbytes)
 
     def _drop(self, session: Session, numbers: Iterable[int]) -> None:
         for number in numbers:
-            self._free(session, session.masks.pop(number).nbytes)
+            self._free(session, session.batches.pop(number).nbytes)
 
     def _free(self, session: Session, nbytes: int) -> None:
         nbytes = min(nbytes, session.nbytes)
@@ -268,6 +277,6 @@ def _mib(nbytes: int) -> str:
     return f"{nbytes / (1 << 20):.1f} MiB"
 
 
-def mask_bytes(slots: int, groups: int) -> int:
-    """Bytes that a prepared mask is counted with."""
-    return 4 * slots + _RECORD_BYTES * groups
+def record_bytes(rows: int, groups: int) -> int:
+    """Bytes of what is noted of a batch's rows, beside its shares."""
+    return _RECORD_BYTES * rows * groups

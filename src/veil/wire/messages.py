@@ -4,24 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from veil.kernels.interface import Array
 
-@dataclass(frozen=True)
-class MaskUpload:
-    """One mask as the client sends it: its number in the session, its set in the epoch, its packed ``b`` half."""
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows of one batch, as many as ``count`` from row ``first`` on."""
+
+    batch: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class BatchUpload:
+    """One batch as the client sends it: its number in the session, and its packed encryptions [bytes] uint8."""
 
     number: int
-    index: int
-    data: bytes
+    data: Array
 
     HEADER_BYTES = 5
-    """Bytes that number and set take on the wire."""
+    """Bytes that the number takes on the wire."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Upload:
-    """Masks of one epoch to prepare for some segments; ``keys``, packed, come with the epoch's first upload."""
+    """Batches to prepare for some segments."""
 
-    epoch: int
-    keys: bytes | None
-    masks: tuple[MaskUpload, ...]
+    batches: tuple[BatchUpload, ...]
     segments: tuple[str, ...]
+
+
+def rows_of(spans: tuple[Span, ...] | list[Span]) -> int:
+    """Rows of some spans together."""
+    return sum(span.count for span in spans)

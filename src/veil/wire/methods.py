@@ -10,12 +10,12 @@ from veil.model.folder import common_fields
 from veil.model.manifest import Manifest
 from veil.params import Params, packed_bytes
 from veil.seed import PublicSeed
-from veil.wire.messages import MaskUpload
+from veil.wire.messages import BatchUpload
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the messages; both sides must have the same."""
 
-SERVICE = "veil.v1.Veil"
+SERVICE = "veil.v2.Veil"
 DEFAULT_PORT = 8471
 
 SMALL_MESSAGE = 64 << 10
@@ -38,24 +38,23 @@ def fingerprint(params: Params, seed: PublicSeed, manifest: Manifest) -> str:
     return hashlib.sha256(header_of(params, seed, manifest).encode()).hexdigest()
 
 
-def row_bytes(params: Params, manifest: Manifest, group: int) -> int:
-    """Bytes of one row of a group in the larger direction, with its mask's number."""
-    info, spec = manifest.groups[group], params.spec
-    up, down = packed_bytes(info.width, spec.input_bits), packed_bytes(info.rows, spec.result_bits)
-    return max(up, down) + 10
+def row_bytes(manifest: Manifest, group: int) -> int:
+    """Bytes of one row of a group in the larger direction, with where it stands."""
+    info = manifest.groups[group]
+    return max(packed_bytes(info.width, info.input_bits), packed_bytes(info.rows, info.result_bits)) + 10
 
 
-def rows_in_message(params: Params, manifest: Manifest, group: int) -> int:
+def rows_in_message(manifest: Manifest, group: int) -> int:
     """How many rows of a group go into one message."""
-    return max(1, TARGET_MESSAGE // row_bytes(params, manifest, group))
+    return max(1, TARGET_MESSAGE // row_bytes(manifest, group))
 
 
 def largest_message(bundles: Iterable[tuple[Params, Manifest]]) -> int:
     """Bytes of the largest message that serving these bundles can need, either way."""
     sizes = [TARGET_MESSAGE]
     for params, manifest in bundles:
-        sizes += [params.epoch_key_bytes, params.mask_bytes + MaskUpload.HEADER_BYTES]
-        sizes += [row_bytes(params, manifest, group) for group in range(len(manifest.groups))]
+        sizes += [params.batch_bytes + BatchUpload.HEADER_BYTES]
+        sizes += [row_bytes(manifest, group) for group in range(len(manifest.groups))]
     return max(sizes) + SMALL_MESSAGE
 
 

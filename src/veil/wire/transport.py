@@ -1,4 +1,4 @@
-"""The seam between client and server: a handful of calls that carry bytes.
+"""The seam between client and server: a handful of calls that carry packed arrays.
 
 `veil.server.engine.Engine` has these methods itself, so an engine is the in-process transport; `veil.client.remote` has
 its twin over a network.
@@ -9,33 +9,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from veil.wire.messages import MaskUpload
+from veil.kernels.interface import Array
+from veil.wire.messages import BatchUpload, Span
 
 
 class Transport(Protocol):
     """What a client session needs from the other side.
 
-    Every call may raise `UnknownSession`: then the session and its masks are gone and a new one is needed.
+    Every call may raise `UnknownSession`: then the session and its batches are gone and a new one is needed.
     """
+
+    batch_ttl_s: float
+    """Seconds for which the other side keeps a batch."""
 
     def open(self) -> str:
         """A new session's name."""
 
-    def load_epoch(self, session: str, epoch: int, keys: bytes) -> None:
-        """Send the packed keys of a new epoch, or keep them until its first masks are sent."""
+    def prepare(self, session: str, batches: Sequence[BatchUpload], segments: Sequence[str]) -> None:
+        """Send batches; returns when their rows are usable.
 
-    def prepare(self, session: str, epoch: int, masks: Sequence[MaskUpload], segments: Sequence[str]) -> None:
-        """Send masks of the epoch; returns when they are usable.
-
-        Raises `ServerUnreachable` or `CorruptMessage` when it is not known whether they are; the same masks are not sent
+        Raises `ServerUnreachable` or `CorruptMessage` when it is not known whether they are; the same batches are not sent
         again then.
         """
 
-    def evaluate(self, session: str, group: int, masks: Sequence[int], data: bytes) -> bytes:
-        """Send packed rows of a group, one mask a row; returns packed results."""
+    def evaluate(self, session: str, group: int, spans: Sequence[Span], data: Array, slots: int) -> Array:
+        """Send packed rows [R, bytes] of a group, one row of a batch for each; returns packed results [R, bytes].
 
-    def release(self, session: str, masks: Sequence[int]) -> None:
-        """Say that these masks will not be used again."""
+        ``slots`` is how many of the group's outputs, from the first on, are answered.
+        """
+
+    def release(self, session: str, batches: Sequence[int]) -> None:
+        """Say that these batches will not be used again."""
 
     def stop(self) -> None:
         """End what is under way, from any thread: it and later calls but `close` raise `ServerUnreachable`, or end soon."""

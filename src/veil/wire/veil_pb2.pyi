@@ -63,92 +63,80 @@ class OpenRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., bundle: _Optional[str] = ..., fingerprint: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
 
 class OpenReply(_message.Message):
-    __slots__ = ("session", "session_ttl_s", "mask_ttl_s", "most_masks", "message_bytes", "rows_port", "rows_ticket", "check")
+    __slots__ = ("session", "session_ttl_s", "batch_ttl_s", "most_batches", "message_bytes", "rows_port", "rows_ticket", "check")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_TTL_S_FIELD_NUMBER: _ClassVar[int]
-    MASK_TTL_S_FIELD_NUMBER: _ClassVar[int]
-    MOST_MASKS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    MOST_BATCHES_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     ROWS_PORT_FIELD_NUMBER: _ClassVar[int]
     ROWS_TICKET_FIELD_NUMBER: _ClassVar[int]
     CHECK_FIELD_NUMBER: _ClassVar[int]
     session: str
     session_ttl_s: int
-    mask_ttl_s: int
-    most_masks: int
+    batch_ttl_s: int
+    most_batches: int
     message_bytes: int
     rows_port: int
     rows_ticket: str
     check: int
-    def __init__(self, session: _Optional[str] = ..., session_ttl_s: _Optional[int] = ..., mask_ttl_s: _Optional[int] = ..., most_masks: _Optional[int] = ..., message_bytes: _Optional[int] = ..., rows_port: _Optional[int] = ..., rows_ticket: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., session_ttl_s: _Optional[int] = ..., batch_ttl_s: _Optional[int] = ..., most_batches: _Optional[int] = ..., message_bytes: _Optional[int] = ..., rows_port: _Optional[int] = ..., rows_ticket: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
 
 class PrepareRequest(_message.Message):
-    __slots__ = ("header", "keys", "mask", "check")
+    __slots__ = ("header", "batch", "check")
     HEADER_FIELD_NUMBER: _ClassVar[int]
-    KEYS_FIELD_NUMBER: _ClassVar[int]
-    MASK_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     CHECK_FIELD_NUMBER: _ClassVar[int]
     header: PrepareHeader
-    keys: PrepareKeys
-    mask: PrepareMask
+    batch: PrepareBatch
     check: int
-    def __init__(self, header: _Optional[_Union[PrepareHeader, _Mapping]] = ..., keys: _Optional[_Union[PrepareKeys, _Mapping]] = ..., mask: _Optional[_Union[PrepareMask, _Mapping]] = ..., check: _Optional[int] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[PrepareHeader, _Mapping]] = ..., batch: _Optional[_Union[PrepareBatch, _Mapping]] = ..., check: _Optional[int] = ...) -> None: ...
 
 class PrepareHeader(_message.Message):
-    __slots__ = ("session", "epoch", "has_keys", "masks", "segments")
+    __slots__ = ("session", "batches", "segments")
     SESSION_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    HAS_KEYS_FIELD_NUMBER: _ClassVar[int]
-    MASKS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     session: str
-    epoch: int
-    has_keys: bool
-    masks: int
+    batches: int
     segments: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., has_keys: _Optional[bool] = ..., masks: _Optional[int] = ..., segments: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., batches: _Optional[int] = ..., segments: _Optional[_Iterable[str]] = ...) -> None: ...
 
-class PrepareKeys(_message.Message):
-    __slots__ = ("data",)
-    DATA_FIELD_NUMBER: _ClassVar[int]
-    data: bytes
-    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
-
-class PrepareMask(_message.Message):
-    __slots__ = ("number", "index", "data")
+class PrepareBatch(_message.Message):
+    __slots__ = ("number", "data")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
-    INDEX_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     number: int
-    index: int
     data: bytes
-    def __init__(self, number: _Optional[int] = ..., index: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, number: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class PrepareReply(_message.Message):
-    __slots__ = ("masks", "check")
-    MASKS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("batches", "check")
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
     CHECK_FIELD_NUMBER: _ClassVar[int]
-    masks: int
+    batches: int
     check: int
-    def __init__(self, masks: _Optional[int] = ..., check: _Optional[int] = ...) -> None: ...
+    def __init__(self, batches: _Optional[int] = ..., check: _Optional[int] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
-    __slots__ = ("session", "sequence", "group", "masks", "release", "rows", "check")
+    __slots__ = ("session", "sequence", "group", "spans", "release", "rows", "slots", "check")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
-    MASKS_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
     CHECK_FIELD_NUMBER: _ClassVar[int]
     session: str
     sequence: int
     group: int
-    masks: _containers.RepeatedScalarFieldContainer[int]
+    spans: _containers.RepeatedScalarFieldContainer[int]
     release: _containers.RepeatedScalarFieldContainer[int]
     rows: bytes
+    slots: int
     check: int
-    def __init__(self, session: _Optional[str] = ..., sequence: _Optional[int] = ..., group: _Optional[int] = ..., masks: _Optional[_Iterable[int]] = ..., release: _Optional[_Iterable[int]] = ..., rows: _Optional[bytes] = ..., check: _Optional[int] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., sequence: _Optional[int] = ..., group: _Optional[int] = ..., spans: _Optional[_Iterable[int]] = ..., release: _Optional[_Iterable[int]] = ..., rows: _Optional[bytes] = ..., slots: _Optional[int] = ..., check: _Optional[int] = ...) -> None: ...
 
 class EvaluateReply(_message.Message):
     __slots__ = ("sequence", "rows", "error", "details", "check")

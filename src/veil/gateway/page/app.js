@@ -219,7 +219,7 @@ function requestFor(one) {
   return request;
 }
 
-// While someone writes, masks are made for what is coming.
+// While someone writes, rows are made for what is coming.
 let announced = 0;
 function writing() {
   showRunning();
@@ -241,7 +241,7 @@ async function watch() {
     $("dot").dataset.state = now.running ? "busy" : "ready";
     const long = element("span", `${now.model} ${where} · ${safe} · `);
     long.className = "long";
-    $("status-text").replaceChildren(long, `${now.masks_ready} mask${now.masks_ready === 1 ? "" : "s"} ready`);
+    $("status-text").replaceChildren(long, `${now.rows_ready} row${now.rows_ready === 1 ? "" : "s"} ready`);
     if (now.kind !== "text") $("welcome-text").textContent = "This model makes embeddings; it cannot chat.";
   } catch (error) {
     $("dot").dataset.state = "down";

@@ -5,14 +5,14 @@ import { element } from "/page/markdown.js";
 const COLUMNS = 52;
 const ROWS = 16;
 
-export const begin = () => ({ samples: [], up: 0, down: 0, masks: 0, seconds: 0, tokens: 0, first: 0, rows: 0, cached: 0, bits: 0, mode: "" });
+export const begin = () => ({ samples: [], up: 0, down: 0, ready: 0, seconds: 0, tokens: 0, first: 0, rows: 0, cached: 0, bits: 0, mode: "" });
 
 // Take a chunk's trace; its sample becomes a column of the strip if it is new.
 export function note(saw, sent) {
   const column = sent.sample.slice(0, 2 * ROWS);
   if (column && saw.samples.at(-1) !== column) saw.samples.push(column);
   if (saw.samples.length > COLUMNS) saw.samples.shift();
-  Object.assign(saw, { up: sent.bytes_up, down: sent.bytes_down, masks: sent.masks_ready });
+  Object.assign(saw, { up: sent.bytes_up, down: sent.bytes_down, ready: sent.rows_ready });
 }
 
 export function noteUsage(saw, usage) {
@@ -53,7 +53,7 @@ export class Panel {
       facts.push(["rows", saw.cached ? `${saw.rows}, ${saw.cached} reused` : `${saw.rows}`]);
       facts.push(["security", saw.bits ? `${saw.bits} bits` : "test only"]);
     } else {
-      facts.push(["masks ready", `${saw.masks}`]);
+      facts.push(["rows ready", `${saw.ready}`]);
     }
     this.list.replaceChildren(...facts.flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
     const traffic = size(saw.up + saw.down);

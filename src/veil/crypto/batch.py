@@ -1,0 +1,134 @@
+"""The client's half of a batch: one secret for T rows, its encryption for the server, and what hides and reveals each row.
+
+Client only: nothing that a server imports may reach this module. Sections 3 to 5 of docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from veil.crypto import public
+from veil.errors import RowReused
+from veil.kernels.interface import Array, Kernels, Rows
+from veil.kernels.ring import ring_of
+from veil.params import Params
+from veil.random import ProcessMark, SecretRng
+from veil.seed import PublicSeed
+
+U32 = NDArray[np.uint32]
+
+
+class RowBatch:
+    """T rows of one-time material: pads ``A·s + e`` [T, inputs of all groups] and shares μ [T, slots] by segment.
+
+    A group takes rows in their order, by `take`, each once; that is the one rule by which rows are spent. A batch belongs to
+    the process that made it: after a fork, the child's `take` raises. It has no representation and cannot be pickled.
+    """
+
+    def __init__(self, number: int, pads: Array, shares: dict[str, Array], groups: int, rows: int) -> None:
+        self.number = number
+        self.rows = rows
+        self.pads = pads
+        self.shares = shares
+        self._taken = [0] * groups
+        self._process = ProcessMark()
+
+    def taken(self, group: int) -> int:
+        """How many of its first rows the group may not use any more."""
+        return self._taken[group]
+
+    def take(self, group: int, count: int) -> int:
+        """Spend the group's next ``count`` rows; the first of them. `RowReused` if there are not so many."""
+        first = self._taken[group]
+        if not self._process.here:
+            raise RowReused("a batch of rows belongs to the process that made it; open a session after the fork")
+        if count < 0 or first + count > self.rows:
+            raise RowReused(f"batch {self.number} has no {count} rows left for group {group}; each row is used once")
+        self._taken[group] = first + count
+        return first
+
+    def skip(self, group: int, upto: int) -> None:
+        """Spend the group's rows before row ``upto`` unused."""
+        self._taken[group] = max(self._taken[group], min(upto, self.rows))
+
+    def pad_rows(self, first: int, count: int) -> Rows:
+        """The pads of some rows."""
+        return Rows(self.pads, first, count)
+
+    def share_rows(self, segment: str, first: int, count: int) -> Rows:
+        """The shares μ of some rows."""
+        return Rows(self.shares[segment], first, count)
+
+    def __repr__(self) -> str:
+        return f"<RowBatch {self.number}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a batch of rows cannot be pickled or copied")
+
+
+class BatchMaker:
+    """Makes batches from a bundle's public side: the inner polynomials of all groups and the tables a'."""
+
+    def __init__(
+        self,
+        params: Params,
+        seed: PublicSeed,
+        widths: Sequence[int],
+        slots: dict[str, int],
+        tables: dict[str, U32],
+        kernels: Kernels,
+        rng: SecretRng,
+    ) -> None:
+        self._params = params
+        self._ring = ring_of(params)
+        self._kernels = kernels
+        self._rng = rng
+        self._slots = slots
+        self._groups = len(widths)
+        polynomials = [public.inner_polynomials(seed, params, group, width) for group, width in enumerate(widths)]
+        counts = [len(part) for part in polynomials]
+        self._elements = sum(counts)
+        self._starts = [int(start) * params.r for start in np.cumsum([0, *counts[:-1]])]
+        self._inner = kernels.load_inner(np.concatenate(polynomials), self._ring)
+        self._outer = kernels.asarray(public.outer_polynomials(seed, params))
+        self._public = {name: kernels.load_public(table, self._ring) for name, table in tables.items()}
+        self._inner_errors = kernels.errors(rng, params.spec.inner_sigma)
+        self._outer_errors = kernels.errors(rng, params.spec.outer_sigma)
+
+    def group_start(self, group: int) -> int:
+        """The column of a batch's pads where a group's inputs begin."""
+        return self._starts[group]
+
+    @property
+    def pad_words(self) -> int:
+        """Words of a row's pads, for the inputs of all groups."""
+        return self._elements * self._params.r
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of memory that a batch takes here, with all segments."""
+        return 4 * self._params.T * (self.pad_words + sum(self._slots.values()))
+
+    def make(self, number: int, segments: Sequence[str]) -> tuple[Array, RowBatch]:
+        """A batch under fresh secrets s and z: what goes to the server, packed [bytes] uint8, and what stays here.
+
+        s hides the batch's rows; z encrypts s, once, and is forgotten.
+        """
+        params, ring, kernels = self._params, self._ring, self._kernels
+        secret = self._rng.ternary(params.n).reshape(params.k, params.m)
+        z = self._rng.ternary(params.N)
+        upload = kernels.encrypt_batch(self._outer, z, secret, self._outer_errors.draw(params.terms, params.N), ring)
+        errors = self._inner_errors.draw(params.T, self.pad_words)
+        pads = kernels.pads(self._inner, secret, errors, ring)
+        shares = {name: kernels.shares(self._public[name], z, self._slots[name], ring) for name in segments}
+        return upload, RowBatch(number, pads, shares, self._groups, params.T)
+
+    def __repr__(self) -> str:
+        return "<BatchMaker>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("what makes secrets cannot be pickled or copied")

@@ -1,0 +1,1 @@
+"""Numba kernels for CPUs: inner loops as LLVM vectors, which LLVM lowers to whatever the machine has."""

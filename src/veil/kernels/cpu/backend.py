@@ -1,0 +1,368 @@
+"""`CpuKernels`: the methods of `interface.Kernels` through Numba; equal to the reference, word for word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from veil.errors import WireError
+from veil.kernels import reference
+from veil.kernels.cpu import online, packing, product, strips
+from veil.kernels.cpu.threads import ProductThreads, all_threads, clock, threads_for
+from veil.kernels.cpu.transform import COLUMNS, forward_factors, inverse_factors
+from veil.kernels.gaussian import GaussianTable
+from veil.kernels.interface import Errors, Hint, Rows, Scaling, Words
+from veil.kernels.memory import aligned, room
+from veil.kernels.ring import Ring
+from veil.kernels.tables import shoup
+from veil.params import packed_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+U32 = NDArray[np.uint32]
+U8 = NDArray[np.uint8]
+I8 = NDArray[np.int8]
+I32 = NDArray[np.int32]
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+_HINT_ROWS = 256
+"""Rows of A that are multiplied at once when a hint is built."""
+_STEP_BYTES = 128 << 10
+"""Some 3 µs of reading."""
+_PREFETCHED_BYTES = 8 << 20
+"""Of one group's weights: caches have room for no more."""
+_NO_DIVISORS = np.empty(0, dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class ThreeBytes:
+    """Residues of strips in halves, [tiles, 2, degree, terms, 16] uint16 and uint8, of ``count`` polynomials in all."""
+
+    low: NDArray[np.uint16]
+    high: U8
+    count: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks, or inner ring elements."""
+        return self.count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.low.nbytes + self.high.nbytes
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """See `interface.Hint`."""
+        return {"low": self.low, "high": self.high, "count": np.array([self.count])}
+
+
+def three_bytes(count: int, degree: int, terms: int) -> ThreeBytes:
+    """Room for this many polynomials for each term."""
+    shape = (-(-count // COLUMNS), 2, degree, terms, COLUMNS)
+    return ThreeBytes(aligned(shape, np.uint16), aligned(shape, np.uint8), count)
+
+
+@dataclass(frozen=True, eq=False)
+class Constants:
+    """`Ring` as the Numba kernels take it."""
+
+    primes: U32
+    negatives: U32
+    squares: U32
+    outer_forward: U32
+    inner_forward: U32
+    switch: tuple[U32, U32]
+    lift: tuple[U32, U32]
+    lift_shoup: U32
+    fractions: NDArray[np.uint64]
+    mu_prime: np.uint32
+    mu_negative: np.uint32
+    mu_forward: U32
+    mu_inverse: U32
+
+
+@lru_cache(maxsize=8)
+def constants(ring: Ring) -> Constants:
+    """The constants of a ring, once."""
+    p1, p2 = ring.primes
+    inverse_of_first = np.array([ring.crt[1]], dtype=np.uint32)
+    return Constants(
+        primes=np.array(ring.primes, dtype=np.uint32),
+        negatives=np.array([_negative_inverse(p) for p in ring.primes], dtype=np.uint32),
+        squares=np.array([(1 << 64) % p for p in ring.primes], dtype=np.uint32),
+        outer_forward=np.stack([forward_factors(table) for table in ring.outer]),
+        inner_forward=np.stack([forward_factors(table) for table in ring.inner]),
+        switch=(inverse_factors(ring.outer[0], ring.crt[0]), inverse_factors(ring.outer[1], ring.crt[1])),
+        lift=(inverse_factors(ring.inner[0]), inverse_factors(ring.inner[1], ring.crt[1])),
+        lift_shoup=np.concatenate([inverse_of_first, shoup(inverse_of_first, p2)]),
+        fractions=np.array(ring.fractions, dtype=np.uint64),
+        mu_prime=np.uint32(ring.mu.prime),
+        mu_negative=np.uint32(_negative_inverse(ring.mu.prime)),
+        mu_forward=forward_factors(ring.mu),
+        mu_inverse=inverse_factors(ring.mu),
+    )
+
+
+def _negative_inverse(p: int) -> int:
+    return -pow(p, -1, 1 << 32) % (1 << 32)
+
+
+class HostErrors:
+    """Rounded Gaussians from uniform words; the same samples as `reference.HostErrors`."""
+
+    def __init__(self, rng: Words, sigma: float) -> None:
+        self._rng = rng
+        self._table = GaussianTable(sigma)
+        groups = self._table.values.reshape(-1, 16)
+        same = (groups == groups[:, :1]).all(axis=1)
+        self._coarse = np.where(same, groups[:, 0], np.int8(GaussianTable.UNCLEAR)).astype(np.int8)
+
+    def draw(self, *shape: int) -> I8:
+        """See `interface.Errors`."""
+        words = self._rng.words16(int(np.prod(shape)))
+        samples, counts = np.empty(words.size, dtype=np.int8), np.zeros(-(-words.size // 65536), dtype=np.int64)
+        strips.gaussian(words, self._coarse, self._table.values, GaussianTable.UNCLEAR, samples, counts)
+        if counts.any():
+            unclear = np.flatnonzero(samples == GaussianTable.UNCLEAR)
+            samples[unclear] = self._table.resolve(words[unclear], self._rng.words64(unclear.size))
+        return samples.reshape(shape)
+
+
+class CpuKernels:
+    """See `interface.Kernels`."""
+
+    name = "cpu"
+    asks_cheaply = True
+
+    def __init__(self) -> None:
+        self._products = ProductThreads()
+
+    def asarray(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values
+
+    def to_numpy(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values
+
+    def from_torch(self, values: torch.Tensor) -> NDArray[Any]:
+        return values.detach().cpu().contiguous().numpy()
+
+    def to_torch(self, values: NDArray[Any]) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(values)
+
+    def zeros(self, *shape: int) -> U32:
+        return np.zeros(shape, dtype=np.uint32)
+
+    def concatenate(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    # The server's half, once ---------------------------------------------------------------------------------------------
+
+    def load_weights(self, weights: Sequence[I8]) -> list[I8]:
+        return list(weights)
+
+    def inner_hint(self, weights: I8, a: U32, ring: Ring) -> I32:
+        width = weights.shape[1]
+        out = np.empty((len(weights), ring.n), dtype=np.int32)
+        matrix = reference.inner_matrix(a, ring)
+        for first in range(0, ring.n, _HINT_ROWS):
+            rows = np.ascontiguousarray(matrix[first : first + _HINT_ROWS, :width])
+            out[:, first : first + len(rows)] = reference.rounded_hint(self.matmul(weights, rows), ring).T
+        return out
+
+    def new_hint(self, blocks: int, ring: Ring) -> ThreeBytes:
+        hint = three_bytes(blocks, ring.N, ring.terms)
+        hint.low[:], hint.high[:] = 0, 0
+        return hint
+
+    def fill_hint(self, hint: Hint, first: int, rows: I32, ring: Ring) -> None:
+        assert isinstance(hint, ThreeBytes)
+        assert first % COLUMNS == 0
+        k, blocks = constants(ring), -(-len(rows) // ring.w)
+        tiles = slice(first // COLUMNS, -(-(first + blocks) // COLUMNS))
+        strips.fill_hint(rows, hint.low[tiles], hint.high[tiles], k.primes, k.outer_forward)
+
+    def load_hint(self, arrays: dict[str, NDArray[Any]], ring: Ring) -> ThreeBytes:
+        return ThreeBytes(arrays["low"], arrays["high"], int(arrays["count"][0]))
+
+    def prepare(self, hint: Hint, batches: U32, bits: int, ring: Ring) -> U32:
+        assert isinstance(hint, ThreeBytes)
+        k, count = constants(ring), len(batches)
+        out = room((count, ring.T, hint.count * ring.w), np.uint32)
+        if out.size:
+            loaded = np.empty((count, 2, ring.N, ring.terms), dtype=np.uint32)
+            strips.load_batches(batches, loaded, k.primes, k.negatives, k.squares)
+            strips.prepare(hint.low, hint.high, loaded, k.primes, k.negatives, *k.switch, k.fractions, bits, out)
+        return out
+
+    def decode_batches(self, data: U8, ring: Ring) -> U32:
+        size = packed_bytes(ring.N, ring.prime_bits)
+        if data.ndim != 2 or data.shape[1] != ring.terms * 2 * size:
+            raise WireError(f"{data.shape} bytes of batches, expected {ring.terms * 2 * size} for each")
+        words = self.unpack(data.reshape(-1, size), ring.N, ring.prime_bits).reshape(-1, ring.terms, 2, ring.N)
+        reference.check_residues(words, ring)
+        return words
+
+    # The client's half, ahead of time ------------------------------------------------------------------------------------
+
+    def errors(self, rng: Words, sigma: float) -> Errors:
+        return HostErrors(rng, sigma)
+
+    def encrypt_batch(self, a: U32, z: I8, secret: I8, errors: I8, ring: Ring) -> U8:
+        message = errors.astype(np.int64)
+        message[:, :: ring.w] += reference.subring_parts(secret, ring).astype(np.int64) * ring.scale
+        out = np.empty((ring.terms, 2, ring.N), dtype=np.uint32)
+        for i, table in enumerate(ring.outer):
+            p = np.uint64(table.prime)
+            plain, key = (
+                _points(values % table.prime, table.prime, i, ring) for values in (message, z[None].astype(np.int64))
+            )
+            product = a[:, i].astype(np.uint64) * key % p
+            out[:, i] = ((plain + p - product) % p).astype(np.uint32)
+        return self.pack(out.reshape(-1, ring.N), ring.prime_bits).reshape(-1)
+
+    def load_inner(self, a: U32, ring: Ring) -> ThreeBytes:
+        k, inner = constants(ring), three_bytes(len(a), ring.m, ring.k)
+        strips.load_inner(a.view(np.int32), inner.low, inner.high, k.primes, k.inner_forward)
+        return inner
+
+    def pads(self, inner: ThreeBytes, secret: I8, errors: I8, ring: Ring) -> U32:
+        k = constants(ring)
+        out = room((ring.T, inner.count * ring.r), np.uint32)
+        points = np.empty((1, 2, ring.m, ring.k), dtype=np.uint32)
+        residues = np.stack([reference.residues(secret, table) for table in ring.inner], axis=1)
+        strips.load_batches(residues[None], points, k.primes, k.negatives, k.squares)
+        strips.pads(inner.low, inner.high, points[0], errors, k.primes, k.negatives, *k.lift, k.lift_shoup, out)
+        return out
+
+    def load_public(self, table: U32, ring: Ring) -> U32:
+        k, tiles = constants(ring), -(-table.shape[1] // (ring.w * COLUMNS))
+        points = aligned((tiles, ring.N * COLUMNS), np.uint32)
+        strips.load_public(table, k.mu_prime, k.mu_forward, ring.public_bits, points)
+        return points
+
+    def shares(self, public: U32, z: I8, slots: int, ring: Ring) -> U32:
+        k, p = constants(ring), np.uint64(ring.mu.prime)
+        out = room((ring.T, slots), np.uint32)
+        points = reference.residues(z, ring.mu).astype(np.uint64)
+        key = ((points << np.uint64(32)) % p).astype(np.uint32)
+        strips.shares(public, key, k.mu_prime, k.mu_negative, k.mu_inverse, ring.public_bits, out)
+        return out
+
+    # A row, online -------------------------------------------------------------------------------------------------------
+
+    def encrypt(self, x: F32, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int) -> tuple[U8, F64]:
+        data = np.empty((len(x), packed_bytes(x.shape[1], bits)), dtype=np.uint8)
+        tau, shown = np.empty(len(x)), np.empty(len(x))
+        divisors = _NO_DIVISORS if scaling.divisors is None else scaling.divisors
+        first = 0
+        for part in pads:
+            last = first + part.count
+            online.encrypt(
+                x[first:last],
+                divisors,
+                scaling.target,
+                scaling.fixed,
+                part.material,
+                part.first,
+                column,
+                bits,
+                threads_for(part.count * x.shape[1]),
+                data[first:last],
+                tau[first:last],
+                shown[first:last],
+            )
+            first = last
+        return data, shown
+
+    def answer(
+        self,
+        data: U8,
+        weights: I8,
+        shares: Sequence[Rows],
+        column: int,
+        bits: tuple[int, int],
+        *,
+        serial: bool = False,
+    ) -> U8:
+        out = np.empty((len(data), packed_bytes(len(weights), bits[1])), dtype=np.uint8)
+        if len(shares) > 1:  # one pass over the weights for the rows of all batches
+            stacked = reference.gathered(shares, column, len(weights))
+            shares, column = [Rows(stacked, 0, len(stacked))], 0
+        for part in shares:
+            work = weights.size * len(data)
+            threads, start = 1 if serial else self._products.choose(work), clock()
+            online.answer(data, weights, part.material, part.first, column, bits[0], bits[1], threads, out)
+            if not serial:
+                self._products.took(work, threads, clock() - start)
+        return out
+
+    def decrypt(self, data: U8, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: F64) -> F32:
+        y = np.empty((len(data), len(scaling.scale)), dtype=np.float32)
+        first = 0
+        for part in shares:
+            last = first + part.count
+            online.decrypt(
+                data[first:last],
+                part.material,
+                part.first,
+                column,
+                bits,
+                scales[first:last],
+                scaling.scale,
+                scaling.bias,
+                threads_for(part.count * len(scaling.scale)) if part.count > 1 else 1,
+                y[first:last],
+            )
+            first = last
+        return y
+
+    def finite(self, scales: F64) -> bool:
+        return bool(np.isfinite(scales).all())
+
+    def prefetch(self, weights: I8) -> Iterator[object]:
+        """The beginning comes last, because it is wanted first."""
+        most = min(weights.size, _PREFETCHED_BYTES)
+        for first in reversed(range(0, most, _STEP_BYTES)):
+            yield online.read_lines(weights, first, min(most, first + _STEP_BYTES))
+
+    # Pieces of the above -------------------------------------------------------------------------------------------------
+
+    def matmul(self, weights: I8, rows: U32) -> U32:
+        """See `reference.matmul`."""
+        out = np.empty((len(rows), len(weights)), dtype=np.uint32)
+        if out.size:
+            product.matmul(weights, rows, all_threads(), out)
+        return out
+
+    def pack(self, values: U32, bits: int) -> U8:
+        """See `reference.pack`."""
+        out = np.empty((len(values), packed_bytes(values.shape[1], bits)), dtype=np.uint8)
+        packing.pack(values, bits, threads_for(values.size), out)
+        return out
+
+    def unpack(self, data: U8, count: int, bits: int) -> U32:
+        """See `reference.unpack`."""
+        out = np.empty((len(data), count), dtype=np.uint32)
+        packing.unpack(data, bits, threads_for(out.size), out)
+        return out
+
+
+def _points(values: NDArray[np.int64], prime: int, which: int, ring: Ring) -> NDArray[np.uint64]:
+    """Residues [count, N] as points of an outer prime."""
+    tiles = -(-len(values) // COLUMNS)
+    padded = np.zeros((tiles * COLUMNS, ring.N), dtype=np.int64)
+    padded[: len(values)] = values
+    out = np.empty((tiles, ring.N * COLUMNS), dtype=np.uint32)
+    strips.small_points(padded, out, np.uint32(prime), constants(ring).outer_forward[which])
+    points = out.reshape(tiles, ring.N, COLUMNS).transpose(0, 2, 1).reshape(-1, ring.N)
+    return points[: len(values)].astype(np.uint64)

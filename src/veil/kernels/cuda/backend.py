@@ -1,0 +1,230 @@
+"""`CudaKernels`: the methods of `interface.Kernels` through Triton, on tensors of the card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from veil.errors import WireError
+from veil.kernels import reference
+from veil.kernels.cuda import online, packing, points, product, results
+from veil.kernels.cuda.constants import MU, Constants, constants
+from veil.kernels.cuda.device import empty, put, target
+from veil.kernels.cuda.secret import DeviceErrors, encrypt_terms
+from veil.kernels.interface import Errors, Hint, Rows, Scaling, Words
+from veil.kernels.ring import Ring
+from veil.params import packed_bytes
+
+Tensor = torch.Tensor
+U32 = NDArray[np.uint32]
+U8 = NDArray[np.uint8]
+I8 = NDArray[np.int8]
+
+_SUM_BYTES = 32 << 20
+"""Of sums between two kernels: they stay in the card's cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class CudaHint:
+    """G in three bytes, words [blocks, 2, terms, 3, N/4]; see `points`."""
+
+    words: Tensor
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of w slots."""
+        return len(self.words)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.words.numel() * 4
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """See `interface.Hint`."""
+        return {"words": self.words.cpu().numpy()}
+
+
+class CudaKernels:
+    """See `interface.Kernels`. Nothing online waits for the card, so that CUDA graphs can hold it (`graphs.capture`)."""
+
+    name = "cuda"
+    asks_cheaply = False
+
+    def asarray(self, values: NDArray[Any] | Tensor) -> Tensor:
+        return values if isinstance(values, Tensor) else put(values)
+
+    def to_numpy(self, values: Tensor) -> NDArray[Any]:
+        return np.array(values.cpu().numpy())
+
+    def from_torch(self, values: Tensor) -> Tensor:
+        return values.detach().to(target()).contiguous()
+
+    def to_torch(self, values: Tensor) -> Tensor:
+        return values
+
+    def zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int32, device=target()).view(torch.uint32)
+
+    def pack(self, values: U32, bits: int) -> U8:
+        return self.to_numpy(packing.pack(put(values), bits))
+
+    def unpack(self, data: U8, count: int, bits: int) -> U32:
+        return self.to_numpy(packing.unpack(put(data), count, bits))
+
+    def concatenate(self, parts: Sequence[Tensor]) -> Tensor:
+        if len(parts) == 1:
+            return parts[0]
+        if parts[0].dtype != torch.uint32:
+            return torch.cat(list(parts))
+        return torch.cat([part.view(torch.int32) for part in parts]).view(torch.uint32)
+
+    # The server's half, once ---------------------------------------------------------------------------------------------
+
+    def load_weights(self, weights: Sequence[I8]) -> list[Tensor]:
+        return [self.asarray(own) for own in weights]
+
+    def inner_hint(self, weights: Tensor, a: U32, ring: Ring) -> Tensor:
+        return product.multiply_hint(self.asarray(weights).contiguous(), put(a), ring)
+
+    def new_hint(self, blocks: int, ring: Ring) -> CudaHint:
+        return CudaHint(self.zeros(blocks, 2, ring.terms, 3, ring.N // 4))
+
+    def fill_hint(self, hint: Hint, first: int, rows: Tensor, ring: Ring) -> None:
+        assert isinstance(hint, CudaHint)
+        if len(rows):
+            blocks = -(-len(rows) // ring.w)
+            points.fill(rows.contiguous(), hint.words[first : first + blocks], ring.T, _constants(ring))
+
+    def load_hint(self, arrays: dict[str, NDArray[Any]], ring: Ring) -> CudaHint:
+        return CudaHint(put(arrays["words"]))
+
+    def prepare(self, hint: Hint, batches: Tensor, bits: int, ring: Ring) -> Tensor:
+        assert isinstance(hint, CudaHint)
+        k, count = _constants(ring), len(batches)
+        out = empty(count, ring.T, hint.blocks * ring.w)
+        batches = batches.contiguous()
+        step = max(1, _SUM_BYTES // (8 * ring.N * max(1, count)))
+        for first in range(0, hint.blocks if count else 0, step):
+            words = hint.words[first : first + step]
+            sums = empty(count, len(words), 2, ring.N)
+            points.sums(words, batches, k, sums)
+            results.switch(sums, out, first, bits, ring, k)
+        return out
+
+    def decode_batches(self, data: Tensor, ring: Ring) -> Tensor:
+        size = packed_bytes(ring.N, ring.prime_bits)
+        if data.ndim != 2 or data.shape[1] != ring.terms * 2 * size:
+            raise WireError(f"{tuple(data.shape)} bytes of batches, expected {ring.terms * 2 * size} for each")
+        packed = data.contiguous().view(-1, size)
+        words = packing.unpack(packed, ring.N, ring.prime_bits).view(-1, ring.terms, 2, ring.N)
+        primes = _constants(ring).words[:MU, :1].view(torch.int32)
+        if bool((words.view(torch.int32) >= primes).any()):
+            reference.check_residues(self.to_numpy(words), ring)
+        return words
+
+    # The client's half, ahead of time ------------------------------------------------------------------------------------
+
+    def errors(self, rng: Words, sigma: float) -> Errors:
+        return DeviceErrors(rng, sigma)
+
+    def encrypt_batch(self, a: Tensor, z: I8, secret: I8, errors: Tensor, ring: Ring) -> Tensor:
+        k = _constants(ring)
+        key = points.small_points(put(z.astype(np.int32).reshape(1, 1, -1)), k.outer, k)
+        words = encrypt_terms(a, key, put(secret), errors.contiguous(), ring, k)
+        return packing.pack(words.view(-1, ring.N), ring.prime_bits).view(-1)
+
+    def load_inner(self, a: U32, ring: Ring) -> Tensor:
+        k = _constants(ring)
+        return points.packed_points(put(a).view(torch.int32), k.inner, k)
+
+    def pads(self, inner: Tensor, secret: I8, errors: Tensor, ring: Ring) -> Tensor:
+        k, count = _constants(ring), len(inner)
+        out = empty(ring.T, count * ring.r)
+        if count:
+            key = points.small_points(put(secret.astype(np.int32)[None]), k.inner, k)
+            sums = empty(1, count, 2, ring.m)
+            points.sums(inner, key, k, sums)
+            results.lift(sums, errors.contiguous(), out, ring, k)
+        return out
+
+    def load_public(self, table: U32, ring: Ring) -> Tensor:
+        return points.mu_points(self.asarray(table), ring.N, ring.public_bits, _constants(ring))
+
+    def shares(self, public: Tensor, z: I8, slots: int, ring: Ring) -> Tensor:
+        k = _constants(ring)
+        out = empty(ring.T, slots)
+        if out.numel():
+            key = points.mu_point(put(z.astype(np.int32)), k)
+            results.multiply_mu(public[: -(-slots // ring.w)], key, out, ring, k)
+        return out
+
+    # A row, online -------------------------------------------------------------------------------------------------------
+
+    def encrypt(self, x: Tensor, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int) -> tuple[Tensor, Tensor]:
+        rows, width = x.shape
+        x = x.contiguous()
+        out = empty(rows, packed_bytes(width, bits), dtype=torch.uint8)
+        scales = empty(rows, dtype=torch.float64)
+        how = (scaling.target, scaling.fixed)
+        for material, first, count, offset in _places(pads, column):
+            online.encrypt(x, scaling.divisors, material, out, scales, first, count, offset, how, bits)
+        return out, scales
+
+    def answer(
+        self,
+        data: Tensor,
+        weights: Tensor,
+        shares: Sequence[Rows],
+        column: int,
+        bits: tuple[int, int],
+        *,
+        serial: bool = False,
+    ) -> Tensor:
+        out = empty(len(data), packed_bytes(len(weights), bits[1]), dtype=torch.uint8)
+        if not out.numel():
+            return out
+        data, places = data.contiguous(), list(_places(shares, column))
+        if len(data) == 1:
+            ((material, _, _, offset),) = places
+            product.answer_row(data, weights, material, offset, bits, out)
+            return out
+        words = product.multiply(weights, packing.limbs_of(data, weights.shape[1], bits[0]))
+        for material, first, count, offset in places:
+            packing.finish(words, first, count, material, offset, bits[1], out)
+        return out
+
+    def decrypt(
+        self, data: Tensor, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: Tensor
+    ) -> Tensor:
+        out = empty(len(data), len(scaling.scale), dtype=torch.float32)
+        data, scales = data.contiguous(), scales.contiguous()
+        for material, first, count, offset in _places(shares, column):
+            online.decrypt(data, material, scales, scaling.scale, scaling.bias, out, first, count, offset, bits)
+        return out
+
+    def finite(self, scales: Tensor) -> bool:
+        """It waits for everything before it on the card."""
+        return bool(torch.isfinite(scales).all())
+
+    def prefetch(self, weights: Tensor) -> Iterator[object]:
+        return iter(())
+
+
+def _constants(ring: Ring) -> Constants:
+    return constants(ring, target())
+
+
+def _places(rows: Sequence[Rows], column: int) -> Iterator[tuple[Tensor, int, int, int]]:
+    """Of each part that is not empty: material, first row among all, rows, and the material's word where they begin."""
+    first = 0
+    for part in rows:
+        if part.count:
+            material = part.material.contiguous()
+            yield material, first, part.count, part.first * material.shape[1] + column
+        first += part.count

@@ -1,0 +1,39 @@
+"""Where the Triton kernels run: on the current CUDA device, or in Triton's interpreter on the processor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from numpy.typing import NDArray
+
+Tensor = torch.Tensor
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on the CPU."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def target() -> torch.device:
+    """Where tensors are put."""
+    return torch.device("cpu") if interpreted() else torch.device("cuda", torch.cuda.current_device())
+
+
+def put(values: NDArray[Any]) -> Tensor:
+    """A copy of an array on the device, of the same type."""
+    source = torch.from_numpy(np.require(values, requirements=["C", "W"]))
+    return source.to(target(), copy=True)
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.uint32) -> Tensor:
+    """Room on the device, not set."""
+    return torch.empty(shape, dtype=dtype, device=target())
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Free and total memory of the current device."""
+    free, total = torch.cuda.mem_get_info()
+    return int(free), int(total)

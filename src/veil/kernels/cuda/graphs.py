@@ -1,0 +1,37 @@
+"""CUDA graphs: launches of fixed shapes on fixed buffers, recorded once and replayed without any Python between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from veil.kernels.cuda.device import interpreted
+
+
+def capture(step: Callable[[], None], pool: Any = None, *, warm: bool = True) -> Callable[[], None]:
+    """Record the launches of ``step`` (fixed shapes, fixed buffers) as one CUDA graph; the result replays it.
+
+    The step runs once before, unless all that it launches is known to be ``warm`` (False). Graphs of one ``pool``
+    (`graph_pool`) share the memory of what they make on the way, so the results of one are gone when another is replayed.
+    """
+    if interpreted():
+        if warm:
+            step()
+        return step
+    if warm:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        step()
+    return graph.replay
+
+
+def graph_pool() -> Any:
+    """A pool of memory for `capture`."""
+    return None if interpreted() else torch.cuda.graph_pool_handle()

@@ -1,0 +1,214 @@
+"""`Kernels`: everything that differs between processors, as one typed interface. One algorithm uses it, on every processor.
+
+Three classes satisfy it: `reference.ReferenceKernels` (NumPy, the definition of correct), `cpu.CpuKernels` (Numba) and
+`cuda.CudaKernels` (Triton). Their results are equal, word for word. Arrays stay where a backend computes: NumPy arrays on a
+processor, tensors on a card. Letters are those of docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from veil.kernels.ring import Ring
+
+if TYPE_CHECKING:
+    import torch
+
+I8 = NDArray[np.int8]
+U32 = NDArray[np.uint32]
+F32 = NDArray[np.float32]
+
+Array = Any
+"""An array of a backend: a NumPy array, or a tensor on a card."""
+
+
+TILE = 16
+"""Blocks that are put into a hint together."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Rows:
+    """``count`` rows of a batch's material [T, words], from row ``first``."""
+
+    material: Array
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """How a group's inputs are scaled to fill the modulus, and its results scaled back; arrays of the backend.
+
+    Inputs are divided by ``divisors`` [width] (None: by nothing), then scaled to the norm ``target``; with ``fixed`` (not
+    0) all rows have the scale that takes a row of that norm there, and longer ones are clipped to it. Results are
+    multiplied by ``scale`` [rows], and ``bias`` [rows] is added.
+    """
+
+    divisors: Array | None
+    scale: Array
+    bias: Array
+    target: float
+    fixed: float
+
+
+def first_slots(scaling: Scaling, slots: int) -> Scaling:
+    """The scaling of a group's first outputs."""
+    if slots == len(scaling.scale):
+        return scaling
+    return replace(scaling, scale=scaling.scale[:slots], bias=scaling.bias[:slots])
+
+
+class Hint(Protocol):
+    """G of some blocks of slots, as points of both outer primes, where a backend wants it."""
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of w slots."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What `Kernels.load_hint` takes, to be kept on disk."""
+
+
+class Words(Protocol):
+    """Uniform words; `veil.random.SecretRng` has secret ones."""
+
+    def words16(self, count: int) -> NDArray[np.uint16]: ...
+    def words64(self, count: int) -> NDArray[np.uint64]: ...
+
+
+class Errors(Protocol):
+    """A source of secret errors: rounded Gaussians."""
+
+    def draw(self, *shape: int) -> Array:
+        """Samples, int8."""
+
+
+class Kernels(Protocol):
+    """A processor's kernels. Methods take and return arrays of the backend, unless their types say otherwise."""
+
+    name: str
+    asks_cheaply: bool
+    """Whether `finite` costs nothing: false on a card, where it waits for everything before it."""
+
+    def asarray(self, values: NDArray[Any]) -> Array:
+        """A NumPy array as one of the backend; an array of the backend as it is."""
+
+    def to_numpy(self, values: Array) -> NDArray[Any]:
+        """An array of the backend as a NumPy array."""
+
+    def from_torch(self, values: torch.Tensor) -> Array:
+        """A tensor, detached and contiguous, as an array of the backend."""
+
+    def to_torch(self, values: Array) -> torch.Tensor:
+        """An array of the backend as a tensor."""
+
+    def zeros(self, *shape: int) -> Array:
+        """Words of zero, uint32."""
+
+    def pack(self, values: U32, bits: int) -> NDArray[np.uint8]:
+        """NumPy words [R, count] below 2^bits → bytes [R, ⌈count·bits/8⌉], little-endian, each row padded with zeros."""
+
+    def unpack(self, data: NDArray[np.uint8], count: int, bits: int) -> U32:
+        """The inverse of `pack`, of NumPy arrays."""
+
+    def concatenate(self, parts: Sequence[Array]) -> Array:
+        """Arrays one after the other, along their first axis."""
+
+    # The server's half, once ---------------------------------------------------------------------------------------------
+
+    def load_weights(self, weights: Sequence[I8]) -> list[Array]:
+        """Each group's int8 weights [rows, width], where `answer` reads them quickest."""
+
+    def inner_hint(self, weights: Array, a: U32, ring: Ring) -> Array:
+        """H of some slots, in the order of G: weights [slots, width] int8, a [elements, k, m] → [slots, n] int32.
+
+        Entry ``(i·r + v)·T + t`` is the centred ``round(W·A / 2^(32 - k_h))`` that multiplies coefficient ``u·r + v`` of
+        the secret's element i in the subring, u + t' = t.
+        """
+
+    def new_hint(self, blocks: int, ring: Ring) -> Hint:
+        """Room for G of some blocks, all zero."""
+
+    def fill_hint(self, hint: Hint, first: int, rows: Array, ring: Ring) -> None:
+        """Put H [slots, n] from block ``first``, a multiple of `TILE`, into G; only the last tile may lack slots."""
+
+    def load_hint(self, arrays: dict[str, NDArray[Any]], ring: Ring) -> Hint:
+        """A hint from what `Hint.arrays` gave; the arrays may be maps of a file, and are not written to."""
+
+    def prepare(self, hint: Hint, batches: Array, bits: int, ring: Ring) -> Array:
+        """``D_k = Σ_v G_{k,v}·b_v`` of all blocks for B batches, switched to ``bits`` bits; one pass over G.
+
+        ``batches`` [B, terms, 2, N] are points of both primes → [B, T, blocks·w] uint32, ``round(D·2^bits/Q)`` modulo
+        2^bits: with 32 bits the shares h, with k_a bits and the a_v for the b_v the public a'.
+        """
+
+    def decode_batches(self, data: Array, ring: Ring) -> Array:
+        """Packed uploads [B, bytes] → points [B, terms, 2, N]; `WireError` for a residue that is not below its prime."""
+
+    # The client's half, ahead of time ------------------------------------------------------------------------------------
+
+    def errors(self, rng: Words, sigma: float) -> Errors:
+        """A source of errors of this deviation, seeded by ``rng``."""
+
+    def encrypt_batch(self, a: Array, z: I8, secret: I8, errors: Array, ring: Ring) -> Array:
+        """The packed ``b_v = -a_v·z + e_v + Δ·s_v(X^w)`` for public points a [terms, 2, N] → [bytes] uint8.
+
+        z [N] and the secret [k, m] are ternary, errors [terms, N] int8.
+        """
+
+    def load_inner(self, a: U32, ring: Ring) -> Array:
+        """Public inner polynomials [elements, k, m] modulo 2^32, in the form that `pads` multiplies with."""
+
+    def pads(self, inner: Array, secret: I8, errors: Array, ring: Ring) -> Array:
+        """``A·s + e``: for each element Σ_i a_i·s_i, with errors [T, elements·r] int8 → [T, elements·r] uint32.
+
+        Input ``c·r + v`` of row t is coefficient ``t·r + v`` of element c.
+        """
+
+    def load_public(self, table: U32, ring: Ring) -> Array:
+        """The public a' [T, slots] of k_a-bit words, slots whole blocks, in the form that `shares` multiplies with."""
+
+    def shares(self, public: Array, z: I8, slots: int, ring: Ring) -> Array:
+        """``μ = (a'·z mod 2^k_a)·2^(32 - k_a)`` → [T, slots] uint32."""
+
+    # A row, online -------------------------------------------------------------------------------------------------------
+
+    def encrypt(self, x: Array, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int) -> tuple[Array, Array]:
+        """Scale rows x [R, width] float32, add their pads from ``column`` on, round to the top ``bits``, pack.
+
+        Returns packed rows [R, bytes] uint8 and, for `decrypt`, the scales [R] float64: NaN for a row that is not finite,
+        whose packed row is zero.
+        """
+
+    def answer(
+        self,
+        data: Array,
+        weights: Array,
+        shares: Sequence[Rows],
+        column: int,
+        bits: tuple[int, int],
+        *,
+        serial: bool = False,
+    ) -> Array:
+        """``W·b - h`` for packed rows [R, bytes] and their shares from ``column`` on, rounded to its top bits and packed.
+
+        ``bits`` are those of inputs and of results; ``serial`` keeps the work on the calling thread.
+        """
+
+    def decrypt(self, data: Array, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: Array) -> Array:
+        """Packed results minus μ from ``column`` on, scaled back → [R, rows] float32."""
+
+    def finite(self, scales: Array) -> bool:
+        """Whether every row's scale is finite."""
+
+    def prefetch(self, weights: Array) -> Iterator[object]:
+        """Steps of a few µs that bring a group's weights nearer; none where memory is near."""
