@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -355,19 +356,21 @@ def _recorded(method: str, original: Callable[..., Any], seen: list[Call]) -> Ca
 
 @pytest.fixture(scope="module")
 def interpreter() -> Iterator[None]:
-    """Two repairs of Triton 3.6's interpreter: a scalar as a loop's bound with NumPy 2.4, and the speed of nested calls.
+    """Repairs of Triton 3.6's interpreter, where there is no card: a scalar as a loop's bound with NumPy 2.4, and speed.
 
-    A call of a device function patches triton.language anew each time, which the launch has done already.
+    No checks of overflow, as on a card, and no second patch of triton.language for a call inside a kernel.
     """
+    import triton.language as tl
     from triton.runtime import interpreter
 
-    from veil.kernels import cuda
+    from veil.kernels.cuda.device import interpreted
 
-    if not cuda.interpreted():
+    if not interpreted():
         yield
         return
 
     patch_tensor, nested = interpreter._patch_lang_tensor, interpreter.InterpretedFunction.__call__
+    scalar_type, options = lru_cache(maxsize=None)(interpreter._get_np_dtype), interpreter.interpreter_builder.options
 
     def patch(tensor: Any, scope: Any) -> None:
         patch_tensor(tensor, scope)
@@ -377,7 +380,14 @@ def interpreter() -> Iterator[None]:
         ours = self.fn.__module__.startswith("veil.")
         return self.rewrite()(*args, **kwargs) if ours else nested(self, *args, **kwargs)
 
+    def numpy_type(kind: Any) -> Any:
+        kind = kind.element_ty if isinstance(kind, tl.block_type) else kind
+        return np.dtype(np.uint64) if isinstance(kind, tl.pointer_type) else scalar_type(kind)
+
     with pytest.MonkeyPatch.context() as patches:
         patches.setattr(interpreter, "_patch_lang_tensor", patch)
         patches.setattr(interpreter.InterpretedFunction, "__call__", call)
+        patches.setattr(interpreter, "_get_np_dtype", numpy_type)
+        object.__setattr__(options, "sanitize_overflow", False)
         yield
+        object.__setattr__(options, "sanitize_overflow", True)

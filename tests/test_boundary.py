@@ -17,6 +17,7 @@ SECRET = (
     "veil.client",
     "veil.model.hybrid",
     "veil.model.bundle",
+    "veil.kernels.cuda.secret",
 )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+
 import numpy as np
 import torch
 from numba.core.dispatcher import Dispatcher
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from veil import HybridFHEModel
-from veil.kernels import cpu_hint, cpu_ntt, cpu_online, cpu_outer, cpu_tile, warm
+from veil.kernels import cpu, warm
 from veil.kernels.ring import ring_of
 from veil.model.modules import select_modules
 from veil.model.terms import Terms
@@ -17,10 +20,11 @@ from veil.params import Params
 
 def signatures() -> dict[str, list[object]]:
     found = {}
-    for module in (cpu_hint, cpu_ntt, cpu_online, cpu_outer, cpu_tile):
+    for info in pkgutil.iter_modules(cpu.__path__, "veil.kernels.cpu."):
+        module = importlib.import_module(info.name)
         for name, value in vars(module).items():
             if isinstance(value, Dispatcher):
-                found[f"{module.__name__}.{name}"] = list(value.signatures)
+                found[f"{info.name}.{name}"] = list(value.signatures)
     return found
 
 

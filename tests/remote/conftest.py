@@ -42,6 +42,9 @@ from veil.wire.patience import Patience
 WEAK = Terms(no_cryptography=True)
 PROMPT = torch.arange(3, 12).unsqueeze(0)
 NEW_TOKENS = 6
+PRECISE = Params.insecure_tiny(signal_db=70.0)
+"""So little noise that it decides no near tie: every run of a tiny model gives the same tokens."""
+
 QUICK = Patience(connect_s=3.0, reply_s=3.0, prepare_s=5.0, retry_s=6.0, pause_s=0.02, keepalive_s=1.0)
 
 
@@ -83,7 +86,7 @@ def bundle(
         if name not in made:
             model = new_model(name)
             hybrid = HybridFHEModel(model, select_modules(model, "linear"))
-            hybrid.compile_model(torch.arange(1, 9).unsqueeze(0), params=Params.insecure_tiny(), device="cpu")
+            hybrid.compile_model(torch.arange(1, 9).unsqueeze(0), params=PRECISE, device="cpu")
             path = tmp_path_factory.mktemp("bundles") / name
             hybrid.save(path, tokenizer=tiny_tokenizer)
             hybrid.set_fhe_mode("execute")

@@ -36,7 +36,7 @@ def folded(bundle: Any, new_model: Callable[[str], Any], tiny_tokenizer: Any, tm
     model = new_model("llama")
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
     sample = torch.arange(1, 60).unsqueeze(0)
-    hybrid.compile_model(sample, params=Params.insecure_tiny(), device="cpu", fold_norms="on")
+    hybrid.compile_model(sample, params=Params.insecure_tiny(signal_db=70.0), device="cpu", fold_norms="on")
     path: Path = tmp_path_factory.mktemp("bundles") / "folded"
     hybrid.save(path, tokenizer=tiny_tokenizer)
     hybrid.set_fhe_mode("execute")
@@ -175,7 +175,7 @@ def test_generate_says_what_a_token_cost(folded: Any, serve: Any) -> None:
     assert 0 < result["trips_per_token"] <= 2 * BLOCKS + 2
     assert remote["rtt_s"] > 0
     assert remote["trips_s"] == pytest.approx(result["trips_per_token"] * remote["rtt_s"], rel=0.01)
-    assert guesses["masks_for_nothing"] == guesses["guessed"] - guesses["accepted"]
+    assert guesses["rows_for_nothing"] == guesses["guessed"] - guesses["accepted"]
     assert guesses["passes"] + guesses["accepted"] >= result["new_tokens"]
     assert "trips" in shown.stderr
     assert "Mbit/s" in shown.stderr
@@ -204,7 +204,7 @@ def test_what_goes_up_while_the_link_is_measured_is_counted(llama: Any, serve: A
         found = CliRunner().invoke(app, ["generate", "w3 w4 w5", *options])
     assert found.exit_code == 0, found.output
     params = llama.engine.model.params
-    ahead = params.mask_bytes + params.epoch_key_bytes / params.masks_per_epoch
+    ahead = (params.batch_bytes + 5) / params.T
     assert json.loads(found.stdout)["bytes_per_token"]["up_ahead"] == pytest.approx(ahead, rel=0.02)
 
 

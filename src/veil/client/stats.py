@@ -14,13 +14,14 @@ PHASES = ("prepare", "prepare_server", "wait", "encrypt", "online_server", "decr
 class Stats:
     """What a session did so far; ``after - before`` is what happened between.
 
-    ``rows`` are token rows through the model's body, ``rows_made`` rows of batches made ahead; ``rows_ready`` of the
-    rows found theirs made. ``sessions_lost`` were opened anew because the server had forgotten them, ``reconnects`` are streams that
-    broke. ``trips`` are round trips that a forward pass waited for. Of ``guessed`` tokens ``accepted`` were right; the rows
-    of the others spent theirs for nothing. Bytes are payload bytes at the transport. ``seconds`` has the phases prepare
-    (making batches, both sides, in the background or not) and of it prepare_server (waiting for the other side), wait (a
-    forward pass that waits for rows), online_server (waiting for replies) and client (the rest of a forward pass: every
-    layer that stays with the client) and of it encrypt and decrypt.
+    ``rows`` are token rows through the model's body, ``rows_made`` rows of batches made ahead; ``rows_ready`` of the rows
+    found theirs made. ``sessions_lost`` were opened anew because the server had forgotten them, ``reconnects`` are
+    streams that broke. ``trips`` are round trips that a forward pass waited for. Of ``guessed`` tokens ``accepted`` were
+    right; the rows of the others spent theirs for nothing. Bytes are payload bytes at the transport.
+
+    ``seconds`` has the phases prepare (making batches, both sides, in the background or not) and of it prepare_server
+    (waiting for the other side), wait (a forward pass that waits for rows), online_server (waiting for replies) and client
+    (the rest of a forward pass: every layer that stays with the client) and of it encrypt and decrypt.
     """
 
     rows: int = 0

@@ -81,7 +81,7 @@ def rounded_hint(products: U32, ring: Ring) -> I32:
 
 
 def switched(values: U32, bits: int, ring: Ring) -> U32:
-    """Coefficients [2, ...] modulo both primes → ``round(x·2^bits/Q)`` modulo 2^bits, by 54-bit fractions of each residue."""
+    """Coefficients [2, ...] modulo both primes → ``round(x·2^bits/Q)`` modulo 2^bits, by 54-bit fractions of residues."""
     total = np.zeros(values.shape[1:], dtype=np.uint64)
     for i, p in enumerate(ring.primes):
         total += values[i].astype(np.uint64) * np.uint64(ring.crt[i]) % np.uint64(p) * np.uint64(ring.fractions[i])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.kernels.cpu import packing
+from veil.kernels.cpu import online, packing, product
 from veil.kernels.cpu.backend import CpuKernels
 from veil.kernels.interface import Rows, Scaling
 from veil.kernels.ring import Ring, ring_of
@@ -16,6 +17,7 @@ from veil.params import Params
 from veil.progress import Progress
 
 STAGE = "compiling the CPU kernels, once on this machine"
+_ROWS = 32
 _log = logging.getLogger("veil")
 
 
@@ -55,11 +57,32 @@ def every_kernel(ring: Ring) -> Iterator[Callable[[], object]]:
     yield lambda: kernels.encrypt_batch(public, z, secret, kernels.errors(rng, 3.2).draw(ring.terms, ring.N), ring)
     yield lambda: kernels.pads(inner, secret, kernels.errors(rng, 3.2).draw(ring.T, ring.r), ring)
     yield lambda: kernels.shares(kernels.load_public(words[:, : ring.w].copy(), ring), z, ring.w, ring)
+    for count, threads in ((_ROWS, 1), (2 * _ROWS, 2), (1, 2)):
+        for read_only in (True, False):
+            yield partial(_steps, count, threads, received=read_only)
+    yield lambda: kernels.decrypt(received[:, :16], scaling, rows, 0, 16, tau)
     yield lambda: kernels.encrypt(x, scaling, rows, 0, 24)
     yield lambda: kernels.answer(received, weights, rows, 0, (24, 16))
-    yield lambda: kernels.answer(received, weights, rows, 0, (24, 16), serial=True)
-    yield lambda: kernels.decrypt(received[:, :16], scaling, rows, 0, 16, tau)
     yield lambda: list(kernels.prefetch(weights))
+
+
+def _steps(rows: int, threads: int, *, received: bool) -> None:
+    """The steps of some rows with these threads; what is ``received`` is read-only."""
+
+    def packed(size: int) -> NDArray[np.uint8]:
+        data = np.zeros((rows, size), dtype=np.uint8)
+        data.flags.writeable = not received
+        return data
+
+    weights, ones, scales = np.ones((8, 8), dtype=np.int8), np.ones(8, dtype=np.float32), np.ones(rows)
+    words, x = np.zeros((rows, 8), dtype=np.uint32), np.ones((rows, 8), dtype=np.float32)
+    none = np.empty(0, dtype=np.float32)
+    online.encrypt(x, none, 1.0, 0.0, words, 0, 0, 24, threads, np.zeros((rows, 24), np.uint8), scales, scales.copy())
+    online.answer(packed(24), weights, words, 0, 0, 24, 16, threads, np.zeros((rows, 16), dtype=np.uint8))
+    online.decrypt(packed(16), words, 0, 0, 16, scales, ones, ones, threads, x)
+    packing.pack(words, 8, threads, np.zeros((rows, 8), dtype=np.uint8))
+    packing.unpack(packed(8), 8, threads, words)
+    product.matmul(weights, words, threads, words.copy())
 
 
 class _Words:

@@ -285,7 +285,7 @@ class HybridFHEModel:
         if mode == "torch":
             self._select(mode, None)
             return
-        compiled = self._need_compiled()
+        self._need_compiled()
         self._choose_client()
         router = self._router
         assert router is not None
@@ -314,7 +314,7 @@ class HybridFHEModel:
         return SimulatedLayers(compiled.manifest, self._weights, self._scalings, kernels, compiled.params, rng)
 
     def reserve(self, rows_body: int = 0, rows_full: int = 0) -> None:
-        """Have rows ready: ``rows_body`` for prompt rows, ``rows_full`` for rows that need logits; whole batches are made."""
+        """Have rows ready: ``rows_body`` for prompt rows, ``rows_full`` for rows with logits; whole batches are made."""
         session = self._active()
         if session is None:
             raise NotCompiled("rows need a session; call set_fhe_mode('execute') first")
@@ -348,8 +348,8 @@ class HybridFHEModel:
     def expect(self, prompt_rows: int, new_tokens: int) -> None:
         """Say that a generation of about ``prompt_rows`` rows and up to ``new_tokens`` tokens comes; returns at once.
 
-        In mode ``remote`` its rows are made ready in the background, the prompt's first, within the memory that `connect` was
-        given; a later call replaces an earlier one, so it may follow a prompt as it is typed. It is a hint: rows that
+        In mode ``remote`` its rows are made in the background, the prompt's first, in the memory that `connect` was given;
+        a later call replaces an earlier one, so it may follow a prompt as it is typed. It is a hint: rows that
         are not ready are made when they are needed, and in other modes nothing happens. `ValueError` for negative counts.
         """
         if prompt_rows < 0 or new_tokens < 0:

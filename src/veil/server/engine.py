@@ -190,7 +190,7 @@ class Engine:
     def make(self, items: Sequence[Admitted]) -> list[Exception | None]:
         """Prepare uploads of any sessions, all for the same segments, in one pass over G; what went wrong with each.
 
-        Raises what fails all of them. Whatever happens, memory promised to an upload whose batches are not kept is given back.
+        Raises what fails all of them. Memory promised to an upload whose batches are not kept is given back.
         """
         errors: dict[Admitted, Exception] = {}
         promised = dict.fromkeys(items)

@@ -92,7 +92,7 @@ class Constants:
 @lru_cache(maxsize=8)
 def constants(ring: Ring) -> Constants:
     """The constants of a ring, once."""
-    p1, p2 = ring.primes
+    p2 = ring.primes[1]
     inverse_of_first = np.array([ring.crt[1]], dtype=np.uint32)
     return Constants(
         primes=np.array(ring.primes, dtype=np.uint32),

@@ -1,6 +1,6 @@
 """The online steps of both halves: the server's answer, the client's encryption and decryption of rows.
 
-Each function means what its namesake in `online_reference` does; arrays are in C order, one thread is the calling one.
+Each function means what its namesake of `ReferenceKernels` does; arrays are in C order, one thread is the calling one.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _answer_by_weights(data, weights, shares, row0, col0, input_bits, bits, thre
 def answer(
     data: U8, weights: I8, shares: U32, row0: int, col0: int, input_bits: int, result_bits: int, threads: int, out: U8
 ) -> None:
-    """Packed rows → packed ``W·b - shares``, rounded to ``result_bits``; see `online_reference.answer`."""
+    """Packed rows → packed ``W·b - shares``, rounded to ``result_bits``; see `ReferenceKernels.answer`."""
     rows = len(data)
     if not out.size:
         return
@@ -195,7 +195,7 @@ def encrypt(
     tau: F64,
     shown: F64,
 ) -> None:
-    """Rows [T, d] → packed ``round(τ·x/divisors) + pads``; see `online_reference.encrypt`. ``target`` is below 2^51."""
+    """Rows [T, d] → packed ``round(τ·x/divisors) + pads``; see `ReferenceKernels.encrypt`. ``target`` is below 2^51."""
     if threads > 1 and len(x) > 1:
         _encrypt_together(x, divisors, target, fixed, pads, row0, col0, bits, threads, out, tau, shown)
     else:
@@ -236,7 +236,7 @@ def _decrypt_together(data, mu, row0, col0, bits, shown, scale, bias, pieces, th
 def decrypt(
     data: U8, mu: U32, row0: int, col0: int, bits: int, shown: F64, scale: F32, bias: F32, threads: int, y: F32
 ) -> None:
-    """Packed results and μ → ``(word - μ)/shown·scale + bias``; see `online_reference.decrypt`."""
+    """Packed results and μ → ``(word - μ)/shown·scale + bias``; see `ReferenceKernels.decrypt`."""
     pieces = len(y) * -(-y.shape[1] // _PIECE)
     if threads > 1 and pieces > 1:
         _decrypt_together(data, mu, row0, col0, bits, shown, scale, bias, pieces, threads, y)

@@ -68,7 +68,7 @@ def _inverse(builder: Any, rows: list[Any], nodes: list[tuple[Any, Any]], modulu
 
 @vector_code(prefer_literal=True)
 def _visit(typing_context, radix, back, strip, first, step, node, factors, p):  # type: ignore[no-untyped-def]
-    """Stages between ``radix`` rows of a strip, ``step`` apart from row ``first`` on; ``node`` is the first stage's group."""
+    """Stages between ``radix`` rows of a strip, ``step`` apart from ``first`` on; ``node`` is the first stage's group."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         strip, table = array(context, builder, signature, args, 2), array(context, builder, signature, args, 6)

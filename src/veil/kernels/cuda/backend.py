@@ -15,6 +15,7 @@ from veil.kernels import reference
 from veil.kernels.cuda import online, packing, points, product, results
 from veil.kernels.cuda.constants import MU, Constants, constants
 from veil.kernels.cuda.device import empty, put, target
+from veil.kernels.cuda.rows import located
 from veil.kernels.cuda.secret import DeviceErrors, encrypt_terms
 from veil.kernels.interface import Errors, Hint, Rows, Scaling, Words
 from veil.kernels.ring import Ring
@@ -171,9 +172,9 @@ class CudaKernels:
         x = x.contiguous()
         out = empty(rows, packed_bytes(width, bits), dtype=torch.uint8)
         scales = empty(rows, dtype=torch.float64)
-        how = (scaling.target, scaling.fixed)
-        for material, first, count, offset in _places(pads, column):
-            online.encrypt(x, scaling.divisors, material, out, scales, first, count, offset, how, bits)
+        if rows:
+            how = (scaling.target, scaling.fixed)
+            online.encrypt(x, scaling.divisors, located(pads, column), out, scales, how, bits)
         return out, scales
 
     def answer(
@@ -189,23 +190,21 @@ class CudaKernels:
         out = empty(len(data), packed_bytes(len(weights), bits[1]), dtype=torch.uint8)
         if not out.numel():
             return out
-        data, places = data.contiguous(), list(_places(shares, column))
+        data, places = data.contiguous(), located(shares, column)
         if len(data) == 1:
-            ((material, _, _, offset),) = places
-            product.answer_row(data, weights, material, offset, bits, out)
-            return out
-        words = product.multiply(weights, packing.limbs_of(data, weights.shape[1], bits[0]))
-        for material, first, count, offset in places:
-            packing.finish(words, first, count, material, offset, bits[1], out)
+            product.answer_row(data, weights, places, bits, out)
+        else:
+            words = product.multiply(weights, packing.limbs_of(data, weights.shape[1], bits[0]))
+            packing.finish(words, places, bits[1], out)
         return out
 
     def decrypt(
         self, data: Tensor, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: Tensor
     ) -> Tensor:
         out = empty(len(data), len(scaling.scale), dtype=torch.float32)
-        data, scales = data.contiguous(), scales.contiguous()
-        for material, first, count, offset in _places(shares, column):
-            online.decrypt(data, material, scales, scaling.scale, scaling.bias, out, first, count, offset, bits)
+        if out.numel():
+            shares_at = located(shares, column)
+            online.decrypt(data.contiguous(), shares_at, scales.contiguous(), scaling.scale, scaling.bias, out, bits)
         return out
 
     def finite(self, scales: Tensor) -> bool:
@@ -218,13 +217,3 @@ class CudaKernels:
 
 def _constants(ring: Ring) -> Constants:
     return constants(ring, target())
-
-
-def _places(rows: Sequence[Rows], column: int) -> Iterator[tuple[Tensor, int, int, int]]:
-    """Of each part that is not empty: material, first row among all, rows, and the material's word where they begin."""
-    first = 0
-    for part in rows:
-        if part.count:
-            material = part.material.contiguous()
-            yield material, first, part.count, part.first * material.shape[1] + column
-        first += part.count

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from veil.kernels.cuda.packing import part_of, span_of, store_units, top_bits, unpack_aligned, unpack_word
+from veil.kernels.cuda.rows import Located, row_start
 
 Tensor = torch.Tensor
 
@@ -25,18 +26,18 @@ def _value(x, divisors, j, inside, DIVIDED: tl.constexpr):  # type: ignore[no-un
     return v.to(tl.float64)
 
 
-@triton.jit(do_not_specialize=["row", "offset", "stride", "target", "fixed"])
+@triton.jit(do_not_specialize=["offset", "stride", "target", "fixed"])
 def encrypt_rows(  # type: ignore[no-untyped-def]
-    x, divisors, pads, out, scales, row, offset, stride, target, fixed, width, row_bytes,
-    DIVIDED: tl.constexpr, FIXED: tl.constexpr, BITS: tl.constexpr, SPAN: tl.constexpr,
+    x, divisors, pads, out, scales, offset, stride, target, fixed, width, row_bytes,
+    DIVIDED: tl.constexpr, FIXED: tl.constexpr, TABLE: tl.constexpr, BITS: tl.constexpr, SPAN: tl.constexpr,
     INPUTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Rows x [R, width] from ``row`` on → packed rows and their scales; grid (row, tile of units of SPAN bits).
+    """Rows x [R, width] → packed rows and their scales; grid (row, tile of units of SPAN bits).
 
-    The pads of the first row begin at word ``offset``. ``target`` and ``fixed`` are the bits of float64.
+    `rows.Located` tells of the pads; ``target`` and ``fixed`` are the bits of float64.
     """
     t = tl.program_id(0).to(tl.int64)
-    x += (row + t) * width
+    x += t * width
     total = tl.zeros([INPUTS], dtype=tl.float64)
     for start in range(0, width, INPUTS):
         j = start + tl.arange(0, INPUTS)
@@ -54,8 +55,8 @@ def encrypt_rows(  # type: ignore[no-untyped-def]
         shown = tl.where(good, most, tau)
         tau = tl.where(tau < most, tl.where(square == 0.0, most, tau), shown)
     if tl.program_id(1) == 0:
-        tl.store(scales + row + t, shown)
-    pads += offset + t * stride
+        tl.store(scales + t, shown)
+    pads = row_start(pads, offset, stride, t, TABLE)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     first = SPAN * k // BITS
     unit = tl.zeros([BLOCK], dtype=tl.uint32)
@@ -69,65 +70,63 @@ def encrypt_rows(  # type: ignore[no-untyped-def]
         word = top_bits(message + tl.load(pads + j, mask=inside, other=0), BITS)
         word = tl.where(inside, tl.where(good, word, 0), 0).to(tl.uint32)
         unit |= part_of(word, shift, BITS, SPAN)
-    store_units(out + (row + t) * row_bytes, k, unit, row_bytes, SPAN)
+    store_units(out + t * row_bytes, k, unit, row_bytes, SPAN)
 
 
-@triton.jit(do_not_specialize=["row", "offset", "stride"])
+@triton.jit(do_not_specialize=["offset", "stride"])
 def decrypt_rows(  # type: ignore[no-untyped-def]
-    data, shares, scales, scale, bias, out, row, offset, stride, count, row_bytes,
-    BITS: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
+    data, shares, scales, scale, bias, out, offset, stride, count, row_bytes,
+    TABLE: tl.constexpr, BITS: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Packed results from ``row`` on, less their shares (the first row's begin at word ``offset``), scaled back.
+    """Packed results less the shares that `rows.Located` tells of, scaled back; grid (row, tile).
 
-    ``value·(1/τ)·c + bias`` in float64, as float32; where τ is 0, the bias; grid (row, tile).
+    ``value·(1/τ)·c + bias`` in float64, as float32; where τ is 0, the bias.
     """
     t = tl.program_id(0).to(tl.int64)
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = j < count
-    data += (row + t) * row_bytes
+    data += t * row_bytes
+    shares = row_start(shares, offset, stride, t, TABLE)
     if SPAN == 8:
         word = unpack_word(data, j, inside, BITS)
     else:
         word = unpack_aligned(data.to(tl.pointer_type(tl.uint32)), j, inside, BITS)
-    value = ((word << (32 - BITS)) - tl.load(shares + offset + t * stride + j, mask=inside, other=0)).to(
-        tl.int32, bitcast=True
-    )
-    tau = tl.load(scales + row + t)
+    word = (word << (32 - BITS)) - tl.load(shares + j, mask=inside, other=0)
+    value = word.to(tl.int32, bitcast=True)
+    tau = tl.load(scales + t)
     inverse = tl.where(tau == 0.0, 0.0, 1.0 / tl.where(tau == 0.0, 1.0, tau))
     y = value.to(tl.float64) * inverse * tl.load(scale + j, mask=inside, other=0.0).to(tl.float64)
     y += tl.load(bias + j, mask=inside, other=0.0).to(tl.float64)
-    tl.store(out + (row + t) * count + j, y.to(tl.float32), mask=inside)
+    tl.store(out + t * count + j, y.to(tl.float32), mask=inside)
 
 
 # Launches ------------------------------------------------------------------------------------------------------------
 
 
 def encrypt(
-    x: Tensor, divisors: Tensor | None, pads: Tensor, out: Tensor, scales: Tensor,
-    row: int, rows: int, offset: int, scaling: tuple[float, float], bits: int,
-) -> None:  # fmt: skip
-    """Launch `encrypt_rows` for some rows; ``scaling`` is target norm and fixed norm."""
-    width = x.shape[1]
+    x: Tensor, divisors: Tensor | None, pads: Located, out: Tensor, scales: Tensor, scaling: tuple[float, float], bits: int
+) -> None:
+    """Launch `encrypt_rows`; ``scaling`` is target norm and fixed norm."""
+    rows, width = x.shape
     inputs = min(2048, max(32, 1 << max(width - 1, 0).bit_length()))
     span, block = span_of(out), 512 if rows < 32 else 1024
+    base, offset, stride, table = pads.arguments
     encrypt_rows[(rows, max(1, -(-8 * out.shape[1] // (span * block))))](
-        x, x if divisors is None else divisors, pads, out, scales, row, offset, pads.shape[1],
+        x, x if divisors is None else divisors, base, out, scales, offset, stride,
         _bits(scaling[0]), _bits(scaling[1] or 1.0), width, out.shape[1],
-        divisors is not None, scaling[1] != 0.0, bits, span, inputs, block, num_warps=4, enable_fp_fusion=False,
+        divisors is not None, scaling[1] != 0.0, table, bits, span, inputs, block, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
 
 
-def decrypt(
-    data: Tensor, shares: Tensor, scales: Tensor, scale: Tensor, bias: Tensor, out: Tensor,
-    row: int, rows: int, offset: int, bits: int,
-) -> None:  # fmt: skip
-    """Launch `decrypt_rows` for some rows."""
-    count, block = out.shape[1], 512
-    if rows and count:
-        decrypt_rows[(rows, -(-count // block))](
-            data, shares, scales, scale, bias, out, row, offset, shares.shape[1], count, data.shape[1],
-            bits, span_of(data), block, num_warps=4, enable_fp_fusion=False,
-        )  # fmt: skip
+def decrypt(data: Tensor, shares: Located, scales: Tensor, scale: Tensor, bias: Tensor, out: Tensor, bits: int) -> None:
+    """Launch `decrypt_rows`."""
+    rows, count = out.shape
+    block = 512
+    base, offset, stride, table = shares.arguments
+    decrypt_rows[(rows, -(-count // block))](
+        data, base, scales, scale, bias, out, offset, stride, count, data.shape[1], table, bits, span_of(data), block,
+        num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
 
 
 def _bits(value: float) -> int:

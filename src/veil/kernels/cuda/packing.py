@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from veil.kernels.cuda.device import empty
+from veil.kernels.cuda.rows import Located, row_start
 from veil.params import packed_bytes
 
 Tensor = torch.Tensor
@@ -74,21 +75,22 @@ def store_units(out, place, units, count, SPAN: tl.constexpr):  # type: ignore[n
         tl.store(out.to(tl.pointer_type(tl.uint32)) + place, units, mask=place < count // 4)
 
 
-@triton.jit(do_not_specialize=["row", "offset", "stride"])
+@triton.jit(do_not_specialize=["offset", "stride"])
 def pack_words(  # type: ignore[no-untyped-def]
-    values, shares, out, row, offset, stride, count, row_bytes,
-    SUBTRACT: tl.constexpr, BITS: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
+    values, shares, out, offset, stride, count, row_bytes,
+    SUBTRACT: tl.constexpr, TABLE: tl.constexpr, BITS: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Words [R, count] below 2^BITS from ``row`` on → bytes [R, row_bytes]; grid (row, tile of units of SPAN bits).
+    """Words [R, count] below 2^BITS → bytes [R, row_bytes]; grid (row, tile of units of SPAN bits).
 
-    SUBTRACT: words modulo 2^32, less the shares from word ``offset`` on (``stride`` a row), rounded to their top BITS.
+    SUBTRACT: words modulo 2^32, less the shares that `rows.Located` tells of, rounded to their top BITS.
     """
     t = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    values += (row + t) * count
-    shares += offset + t * stride
+    values += t * count
     first = SPAN * k // BITS
     unit = tl.zeros([BLOCK], dtype=tl.uint32)
+    if SUBTRACT:
+        shares = row_start(shares, offset, stride, t, TABLE)
     for part in tl.static_range((SPAN - 1) // BITS + 2):
         j = first + part
         shift = j * BITS - SPAN * k
@@ -97,7 +99,7 @@ def pack_words(  # type: ignore[no-untyped-def]
         if SUBTRACT:
             value = top_bits(value - tl.load(shares + j, mask=inside, other=0), BITS)
         unit |= part_of(tl.where(inside, value, 0).to(tl.uint32), shift, BITS, SPAN)
-    store_units(out + (row + t) * row_bytes, k, unit, row_bytes, SPAN)
+    store_units(out + t * row_bytes, k, unit, row_bytes, SPAN)
 
 
 @triton.jit
@@ -135,7 +137,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
     if out.numel():
         span = span_of(out)
         grid = (rows, -(-8 * out.shape[1] // (span * _BLOCK)))
-        pack_words[grid](values, values, out, 0, 0, 0, count, out.shape[1], False, bits, span, _BLOCK)
+        pack_words[grid](values, values, out, 0, 0, count, out.shape[1], False, False, bits, span, _BLOCK)
     return out
 
 
@@ -144,17 +146,13 @@ def span_of(rows: Tensor) -> int:
     return 32 if rows.shape[1] % 4 == 0 and rows.data_ptr() % 4 == 0 else 8
 
 
-def finish(values: Tensor, row: int, rows: int, shares: Tensor, offset: int, bits: int, out: Tensor) -> None:
-    """Some rows of ``values - shares`` modulo 2^32, rounded to their top bits and packed into ``out``.
-
-    The shares of the first of them begin at word ``offset`` of ``shares`` [T, words].
-    """
-    if rows and out.shape[1]:
-        span = span_of(out)
-        grid = (rows, -(-8 * out.shape[1] // (span * _BLOCK)))
-        pack_words[grid](
-            values, shares, out, row, offset, shares.shape[1], values.shape[1], out.shape[1], True, bits, span, _BLOCK
-        )
+def finish(values: Tensor, shares: Located, bits: int, out: Tensor) -> None:
+    """``values - shares`` modulo 2^32 [R, count], rounded to their top bits and packed into ``out`` [R, bytes]."""
+    span = span_of(out)
+    base, offset, stride, table = shares.arguments
+    pack_words[(len(out), -(-8 * out.shape[1] // (span * _BLOCK)))](
+        values, base, out, offset, stride, values.shape[1], out.shape[1], True, table, bits, span, _BLOCK
+    )
 
 
 def unpack(data: Tensor, count: int, bits: int) -> Tensor:

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from veil.kernels.cuda.device import empty
 from veil.kernels.cuda.packing import part_of, span_of, store_limbs, top_bits, unpack_aligned, unpack_word
+from veil.kernels.cuda.rows import Located
 from veil.kernels.ring import Ring
 
 Tensor = torch.Tensor
@@ -155,14 +156,15 @@ def row_block(rows: int, width: int) -> tuple[int, int]:
 # Launches ------------------------------------------------------------------------------------------------------------
 
 
-def answer_row(data: Tensor, weights: Tensor, shares: Tensor, offset: int, bits: tuple[int, int], out: Tensor) -> None:
-    """Launch `answer_one`: one packed row, its shares from word ``offset`` of ``shares`` on → ``out`` [1, bytes]."""
+def answer_row(data: Tensor, weights: Tensor, shares: Located, bits: tuple[int, int], out: Tensor) -> None:
+    """Launch `answer_one`: one packed row and its shares → ``out`` [1, bytes]."""
     rows, width = weights.shape
     tile, (block, threads) = 8, row_block(rows, width)
     block = min(block, max(32, 1 << (width - 1).bit_length())) if width else 32
     padded = 1 << (tile * bits[1] // 8 - 1).bit_length()
     answer_one[(-(-rows // tile),)](
-        data, weights, shares, out, offset, rows, width, out.shape[1], bits[0], bits[1], padded, span_of(data), tile, block,
+        data, weights, shares.material, out, shares.offset, rows, width, out.shape[1],
+        bits[0], bits[1], padded, span_of(data), tile, block,
         width % block == 0, num_warps=threads,
     )  # fmt: skip
 

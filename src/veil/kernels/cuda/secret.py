@@ -1,4 +1,4 @@
-"""The client's secrets on a card: the stream cipher behind its errors, and the encryption of a batch's secret. Client only."""
+"""The client's secrets on a card: the stream cipher behind its errors, and how a batch's secret is encrypted."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def gaussian_blocks(key, bounds, entries, out, counter, count, STEPS: tl.constex
 
 
 class DeviceErrors:
-    """Rounded Gaussian errors made on the device, from ChaCha20 under keys from the client's secret words; see `interface.Errors`.
+    """Rounded Gaussian errors made on the device, from ChaCha20 under keys that a `Words` gives; see `interface.Errors`.
 
     The key is drawn anew for every gibibyte of the stream. It has no representation and cannot be pickled or copied.
     """
