@@ -121,7 +121,7 @@ def test_health_and_metrics(llama: Any, serve: Any, generated: Any, free_port: i
         generated(remote)
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             stub = health_pb2_grpc.HealthStub(channel)
-            for name in ("", "veil.v1.Veil"):
+            for name in ("", "veil.v2.Veil"):
                 reply = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
                 assert reply.status == health_pb2.HealthCheckResponse.SERVING
         with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/metrics", timeout=5) as page:
