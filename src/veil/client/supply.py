@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from veil.client.filler import Filler, Ready
-from veil.client.maker import MOST_AT_ONCE, RowMaker
+from veil.client.maker import RowMaker
 from veil.client.pool import Missing, Part, RowPool
 from veil.client.stats import Stats
 from veil.model.manifest import Manifest
+
+
+_LATER_BATCHES = 2
+"""Batches that are made at once for tokens after the first batch: one pass over the hint serves both."""
 
 
 class RowSupply:
@@ -16,7 +20,7 @@ class RowSupply:
 
     Prompt rows, which need no logits, take rows without the head; the last row of a pass, every row of the head and a
     model that asks for logits of all rows take full ones. With a ``filler`` missing rows are waited for, else they are made
-    at once, in batches that double so that a long generation amortises.
+    at once, two batches at a time after the first.
     """
 
     def __init__(
@@ -105,7 +109,7 @@ class RowSupply:
         if full:
             if not missing.prompt:
                 full = max(full, self._step * self._batch_rows)
-                self._step = min(2 * self._step, MOST_AT_ONCE)
+                self._step = _LATER_BATCHES
             self._maker.make(full, full=True)
 
 

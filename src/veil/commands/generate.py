@@ -194,9 +194,10 @@ def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) ->
     if ready.hybrid is not None and remote:
         ready.hybrid.expect(rows, request.max_new_tokens)
     elif ready.hybrid is not None and encrypted:
-        ready.hybrid.reserve(rows_body=rows - 1)
+        whole = (rows - 1) // ready.hybrid.params.T * ready.hybrid.params.T  # what is left over shares a batch with tokens
+        ready.hybrid.reserve(rows_body=whole)
         meter.prompt_rows_made()
-        ready.hybrid.reserve(rows_full=1 + min(request.max_new_tokens - 1, _TOKENS_AHEAD))
+        ready.hybrid.reserve(rows_full=rows - whole + min(request.max_new_tokens - 1, _TOKENS_AHEAD))
     try:
         with quiet(), speculation or nullcontext({}) as options:
             config = _generation_config(request, ready.model)

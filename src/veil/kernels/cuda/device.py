@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 Tensor = torch.Tensor
 
+_STAGED_BYTES = 1 << 20
+"""Arrays up to this size go through page-locked memory."""
+
 
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, on the CPU."""
@@ -23,9 +26,14 @@ def target() -> torch.device:
 
 
 def put(values: NDArray[Any]) -> Tensor:
-    """A copy of an array on the device, of the same type."""
+    """A copy of an array on the device, of the same type; for a small one the host does not wait for the device."""
     source = torch.from_numpy(np.require(values, requirements=["C", "W"]))
-    return source.to(target(), copy=True)
+    if interpreted():
+        return source.clone()
+    if not 0 < source.nbytes <= _STAGED_BYTES:
+        return source.to(target(), copy=True)
+    staged = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)  # PyTorch keeps it until the copy is done
+    return staged.copy_(source).to(target(), non_blocking=True)
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.uint32) -> Tensor:

@@ -109,12 +109,13 @@ def encrypt(
     """Launch `encrypt_rows`; ``scaling`` is target norm and fixed norm."""
     rows, width = x.shape
     inputs = min(2048, max(32, 1 << max(width - 1, 0).bit_length()))
-    span, block = span_of(out), 512 if rows < 32 else 1024
+    span, (block, threads) = span_of(out), (256, 8) if rows < 32 else (1024, 4)
     base, offset, stride, table = pads.arguments
     encrypt_rows[(rows, max(1, -(-8 * out.shape[1] // (span * block))))](
         x, x if divisors is None else divisors, base, out, scales, offset, stride,
         _bits(scaling[0]), _bits(scaling[1] or 1.0), width, out.shape[1],
-        divisors is not None, scaling[1] != 0.0, table, bits, span, inputs, block, num_warps=4, enable_fp_fusion=False,
+        divisors is not None, scaling[1] != 0.0, table, bits, span, inputs, block,
+        num_warps=threads, enable_fp_fusion=False,
     )  # fmt: skip
 
 

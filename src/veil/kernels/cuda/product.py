@@ -146,26 +146,35 @@ class ProductTile(NamedTuple):
         return cls(64, 16, 256 if width >= 2048 else 128, 4, 3)
 
 
-def row_block(rows: int, width: int) -> tuple[int, int]:
-    """Inputs a step and warps of `answer_one`, as fastest on an H100 (docs/gpu.md)."""
-    if rows > 8192 or (width <= 1024 and rows > 1056):
-        return 256, 1
-    return (1024, 4) if width >= 2 * rows or rows <= 1056 else (512, 4)
+class RowTile(NamedTuple):
+    """How a program of `answer_one` is shaped: outputs, inputs a step, warps."""
+
+    rows: int
+    depth: int
+    warps: int
+
+    @classmethod
+    def choose(cls, rows: int, width: int) -> RowTile:
+        """The tile that was fastest on an H100 (docs/gpu.md)."""
+        if rows > 8192:
+            return cls(8, 256, 1) if width <= 1024 else cls(8, 512, 2) if width <= 2048 else cls(8, 256, 2)
+        return cls(8, 1024 if rows <= 4096 or width >= 2 * rows else 512, 4)
 
 
 # Launches ------------------------------------------------------------------------------------------------------------
 
 
-def answer_row(data: Tensor, weights: Tensor, shares: Located, bits: tuple[int, int], out: Tensor) -> None:
+def answer_row(
+    data: Tensor, weights: Tensor, shares: Located, bits: tuple[int, int], out: Tensor, tile: RowTile | None = None
+) -> None:
     """Launch `answer_one`: one packed row and its shares → ``out`` [1, bytes]."""
     rows, width = weights.shape
-    tile, (block, threads) = 8, row_block(rows, width)
-    block = min(block, max(32, 1 << (width - 1).bit_length())) if width else 32
-    padded = 1 << (tile * bits[1] // 8 - 1).bit_length()
-    answer_one[(-(-rows // tile),)](
-        data, weights, shares.material, out, shares.offset, rows, width, out.shape[1],
-        bits[0], bits[1], padded, span_of(data), tile, block,
-        width % block == 0, num_warps=threads,
+    tile = tile or RowTile.choose(rows, width)
+    depth = min(tile.depth, max(32, 1 << max(width - 1, 0).bit_length()))
+    padded = 1 << (tile.rows * bits[1] // 8 - 1).bit_length()
+    answer_one[(-(-rows // tile.rows),)](
+        data, weights, shares.material, out, shares.offset, rows, width, out.shape[1], *bits, padded, span_of(data),
+        tile.rows, depth, width % depth == 0, num_warps=tile.warps,
     )  # fmt: skip
 
 

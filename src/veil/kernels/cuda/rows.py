@@ -18,7 +18,7 @@ Tensor = torch.Tensor
 
 
 class Located(NamedTuple):
-    """Row t begins at word ``offset + t·stride`` of ``material``; with a ``table`` of addresses, ``offset`` after it."""
+    """Row t begins at word ``offset + t·stride`` of ``material``; with a ``table``, ``offset`` words after its address."""
 
     material: Tensor
     offset: int
