@@ -240,6 +240,7 @@ def _check_shape(spec: Spec) -> None:
         require(least <= value <= most, f"{name} is {value}, expected {least} to {most}")
         require(value & (value - 1) == 0, f"{name} is {value}, not a power of two")
     require(1 <= spec.inner_rank <= 16, f"inner_rank is {spec.inner_rank}, expected 1 to 16")
+    require(spec.inner_degree <= spec.outer_degree, "inner_degree is larger than outer_degree")
     require(spec.batch_rows <= spec.inner_degree, "batch_rows is larger than inner_degree")
     require(spec.batch_rows <= spec.outer_degree, "batch_rows is larger than outer_degree")
     require(

@@ -338,16 +338,6 @@ def test_scales_of_any_numbers(kernels: Kernels, draw: np.random.Generator) -> N
     same(kernels, data, pack(message + host[0].material[:rows], 32))
 
 
-def test_weights_without_columns(kernels: Kernels) -> None:
-    material = np.array([[5, 1 << 31], [0, 7]], dtype=np.uint32)
-    (held,) = kernels.load_weights([np.empty((2, 0), dtype=np.int8)])
-    for rows in (1, 2):
-        here = [Rows(kernels.asarray(material), 0, rows)]
-        data = kernels.asarray(np.empty((rows, 0), dtype=np.uint8))
-        expected = pack(np.uint32(0) - material[:rows], 32)
-        same(kernels, kernels.answer(data, held, here, 0, (24, 32)), expected)
-
-
 def test_weights_are_brought_nearer(kernels: Kernels, draw: np.random.Generator) -> None:
     (held,) = kernels.load_weights([weights_of(draw, 30, 40)])
     assert sum(1 for _ in kernels.prefetch(held)) <= 1

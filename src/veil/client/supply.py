@@ -10,7 +10,6 @@ from veil.client.pool import Missing, Part, RowPool
 from veil.client.stats import Stats
 from veil.model.manifest import Manifest
 
-
 _LATER_BATCHES = 2
 """Batches that are made at once for tokens after the first batch: one pass over the hint serves both."""
 

@@ -135,9 +135,7 @@ class CudaKernels:
         return DeviceErrors(rng, sigma)
 
     def encrypt_batch(self, a: Tensor, z: I8, secret: I8, errors: Tensor, ring: Ring) -> Tensor:
-        k = _constants(ring)
-        key = points.small_points(put(z.astype(np.int32).reshape(1, 1, -1)), k.outer, k)
-        words = encrypt_terms(a, key, put(secret), errors.contiguous(), ring, k)
+        words = encrypt_terms(a, put(z), put(secret), errors.contiguous(), ring, _constants(ring))
         return packing.pack(words.view(-1, ring.N), ring.prime_bits).view(-1)
 
     def load_inner(self, a: U32, ring: Ring) -> Tensor:
@@ -148,7 +146,7 @@ class CudaKernels:
         k, count = _constants(ring), len(inner)
         out = empty(ring.T, count * ring.r)
         if count:
-            key = points.small_points(put(secret.astype(np.int32)[None]), k.inner, k)
+            key = points.small_points(put(secret[None]), k.inner, k)
             sums = empty(1, count, 2, ring.m)
             points.sums(inner, key, k, sums)
             results.lift(sums, errors.contiguous(), out, ring, k)
@@ -161,7 +159,7 @@ class CudaKernels:
         k = _constants(ring)
         out = empty(ring.T, slots)
         if out.numel():
-            key = points.mu_point(put(z.astype(np.int32)), k)
+            key = points.mu_point(put(z), k)
             results.multiply_mu(public[: -(-slots // ring.w)], key, out, ring, k)
         return out
 

@@ -31,7 +31,7 @@ def _store_three_bytes(x, out, N: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def signed_points(values, out, twiddles, words, LOG: tl.constexpr, PACKED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Signed int32 polynomials [C, K, 2^LOG] → points of both outer primes; grid (C, K, prime).
+    """Signed polynomials [C, K, 2^LOG], int8 or int32, → points of both outer primes; grid (C, K, prime).
 
     PACKED: words [C, 2, K, 3, 2^LOG/4]; otherwise [C, K, 2, 2^LOG].
     """
@@ -41,7 +41,7 @@ def signed_points(values, out, twiddles, words, LOG: tl.constexpr, PACKED: tl.co
     row = words + i * COLUMNS
     p, pn = tl.load(row + PRIME), tl.load(row + NEGATIVE)
     e = tl.arange(0, size)
-    x = signed_residue(tl.load(values + (c * terms + k) * size + e), row, p)
+    x = signed_residue(tl.load(values + (c * terms + k) * size + e).to(tl.int32), row, p)
     x = forward(x, twiddles + 2 * i * size, p, pn, LOG)
     if PACKED:
         _store_three_bytes(x, out + ((c * 2 + i) * terms + k) * (3 * size // 4), size)
@@ -51,10 +51,10 @@ def signed_points(values, out, twiddles, words, LOG: tl.constexpr, PACKED: tl.co
 
 @triton.jit
 def key_points(values, out, twiddles, words, LOG: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One signed int32 polynomial [2^LOG] → its points modulo the prime whose constants are ``words``; one program."""
+    """One signed polynomial [2^LOG] → its points modulo the prime whose constants are ``words``; one program."""
     e = tl.arange(0, 1 << LOG)
     p, pn = tl.load(words + PRIME), tl.load(words + NEGATIVE)
-    x = signed_residue(tl.load(values + e), words, p)
+    x = signed_residue(tl.load(values + e).to(tl.int32), words, p)
     tl.store(out + e, forward(x, twiddles, p, pn, LOG))
 
 
@@ -189,7 +189,7 @@ class SumTile(NamedTuple):
 
 
 def small_points(values: Tensor, twiddles: Tensor, constants: Constants) -> Tensor:
-    """Signed polynomials [C, K, degree] int32 → points [C, K, 2, degree]."""
+    """Signed polynomials [C, K, degree], int8 or int32, → points [C, K, 2, degree]."""
     count, terms, degree = values.shape
     out = empty(count, terms, 2, degree)
     signed_points[(count, terms, 2)](values, out, twiddles, constants.words, log2(degree), False, num_warps=warps(degree))
@@ -197,7 +197,7 @@ def small_points(values: Tensor, twiddles: Tensor, constants: Constants) -> Tens
 
 
 def mu_point(values: Tensor, constants: Constants) -> Tensor:
-    """A signed polynomial [N] int32 → points modulo the prime of μ."""
+    """A signed polynomial [N], int8 or int32, → points modulo the prime of μ."""
     degree = len(values)
     out = empty(degree)
     key_points[(1,)](values, out, constants.mu, constants.words[MU], log2(degree), num_warps=warps(degree))

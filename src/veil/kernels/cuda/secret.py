@@ -139,7 +139,7 @@ def encrypted_terms(  # type: ignore[no-untyped-def]
 ):
     """``-a_v·z + e_v + Δ·s_v(X^w)`` as points [terms, 2, N]; grid (term, prime).
 
-    Public points a [terms, 2, N], points z [2, N], secret [k, T·r] int8, errors [terms, N] int8; R is r and ROWS T.
+    Public points a [terms, 2, N]; z [N], secret [k, T·r] and errors [terms, N] int8; R is r and ROWS T.
     """
     size: tl.constexpr = 1 << LOG
     width: tl.constexpr = size // ROWS
@@ -153,13 +153,14 @@ def encrypted_terms(  # type: ignore[no-untyped-def]
     value = signed_residue(tl.load(errors + term * size + e).to(tl.int32), row, p) + message
     value = forward(value, twiddles + 2 * i * size, p, pn, LOG)
     at = (term * 2 + i) * size + e
-    product = times(tl.load(a + at), tl.load(z + i * size + e), p, pn)
+    key = forward(signed_residue(tl.load(z + e).to(tl.int32), row, p), twiddles + 2 * i * size, p, pn, LOG)
+    product = times(tl.load(a + at), key, p, pn)
     product = reduce(times(product, tl.load(row + SQUARE), p, pn), p)
     tl.store(out + at, reduce(value + p - product, p))
 
 
 def encrypt_terms(a: Tensor, z: Tensor, secret: Tensor, errors: Tensor, ring: Ring, constants: Constants) -> Tensor:
-    """Launch `encrypted_terms`; z are points [2, N]."""
+    """Launch `encrypted_terms`."""
     out = empty(ring.terms, 2, ring.N)
     encrypted_terms[(ring.terms, 2)](
         a, z, secret, errors, out, constants.outer, constants.words, ring.r, ring.T, log2(ring.N), num_warps=warps(ring.N)
