@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +45,7 @@ from veil.random import SecretRng
 from veil.seed import PublicSeed
 from veil.server.engine import Engine, ServerModel
 
+_COUNT = itertools.count()
 WORDS = ["<unk>", "<s>", "</s>", "<user>", "<reply>"] + [f"w{index}" for index in range(59)]
 CHAT_TEMPLATE = (
     "{% for m in messages %}<user> {{ m['content'] }} </s> {% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
@@ -96,6 +98,12 @@ def make_gpt2() -> GPT2LMHeadModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture(autouse=True)
+def known_servers(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that a test meets are forgotten after it: ports come again."""
+    monkeypatch.setenv("VEIL_DATA_DIR", str(tmp_path_factory.getbasetemp() / "data" / str(next(_COUNT))))
 
 
 @pytest.fixture(scope="session")

@@ -97,8 +97,11 @@ def expected_bytes(model: LlamaForCausalLM) -> dict[str, Any]:
     }
 
 
-def test_text_goes_to_stdout_and_the_table_to_stderr(llama_folder: Path) -> None:
+def test_text_goes_to_stdout_and_the_table_to_stderr(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = json.loads(generate(llama_folder, "--mode", "disable", "--json").stdout)["text"]
+    monkeypatch.setenv("VEIL_CACHE_DIR", str(tmp_path))  # where nothing is kept, so that the model is loaded again
     result = generate(llama_folder, "--mode", "disable")
     assert result.exit_code == 0
     assert result.stdout == text + "\n"
@@ -261,7 +264,7 @@ def test_a_message_of_several_lines_is_printed_on_one(monkeypatch: pytest.Monkey
     def fail(*_: Any, **__: Any) -> None:
         raise ModelSourceError("first\n  second; third")
 
-    monkeypatch.setattr(generate_command, "load_model", fail)
+    monkeypatch.setattr(generate_command, "opened_model", fail)
     result = invoke("generate", PROMPT)
     assert (result.exit_code, result.stderr) == (2, "veil: first second; third\n")
 
@@ -270,13 +273,13 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate_command, "load_model", interrupt)
+    monkeypatch.setattr(generate_command, "opened_model", interrupt)
     result = invoke("generate", PROMPT)
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "veil: interrupted\n")
 
 
 def test_an_error_that_is_not_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate_command, "load_model", lambda *_, **__: json.loads("{"))
+    monkeypatch.setattr(generate_command, "opened_model", lambda *_, **__: json.loads("{"))
     result = invoke("generate", PROMPT)
     assert result.exit_code == 1
     assert isinstance(result.exception, json.JSONDecodeError)

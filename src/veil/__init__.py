@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from veil.errors import VeilError as VeilError
     from veil.model.hybrid import HybridFHEModel as HybridFHEModel
     from veil.model.modules import linear_modules as linear_modules
+    from veil.model.terms import Terms as Terms
     from veil.params import Params as Params
     from veil.params import Spec as Spec
 
@@ -21,11 +22,12 @@ _HOMES = {
     "HybridFHEModel": "veil.model.hybrid",
     "Params": "veil.params",
     "Spec": "veil.params",
+    "Terms": "veil.model.terms",
     "VeilError": "veil.errors",
     "linear_modules": "veil.model.modules",
 }
 
-__all__ = ["HybridFHEModel", "Params", "Spec", "VeilError", "__version__", "linear_modules"]
+__all__ = ["HybridFHEModel", "Params", "Spec", "Terms", "VeilError", "__version__", "linear_modules"]
 
 
 def __getattr__(name: str) -> Any:

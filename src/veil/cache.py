@@ -1,4 +1,4 @@
-"""Where veil keeps what it would otherwise make or fetch again: converted models, fetched client halves, a peer."""
+"""Where veil keeps what it would otherwise make or fetch again, and what it has to remember."""
 
 from __future__ import annotations
 
@@ -12,3 +12,9 @@ def cache_folder() -> Path:
     """The environment variable ``VEIL_CACHE_DIR``, or the user's cache folder; it need not exist."""
     chosen = os.environ.get("VEIL_CACHE_DIR")
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("veil"))
+
+
+def data_folder() -> Path:
+    """The environment variable ``VEIL_DATA_DIR``, or the user's data folder, for what is not to be lost."""
+    chosen = os.environ.get("VEIL_DATA_DIR")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_data_dir("veil"))

@@ -1,4 +1,4 @@
-"""Secret randomness: keys, masks and errors, from the operating system's entropy. Client only.
+"""Secret randomness: secrets and errors, from the operating system's entropy. Client only.
 
 `veil.seed` has the public kind; they are different types in different modules, and neither is global: randomness is
 always an argument.
@@ -18,11 +18,43 @@ from veil.kernels.memory import room
 
 _ZEROS = memoryview(bytes(1 << 18))
 
+_forks = 0
+"""How often this process was forked from another that had loaded veil."""
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+class ProcessMark:
+    """The process that made it. Whoever holds secrets asks ``here`` before using them: after a fork there are two of it.
+
+    Two processes that went on with one state would send different rows under one secret and draw the same words. The mark
+    changes with every fork, also where a process number comes back, and with the number where C code forks.
+    """
+
+    def __init__(self) -> None:
+        self._made = (_forks, os.getpid())
+
+    @property
+    def here(self) -> bool:
+        """Whether this is still the process that made the mark."""
+        return self._made == (_forks, os.getpid())
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("what belongs to one process cannot be pickled or copied")
+
 
 class SecretRng:
     """Secret randomness: ChaCha20 under a key from the operating system, rekeyed every gibibyte and after a fork.
 
-    An instance belongs to one owner; it has no representation and cannot be pickled or copied.
+    An instance belongs to one owner; it has no representation and cannot be pickled or copied. A process that was forked
+    with one draws from a fresh key. A virtual machine that goes on twice from one snapshot is not noticed: see SECURITY.md.
     """
 
     _REKEY_BYTES = 1 << 30
@@ -38,9 +70,9 @@ class SecretRng:
         return rng
 
     def _rekey(self, key: bytes) -> None:
+        self._mark = ProcessMark()
         self._stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
         self._left = self._REKEY_BYTES
-        self._process = os.getpid()
 
     def words64(self, count: int) -> NDArray[np.uint64]:
         """``count`` uniform 64-bit words."""
@@ -62,7 +94,7 @@ class SecretRng:
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int8)
 
     def _bytes(self, count: int) -> NDArray[np.uint8]:
-        if count > self._left or self._process != os.getpid():  # a fork has its parent's stream
+        if count > self._left or not self._mark.here:  # a fork has its parent's stream
             self._rekey(os.urandom(32))
         self._left -= count
         out = room((count,), np.uint8)

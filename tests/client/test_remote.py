@@ -30,7 +30,7 @@ def transport(pair: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteTran
         return pb.OpenReply(session=name, rows_port=9, rows_ticket=name)
 
     monkeypatch.setattr(RemoteTransport, "_open", reply)
-    made = RemoteTransport(pair.client_model, Address(target="127.0.0.1:9"), pair.kernels, Stats(), Patience())
+    made = RemoteTransport(pair.client_model, Address(target="127.0.0.1:9"), pair.kernels, Stats(), Patience(), "0" * 64)
     yield made
     made._online.close()
     made._ahead.close()

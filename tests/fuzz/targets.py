@@ -81,7 +81,9 @@ def server() -> Service:
     model = ServerModel(PARAMS, PublicSeed(bytes(32)), MANIFEST, weights)
     engine = Engine.build(model, KERNELS, None, store)
     size = methods.largest_message([(PARAMS, MANIFEST)])
-    shared = Shared({"m": Served(engine)}, store, PreparationWorker(), OnlineTurns(), Metrics(), None, size, 5.0, 8)
+    shared = Shared(
+        {"m": Served(engine, "0" * 64)}, store, PreparationWorker(), OnlineTurns(), Metrics(), None, size, 5.0, 8
+    )
     return Service(shared)
 
 
@@ -240,7 +242,7 @@ def description(data: bytes) -> None:
     def read() -> None:
         for bundle in unseal(reseal(data, pb.DescribeReply), pb.DescribeReply).bundles:
             served = _served(bundle)
-            assert served.name.isprintable() and served.fingerprint.isprintable()
+            assert served.name.isprintable() and served.fingerprint.isprintable() and len(served.digest) == 64
 
     unless_refused(read)
 
@@ -307,7 +309,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 def escaped(name: str) -> list[bytes]:
     """Inputs of a target that once ended in another error than veil's."""
     deep = "[" * 60000
-    described = [pb.DescribeReply(bundles=[pb.Bundle(name="m", header=text)]) for text in (deep, "[]")]
+    described = [pb.DescribeReply(bundles=[pb.Bundle(name="m", header=text, digest="0" * 64)]) for text in (deep, "[]")]
     common = folder.common_fields(PARAMS, PublicSeed(bytes(32)), MANIFEST)
     start = {"format": folder.FORMAT_VERSION, "half": "client"}
     headers = [
@@ -330,7 +332,7 @@ def examples(name: str) -> list[bytes]:
 
     upload_header = pb.PrepareHeader(session="s", batches=1, segments=["body", "head"])
     described = pb.DescribeReply(protocol=methods.PROTOCOL, version="1")
-    described.bundles.add(name="m", fingerprint="0" * 64, header="{}")
+    described.bundles.add(name="m", fingerprint="0" * 64, header="{}", digest="0" * 64)
     seed = PublicSeed(bytes(32))
     common = folder.common_fields(PARAMS, seed, MANIFEST)
     whole = json.dumps({"format": folder.FORMAT_VERSION, "half": "client", "sha256": {}, **common}).encode()

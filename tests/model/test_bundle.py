@@ -25,9 +25,11 @@ from veil.model import bundle, folder
 from veil.model.layers import float_weight
 from veil.model.quantize import quantize_weight
 from veil.model.server_bundle import load_server
+from veil.model.terms import Terms
 from veil.params import Params
 
 TINY = Params.insecure_tiny(signal_db=60.0)
+WEAK = Terms(no_cryptography=True)
 PROMPT = torch.tensor([[5, 9, 33, 17]])
 
 
@@ -87,7 +89,7 @@ def test_files_are_for_whom_the_umask_allows(
 
 def test_an_opened_bundle_answers_alike(whole: tuple[HybridFHEModel, Path]) -> None:
     hybrid, path = whole
-    opened = HybridFHEModel.load(path)
+    opened = HybridFHEModel.load(path, terms=WEAK)
     assert opened.fhe_mode == "disable"
     assert opened.manifest == hybrid.manifest
     assert torch.equal(opened(PROMPT).logits, hybrid(PROMPT, fhe="disable").logits)
@@ -99,7 +101,7 @@ def test_an_opened_bundle_answers_alike(whole: tuple[HybridFHEModel, Path]) -> N
 
 def test_an_opened_bundle_generates(whole: tuple[HybridFHEModel, Path]) -> None:
     hybrid, path = whole
-    opened = HybridFHEModel.load(path)
+    opened = HybridFHEModel.load(path, terms=WEAK)
     hybrid.set_fhe_mode("disable")
     tokens = [h.model.generate(input_ids=PROMPT, max_new_tokens=5, do_sample=False).tolist() for h in (opened, hybrid)]
     assert tokens[0] == tokens[1]
@@ -107,26 +109,29 @@ def test_an_opened_bundle_generates(whole: tuple[HybridFHEModel, Path]) -> None:
 
 def test_the_tables_survive_packing(whole: tuple[HybridFHEModel, Path]) -> None:
     hybrid, path = whole
-    opened = bundle.load_client(path / "client")
+    opened = bundle.load_client(path / "client", WEAK)
     assert set(opened.tables) == {"body", "head"}
     for name, table in opened.tables.items():
         np.testing.assert_array_equal(table, hybrid._tables[name])
 
 
 def test_the_tokenizer_comes_along(whole: tuple[HybridFHEModel, Path]) -> None:
-    opened = HybridFHEModel.load(whole[1])
+    opened = HybridFHEModel.load(whole[1], terms=WEAK)
     assert opened.tokenizer("w3 w4")["input_ids"] == [8, 9]
 
 
 def test_a_bundle_saved_again_is_the_same(whole: tuple[HybridFHEModel, Path], tmp_path: Path) -> None:
-    opened = HybridFHEModel.load(whole[1])
+    opened = HybridFHEModel.load(whole[1], terms=WEAK)
     opened.save(tmp_path / "again")
     for half in ("client", "server"):
         before, after = (json.loads((path / half / "bundle.json").read_text()) for path in (whole[1], tmp_path / "again"))
         weights = ("weights.safetensors", "tables.safetensors", "remote.safetensors", "tensors.safetensors")
         for name in weights:
             assert before["sha256"].get(name) == after["sha256"].get(name)
-        assert {k: v for k, v in before.items() if k != "sha256"} == {k: v for k, v in after.items() if k != "sha256"}
+        for header in (before, after):
+            header.pop("sha256")
+            header.pop("client", None)  # the digest of the other half
+        assert before == after
 
 
 def test_a_fixed_scale_survives(new_model: Callable[[str], Any], tmp_path: Path) -> None:
@@ -134,7 +139,7 @@ def test_a_fixed_scale_survives(new_model: Callable[[str], Any], tmp_path: Path)
     hybrid = HybridFHEModel(model, "transformer.h.1.mlp.c_fc")
     hybrid.compile_model(PROMPT, params=TINY, use_dynamic_quantization=False)
     hybrid.save(tmp_path / "fixed")
-    opened = HybridFHEModel.load(tmp_path / "fixed")
+    opened = HybridFHEModel.load(tmp_path / "fixed", terms=WEAK)
     assert torch.equal(opened(PROMPT.flip(1)).logits, hybrid(PROMPT.flip(1), fhe="disable").logits)
 
 
@@ -145,7 +150,7 @@ def test_the_server_half_is_weights_manifest_and_seed(whole: tuple[HybridFHEMode
     hybrid, path = whole
     assert sorted(file.name for file in (path / "server").rglob("*")) == ["bundle.json", "weights.safetensors"]
     header = json.loads((path / "server" / "bundle.json").read_text())
-    assert set(header) == {"format", "half", "manifest", "params", "seed", "sha256"}
+    assert set(header) == {"client", "format", "half", "manifest", "params", "seed", "sha256"}
     tensors = load_file(path / "server" / "weights.safetensors")
     groups = hybrid.manifest.groups
     assert set(tensors) == {f"group.{i}" for i in range(len(groups))}
@@ -192,18 +197,18 @@ def test_the_server_half_holds_nothing_of_the_client(whole: tuple[HybridFHEModel
 
 
 def test_the_client_half_alone_cannot_multiply(whole: tuple[HybridFHEModel, Path], tmp_path: Path) -> None:
-    opened = bundle.load_client(whole[1] / "client")
+    opened = bundle.load_client(whole[1] / "client", WEAK)
     assert opened.compiled.weights is None
     for layer in opened.layers.values():
         assert layer.weight is None
     shutil.copytree(whole[1] / "client", tmp_path / "client")
     with pytest.raises(NotCompiled, match="only the client half"):
-        HybridFHEModel.load(tmp_path)
+        HybridFHEModel.load(tmp_path, terms=WEAK)
 
 
 def test_insecure_parameters_stay_marked(whole: tuple[HybridFHEModel, Path], copy: Path) -> None:
-    assert HybridFHEModel.load(whole[1]).params == TINY
-    assert HybridFHEModel.load(whole[1]).params.security_bits == 0
+    assert HybridFHEModel.load(whole[1], terms=WEAK).params == TINY
+    assert HybridFHEModel.load(whole[1], terms=WEAK).params.security_bits == 0
     edit(copy / "server", lambda header: header["params"].update(insecure=False))
     with pytest.raises(BundleError, match="128-bit security"):
         load_server(copy / "server")
@@ -219,7 +224,7 @@ def edit(half: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def load_half(copy: Path, half: str) -> Any:
-    return bundle.load_client(copy / half) if half == "client" else load_server(copy / half)
+    return bundle.load_client(copy / half, WEAK) if half == "client" else load_server(copy / half)
 
 
 FILES = [
@@ -333,7 +338,7 @@ def test_a_header_that_does_not_fit_is_refused(copy: Path, half: str, change: An
 
 def test_the_other_half_is_refused(copy: Path) -> None:
     with pytest.raises(BundleError, match="is the server half of a bundle, expected the client half"):
-        bundle.load_client(copy / "server")
+        bundle.load_client(copy / "server", WEAK)
     with pytest.raises(BundleError, match="is the client half of a bundle, expected the server half"):
         load_server(copy / "client")
 
@@ -342,13 +347,13 @@ def test_halves_of_two_bundles_do_not_fit(saved: Callable[[str], tuple[HybridFHE
     shutil.rmtree(copy / "server")
     shutil.copytree(saved("gpt2")[1] / "server", copy / "server")
     with pytest.raises(BundleError, match="not of one bundle"):
-        HybridFHEModel.load(copy)
+        HybridFHEModel.load(copy, terms=WEAK)
 
 
 def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(BundleError, match="holds no bundle"):
-            HybridFHEModel.load(path)
+            HybridFHEModel.load(path, terms=WEAK)
 
 
 def rewrite(copy: Path, half: str, name: str, change: Callable[[dict[str, np.ndarray]], Any]) -> None:
@@ -391,7 +396,7 @@ def test_a_class_that_transformers_does_not_have_is_refused(copy: Path) -> None:
     for name in ("Nothing", "os", "AutoConfig"):
         edit(copy / "client", lambda header, name=name: header.update({"class": name}))
         with pytest.raises(BundleError, match=f"'{name}'"):
-            bundle.load_client(copy / "client")
+            bundle.load_client(copy / "client", WEAK)
 
 
 def deep(text: str) -> str:
@@ -422,7 +427,7 @@ def test_a_file_that_does_not_fit_is_one_error(copy: Path, name: str, change: Ca
     file.write_text(change(file.read_text(errors="replace")))
     sign(copy / "client")
     with pytest.raises(BundleError, match="cannot be read") as caught:
-        bundle.load_client(copy / "client")
+        bundle.load_client(copy / "client", WEAK)
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
 
 
@@ -459,7 +464,7 @@ def test_code_in_a_half_never_runs_whatever_is_answered(copy: Path, where: str, 
     asked = io.StringIO("y\n" * 5)
     monkeypatch.setattr("sys.stdin", asked)
     with pytest.raises(BundleError, match="custom code"):
-        bundle.load_client(copy / "client")
+        bundle.load_client(copy / "client", WEAK)
     assert not ran.exists()
     assert asked.tell() == 0, "nobody is asked"
 
@@ -476,7 +481,7 @@ def test_code_of_a_part_of_a_model_never_runs(copy: Path, monkeypatch: pytest.Mo
     asked = io.StringIO("y\n" * 5)
     monkeypatch.setattr("sys.stdin", asked)
     with pytest.raises(BundleError):
-        bundle.load_client(copy / "client")
+        bundle.load_client(copy / "client", WEAK)
     assert asked.tell() == 0, "nobody is asked"
 
 
@@ -486,7 +491,7 @@ def test_attention_from_elsewhere_is_refused(copy: Path, field: str) -> None:
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {field: "somebody/attention"}))
     sign(copy / "client")
     with pytest.raises(BundleError, match="code that is not part of transformers"):
-        bundle.load_client(copy / "client")
+        bundle.load_client(copy / "client", WEAK)
 
 
 # Saving ---------------------------------------------------------------------------------------------------------------
@@ -530,5 +535,5 @@ def test_a_module_that_stands_in_two_places_comes_back_in_both(tmp_path: Path) -
     hybrid.compile_model(ids, params=Params.insecure_tiny(), device="cpu")
     hybrid.set_fhe_mode("disable")
     hybrid.save(tmp_path / "bundle")
-    loaded = HybridFHEModel.load(tmp_path / "bundle", device="cpu")
+    loaded = HybridFHEModel.load(tmp_path / "bundle", device="cpu", terms=WEAK)
     assert torch.equal(loaded(ids).logits, hybrid(ids).logits)

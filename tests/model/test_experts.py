@@ -14,9 +14,11 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from veil import HybridFHEModel, linear_modules
 from veil.model.experts import is_experts
+from veil.model.terms import Terms
 from veil.params import Params
 
 TINY = Params.insecure_tiny(signal_db=60.0)
+WEAK = Terms(no_cryptography=True)
 EXPERTS, USED = 5, 2
 
 
@@ -66,7 +68,7 @@ def test_answers_are_those_of_the_float_experts(leak: str, tmp_path: Path) -> No
     assert decibels(logits["torch"], logits["disable"]) > 20
     assert decibels(logits["disable"], logits["execute"]) > 30
     hybrid.save(tmp_path / "bundle")
-    opened = HybridFHEModel.load(tmp_path / "bundle")
+    opened = HybridFHEModel.load(tmp_path / "bundle", terms=Terms(no_cryptography=True, expert_leak=leak))
     torch.testing.assert_close(opened(ids, fhe="disable").logits, logits["disable"], atol=1e-5, rtol=1e-5)
     with pytest.raises(RuntimeError, match="no float weights"):
         opened(ids, fhe="torch")

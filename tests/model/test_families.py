@@ -16,11 +16,13 @@ from family_models import END, FAMILIES, PAGE, START, TOKENS, Family, table
 from torch import nn
 
 from veil import HybridFHEModel, linear_modules
+from veil.model.terms import Terms
 from veil.params import Params, Spec
 
 PROMPT = torch.tensor([[5, 9, 33, 17, 60, 41]])
 TINY = Params.insecure_tiny(signal_db=60.0)
 FINE = Params.from_spec(Spec(signal_db=66.0))  # the real set with more bits on the wire, so that no near tie decides
+WEAK = Terms(no_cryptography=True)
 
 
 def inputs_of(model: Any) -> dict[str, torch.Tensor]:
@@ -61,7 +63,7 @@ def test_family(family: Family, tmp_path: Path) -> None:
         assert (best[..., 0] - best[..., 1]).min() > 20 * (encrypted - scores).std()
         assert tokens == clear
     hybrid.save(tmp_path / "bundle")
-    opened = HybridFHEModel.load(tmp_path / "bundle")
+    opened = HybridFHEModel.load(tmp_path / "bundle", terms=WEAK)
     torch.testing.assert_close(forward(opened.model), logits["disable"], atol=1e-5, rtol=1e-5)
 
 

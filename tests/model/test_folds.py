@@ -16,9 +16,11 @@ from veil import HybridFHEModel
 from veil.errors import BundleError, StreamChanged
 from veil.model.manifest import Fold, Group, Layer, Manifest
 from veil.model.modules import select_modules
+from veil.model.terms import Terms
 from veil.params import Params
 
 TINY = Params.insecure_tiny(signal_db=60.0)
+WEAK = Terms(no_cryptography=True)
 PROMPT = torch.randint(3, 60, (1, 24), generator=torch.Generator().manual_seed(0))
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -283,7 +285,7 @@ def test_a_norm_that_is_written_to_is_not_folded() -> None:
 def test_a_folded_bundle_on_disk(tmp_path: Path, tiny_tokenizer: Any) -> None:
     hybrid = compiled("gpt2")
     hybrid.save(tmp_path / "bundle", tokenizer=tiny_tokenizer)
-    opened = HybridFHEModel.load(tmp_path / "bundle", device="cpu")
+    opened = HybridFHEModel.load(tmp_path / "bundle", device="cpu", terms=WEAK)
     assert opened.manifest == hybrid.manifest
     with torch.no_grad():
         assert torch.equal(opened(PROMPT, fhe="disable").logits, hybrid(PROMPT, fhe="disable").logits)

@@ -26,8 +26,10 @@ from proxy import Proxy
 
 from processes import Listening
 from veil.client.session import Ahead
+from veil.model.folder import half_digest
 from veil.model.hybrid import HybridFHEModel
 from veil.model.modules import select_modules
+from veil.model.terms import Terms
 from veil.params import Params
 from veil.server.engine import Engine
 from veil.server.listen import Server, ServerConfig, server_limits
@@ -37,6 +39,7 @@ from veil.server.store import Limits, SessionStore
 from veil.wire import methods
 from veil.wire.patience import Patience
 
+WEAK = Terms(no_cryptography=True)
 PROMPT = torch.arange(3, 12).unsqueeze(0)
 NEW_TOKENS = 6
 PRECISE = Params.insecure_tiny(signal_db=70.0)
@@ -62,13 +65,13 @@ class Bundle:
     engine: Engine
 
     def served(self, store: SessionStore, offer: bool = False) -> Served:
-        own = self.engine
+        own, half = self.engine, self.path / "client"
         engine = Engine(own.model, own.hint, own.weights, own.kernels, store)
-        return Served(engine, Offer(self.path / "client") if offer else None)
+        return Served(engine, half_digest(half), Offer(half) if offer else None)
 
     def connect(self, target: int | str, **options: Any) -> HybridFHEModel:
         address = f"127.0.0.1:{target}" if isinstance(target, int) else target
-        settings = {"patience": QUICK, "ahead": Ahead(tokens=4, prompt_rows=4)} | options
+        settings = {"patience": QUICK, "ahead": Ahead(tokens=4, prompt_rows=4), "terms": WEAK} | options
         return HybridFHEModel.connect(address, self.path / "client", **settings)
 
 

@@ -72,7 +72,15 @@ def test_the_server_receives_no_prompt_in_any_form(llama: Any, tiny_tokenizer: A
         return frame
 
     to_server.harm = record
-    options = ("--server", f"127.0.0.1:{to_server.port}", "--bundle", llama.path / "client", "--api-key", "k")
+    options = (
+        "--server",
+        f"127.0.0.1:{to_server.port}",
+        "--bundle",
+        llama.path / "client",
+        "--api-key",
+        "k",
+        "--allow-no-cryptography",
+    )
     gateway = start("gateway", *options, "--port", "0")
     client = subprocess.run(
         [sys.executable, "-c", CLIENT, f"http://127.0.0.1:{gateway.port}/v1", "k", PROMPT],
@@ -104,7 +112,10 @@ def test_options_that_do_not_fit_are_one_line(llama: Any, free_port: int) -> Non
     for arguments, words in (
         (("--host", "0.0.0.0"), "--api-key"),
         (("--model", "x", "--bundle", llama.path), "leave out --model"),
-        (("--server", f"127.0.0.1:{free_port}", "--bundle", llama.path), "is 'veil serve' running there"),
+        (
+            ("--server", f"127.0.0.1:{free_port}", "--bundle", llama.path, "--allow-no-cryptography"),
+            "is 'veil serve' running there",
+        ),
         (("--model", "./nothing"), "check the path"),
     ):
         done = CliRunner().invoke(app, ["gateway", *map(str, arguments), "--port", "0"])
@@ -122,5 +133,5 @@ def test_a_fetched_half_goes_by_the_servers_name(llama: Any, serve: Any) -> None
         connection = Connection(address, Patience())
         (bundle,) = connection.describe()
         connection.close()
-        assert _name_there(Path("cache") / bundle.fingerprint, address) == "llama"
+        assert _name_there(Path("cache") / bundle.digest, address) == "llama"
         assert _name_there(Path("cache") / "other", address) == "other"

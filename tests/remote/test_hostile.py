@@ -296,18 +296,18 @@ def test_files_that_nobody_reads_are_ended_and_leave_room_for_others(
     shutil.copytree(llama.path / "client", tmp_path / "client")
     with (tmp_path / "client" / "large").open("wb") as file:
         file.truncate(16 << 20)
-    with serve(llama, limits=Limits(max_sessions=1), silent_s=3.0, sweep_s=0.1) as server, raw(server.port) as client:
-        server.service._shared.bundles["llama"] = Served(llama.engine, Offer(tmp_path / "client"))
+    with serve(llama, limits=Limits(max_sessions=8), silent_s=3.0, sweep_s=0.1) as server, raw(server.port) as client:
+        server.service._shared.bundles["llama"] = Served(llama.engine, "0" * 64, Offer(tmp_path / "client"))
         fetch = client.channel.unary_stream(f"/{methods.SERVICE}/Fetch")
-        calls = [fetch(seal(pb.FetchRequest(bundle="llama", path="large")), timeout=20) for _ in range(24)]
-        refused = []
-        for call in calls:
+        calls, refused = [], []
+        for _ in range(60):  # one after the other, as they go on being sent
+            calls.append(fetch(seal(pb.FetchRequest(bundle="llama", path="large")), timeout=20))
             try:
-                next(call)
+                next(calls[-1])
             except grpc.RpcError as error:
                 refused.append(error.code())
-        assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 9
-        assert server.service.calls.count == 15
+        assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 36
+        assert server.service.calls.count == 24, "of 36: another address has room"
         client.unary("Describe", seal(pb.DescribeRequest(protocol=methods.PROTOCOL)))
         end = time.monotonic() + 10
         while server.service.calls.count:

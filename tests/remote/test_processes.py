@@ -16,11 +16,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from processes import veil
 
+WEAK = "--allow-no-cryptography"
 PROMPT = "w23 w6 w7"
 
 
 def test_two_processes_answer_as_one_does(llama: Any, start: Any, tmp_path: Path) -> None:
-    alone = veil("generate", PROMPT, "--bundle", llama.path, "--max-new-tokens", "4", "--json")
+    alone = veil("generate", PROMPT, "--bundle", llama.path, "--max-new-tokens", "4", "--json", WEAK)
     assert alone.returncode == 0, alone.stderr
     half = llama.path / "server"
     server = start("serve", half, "--offer", llama.path / "client", "--port", "0", "--metrics-port", "0")
@@ -28,13 +29,13 @@ def test_two_processes_answer_as_one_does(llama: Any, start: Any, tmp_path: Path
     refused = veil("pull", target, tmp_path / "half")
     assert refused.returncode == 2 and "protect nothing" in refused.stderr.splitlines()[-1]
     assert not (tmp_path / "half").exists()
-    pulled = veil("pull", target, tmp_path / "half", "--insecure")
+    pulled = veil("pull", target, tmp_path / "half", WEAK)
     assert pulled.returncode == 0, pulled.stderr
     assert pulled.stdout.strip() == str(tmp_path / "half")
     assert "bundle.json" in pulled.stderr and "digest" in pulled.stderr
-    again = veil("pull", target, tmp_path / "half", "--insecure")
+    again = veil("pull", target, tmp_path / "half", WEAK)
     assert again.returncode == 2 and "exists already" in again.stderr
-    options = ("--server", target, "--max-new-tokens", "4", "--json", "--insecure")
+    options = ("--server", target, "--max-new-tokens", "4", "--json", WEAK)
     for bundle in (("--bundle", tmp_path / "half"), ()):
         result = veil("generate", PROMPT, *options, *bundle, VEIL_CACHE_DIR=str(tmp_path / "cache"))
         assert result.returncode == 0, result.stderr
@@ -109,7 +110,7 @@ def test_a_port_that_is_given_twice_is_told_before_the_hint_is_built(llama: Any,
 
 
 def test_generate_against_nobody_is_one_line(llama: Any, free_port: int) -> None:
-    result = veil("generate", PROMPT, "--server", f"127.0.0.1:{free_port}", "--bundle", llama.path)
+    result = veil("generate", PROMPT, "--server", f"127.0.0.1:{free_port}", "--bundle", llama.path, WEAK)
     assert result.returncode == 2
     assert "is 'veil serve' running there" in result.stderr.splitlines()[-1]
 

@@ -13,6 +13,9 @@ import pytest
 from veil.client.connection import Address
 from veil.commands import pull
 from veil.errors import BundleError
+from veil.model.terms import Terms
+
+WEAK = Terms(no_cryptography=True)
 
 
 @pytest.mark.parametrize(
@@ -28,14 +31,14 @@ def test_a_file_that_python_might_run_is_refused_before_anything_is_fetched(
     half = Path(shutil.copytree(llama.path, tmp_path / "bundle"))
     (half / "client" / name).write_bytes(b"x")
     with serve(dataclasses.replace(llama, path=half), offer=True) as server:
-        address = Address(target=f"127.0.0.1:{server.port}", insecure=True)
+        address = Address(target=f"127.0.0.1:{server.port}")
         with pytest.raises(
             BundleError, match=f"the server offers the file '{name}', which does not belong in a client half"
         ):
             if cached:
-                pull.cached(address, name=None)
+                pull.cached(address, terms=WEAK, name=None)
             else:
-                pull.run(address, tmp_path / "half", name=None, as_json=False)
+                pull.run(address, tmp_path / "half", terms=WEAK, name=None, as_json=False)
     assert not fetched
     assert not (tmp_path / "half").exists() and not list((tmp_path / "cache").rglob("*.json"))
 
@@ -45,7 +48,7 @@ def test_a_description_that_is_no_header_is_one_error(header: str, llama: Any, s
     with serve(llama, offer=True) as server:
         server.service._described.bundles[0].header = header
         with pytest.raises(BundleError, match="the server describes a bundle with something that is not"):
-            pull.run(Address(target=f"127.0.0.1:{server.port}"), tmp_path / "half", name=None, as_json=False)
+            pull.run(Address(target=f"127.0.0.1:{server.port}"), tmp_path / "half", terms=WEAK, name=None, as_json=False)
         with pytest.raises(BundleError, match="the server describes a bundle with something that is not"):
             llama.connect(server.port)
 
@@ -56,7 +59,7 @@ def test_tables_without_a_digest_are_refused(llama: Any, serve: Any, tmp_path: P
     fields = json.loads((half / "bundle.json").read_text())
     fields["sha256"].pop("tables.safetensors")
     (half / "bundle.json").write_text(json.dumps(fields))
-    with serve(llama, offer=True) as server, pytest.raises(BundleError, match="does not match its digest"):
+    with serve(llama, offer=True) as server, pytest.raises(BundleError, match="the server does not offer it"):
         dataclasses.replace(llama, path=half.parent).connect(server.port)
 
 

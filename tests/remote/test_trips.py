@@ -21,8 +21,11 @@ from veil.client.remote import RemoteTransport
 from veil.commands.served import ModelChoice, opened
 from veil.errors import BundleError
 from veil.model.modules import select_modules
+from veil.model.terms import Terms
 from veil.params import Params
 from veil.wire.patience import Patience
+
+WEAK = Terms(no_cryptography=True)
 
 BLOCKS = 2
 
@@ -130,8 +133,8 @@ def test_the_bundle_that_suits_the_distance_is_fetched(
 
     monkeypatch.setattr("veil.commands.pull.measure_link", lambda address, patience: Link(rtt_s=rtt_s, bytes_per_s=1e9))
     with serve(llama, folded, offer=True) as server:
-        address = Address(target=f"127.0.0.1:{server.port}", insecure=True)
-        path = cached(address, name=None, fold_norms=choice)
+        address = Address(target=f"127.0.0.1:{server.port}")
+        path = cached(address, terms=WEAK, name=None, fold_norms=choice)
         assert len(json.loads((path / "bundle.json").read_text())["manifest"]) == groups
 
 
@@ -140,8 +143,8 @@ def test_gateway_and_chat_fetch_what_was_chosen(
     choice: str, name: str, folded: Any, llama: Any, serve: Any, cache: Path
 ) -> None:
     with serve(llama, folded, offer=True) as server:
-        address = Address(target=f"127.0.0.1:{server.port}", insecure=True)
-        with opened(ModelChoice(server=address, fold_norms=choice)) as served:
+        address = Address(target=f"127.0.0.1:{server.port}")
+        with opened(ModelChoice(server=address, fold_norms=choice, terms=WEAK)) as served:
             assert (served.name, served.hybrid.is_folded) == (name, choice == "on")
 
 
@@ -157,13 +160,13 @@ def test_a_choice_that_is_not_offered_is_an_error(llama: Any, serve: Any, cache:
     from veil.commands.pull import cached
 
     with serve(llama, offer=True) as server, pytest.raises(BundleError, match="no client half with folded norms"):
-        cached(Address(target=f"127.0.0.1:{server.port}", insecure=True), name=None, fold_norms="on")
+        cached(Address(target=f"127.0.0.1:{server.port}"), terms=WEAK, name=None, fold_norms="on")
 
 
 def test_generate_says_what_a_token_cost(folded: Any, serve: Any) -> None:
     arguments = ["generate", "w3 w4 w5 w3 w4 w5 w3 w4", "--raw", "--max-new-tokens", "6", "--bundle", str(folded.path)]
     with serve(folded) as server:
-        arguments += ["--server", f"127.0.0.1:{server.port}", "--speculate", "lookup"]
+        arguments += ["--server", f"127.0.0.1:{server.port}", "--speculate", "lookup", "--allow-no-cryptography"]
         found = CliRunner().invoke(app, [*arguments, "--json"])
         assert found.exit_code == 0, found.output
         result = json.loads(found.stdout)
@@ -188,7 +191,16 @@ def test_what_goes_up_while_the_link_is_measured_is_counted(llama: Any, serve: A
 
     monkeypatch.setattr("veil.client.link.measure_link", slow)
     with serve(llama) as server:
-        options = ["--bundle", str(llama.path), "--server", f"127.0.0.1:{server.port}", "--max-new-tokens", "4", "--json"]
+        options = [
+            "--bundle",
+            str(llama.path),
+            "--server",
+            f"127.0.0.1:{server.port}",
+            "--max-new-tokens",
+            "4",
+            "--json",
+            "--allow-no-cryptography",
+        ]
         found = CliRunner().invoke(app, ["generate", "w3 w4 w5", *options])
     assert found.exit_code == 0, found.output
     params = llama.engine.model.params

@@ -14,6 +14,7 @@ from veil.client.remote import RemoteTransport
 from veil.client.session import Ahead, ClientSession
 from veil.client.stats import Stats
 from veil.kernels.ring import ring_of
+from veil.model.folder import half_digest
 from veil.random import SecretRng
 from veil.wire.messages import Upload
 from veil.wire.patience import Patience
@@ -40,7 +41,7 @@ def test_received_rows_are_uniform_without_the_right_key(llama: Any, serve: Any)
     right: list[NDArray[np.uint32]] = []
     with serve(llama) as server:
         address = Address(target=f"127.0.0.1:{server.port}")
-        transport = RemoteTransport(model, address, kernels, Stats(), Patience())
+        transport = RemoteTransport(model, address, kernels, Stats(), Patience(), half_digest(llama.path / "client"))
         session = ClientSession(model, transport, kernels, scalings, SecretRng(), Stats())
         take = session._supply.take
 

@@ -9,8 +9,12 @@ import typer
 from veil.cli.options import (
     Bundle,
     Device,
+    Digest,
+    ExpertLeak,
     FoldNorms,
-    Insecure,
+    Leak,
+    NoCryptography,
+    NoTls,
     OtherModel,
     Server,
     ServerBundle,
@@ -42,7 +46,10 @@ def command(
     token: Token = None,
     tls: Tls = False,
     tls_ca: TlsCa = None,
-    insecure: Insecure = False,
+    allow_no_tls: NoTls = False,
+    digest: Digest = None,
+    allow_no_cryptography: NoCryptography = False,
+    expert_leak: Leak = ExpertLeak.none,
 ) -> None:
     """Talk to a model in the terminal; rows are made while you type.
 
@@ -53,7 +60,16 @@ def command(
 
     run(
         ChatRequest(
-            choice=model_choice(model, bundle, server, name, fold_norms, device, (token, tls, tls_ca, insecure)),
+            choice=model_choice(
+                model,
+                bundle,
+                server,
+                name,
+                fold_norms,
+                device,
+                (token, tls, tls_ca, allow_no_tls),
+                (expert_leak, allow_no_cryptography, digest),
+            ),
             system=system,
             max_tokens=max_new_tokens,
             temperature=temperature,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from veil.cli.options import AsJson, Bits, FoldNorms, Model, Modules
+from veil.cli.options import AsJson, Bits, ExpertLeak, FoldNorms, Model, Modules
 
 
 class Task(str, Enum):
@@ -16,13 +16,6 @@ class Task(str, Enum):
 
     auto = "auto"
     embed = "embed"
-
-
-class ExpertLeak(str, Enum):
-    """What a mixture of experts tells the server of its routing."""
-
-    none = "none"
-    reveal = "reveal"
 
 
 def command(

@@ -9,8 +9,12 @@ import typer
 from veil.cli.options import (
     Bundle,
     Device,
+    Digest,
+    ExpertLeak,
     FoldNorms,
-    Insecure,
+    Leak,
+    NoCryptography,
+    NoTls,
     OtherModel,
     Server,
     ServerBundle,
@@ -49,7 +53,10 @@ def command(
     token: Token = None,
     tls: Tls = False,
     tls_ca: TlsCa = None,
-    insecure: Insecure = False,
+    allow_no_tls: NoTls = False,
+    digest: Digest = None,
+    allow_no_cryptography: NoCryptography = False,
+    expert_leak: Leak = ExpertLeak.none,
 ) -> None:
     """Answer the OpenAI API and a chat page on this machine; the model may be on another that sees ciphertexts only.
 
@@ -62,7 +69,16 @@ def command(
 
     run(
         GatewayRequest(
-            choice=model_choice(model, bundle, server, name, fold_norms, device, (token, tls, tls_ca, insecure)),
+            choice=model_choice(
+                model,
+                bundle,
+                server,
+                name,
+                fold_norms,
+                device,
+                (token, tls, tls_ca, allow_no_tls),
+                (expert_leak, allow_no_cryptography, digest),
+            ),
             access=Access(host=host, api_key=api_key, hosts=tuple(name.lower() for name in allow_host or ())),
             settings=Settings(at_once=at_once, most_waiting=queue, answer_tokens=answer_tokens),
             port=port,

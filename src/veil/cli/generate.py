@@ -14,8 +14,12 @@ from veil.cli.options import (
     MODULES_HELP,
     AsJson,
     Device,
+    Digest,
+    ExpertLeak,
     FoldNorms,
-    Insecure,
+    Leak,
+    NoCryptography,
+    NoTls,
     OtherModel,
     Server,
     ServerBundle,
@@ -25,6 +29,7 @@ from veil.cli.options import (
     WhichFold,
     address,
     check_fold_norms,
+    terms,
 )
 
 
@@ -77,7 +82,10 @@ def command(
     token: Token = None,
     tls: Tls = False,
     tls_ca: TlsCa = None,
-    insecure: Insecure = False,
+    allow_no_tls: NoTls = False,
+    digest: Digest = None,
+    allow_no_cryptography: NoCryptography = False,
+    expert_leak: Leak = ExpertLeak.none,
     speculate: Annotated[
         str,
         typer.Option(
@@ -127,7 +135,8 @@ def command(
             top_p=top_p,
             seed=seed,
             raw=raw,
-            server=None if server is None else address(server, token, tls, tls_ca, insecure),
+            server=None if server is None else address(server, token, tls, tls_ca, allow_no_tls),
+            terms=terms(expert_leak, allow_no_cryptography, digest, half=bundle is not None or server is not None),
             server_bundle=name,
             speculate=speculate,
             fold_norms=fold_norms.value,

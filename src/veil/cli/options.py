@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from veil.client.connection import Address
     from veil.commands.served import ModelChoice
+    from veil.model.terms import Terms
 
 
 class Device(str, Enum):
@@ -27,6 +28,13 @@ class FoldNorms(str, Enum):
     auto = "auto"
     on = "on"
     off = "off"
+
+
+class ExpertLeak(str, Enum):
+    """What the server may learn of a mixture's routing."""
+
+    none = "none"
+    reveal = "reveal"
 
 
 MODEL_HELP = (
@@ -81,20 +89,50 @@ TlsCa = Annotated[
     Path | None,
     typer.Option(help="Use TLS, with this PEM file of the authority that signed the server's certificate."),
 ]
-Insecure = Annotated[
+NoTls = Annotated[
+    bool,
+    typer.Option("--allow-no-tls", help="Reach a server on another machine without TLS: the network is yours alone."),
+]
+NoCryptography = Annotated[
     bool,
     typer.Option(
-        "--insecure",
-        help="Let a token go to another machine without TLS, and take parameters without security from the server.",
+        "--allow-no-cryptography", help="Take a bundle with parameters for tests, which protect nothing from the server."
+    ),
+]
+Leak = Annotated[
+    ExpertLeak,
+    typer.Option(
+        "--expert-leak",
+        help="What a server may learn of a mixture of experts: `none`, or `reveal` which experts each token goes to, for a "
+        "bundle that was compiled so.",
+    ),
+]
+Digest = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HEX",
+        help="Take only the client half with this digest, as `veil pull` shows it; also takes one that a server you know "
+        "offers in place of another.",
+        show_default="any from a new server, the same from a known one",
     ),
 ]
 
 
-def address(server: str, token: str | None, tls: bool, tls_ca: Path | None, insecure: bool) -> Address:
+def address(server: str, token: str | None, tls: bool, tls_ca: Path | None, allow_no_tls: bool) -> Address:
     """Where a server is and how it is reached; `ValueError` for options that do not fit."""
     from veil.client.connection import Address
 
-    return Address(target=server, token=token, tls=tls_ca or tls, insecure=insecure)
+    return Address(target=server, token=token, tls=tls_ca or tls, allow_no_tls=allow_no_tls)
+
+
+def terms(expert_leak: ExpertLeak, no_cryptography: bool, digest: str | None, *, half: bool = True) -> Terms:
+    """On what terms a client half is used; `ValueError` where there is no ``half``, or for what is no digest."""
+    from veil.model.terms import Terms
+
+    made = Terms(expert_leak=expert_leak.value, no_cryptography=no_cryptography, digest=digest)
+    if made != Terms() and not half:
+        raise ValueError("--digest, --expert-leak and --allow-no-cryptography are about a --bundle or a --server's")
+    return made
 
 
 def check_fold_norms(fold_norms: FoldNorms, server: str | None, bundle: Path | None) -> None:
@@ -111,6 +149,7 @@ def model_choice(
     fold_norms: FoldNorms,
     device: Device,
     access: tuple[str | None, bool, Path | None, bool],
+    consent: tuple[ExpertLeak, bool, str | None],
 ) -> ModelChoice:
     """Which model answers, of those that `veil gateway` and `veil chat` can have."""
     if model is not None and (bundle is not None or server is not None):
@@ -125,4 +164,5 @@ def model_choice(
         server=None if server is None else address(server, *access),
         server_bundle=name,
         fold_norms=fold_norms.value,
+        terms=terms(*consent, half=bundle is not None or server is not None),
     )

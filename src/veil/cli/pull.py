@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from veil.cli.options import AsJson, Insecure, Tls, TlsCa, Token, address
+from veil.cli.options import (
+    AsJson,
+    Digest,
+    ExpertLeak,
+    Leak,
+    NoCryptography,
+    NoTls,
+    Tls,
+    TlsCa,
+    Token,
+    address,
+    terms,
+)
 
 
 def command(
@@ -17,10 +29,19 @@ def command(
     token: Token = None,
     tls: Tls = False,
     tls_ca: TlsCa = None,
-    insecure: Insecure = False,
+    allow_no_tls: NoTls = False,
+    digest: Digest = None,
+    allow_no_cryptography: NoCryptography = False,
+    expert_leak: Leak = ExpertLeak.none,
     as_json: AsJson = False,
 ) -> None:
     """Fetch the client half of a bundle, check its digests and show them."""
     from veil.commands.pull import run
 
-    run(address(server, token, tls, tls_ca, insecure), out, name=name, as_json=as_json)
+    run(
+        address(server, token, tls, tls_ca, allow_no_tls),
+        out,
+        terms=terms(expert_leak, allow_no_cryptography, digest),
+        name=name,
+        as_json=as_json,
+    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +19,7 @@ from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.certificates import client_context, read_authority
 from veil.wire.envelope import seal, unseal
+from veil.wire.listening import is_loopback
 from veil.wire.patience import Patience, Tries
 
 M = TypeVar("M", bound=Message)
@@ -33,20 +34,24 @@ class Address:
     """Where a server is and how to reach it.
 
     ``tls`` is True for certificates that the system trusts, or a PEM file of the authority that signed the server's. A
-    token goes over TLS or to this machine; ``insecure`` lets it go elsewhere in clear. `ValueError` for anything else.
+    server elsewhere is reached over TLS, unless ``allow_no_tls`` says that the network is one's own. `ValueError` for
+    anything else.
     """
 
     target: str
     token: str | None = None
     tls: bool | Path = False
-    insecure: bool = False
+    allow_no_tls: bool = False
     _authority: bytes | None = field(init=False, default=None, compare=False)
 
     def __post_init__(self) -> None:
         host, port = _split(self.target)
         object.__setattr__(self, "target", f"{host}:{port}")
-        if self.token and not self.tls and not self.insecure and not _is_loopback(host):
-            raise ValueError(f"a token would go to {host} in clear; use TLS, or allow it with insecure")
+        if not self.tls and not self.allow_no_tls and not is_loopback(host):
+            raise ValueError(
+                f"{host} is not this machine, and there is no TLS: others on the way would see your traffic and could "
+                "answer in the server's place; use --tls or --tls-ca, or --allow-no-tls if the network is yours alone"
+            )
         if self.token and not (self.token.isascii() and self.token.isprintable()):
             raise ValueError("a token is printable ASCII")
         if not isinstance(self.tls, bool):
@@ -55,6 +60,8 @@ class Address:
     def channel(self, keepalive_s: float) -> grpc.Channel:
         """A new channel; connecting happens with the first call."""
         options = methods.client_options(keepalive_s)
+        if not self.tls:
+            options.append(("grpc.enable_http_proxy", 0))  # one that the environment names would see what is in clear
         if not self.tls:
             return grpc.insecure_channel(self.target, options)
         return grpc.secure_channel(self.target, grpc.ssl_channel_credentials(self._authority), options)
@@ -83,10 +90,14 @@ class Address:
 
 @dataclass(frozen=True)
 class ServedBundle:
-    """A bundle as a server describes it; ``files`` (path, bytes, SHA-256) are the client half, where it is offered."""
+    """A bundle as a server describes it; ``files`` (path, bytes, SHA-256) are the client half, where it is offered.
+
+    ``digest`` is that of the whole client half, offered or not (`veil.model.folder.half_digest`).
+    """
 
     name: str
     fingerprint: str
+    digest: str
     files: tuple[tuple[str, int, str], ...]
     header: dict[str, Any]
 
@@ -205,8 +216,11 @@ def _served(bundle: Any) -> ServedBundle:
         raise BundleError("the server describes a bundle with something that is not JSON") from None
     if not isinstance(header, dict):
         raise BundleError("the server describes a bundle with something that is not a header")
+    if not re.fullmatch("[0-9a-f]{64}", bundle.digest):
+        raise BundleError("the server names a client half by something that is not a digest")
     files = tuple((file.path, file.size, file.sha256) for file in bundle.files)
-    return ServedBundle(failures.printable(bundle.name), failures.printable(bundle.fingerprint), files, header)
+    name, fingerprint = failures.printable(bundle.name), failures.printable(bundle.fingerprint)
+    return ServedBundle(name, fingerprint, bundle.digest, files, header)
 
 
 def _split(target: str) -> tuple[str, int]:
@@ -218,10 +232,3 @@ def _split(target: str) -> tuple[str, int]:
     if not (port.isdigit() and 0 < int(port) < 65536) or not host or "/" in host:
         raise ValueError(f"{target!r} is not HOST:PORT")
     return host, int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

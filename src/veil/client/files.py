@@ -9,7 +9,8 @@ from veil.client.connection import Connection
 from veil.errors import BundleError, ServerUnreachable
 from veil.wire import veil_pb2 as pb
 
-_FILE_S = 3600.0
+_WAIT_S, _SLOWEST = 60.0, 100_000
+"""A file may take a minute, and a second for each so many bytes."""
 
 
 def fetch_file(connection: Connection, bundle: str, path: str, target: Path, *, size: int, sha256: str) -> None:
@@ -20,9 +21,10 @@ def fetch_file(connection: Connection, bundle: str, path: str, target: Path, *, 
     """
     partial = target.with_name(target.name + ".partial")
     state, written = hashlib.sha256(), 0
+    request = pb.FetchRequest(bundle=bundle, path=path)
     try:
         with partial.open("wb") as file:
-            for piece in connection.download("Fetch", pb.FetchRequest(bundle=bundle, path=path), pb.FetchReply, _FILE_S):
+            for piece in connection.download("Fetch", request, pb.FetchReply, _WAIT_S + size / _SLOWEST):
                 written += len(piece.data)
                 if written > size:
                     raise BundleError(f"{path} is longer than the {size} bytes that were announced")

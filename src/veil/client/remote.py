@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.client.connection import Address, Connection
+from veil.client.connection import Address, Connection, ServedBundle
 from veil.client.maker import ClientModel
 from veil.client.stats import Stats
 from veil.client.stream import GrpcStream, LaneStream, RowStream
-from veil.errors import BundleError, CorruptMessage, ServerUnreachable, VeilError
+from veil.errors import BundleError, CorruptMessage, IncompatibleServer, ServerUnreachable, VeilError
 from veil.kernels.interface import Array, Kernels
 from veil.params import packed_bytes
 from veil.wire import codec, methods
@@ -24,6 +24,9 @@ from veil.wire.patience import Patience, Tries
 _GOODBYE_S = 4.0
 """Seconds for the last call; a server that does not hear it forgets the session in time."""
 
+_SHORTEST_TTL_S = 60
+"""Seconds that a server has to keep batches, so that making them ahead is worth its while and ends."""
+
 _LANE_TRIES = 2
 """Tries of one exchange on the row lane before the others go over gRPC."""
 
@@ -32,7 +35,8 @@ class RemoteTransport:
     """A `veil.wire.transport.Transport` to the bundle on a server that is the other half of ``model``'s.
 
     Rows and uploads go over connections of their own, so that rows do not wait behind a batch. ``name`` chooses
-    among several bundles; without it the one with the client's fingerprint is used.
+    among several bundles; without it the one with the client's fingerprint is used. ``half`` is the digest of the client
+    half that ``model`` comes from: the server has to name the same, each time that a session is opened.
     """
 
     def __init__(
@@ -42,12 +46,14 @@ class RemoteTransport:
         kernels: Kernels,
         stats: Stats,
         patience: Patience,
+        half: str,
         name: str | None = None,
     ) -> None:
         self._model = model
         self._kernels = kernels
         self._stats = stats
         self._patience = patience
+        self._half = half
         self._name = name
         self._fingerprint = methods.fingerprint(model.params, model.seed, model.manifest)
         self._online = Connection(address, patience)
@@ -160,22 +166,34 @@ class RemoteTransport:
 
     def _open(self) -> pb.OpenReply:
         request = pb.OpenRequest(protocol=methods.PROTOCOL, bundle=self._choose(), fingerprint=self._fingerprint)
-        return self._ahead.unary("Open", request, pb.OpenReply, self._patience.connect_s)
+        reply = self._ahead.unary("Open", request, pb.OpenReply, self._patience.connect_s)
+        if reply.batch_ttl_s < _SHORTEST_TTL_S:
+            raise IncompatibleServer(
+                f"the server forgets rows after {reply.batch_ttl_s} s: a client would make them for ever; ask its operator "
+                f"for {_SHORTEST_TTL_S} s at least, or use another server"
+            )
+        return reply
 
     def _choose(self) -> str:
         served = self._ahead.describe()
         names = ", ".join(repr(bundle.name) for bundle in served) or "nothing"
-        if self._name is not None:
-            if self._name not in [bundle.name for bundle in served]:
-                raise BundleError(f"the server has no bundle named {self._name!r}; it serves {names}")
-            return self._name
+        if self._name is not None and self._name not in [bundle.name for bundle in served]:
+            raise BundleError(f"the server has no bundle named {self._name!r}; it serves {names}")
         for bundle in served:
-            if bundle.fingerprint == self._fingerprint:
+            if bundle.name == self._name or (self._name is None and bundle.fingerprint == self._fingerprint):
+                self._check_half(bundle)
                 return bundle.name
         raise BundleError(
             f"none of the server's bundles ({names}) is the other half of yours (digest {self._fingerprint[:16]}…); "
             "fetch its client half with 'veil pull'"
         )
+
+    def _check_half(self, bundle: ServedBundle) -> None:
+        if bundle.digest != self._half:
+            raise BundleError(
+                f"the server has another client half of {bundle.name!r}: its digest is {bundle.digest}, yours {self._half}; "
+                "ask the operator which is right, then fetch it with 'veil pull', or name another bundle"
+            )
 
     def _requests(
         self, session: str, group: int, spans: Sequence[Span], data: NDArray[np.uint8], slots: int

@@ -10,31 +10,30 @@ from veil.client.files import fetch_file
 from veil.errors import BundleError
 from veil.model import folder
 from veil.model.bundle import TABLES
+from veil.model.terms import Terms
 from veil.params import Params, packed_bytes
-from veil.wire import methods
 from veil.wire.patience import Patience
 
 _HEADER_BYTES = 1 << 16
 
 
-def fetch_tables(path: Path, address: Address, patience: Patience) -> None:
+def fetch_tables(path: Path, address: Address, patience: Patience, terms: Terms) -> None:
     """Fetch ``tables.safetensors`` into the client half at ``path``, if it is not there, and check it against its header.
 
     Raises `BundleError` if the server does not offer it or sends something else, `ServerUnreachable`, `AccessDenied`.
     """
     if (path / TABLES).exists():
         return
-    header = folder.read_header(path, "client", optional=(TABLES,))
-    params, seed, manifest = folder.parse_common(header)
+    header, params, _, manifest = folder.read_client(path, terms, optional=(TABLES,))
     connection = Connection(address, patience)
     try:
         served = connection.retrying(connection.describe, patience.tries(patience.connect_s))
-        mine = methods.fingerprint(params, seed, manifest)
+        mine = folder.half_digest(path)
         offered = [
             (bundle.name, size)
             for bundle in served
             for name, size, _ in bundle.files
-            if bundle.fingerprint == mine and name == TABLES
+            if bundle.digest == mine and name == TABLES
         ]
         if not offered:
             raise BundleError(f"{path} has no {TABLES} and the server does not offer it; pull the whole client half")

@@ -14,6 +14,7 @@ from veil.commands.models import compiled
 from veil.commands.terminal import Reporter, error_console
 from veil.model.bundle import TABLES, TOKENIZER
 from veil.model.experts import ExpertLeak
+from veil.model.folder import half_digest
 from veil.model.sources import Task, load_model
 
 
@@ -58,6 +59,7 @@ def run(
         "folded_norms": len([group for group in hybrid.manifest.groups if group.fold]),
         "unfolded_norms": list(hybrid.unfolded),
         "security_bits": hybrid.params.security_bits,
+        "digest": half_digest(out / "client"),
         "client_bytes": _bytes_under(out / "client"),
         "server_bytes": _bytes_under(out / "server"),
         "tokenizer_bytes": _bytes_under(out / "client" / TOKENIZER),
@@ -75,7 +77,7 @@ def run(
     table.add_row("network", folded + "".join(f"\nnot folded: {reason}" for reason in hybrid.unfolded[:1]))
     tokenizer, tables = summary["tokenizer_bytes"], summary["public_table_bytes"]
     rest = summary["client_bytes"] - tokenizer - tables
-    table.add_row("client's half", f"{summary['client_bytes']:,} bytes")
+    table.add_row("client's half", f"{summary['client_bytes']:,} bytes, digest {summary['digest']}")
     table.add_row("  the model's rest", f"{rest:,} bytes")
     table.add_row("  public tables of the rows", f"{tables:,} bytes")
     table.add_row("  tokenizer", f"{tokenizer:,} bytes")

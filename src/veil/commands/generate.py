@@ -27,6 +27,8 @@ from veil.model.hybrid import HybridFHEModel
 from veil.model.quiet import quiet
 from veil.model.sources import Source, load_model
 from veil.model.speculation import check_draft
+from veil.model.terms import STRICT, Terms
+from veil.process import keep_out_of_dumps
 from veil.progress import Progress
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class Request:
     server_bundle: str | None = None
     speculate: str = "off"
     fold_norms: str = "auto"
+    terms: Terms = STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,7 @@ def run(request: Request, *, as_json: bool) -> None:
     """
     if not request.prompt.strip():
         raise ValueError("the prompt is empty; give at least one word")
+    keep_out_of_dumps()
     start = time.perf_counter()
     with Reporter() as reporter:
         draft = _draft(request, reporter.report)
@@ -107,7 +111,7 @@ def _prepare(request: Request, draft: Source | None, progress: Progress) -> _Rea
         raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or --model")
     hybrid: HybridFHEModel | None = None
     if request.bundle is not None:
-        hybrid = HybridFHEModel.load(request.bundle, device=request.device, progress=progress)
+        hybrid = HybridFHEModel.load(request.bundle, device=request.device, progress=progress, terms=request.terms)
         hybrid.model.to(place)
         model, tokenizer, origin = hybrid.model, hybrid.tokenizer, f"bundle {request.bundle}"
         tokenizer, inputs = _encode(request, model, tokenizer, origin, draft)
@@ -133,6 +137,7 @@ def _connect(request: Request, server: Address, draft: Source | None, progress: 
         server,
         bundle=request.bundle,
         name=request.server_bundle,
+        terms=request.terms,
         fold_norms=request.fold_norms,
         ahead=Ahead(tokens=0, prompt_rows=0),
         progress=progress,

@@ -18,9 +18,10 @@ from typing import Any
 
 from veil import __version__
 from veil.cache import cache_folder
-from veil.errors import BundleError, VeilError
+from veil.errors import BundleError, InsecureParameters, VeilError
 from veil.model.folder import FORMAT_VERSION
 from veil.model.hybrid import HybridFHEModel
+from veil.model.terms import STRICT
 from veil.params import Spec
 from veil.progress import Progress
 
@@ -72,11 +73,11 @@ def kept_model(
     about = _read(folder)
     if about is not None:
         try:
-            hybrid = HybridFHEModel.load(folder, device=device, progress=progress)
+            hybrid = HybridFHEModel.load(folder, device=device, progress=progress, terms=STRICT)
             os.utime(folder / _ABOUT)
             hybrid.hints = hints_folder()
             return hybrid, str(about["origin"])
-        except BundleError as error:
+        except (BundleError, InsecureParameters) as error:
             _log.warning("the compiled model kept in %s is damaged (%s); it is made again", folder, error)
             shutil.rmtree(folder, ignore_errors=True)
     hybrid, tokenizer, origin = make()

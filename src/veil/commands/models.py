@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from veil.model.modules import select_modules
 from veil.model.quiet import quiet
 from veil.model.sample import sample_tokens
 from veil.model.sources import Source, files_of, load_model
+from veil.model.terms import Terms
 from veil.progress import Progress
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ def connected(
     *,
     bundle: Path | None,
     name: str | None,
+    terms: Terms,
     fold_norms: str,
     ahead: Ahead,
     progress: Progress,
@@ -85,11 +88,22 @@ def connected(
     """
     from veil.commands.pull import cached
 
-    folder = bundle or cached(server, name=name, fold_norms=fold_norms)
+    if bundle is None:
+        folder = cached(server, terms=terms, name=name, fold_norms=fold_norms)
+        terms = replace(terms, digest=folder.name)
+    else:
+        folder = bundle
     stage = f"connecting to {server.target}"
     progress(stage, 0, 1)
     hybrid = HybridFHEModel.connect(
-        server.target, folder, token=server.token, tls=server.tls, insecure=server.insecure, name=name, ahead=ahead
+        server.target,
+        folder,
+        token=server.token,
+        tls=server.tls,
+        name=name,
+        allow_no_tls=server.allow_no_tls,
+        terms=terms,
+        ahead=ahead,
     )
     progress(stage, 1, 1)
     return hybrid, folder

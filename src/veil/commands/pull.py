@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import typer
 from rich.table import Table
@@ -14,11 +17,13 @@ from rich.text import Text
 from veil.cache import cache_folder
 from veil.client.connection import Address, Connection, ServedBundle
 from veil.client.files import fetch_file
+from veil.client.known import KnownServers
 from veil.client.link import measure_link
 from veil.commands.terminal import Reporter, error_console
 from veil.errors import BundleError
 from veil.model import folder
 from veil.model.manifest import Manifest
+from veil.model.terms import Terms
 from veil.params import Params
 from veil.seed import PublicSeed
 from veil.wire import methods
@@ -30,32 +35,41 @@ _SUFFIXES = frozenset(
 )
 """What a client half is made of: settings, tensors, vocabularies and a chat's template. Nothing that Python would run."""
 
+_MOST_BYTES, _MOST_BYTES_OF_TEXT = 16 << 30, 64 << 20
+"""Of a half, and of a file in it that holds no tensors; the largest vocabularies have half of that."""
+
+_ROOM_LEFT = 1 << 30
+"""Bytes of the disk that a half does not take."""
+
 _WORTH_FOLDING_S = 0.0005
 """A round trip that takes longer than the arithmetic that folding adds for each trip it saves, on two cores."""
 
 
-def run(address: Address, out: Path, *, name: str | None, as_json: bool) -> None:
+def run(address: Address, out: Path, *, terms: Terms, name: str | None, as_json: bool) -> None:
     """Fetch into the new folder ``out``, check every digest, and show them.
 
-    Raises `ValueError` when ``out`` exists, `BundleError` for an offer that does not fit or digests that do not.
+    Raises `ValueError` when ``out`` exists, `BundleError` for an offer that does not fit, another half than the server had
+    before, or digests that do not fit.
     """
     if out.exists():
         raise ValueError(f"{out} exists already; remove it, or choose another folder")
     patience = Patience()
     connection = Connection(address, patience)
     try:
-        bundle = _choose(connection.retrying(connection.describe, patience.tries(patience.connect_s)), name)
-        _fetch_all(connection, bundle, out, weak=address.insecure)
+        served = connection.retrying(connection.describe, patience.tries(patience.connect_s))
+        bundle = _choose(served, name, terms)
+        with _known(address, bundle, served, terms):
+            _fetch_all(connection, bundle, out, terms)
     finally:
         connection.close()
     if as_json:
         files = {path: sha256 for path, _, sha256 in bundle.files}
-        typer.echo(json.dumps({"path": str(out), "name": bundle.name, "digest": bundle.fingerprint, "files": files}))
+        typer.echo(json.dumps({"path": str(out), "name": bundle.name, "digest": bundle.digest, "files": files}))
     else:
         typer.echo(str(out))
 
 
-def cached(address: Address, *, name: str | None, fold_norms: str = "auto") -> Path:
+def cached(address: Address, *, terms: Terms, name: str | None, fold_norms: str = "auto") -> Path:
     """The client half that a server offers, from the user's cache; fetched, checked and shown the first time.
 
     Of two halves of one model, with folded norms and without, ``fold_norms`` chooses: on, off, or auto by the distance.
@@ -64,23 +78,24 @@ def cached(address: Address, *, name: str | None, fold_norms: str = "auto") -> P
     connection = Connection(address, patience)
     try:
         served = connection.retrying(connection.describe, patience.tries(patience.connect_s))
-        bundle = _choose(_suitable(served, name, fold_norms, address), name)
-        if not re.fullmatch(r"[0-9a-f]{64}", bundle.fingerprint):
-            raise BundleError("the server names a bundle by something that is not a digest")
-        out = cache_folder() / "bundles" / bundle.fingerprint
-        if not out.exists():
-            out.parent.mkdir(parents=True, exist_ok=True)
-            _fetch_all(connection, bundle, out, weak=address.insecure)
-        _common(out, weak=address.insecure, verify=False)  # digests are checked when the half is loaded
+        suitable = served if terms.digest else _suitable(served, name, fold_norms, address)
+        bundle = _choose(suitable, name, terms)
+        out = cache_folder() / "bundles" / _key(bundle)
+        with _known(address, bundle, served, terms):
+            if not out.exists():
+                out.parent.mkdir(parents=True, exist_ok=True)
+                _fetch_all(connection, bundle, out, terms)
+            _read(out, bundle, terms, verify=False)  # files are checked when the half is loaded
         return out
     finally:
         connection.close()
 
 
-def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path, *, weak: bool) -> None:
+def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path, terms: Terms) -> None:
     if len(bundle.files) > _MOST_FILES:
         raise BundleError(f"the server offers {len(bundle.files)} files, more than {_MOST_FILES}")
     targets = [_safe(path) for path, _, _ in bundle.files]
+    _check_sizes(bundle, out)
     _show(bundle)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -92,15 +107,46 @@ def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path, *, weak:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 fetch_file(connection, bundle.name, path, target, size=size, sha256=sha256)
             reporter.report("fetching", len(bundle.files), len(bundle.files))
-        if methods.fingerprint(*_common(partial, weak=weak)) != bundle.fingerprint:
+        if methods.fingerprint(*_read(partial, bundle, terms)[1:]) != bundle.fingerprint:
             raise BundleError("the client half is not of the bundle that the server serves; distrust the server")
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _choose(served: list[ServedBundle], name: str | None) -> ServedBundle:
+@contextmanager
+def _known(address: Address, bundle: ServedBundle, served: list[ServedBundle], terms: Terms) -> Iterator[None]:
+    """Refuse a half that a known server never had; what a new server has is remembered once the block is through."""
+    known = KnownServers()
+    is_known = known.check(address.target, bundle.digest, bundle.name, terms.digest)
+    yield
+    if not is_known:
+        met = [bundle] if known.digests(address.target) else [bundle, *served]
+        known.remember(address.target, [(one.digest, one.name) for one in met])
+        line = f"veil: {address.target} is remembered with the client half {bundle.digest}; compare it with its operator's"
+        error_console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _key(bundle: ServedBundle) -> str:
+    """What a fetched half is called in the cache."""
+    return bundle.digest
+
+
+def _read(
+    half: Path, bundle: ServedBundle, terms: Terms, *, verify: bool = True
+) -> tuple[Any, Params, PublicSeed, Manifest]:
+    """A fetched half, which has to be the one that the server named."""
+    return folder.read_client(half, replace(terms, digest=bundle.digest), verify=verify)
+
+
+def _choose(served: list[ServedBundle], name: str | None, terms: Terms) -> ServedBundle:
     offered = {bundle.name: bundle for bundle in served if bundle.files}
+    if terms.digest is not None:
+        found = {one.name: one for one in offered.values() if one.digest == terms.digest}
+        if not found:
+            others = ", ".join(f"{one.digest} ({one.name})" for one in offered.values()) or "none"
+            raise BundleError(f"the server does not offer the client half {terms.digest}; it offers {others}")
+        offered = found
     names = ", ".join(repr(bundle.name) for bundle in served) or "nothing"
     if name is None and len(offered) == 1:
         return next(iter(offered.values()))
@@ -135,13 +181,31 @@ def _layers(manifest: Manifest) -> set[tuple[str, int, int]]:
 
 
 def _show(bundle: ServedBundle) -> None:
-    table = Table(title=Text(f"client half of {bundle.name}, digest {bundle.fingerprint}"), title_justify="left")
+    table = Table(title=Text(f"client half of {bundle.name}, digest {bundle.digest}"), title_justify="left")
     table.add_column("file", overflow="fold")
     table.add_column("bytes", justify="right")
     table.add_column("SHA-256", overflow="fold")
     for path, size, sha256 in bundle.files:
         table.add_row(Text(repr(path)[1:-1]), f"{size:,}", Text(repr(sha256)[1:-1]))
     error_console().print(table)
+
+
+def _check_sizes(bundle: ServedBundle, out: Path) -> None:
+    """Refuse a half before anything of it is fetched that is larger than one can be, or than there is room for."""
+    for path, size, _ in bundle.files:
+        if size > _MOST_BYTES_OF_TEXT and PurePosixPath(path).suffix != ".safetensors":
+            raise BundleError(
+                f"the server's {path!r} has {size:,} bytes, more than the {_MOST_BYTES_OF_TEXT:,} of such a file"
+            )
+    total = sum(size for _, size, _ in bundle.files)
+    if total > _MOST_BYTES:
+        raise BundleError(
+            f"the server's client half has {total:,} bytes, more than the {_MOST_BYTES:,} that veil fetches; if it is "
+            "right, copy it by other means and give its folder"
+        )
+    free = shutil.disk_usage(out.parent).free - _ROOM_LEFT
+    if total > free:
+        raise BundleError(f"the client half has {total:,} bytes and {out.parent} has room for {max(0, free):,}; make room")
 
 
 def _safe(path: str) -> Path:
@@ -156,14 +220,3 @@ def _safe(path: str) -> Path:
             "distrust the server"
         )
     return Path(*parts)
-
-
-def _common(half: Path, *, weak: bool, verify: bool = True) -> tuple[Params, PublicSeed, Manifest]:
-    """What a fetched half describes; the server chose the parameters, so ones for tests are refused unless ``weak``."""
-    params, seed, manifest = folder.parse_common(folder.read_header(half, "client", verify=verify))
-    if params.security_bits == 0 and not weak:
-        raise BundleError(
-            "the server offers a bundle with parameters for tests, which protect nothing; distrust the server, "
-            "or allow it with --insecure"
-        )
-    return params, seed, manifest

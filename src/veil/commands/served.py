@@ -15,6 +15,8 @@ from veil.gateway.served import ServedModel
 from veil.kernels.backend import kernels_for
 from veil.model.hybrid import HybridFHEModel
 from veil.model.sources import name_of
+from veil.model.terms import STRICT, Terms
+from veil.process import keep_out_of_dumps
 from veil.progress import Progress
 
 if TYPE_CHECKING:
@@ -31,11 +33,13 @@ class ModelChoice:
     server: Address | None = None
     server_bundle: str | None = None
     fold_norms: str = "auto"
+    terms: Terms = STRICT
 
 
 @contextmanager
 def opened(choice: ModelChoice) -> Iterator[ServedModel]:
     """The model with its session open and rows on their way; both are forgotten at the end. veil's errors."""
+    keep_out_of_dumps()
     with Reporter() as reporter:
         served = _open(choice, reporter.report)
     try:
@@ -49,7 +53,7 @@ def _open(choice: ModelChoice, progress: Progress) -> ServedModel:
         return _connect(choice, choice.server, progress)
     kernels_for(choice.device)  # an absent GPU is told of before the long work
     if choice.bundle is not None:
-        hybrid = HybridFHEModel.load(choice.bundle, device=choice.device, progress=progress)
+        hybrid = HybridFHEModel.load(choice.bundle, device=choice.device, progress=progress, terms=choice.terms)
         name, tokenizer = choice.bundle.resolve().name, hybrid.tokenizer
     else:
         hybrid, _ = opened_model(choice.model, bits=8, modules="linear", device=choice.device, progress=progress)
@@ -64,6 +68,7 @@ def _connect(choice: ModelChoice, server: Address, progress: Progress) -> Served
         server,
         bundle=choice.bundle,
         name=choice.server_bundle,
+        terms=choice.terms,
         fold_norms=choice.fold_norms,
         ahead=Ahead(),
         progress=progress,
@@ -79,7 +84,7 @@ def _name_there(folder: Path, server: Address) -> str:
 
     connection = Connection(server, Patience())
     try:
-        return next((bundle.name for bundle in connection.describe() if bundle.fingerprint == folder.name), folder.name)
+        return next((bundle.name for bundle in connection.describe() if bundle.digest == folder.name), folder.name)
     finally:
         connection.close()
 

@@ -5,7 +5,6 @@ Client only: nothing that a server imports may reach this module. Sections 3 to 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -17,7 +16,7 @@ from veil.errors import RowReused
 from veil.kernels.interface import Array, Kernels, Rows
 from veil.kernels.ring import ring_of
 from veil.params import Params
-from veil.random import SecretRng
+from veil.random import ProcessMark, SecretRng
 from veil.seed import PublicSeed
 
 U32 = NDArray[np.uint32]
@@ -36,7 +35,7 @@ class RowBatch:
         self.pads = pads
         self.shares = shares
         self._taken = [0] * groups
-        self._process = os.getpid()
+        self._process = ProcessMark()
 
     def taken(self, group: int) -> int:
         """How many of its first rows the group may not use any more."""
@@ -45,7 +44,7 @@ class RowBatch:
     def take(self, group: int, count: int) -> int:
         """Spend the group's next ``count`` rows; the first of them. `RowReused` if there are not so many."""
         first = self._taken[group]
-        if self._process != os.getpid():
+        if not self._process.here:
             raise RowReused("a batch of rows belongs to the process that made it; open a session after the fork")
         if count < 0 or first + count > self.rows:
             raise RowReused(f"batch {self.number} has no {count} rows left for group {group}; each row is used once")

@@ -21,11 +21,14 @@ from veil.kernels.backend import kernels_for
 from veil.model import folder
 from veil.model.compiled import Compiled
 from veil.model.constants import GroupConstants
-from veil.model.experts import EXPERT_LEAKS, ExpertLeak, RemoteExperts, is_experts
+from veil.model.experts import RemoteExperts, is_experts
+from veil.model.harmless import generation_settings
 from veil.model.layers import RemoteLayer, float_weight_shape, kind_of
 from veil.model.manifest import Manifest
 from veil.model.modules import replace_modules
 from veil.model.server_bundle import load_server, save_server
+from veil.model.templates import bounded
+from veil.model.terms import EXPERT_LEAKS, ExpertLeak, Terms
 from veil.params import Params, packed_bytes
 from veil.server.engine import ServerModel
 
@@ -66,17 +69,17 @@ def save(
     try:
         _save_client(path / "client", compiled, tables, model, tokenizer)
         server = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
-        save_server(path / "server", server)
+        save_server(path / "server", server, folder.half_digest(path / "client"))
     except BaseException:
         for half in ("client", "server"):
             shutil.rmtree(path / half, ignore_errors=True)
         raise
 
 
-def load(path: Path, *, verify: bool = True) -> Opened:
-    """Read a bundle from ``path``: the client half, and the server half where it is there too."""
+def load(path: Path, terms: Terms, *, verify: bool = True) -> Opened:
+    """Read a bundle from ``path``: the client half on these terms, and the server half where it is there too."""
     client = path / "client" if (path / "client").is_dir() else path
-    opened = load_client(client, verify=verify)
+    opened = load_client(client, terms, verify=verify)
     if not (path / "server").is_dir():
         return opened
     server = load_server(path / "server", verify=verify)
@@ -87,10 +90,9 @@ def load(path: Path, *, verify: bool = True) -> Opened:
     return Opened(opened.model, opened.layers, whole, opened.tables, opened.tokenizer)
 
 
-def load_client(path: Path, *, verify: bool = True) -> Opened:
-    """Read the client half from the folder ``path``."""
-    header = folder.read_header(path, "client", verify=verify)
-    params, seed, manifest = folder.parse_common(header)
+def load_client(path: Path, terms: Terms, *, verify: bool = True) -> Opened:
+    """Read the client half from the folder ``path``, on terms that its user chose; `BundleError`, `InsecureParameters`."""
+    header, params, seed, manifest = folder.read_client(path, terms, verify=verify)
     try:
         constants = _load_constants(path, manifest, header["norms"])
         tables = _load_tables(path, params, manifest)
@@ -218,8 +220,8 @@ def _load_model(path: Path, header: dict[str, Any], manifest: Manifest) -> tuple
         parent, _, child = place.rpartition(".")
         model.get_submodule(parent)._modules[child] = layers[name]
     _assign(model, load_tensors(path / TENSORS), path)
-    if (path / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
+    if model.can_generate():
+        model.generation_config = generation_settings(path, model)
     return model.eval(), layers
 
 
@@ -283,4 +285,5 @@ def _load_tokenizer(path: Path) -> Any:
         return None
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path / TOKENIZER, local_files_only=True, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(path / TOKENIZER, local_files_only=True, trust_remote_code=False)
+    return bounded(tokenizer)

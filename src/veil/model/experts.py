@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import nn
 
 from veil.model.layers import RemoteLayer
-
-ExpertLeak = Literal["none", "reveal"]
-EXPERT_LEAKS: tuple[ExpertLeak, ...] = ("none", "reveal")
+from veil.model.terms import EXPERT_LEAKS as EXPERT_LEAKS
+from veil.model.terms import ExpertLeak as ExpertLeak
 
 
 def is_experts(module: nn.Module) -> bool:

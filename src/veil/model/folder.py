@@ -10,6 +10,7 @@ from typing import Any
 
 from veil.errors import BundleError
 from veil.model.manifest import Manifest
+from veil.model.terms import Terms
 from veil.params import Params, Spec
 from veil.seed import PublicSeed
 
@@ -57,6 +58,26 @@ def read_header(folder: Path, half: str, *, verify: bool = True, optional: tuple
     if verify:
         _verify(folder, digests, optional)
     return dict(header)
+
+
+def read_client(
+    folder: Path, terms: Terms, *, verify: bool = True, optional: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], Params, PublicSeed, Manifest]:
+    """`read_header` of a client half, parsed, and refused unless it keeps to ``terms``: whoever reads one reads it here."""
+    header = read_header(folder, "client", verify=verify, optional=optional)
+    terms.check_digest(half_digest(folder))
+    params, seed, manifest = parse_common(header)
+    terms.check_params(params)
+    leaks = header.get("experts", {})
+    if not isinstance(leaks, dict) or not all(isinstance(leak, str) for leak in leaks.values()):
+        raise BundleError(f"{folder / HEADER} does not say what its experts show")
+    terms.check_leaks(leaks.values(), (layer.name for group in manifest.groups for layer in group.layers))
+    return header, params, seed, manifest
+
+
+def half_digest(folder: Path) -> str:
+    """The digest of a whole half, hexadecimal: of its header, which holds the digest of every other file."""
+    return digest(folder / HEADER)
 
 
 def common_fields(params: Params, seed: PublicSeed, manifest: Manifest) -> dict[str, Any]:

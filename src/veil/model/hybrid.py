@@ -29,6 +29,7 @@ from veil.model.modules import find_modules, replace_modules
 from veil.model.pace import Pace
 from veil.model.residual import ResidualStream
 from veil.model.router import Router
+from veil.model.terms import STRICT, Terms
 from veil.model.token_graph import TokenGraph
 from veil.params import Params
 from veil.progress import Progress
@@ -206,7 +207,8 @@ class HybridFHEModel:
         token: str | None = None,
         tls: bool | str | Path = False,
         name: str | None = None,
-        insecure: bool = False,
+        allow_no_tls: bool = False,
+        terms: Terms = STRICT,
         ahead: Ahead | None = None,
         patience: Patience | None = None,
         device: str = "cpu",
@@ -214,7 +216,8 @@ class HybridFHEModel:
         """The model of a bundle's client half in mode ``remote``: its remote layers run on the server at ``HOST:PORT``.
 
         ``tls`` is True for a certificate that the system trusts, or the PEM file of the authority that signed it;
-        without TLS a token goes to this machine only, unless ``insecure``. ``name`` chooses among the server's bundles.
+        without TLS the server is on this machine, unless ``allow_no_tls``. ``name`` chooses among the server's bundles.
+        ``terms`` say what the half may be and do beyond the defaults, which allow no leak and no weak parameters.
         Rows are made ready in the background as far as ``ahead`` says. A half without the public tables fetches them
         from a server that offers them, once. Raises `ServerUnreachable`, `AccessDenied`,
         `IncompatibleServer`, `BundleError`.
@@ -223,11 +226,14 @@ class HybridFHEModel:
         from veil.client.remote import RemoteTransport
         from veil.client.tables import fetch_tables
         from veil.model import bundle as bundles
+        from veil.model.folder import half_digest
 
-        address = Address(target=server, token=token, tls=tls if isinstance(tls, bool) else Path(tls), insecure=insecure)
+        address = Address(
+            target=server, token=token, tls=tls if isinstance(tls, bool) else Path(tls), allow_no_tls=allow_no_tls
+        )
         folder = Path(bundle) / "client" if (Path(bundle) / "client").is_dir() else Path(bundle)
-        fetch_tables(folder, address, patience or Patience())
-        opened = bundles.load_client(folder)
+        fetch_tables(folder, address, patience or Patience(), terms)
+        opened = bundles.load_client(folder, terms)
         hybrid = cls.__new__(cls)
         hybrid._attach(opened.model, opened.layers)
         hybrid.tokenizer = opened.tokenizer
@@ -236,7 +242,7 @@ class HybridFHEModel:
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, opened.tables)
         patience = patience or Patience()
         hybrid._address = address
-        transport = RemoteTransport(model, address, hybrid._kernels, hybrid.stats, patience, name)
+        transport = RemoteTransport(model, address, hybrid._kernels, hybrid.stats, patience, half_digest(folder), name)
         hybrid._remote = ClientSession(
             model,
             transport,
@@ -386,11 +392,16 @@ class HybridFHEModel:
         bundle.save(Path(path), compiled, self._tables, self.model, tokenizer or self.tokenizer)
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto", progress: Progress | None = None) -> HybridFHEModel:
-        """Open a bundle that `save` wrote: the model in mode ``disable``, its tokenizer as ``tokenizer`` if there is one."""
+    def load(
+        cls, path: str | Path, *, device: str = "auto", progress: Progress | None = None, terms: Terms = STRICT
+    ) -> HybridFHEModel:
+        """Open a bundle that `save` wrote: the model in mode ``disable``, its tokenizer as ``tokenizer`` if there is one.
+
+        ``terms`` are those of `connect`.
+        """
         from veil.model import bundle
 
-        opened = bundle.load(Path(path))
+        opened = bundle.load(Path(path), terms)
         hybrid = cls.__new__(cls)
         hybrid._attach(opened.model, opened.layers)
         hybrid.tokenizer = opened.tokenizer

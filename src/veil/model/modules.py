@@ -11,9 +11,9 @@ from torch import nn
 
 from veil.model.experts import ExpertLeak, RemoteExperts, is_experts
 from veil.model.layers import RemoteLayer, float_weight_shape, kind_of
+from veil.model.terms import is_one_expert
 
 _NOT_TOKENS = re.compile(r"pos|wpe|type|relative", re.IGNORECASE)
-_EXPERT = re.compile(r"(^|\.)experts\.(\w*\d)(\.|$)")
 
 
 def linear_modules(model: nn.Module, include_head: bool = True, include_embedding: bool = False) -> list[str]:
@@ -115,7 +115,7 @@ def find_modules(model: nn.Module, names: Iterable[str], leak: ExpertLeak = "non
         if kind_of(modules[name]) is None and not is_experts(modules[name]):
             kind = type(modules[name]).__name__
             raise ValueError(f"{name!r} is a {kind}; a remote module is an nn.Linear, a Conv1D or an nn.Embedding")
-        if leak == "none" and _EXPERT.search(name):
+        if leak == "none" and is_one_expert(name):
             raise ValueError(
                 f"{name!r} is one expert of several that this model calls as it routes, which would tell the server; "
                 "leave it out, or accept that with expert_leak='reveal'"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,20 @@ from veil.server.engine import ServerModel
 WEIGHTS = "weights.safetensors"
 
 
-def save_server(path: Path, model: ServerModel) -> None:
-    """Write the server half into the folder ``path``."""
+def save_server(path: Path, model: ServerModel, client: str) -> None:
+    """Write the server half into the folder ``path``; ``client`` is the digest of the client half that goes with it."""
     path.mkdir(parents=True)
     save_file({f"group.{i}": np.ascontiguousarray(w) for i, w in enumerate(model.weights)}, path / WEIGHTS)
-    folder.write_header(path, "server", folder.common_fields(model.params, model.seed, model.manifest))
+    fields = folder.common_fields(model.params, model.seed, model.manifest)
+    folder.write_header(path, "server", fields | {"client": client})
+
+
+def client_digest(path: Path) -> str:
+    """The digest of the client half that goes with the server half in the folder ``path``."""
+    found = folder.read_header(path, "server", verify=False).get("client")
+    if not isinstance(found, str) or not re.fullmatch("[0-9a-f]{64}", found):
+        raise BundleError(f"{path} does not say which client half goes with it; compile the model again")
+    return found
 
 
 def load_server(path: Path, *, verify: bool = True) -> ServerModel:

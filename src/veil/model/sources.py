@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from veil.errors import ModelSourceError, one_line
 from veil.model.gguf import converted_folder, require_complete
 from veil.model.quiet import quiet
+from veil.model.templates import bounded
 from veil.progress import Progress
 
 Task = Literal["auto", "embed"]
@@ -180,7 +181,7 @@ def _load(
     try:
         with quiet():
             model, report = _weights(place, task, {"dtype": dtype, "output_loading_info": True, **options})
-            tokenizer = AutoTokenizer.from_pretrained(place, **options) if has_tokenizer else None
+            tokenizer = bounded(AutoTokenizer.from_pretrained(place, **options)) if has_tokenizer else None
     except Exception as error:  # damaged files surface as errors of every kind
         raise ModelSourceError(f"cannot load a model from {place} ({one_line(error)}); {remedy}") from error
     require_complete(place, report)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import grpc
 
 from veil.errors import QuotaExceeded
+from veil.server.unproven import FIRST_S, Unproven, address_of
 
 IDLE_S = 2.0
 """Seconds without a message after which a stream is not under way when the server stops."""
@@ -21,6 +22,7 @@ class OpenCall:
     def __init__(self, context: grpc.ServicerContext, owner: str) -> None:
         self.context = context
         self.owner = owner
+        self.address = address_of(context.peer())
         self.heard = time.monotonic()
         self.waiting = False
 
@@ -35,10 +37,16 @@ class OpenCall:
 
 
 class OpenCalls:
-    """All open streams, at most ``most`` of one owner. `cancel_silent` is called now and then by the server."""
+    """All open streams, at most ``most`` of one owner, and calls before their first message.
 
-    def __init__(self, most: int) -> None:
+    Callers without a token have no owner: together they have as many as one, two thirds of those from one address.
+    ``waiting`` calls may wait for their first message. `cancel_silent` is called now and then by the server.
+    """
+
+    def __init__(self, most: int, waiting: int = 16) -> None:
         self._most = most
+        self._most_of_address = max(1, 2 * most // 3)
+        self._unproven: Unproven[grpc.ServicerContext] = Unproven(waiting, lambda context: context.cancel())
         self._lock = threading.Lock()
         self._open: set[OpenCall] = set()
 
@@ -47,13 +55,20 @@ class OpenCalls:
         """Open streams."""
         return len(self._open)
 
+    def first(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        """A call's first message, nothing if it has none; the call is cancelled if it does not come soon."""
+        with self._unproven.holding(context, address_of(context.peer())):
+            return next(messages, b"")
+
     @contextmanager
     def watch(self, context: grpc.ServicerContext, owner: str) -> Iterator[OpenCall]:
         """Count a stream as open while its handler runs; `QuotaExceeded` where its owner has enough of them."""
         call = OpenCall(context, owner)
         with self._lock:
-            if sum(1 for other in self._open if other.owner == owner) >= self._most:
-                raise QuotaExceeded(f"{self._most} streams are open for you, the server allows no more; try again later")
+            alike = [other for other in self._open if other.owner == owner]
+            near = sum(1 for other in alike if not owner and other.address == call.address)
+            if len(alike) >= self._most or near >= self._most_of_address:
+                raise QuotaExceeded(f"{len(alike)} streams are open for you, the server allows no more; try again later")
             self._open.add(call)
         try:
             yield call
@@ -63,6 +78,7 @@ class OpenCalls:
 
     def cancel_silent(self, silent_s: float) -> None:
         """End streams that were silent for longer; their clients come back on a new one when they need it."""
+        self._unproven.cut(min(FIRST_S, silent_s))
         self._cancel(lambda call, silent: silent > silent_s)
 
     def cancel_idle(self) -> None:

@@ -19,6 +19,7 @@ from veil.errors import IncompatibleServer, VeilError
 from veil.server.calls import IDLE_S
 from veil.server.logs import event
 from veil.server.rows import RowStream
+from veil.server.unproven import FIRST_S, Unproven, address_of
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.certificates import server_context
@@ -28,15 +29,15 @@ from veil.wire.listening import listening
 
 _LOG = logging.getLogger("veil.server")
 _HELLO_BYTES = 4096
-_HELLO_S = 10.0
 _ALONE_S = 0.25
 
 
 class _Connection:
     """One accepted connection: what ends it, when it was last heard of, and whether it has shown a ticket."""
 
-    def __init__(self, plain: socket.socket) -> None:
+    def __init__(self, plain: socket.socket, address: str) -> None:
         self.socket = plain
+        self.address = address
         self.heard = time.monotonic()
         self.known = False
         self.busy = False
@@ -50,7 +51,8 @@ class _Connection:
 class RowLane:
     """Listens on a port of its own. ``stream(session, ticket, cancel)`` makes the stream of a connection or refuses it.
 
-    ``most`` connections may be open, half of them without having shown a ticket yet; ``ended(result)`` counts them.
+    ``most`` connections may be open, half of them without having shown a ticket yet, of which the oldest makes room for a
+    new one; ``ended(result)`` counts them.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class RowLane:
         self.port = int(self._listener.getsockname()[1])
         self._lock = threading.Lock()
         self._open: set[_Connection] = set()
+        self._unproven: Unproven[_Connection] = Unproven(most // 2, _Connection.end)
         self._latest: _Connection | None = None
         self._changed = 0.0
         self._stopping = False
@@ -88,7 +91,8 @@ class RowLane:
 
     def cut_silent(self, silent_s: float) -> None:
         """End connections that sent no whole message for so long, or no hello within its time."""
-        self._cut(lambda one, silent: silent > (silent_s if one.known else min(_HELLO_S, silent_s)))
+        self._unproven.cut(min(FIRST_S, silent_s))
+        self._cut(lambda one, silent: one.known and silent > silent_s)
 
     def stop(self, grace_s: float) -> None:
         """Accept no more, let what is under way end by itself for ``grace_s``, then end it."""
@@ -119,22 +123,22 @@ class RowLane:
     def _accept(self) -> None:
         while not self._stopping:
             try:
-                accepted, _ = self._listener.accept()
+                accepted, address = self._listener.accept()
             except OSError:
                 time.sleep(0.01)
                 continue
-            self._begin(_Connection(accepted))
+            self._begin(_Connection(accepted, address_of(f"{address[0]}:{address[1]}")))
 
     def _begin(self, connection: _Connection) -> None:
         with self._lock:
-            unknown = sum(1 for one in self._open if not one.known)
-            full = len(self._open) >= self._most or unknown >= max(1, self._most // 2)
+            full = len(self._open) >= self._most
             if not full:
                 self._open.add(connection)
         if full:
             self._ended("quota")
             connection.socket.close()
             return
+        self._unproven.add(connection, connection.address)
         try:
             threading.Thread(target=self._serve, args=(connection,), name="veil-row", daemon=True).start()
         except Exception as error:
@@ -142,6 +146,7 @@ class RowLane:
             self._drop(connection, "internal")
 
     def _drop(self, connection: _Connection, result: str) -> None:
+        self._unproven.remove(connection)
         with self._lock:
             self._open.discard(connection)
             if self._latest is connection:
@@ -154,7 +159,7 @@ class RowLane:
         result = "broken"
         try:
             connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.socket.settimeout(_HELLO_S)
+            connection.socket.settimeout(FIRST_S)
             if self._tls is not None:
                 connection.socket = self._tls.wrap_socket(connection.socket, server_side=True)
             result = self._answer(connection, Frames(connection.socket, _HELLO_BYTES))
@@ -175,6 +180,7 @@ class RowLane:
                 raise IncompatibleServer(f"the server speaks protocol {methods.PROTOCOL}")
             stream = self._stream(hello.session, hello.ticket, connection.end)
             connection.known, connection.heard = True, time.monotonic()
+            self._unproven.remove(connection)
             frames.send(seal(pb.EvaluateReply()))
             frames.connection.settimeout(None)
             frames.limit = self._message_bytes

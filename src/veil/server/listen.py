@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 
+from veil.errors import BundleError
 from veil.kernels.interface import Kernels
-from veil.model.server_bundle import load_server
+from veil.model.server_bundle import client_digest, load_server
 from veil.priority import in_thread_of_its_own
+from veil.process import raise_file_limit
 from veil.progress import Progress
 from veil.server.engine import Engine
 from veil.server.lane import RowLane
@@ -28,8 +29,9 @@ from veil.server.scheduler import OnlineTurns, PreparationWorker
 from veil.server.service import Served, Service, Shared
 from veil.server.store import Limits, SessionStore
 from veil.server.tokens import Tokens
+from veil.server.unproven import FIRST_S
 from veil.wire import methods
-from veil.wire.listening import listening
+from veil.wire.listening import is_loopback, listening
 
 
 def server_limits(max_sessions: int = 64, memory_gib: float = 4.0) -> Limits:
@@ -62,7 +64,7 @@ class ServerConfig:
     metrics_port: int | None = None
     call_s: float = 120.0
     silent_s: float = 300.0
-    sweep_s: float = 10.0
+    sweep_s: float = 2.0
     most_batches: int = 4
 
     def check(self) -> None:
@@ -88,16 +90,6 @@ class ServerConfig:
                     held.enter_context(listening(self.host, port, option))
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address; a name other than ``localhost`` counts as reachable by others."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
 def build_bundles(
     halves: dict[str, Path],
     offers: dict[str, Path],
@@ -113,10 +105,26 @@ def build_bundles(
         raise ValueError(f"--offer names {unknown[0]!r}, which is not served; served are {', '.join(halves)}")
     bundles = {}
     for name, path in halves.items():
+        digest = client_digest(path)
         offer = Offer(offers[name]) if name in offers else None
+        if offer is not None and offer.digest != digest:
+            raise BundleError(
+                f"{offers[name]} is not the client half that was compiled with {path}: its digest is {offer.digest}, not "
+                f"{digest}; offer the one beside it"
+            )
         engine = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, store, hints))
-        bundles[name] = Served(engine, offer)
+        bundles[name] = Served(engine, digest, offer)
     return bundles
+
+
+def _against_floods(threads: int) -> list[tuple[str, int]]:
+    """gRPC's options against connections that are there to be many; some files are left for everything else."""
+    return [
+        ("grpc.server_handshake_timeout_ms", int(1000 * FIRST_S)),
+        ("grpc.max_connection_idle_ms", 600_000),
+        ("grpc.max_concurrent_streams", 100),
+        ("grpc.max_allowed_incoming_connections", max(64, raise_file_limit() - 2 * threads - 256)),
+    ]
 
 
 class Server:
@@ -136,18 +144,26 @@ class Server:
         turns = OnlineTurns(1 if on_card else None, observer=self.metrics.computed)
         self.service = Service(
             Shared(
-                bundles, store, self._worker, turns, self.metrics, config.tokens, message_bytes, config.call_s, most_streams
+                bundles,
+                store,
+                self._worker,
+                turns,
+                self.metrics,
+                config.tokens,
+                message_bytes,
+                config.call_s,
+                most_streams,
+                threads // 2,
             )
         )
-        self._health = health.HealthServicer(experimental_non_blocking=True)
+        self._health = health.HealthServicer()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="veil-call")
         self._grpc = grpc.server(
             self._pool,
-            handlers=[self.service.handler()],
-            options=methods.server_options(message_bytes),
-            maximum_concurrent_rpcs=threads,
+            handlers=[self.service.handler(), self.service.health_handler(self._check_health)],
+            options=[*methods.server_options(message_bytes), *_against_floods(threads)],
+            maximum_concurrent_rpcs=4 * threads,  # a moment's crowd waits for threads
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         self._ended = threading.Event()
         self._stop_metrics: Callable[[], None] | None = None
         self.port = self._listen()
@@ -182,6 +198,10 @@ class Server:
         if self._stop_metrics is not None:
             self._stop_metrics()
         event("stopped")
+
+    def _check_health(self, data: bytes, context: grpc.ServicerContext) -> bytes:
+        reply: bytes = self._health.Check(health_pb2.HealthCheckRequest.FromString(data), context).SerializeToString()
+        return reply
 
     def _listen(self) -> int:
         address = f"{self.config.host}:{self.config.port}"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+
+from veil.server.unproven import FIRST_S
 
 
 class Metrics:
@@ -44,6 +47,8 @@ class Metrics:
     def serve(self, host: str, port: int) -> Callable[[], None]:
         """Answer Prometheus on this address; returns what stops it."""
         http, thread = start_http_server(port, addr=host, registry=self.registry)
+        silent: Any = http.RequestHandlerClass
+        http.RequestHandlerClass = type(silent.__name__, (silent,), {"timeout": FIRST_S})  # silence does not keep a thread
 
         def stop() -> None:
             http.shutdown()

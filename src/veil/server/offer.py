@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from veil.errors import WireError
-from veil.model.folder import digest, read_header
+from veil.model.folder import digest, half_digest, read_header
 from veil.wire.methods import FILE_CHUNK
 
 
@@ -29,6 +29,7 @@ class Offer:
     def __init__(self, folder: Path) -> None:
         read_header(folder, "client", verify=False)
         self._folder = folder
+        self.digest = half_digest(folder)
         found = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
         self.files = [OfferedFile(path.relative_to(folder).as_posix(), path.stat().st_size, digest(path)) for path in found]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NoReturn
 
 import grpc
@@ -28,12 +30,16 @@ from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
 from veil.wire.messages import BatchUpload, Upload
 
+Call = Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]
+_LOG = logging.getLogger("veil.server")
+
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """One bundle: its engine and, where it is offered, the client half's files."""
+    """One bundle: its engine, the digest of the client half that goes with it and, where it is offered, its files."""
 
     engine: Engine
+    digest: str
     offer: Offer | None = None
 
 
@@ -52,27 +58,43 @@ class Shared:
     most_streams: int
     """Of one owner, at once."""
 
+    most_waiting: int = 16
+    """Calls before their first message."""
+
 
 class Service:
     """Handlers of the calls; they take and return sealed bytes."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
-        self.calls = OpenCalls(shared.most_streams)
+        self.calls = OpenCalls(shared.most_streams, shared.most_waiting)
         self.rows_port = 0
         self._described = self._describe()
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """All calls by name, for ``grpc.server``."""
+        """All calls by name, for ``grpc.server``.
+
+        All are streams to gRPC, which would read a message of the others before anybody is asked for a token.
+        """
         table = {
-            "Describe": grpc.unary_unary_rpc_method_handler(self._unary("Describe", pb.DescribeRequest, self.describe)),
-            "Open": grpc.unary_unary_rpc_method_handler(self._unary("Open", pb.OpenRequest, self.open)),
-            "Prepare": grpc.stream_unary_rpc_method_handler(self._upload),
-            "Evaluate": grpc.stream_stream_rpc_method_handler(self._rows),
-            "Close": grpc.unary_unary_rpc_method_handler(self._unary("Close", pb.CloseRequest, self.close)),
-            "Fetch": grpc.unary_stream_rpc_method_handler(self._file),
+            "Describe": self._unary("Describe", pb.DescribeRequest, self.describe),
+            "Open": self._unary("Open", pb.OpenRequest, self.open),
+            "Prepare": self._upload,
+            "Evaluate": self._rows,
+            "Close": self._unary("Close", pb.CloseRequest, self.close),
+            "Fetch": self._file,
         }
-        return grpc.method_handlers_generic_handler(methods.SERVICE, table)
+        handlers = {name: grpc.stream_stream_rpc_method_handler(call) for name, call in table.items()}
+        return grpc.method_handlers_generic_handler(methods.SERVICE, handlers)
+
+    def health_handler(self, check: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.GenericRpcHandler:
+        """The standard health service's ``Check``, by whoever asks; no ``Watch``, which would stay open for ever."""
+
+        def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            yield check(self.calls.first(messages, context), context)
+
+        handlers = {"Check": grpc.stream_stream_rpc_method_handler(call)}
+        return grpc.method_handlers_generic_handler("grpc.health.v1.Health", handlers)
 
     # Calls ---------------------------------------------------------------------------------------------------------------
 
@@ -177,40 +199,49 @@ class Service:
 
     # Around every call ---------------------------------------------------------------------------------------------------
 
-    def _unary(
-        self, name: str, kind: type[Message], method: Callable[[Any, str], Message]
-    ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-        def call(data: bytes, context: grpc.ServicerContext) -> bytes:
-            try:
-                reply = seal(method(unseal(data, kind), self._owner(context)))
-            except VeilError as error:
-                self._fail(context, name, error)
-            self._shared.metrics.ended(name, "ok")
-            return reply
+    def _unary(self, name: str, kind: type[Message], method: Callable[[Any, str], Message]) -> Call:
+        def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            with self._told(name, context):
+                owner = self._owner(context)
+                yield seal(method(unseal(self.calls.first(messages, context), kind), owner))
 
         return call
 
-    def _upload(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        with self._watched("Prepare", context) as call:
-            return seal(self.prepare(call.each(messages), call.owner))
-        raise AssertionError
+    def _upload(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        with self._watched("Prepare", messages, context) as (call, every):
+            yield seal(self.prepare(call.each(every), call.owner))
 
     def _rows(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        with self._watched("Evaluate", context) as call:
-            yield from self.evaluate(call.each(messages), call.owner, context)
+        with self._watched("Evaluate", messages, context) as (call, every):
+            yield from self.evaluate(call.each(every), call.owner, context)
 
-    def _file(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        with self._watched("Fetch", context) as call:
-            yield from call.each(self.fetch(unseal(data, pb.FetchRequest), call.owner))
+    def _file(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        with self._watched("Fetch", messages, context) as (call, every):
+            yield from call.each(self.fetch(unseal(next(every), pb.FetchRequest), call.owner))
 
     @contextmanager
-    def _watched(self, name: str, context: grpc.ServicerContext) -> Iterator[OpenCall]:
-        """A stream that is open while the block runs; how it ended is told to its client and counted."""
+    def _watched(
+        self, name: str, messages: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[tuple[OpenCall, Iterator[bytes]]]:
+        """A stream that is open while the block runs, with its messages: who makes it is known before the first is read."""
+        with self._told(name, context):
+            owner = self._owner(context)
+            first = self.calls.first(messages, context)
+            with self.calls.watch(context, owner) as call:
+                yield call, chain((first,), messages)
+
+    @contextmanager
+    def _told(self, name: str, context: grpc.ServicerContext) -> Iterator[None]:
+        """How a call ended is told to its client and counted; what is no error of veil's is logged, not told."""
         try:
-            with self.calls.watch(context, self._owner(context)) as call:
-                yield call
+            yield
         except VeilError as error:
             self._fail(context, name, error)
+        except grpc.RpcError:
+            raise
+        except Exception:
+            _LOG.exception("a call failed")
+            self._fail(context, name, VeilError("the server failed; its log says why"))
         self._shared.metrics.ended(name, "ok")
 
     def _owner(self, context: grpc.ServicerContext) -> str:
@@ -243,6 +274,7 @@ class Service:
                 name=name,
                 fingerprint=methods.fingerprint(model.params, model.seed, model.manifest),
                 header=methods.header_of(model.params, model.seed, model.manifest),
+                digest=served.digest,
                 files=[pb.File(path=file.path, size=file.size, sha256=file.sha256) for file in files],
             )
         return reply

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine is meant by the address; a name other than ``localhost`` counts as another's."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def listening(host: str, port: int, option: str = "--port") -> socket.socket:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14veil/wire/veil.proto\x12\x07veil.v2\"2\n\x0f\x44\x65scribeRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"c\n\rDescribeReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12 \n\x07\x62undles\x18\x03 \x03(\x0b\x32\x0f.veil.v2.Bundle\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"Y\n\x06\x42undle\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0e\n\x06header\x18\x03 \x01(\t\x12\x1c\n\x05\x66iles\x18\x04 \x03(\x0b\x32\r.veil.v2.File\"2\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"S\n\x0bOpenRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"\xac\x01\n\tOpenReply\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rsession_ttl_s\x18\x02 \x01(\r\x12\x13\n\x0b\x62\x61tch_ttl_s\x18\x03 \x01(\r\x12\x14\n\x0cmost_batches\x18\x04 \x01(\r\x12\x15\n\rmessage_bytes\x18\x05 \x01(\r\x12\x11\n\trows_port\x18\x06 \x01(\r\x12\x13\n\x0brows_ticket\x18\x07 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"y\n\x0ePrepareRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.veil.v2.PrepareHeaderH\x00\x12&\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x15.veil.v2.PrepareBatchH\x00\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\x42\x06\n\x04part\"C\n\rPrepareHeader\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61tches\x18\x02 \x01(\r\x12\x10\n\x08segments\x18\x03 \x03(\t\",\n\x0cPrepareBatch\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\".\n\x0cPrepareReply\x12\x0f\n\x07\x62\x61tches\x18\x01 \x01(\r\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"\x8f\x01\n\x0f\x45valuateRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\r\n\x05group\x18\x03 \x01(\r\x12\r\n\x05spans\x18\x04 \x03(\x04\x12\x0f\n\x07release\x18\x05 \x03(\x04\x12\x0c\n\x04rows\x18\x06 \x01(\x0c\x12\r\n\x05slots\x18\x07 \x01(\r\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"^\n\rEvaluateReply\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x65tails\x18\x04 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"M\n\tLaneHello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0e\n\x06ticket\x18\x03 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\".\n\x0c\x43loseRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"\x1b\n\nCloseReply\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\";\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\")\n\nFetchReply\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\x32\xe1\x02\n\x04Veil\x12<\n\x08\x44\x65scribe\x12\x18.veil.v2.DescribeRequest\x1a\x16.veil.v2.DescribeReply\x12\x30\n\x04Open\x12\x14.veil.v2.OpenRequest\x1a\x12.veil.v2.OpenReply\x12;\n\x07Prepare\x12\x17.veil.v2.PrepareRequest\x1a\x15.veil.v2.PrepareReply(\x01\x12@\n\x08\x45valuate\x12\x18.veil.v2.EvaluateRequest\x1a\x16.veil.v2.EvaluateReply(\x01\x30\x01\x12\x33\n\x05\x43lose\x12\x15.veil.v2.CloseRequest\x1a\x13.veil.v2.CloseReply\x12\x35\n\x05\x46\x65tch\x12\x15.veil.v2.FetchRequest\x1a\x13.veil.v2.FetchReply0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14veil/wire/veil.proto\x12\x07veil.v2\"2\n\x0f\x44\x65scribeRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"c\n\rDescribeReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12 \n\x07\x62undles\x18\x03 \x03(\x0b\x32\x0f.veil.v2.Bundle\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"i\n\x06\x42undle\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0e\n\x06header\x18\x03 \x01(\t\x12\x1c\n\x05\x66iles\x18\x04 \x03(\x0b\x32\r.veil.v2.File\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\"2\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"S\n\x0bOpenRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"\xac\x01\n\tOpenReply\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rsession_ttl_s\x18\x02 \x01(\r\x12\x13\n\x0b\x62\x61tch_ttl_s\x18\x03 \x01(\r\x12\x14\n\x0cmost_batches\x18\x04 \x01(\r\x12\x15\n\rmessage_bytes\x18\x05 \x01(\r\x12\x11\n\trows_port\x18\x06 \x01(\r\x12\x13\n\x0brows_ticket\x18\x07 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"y\n\x0ePrepareRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.veil.v2.PrepareHeaderH\x00\x12&\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x15.veil.v2.PrepareBatchH\x00\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\x42\x06\n\x04part\"C\n\rPrepareHeader\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61tches\x18\x02 \x01(\r\x12\x10\n\x08segments\x18\x03 \x03(\t\",\n\x0cPrepareBatch\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\".\n\x0cPrepareReply\x12\x0f\n\x07\x62\x61tches\x18\x01 \x01(\r\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"\x8f\x01\n\x0f\x45valuateRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\r\n\x05group\x18\x03 \x01(\r\x12\r\n\x05spans\x18\x04 \x03(\x04\x12\x0f\n\x07release\x18\x05 \x03(\x04\x12\x0c\n\x04rows\x18\x06 \x01(\x0c\x12\r\n\x05slots\x18\x07 \x01(\r\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"^\n\rEvaluateReply\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x65tails\x18\x04 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"M\n\tLaneHello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0e\n\x06ticket\x18\x03 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\".\n\x0c\x43loseRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\"\x1b\n\nCloseReply\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\";\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\")\n\nFetchReply\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05\x63heck\x18\x0f \x01(\x07\x32\xe1\x02\n\x04Veil\x12<\n\x08\x44\x65scribe\x12\x18.veil.v2.DescribeRequest\x1a\x16.veil.v2.DescribeReply\x12\x30\n\x04Open\x12\x14.veil.v2.OpenRequest\x1a\x12.veil.v2.OpenReply\x12;\n\x07Prepare\x12\x17.veil.v2.PrepareRequest\x1a\x15.veil.v2.PrepareReply(\x01\x12@\n\x08\x45valuate\x12\x18.veil.v2.EvaluateRequest\x1a\x16.veil.v2.EvaluateReply(\x01\x30\x01\x12\x33\n\x05\x43lose\x12\x15.veil.v2.CloseRequest\x1a\x13.veil.v2.CloseReply\x12\x35\n\x05\x46\x65tch\x12\x15.veil.v2.FetchRequest\x1a\x13.veil.v2.FetchReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,35 +36,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEREPLY']._serialized_start=85
   _globals['_DESCRIBEREPLY']._serialized_end=184
   _globals['_BUNDLE']._serialized_start=186
-  _globals['_BUNDLE']._serialized_end=275
-  _globals['_FILE']._serialized_start=277
-  _globals['_FILE']._serialized_end=327
-  _globals['_OPENREQUEST']._serialized_start=329
-  _globals['_OPENREQUEST']._serialized_end=412
-  _globals['_OPENREPLY']._serialized_start=415
-  _globals['_OPENREPLY']._serialized_end=587
-  _globals['_PREPAREREQUEST']._serialized_start=589
-  _globals['_PREPAREREQUEST']._serialized_end=710
-  _globals['_PREPAREHEADER']._serialized_start=712
-  _globals['_PREPAREHEADER']._serialized_end=779
-  _globals['_PREPAREBATCH']._serialized_start=781
-  _globals['_PREPAREBATCH']._serialized_end=825
-  _globals['_PREPAREREPLY']._serialized_start=827
-  _globals['_PREPAREREPLY']._serialized_end=873
-  _globals['_EVALUATEREQUEST']._serialized_start=876
-  _globals['_EVALUATEREQUEST']._serialized_end=1019
-  _globals['_EVALUATEREPLY']._serialized_start=1021
-  _globals['_EVALUATEREPLY']._serialized_end=1115
-  _globals['_LANEHELLO']._serialized_start=1117
-  _globals['_LANEHELLO']._serialized_end=1194
-  _globals['_CLOSEREQUEST']._serialized_start=1196
-  _globals['_CLOSEREQUEST']._serialized_end=1242
-  _globals['_CLOSEREPLY']._serialized_start=1244
-  _globals['_CLOSEREPLY']._serialized_end=1271
-  _globals['_FETCHREQUEST']._serialized_start=1273
-  _globals['_FETCHREQUEST']._serialized_end=1332
-  _globals['_FETCHREPLY']._serialized_start=1334
-  _globals['_FETCHREPLY']._serialized_end=1375
-  _globals['_VEIL']._serialized_start=1378
-  _globals['_VEIL']._serialized_end=1731
+  _globals['_BUNDLE']._serialized_end=291
+  _globals['_FILE']._serialized_start=293
+  _globals['_FILE']._serialized_end=343
+  _globals['_OPENREQUEST']._serialized_start=345
+  _globals['_OPENREQUEST']._serialized_end=428
+  _globals['_OPENREPLY']._serialized_start=431
+  _globals['_OPENREPLY']._serialized_end=603
+  _globals['_PREPAREREQUEST']._serialized_start=605
+  _globals['_PREPAREREQUEST']._serialized_end=726
+  _globals['_PREPAREHEADER']._serialized_start=728
+  _globals['_PREPAREHEADER']._serialized_end=795
+  _globals['_PREPAREBATCH']._serialized_start=797
+  _globals['_PREPAREBATCH']._serialized_end=841
+  _globals['_PREPAREREPLY']._serialized_start=843
+  _globals['_PREPAREREPLY']._serialized_end=889
+  _globals['_EVALUATEREQUEST']._serialized_start=892
+  _globals['_EVALUATEREQUEST']._serialized_end=1035
+  _globals['_EVALUATEREPLY']._serialized_start=1037
+  _globals['_EVALUATEREPLY']._serialized_end=1131
+  _globals['_LANEHELLO']._serialized_start=1133
+  _globals['_LANEHELLO']._serialized_end=1210
+  _globals['_CLOSEREQUEST']._serialized_start=1212
+  _globals['_CLOSEREQUEST']._serialized_end=1258
+  _globals['_CLOSEREPLY']._serialized_start=1260
+  _globals['_CLOSEREPLY']._serialized_end=1287
+  _globals['_FETCHREQUEST']._serialized_start=1289
+  _globals['_FETCHREQUEST']._serialized_end=1348
+  _globals['_FETCHREPLY']._serialized_start=1350
+  _globals['_FETCHREPLY']._serialized_end=1391
+  _globals['_VEIL']._serialized_start=1394
+  _globals['_VEIL']._serialized_end=1747
 # @@protoc_insertion_point(module_scope)

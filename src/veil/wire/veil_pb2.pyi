@@ -27,16 +27,18 @@ class DescribeReply(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., bundles: _Optional[_Iterable[_Union[Bundle, _Mapping]]] = ..., check: _Optional[int] = ...) -> None: ...
 
 class Bundle(_message.Message):
-    __slots__ = ("name", "fingerprint", "header", "files")
+    __slots__ = ("name", "fingerprint", "header", "files", "digest")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     HEADER_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     name: str
     fingerprint: str
     header: str
     files: _containers.RepeatedCompositeFieldContainer[File]
-    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., header: _Optional[str] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ...) -> None: ...
+    digest: str
+    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., header: _Optional[str] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class File(_message.Message):
     __slots__ = ("path", "size", "sha256")
