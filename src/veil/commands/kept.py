@@ -49,7 +49,8 @@ def content_key(files: list[Path], settings: dict[str, Any]) -> str:
 
     Of a file larger than two mebibytes, size, time of change, first and last mebibyte count.
     """
-    state = hashlib.sha256(json.dumps([FORMAT_VERSION, _RECIPE, __version__, Spec().to_dict(), settings], sort_keys=True).encode())
+    made_by = [FORMAT_VERSION, _RECIPE, __version__, Spec().to_dict(), settings]
+    state = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
     for file in sorted(files):
         found = file.stat()
         state.update(f"{file.name}\0{found.st_size}\0".encode())
