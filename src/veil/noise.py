@@ -28,7 +28,7 @@ class WireBits(NamedTuple):
     result: int
 
 
-TYPICAL_BITS = WireBits(23, 13)
+TYPICAL_BITS = WireBits(23, 14)
 """Those of a group of middling width, for what is chosen before the bits are."""
 
 

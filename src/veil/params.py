@@ -45,7 +45,7 @@ class Spec:
     outer_sigma: float = 3.2
     hint_bits: int = 20
     public_bits: int = 21
-    signal_db: float = 46.0
+    signal_db: float = 52.0
     headroom: float = 0.99
 
     def to_dict(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from veil.params import Spec
 from veil.progress import Progress
 
 _ABOUT = "about.json"
-_RECIPE = 2
+_RECIPE = 3
 """Version of how commands compile: raised with the calibration text, the search for scales, the choice of bits."""
 _EDGE_BYTES = 1 << 20
 LIMIT_VARIABLE = "VEIL_CACHE_LIMIT_GB"

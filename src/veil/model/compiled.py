@@ -152,24 +152,25 @@ class _Seen:
         if not len(rows):
             return
         self.largest = max(self.largest, float(rows.float().norm(dim=1).max()))
-        kept = _thinned(rows).to(device="cpu", dtype=torch.float32, copy=True)
+        kept = _thinned(rows).to(device="cpu", dtype=torch.float32)
         if self.rows is not None:
             kept = _thinned(torch.cat([torch.from_numpy(self.rows), kept]))
         self.rows = kept.numpy()
 
     def norm(self, divisors: F32 | None) -> float:
-        """The largest norm of a row over ``divisors``; of rows that were not kept, what their own norm lets expect."""
+        """The largest norm of a row over ``divisors``, of the rows that were kept: the longest is one of them."""
         if divisors is None or self.rows is None:
             return self.largest
-        own = float(np.linalg.norm(self.rows, axis=1).max())
-        divided = float(np.linalg.norm(self.rows / divisors, axis=1).max())
-        return divided * max(1.0, self.largest / max(own, 1e-30))
+        return float(np.linalg.norm(self.rows / divisors, axis=1).max())
 
 
 def _thinned(rows: torch.Tensor) -> torch.Tensor:
+    """A copy of up to `_KEPT_ROWS` rows, evenly spread, and the longest."""
     if len(rows) <= _KEPT_ROWS:
-        return rows
-    return rows[torch.linspace(0, len(rows) - 1, _KEPT_ROWS, dtype=torch.float64).long().to(rows.device)]
+        return rows.clone()
+    places = torch.linspace(0, len(rows) - 1, _KEPT_ROWS, dtype=torch.float64).long()
+    places[-1] = int(rows.float().norm(dim=1).argmax())
+    return rows[places.to(rows.device)]
 
 
 def _quantize_group(members: list[tuple[Layer, nn.Module]], read: _Seen | None, params: Params) -> tuple[I8, GroupConstants]:
