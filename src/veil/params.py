@@ -116,8 +116,9 @@ class Params:
     @classmethod
     def _from_valid(cls, spec: Spec) -> Params:
         _check_shape(spec)
-        first = _largest_prime(spec.outer_prime_limit, 2 * spec.outer_degree)
-        second = _largest_prime(first, 2 * spec.outer_degree)
+        roots = 2 * max(spec.outer_degree, spec.inner_degree)
+        first = _largest_prime(spec.outer_prime_limit, roots)
+        second = _largest_prime(first, roots)
         mu_prime = _largest_prime(_MU_PRIME_LIMIT, 2 * spec.outer_degree)
         n = spec.inner_rank * spec.inner_degree
         inner = _ESTIMATES.get((n, INNER_MODULUS_BITS, spec.inner_sigma), (128.0, 0.0))
@@ -240,7 +241,6 @@ def _check_shape(spec: Spec) -> None:
         require(least <= value <= most, f"{name} is {value}, expected {least} to {most}")
         require(value & (value - 1) == 0, f"{name} is {value}, not a power of two")
     require(1 <= spec.inner_rank <= 16, f"inner_rank is {spec.inner_rank}, expected 1 to 16")
-    require(spec.inner_degree <= spec.outer_degree, "inner_degree is larger than outer_degree")
     require(spec.batch_rows <= spec.inner_degree, "batch_rows is larger than inner_degree")
     require(spec.batch_rows <= spec.outer_degree, "batch_rows is larger than outer_degree")
     require(
