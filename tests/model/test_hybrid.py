@@ -188,7 +188,10 @@ def test_statistics_count_what_happened(hybrid: HybridFHEModel, calls: list[Any]
     used = [group for group, _, _ in used_rows(calls)]
     rows = {group: used.count(group) for group in range(len(hybrid.manifest.groups))}
     assert {rows[group] for group in heads} == {5}, "one row of logits a token, none for the rest of the prompt"
-    assert {count for group, count in rows.items() if group not in heads} == {8}
+    last = {i for i, group in enumerate(hybrid.manifest.groups) if not group.prompt_rows}
+    assert last, "the last block's attention output and MLP"
+    assert {rows[group] for group in last} == {5}, "nothing reads them but in the last row"
+    assert {count for group, count in rows.items() if group not in heads | last} == {8}
     assert all(seconds >= 0 for seconds in stats.seconds.values())
     assert stats.seconds["online_server"] > 0
     assert stats.seconds["client"] > 0

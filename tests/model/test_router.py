@@ -58,7 +58,7 @@ class Desk:
         self.router.evaluator = self
         self.seen: list[tuple[int, int]] = []
 
-    def evaluate(self, group: int, x: Any) -> Any:
+    def evaluate(self, group: int, x: Any, slots: int | None = None) -> Any:
         outputs = self.clear.evaluate(group, x)
         self.seen.append((group, len(x)))
         return outputs
