@@ -55,7 +55,7 @@ def test_paris_a_long_answer_stopped_and_a_reload(browser: Any, smollm2: ServedM
         page.answer()
         assert running.idle()
         assert page.all(".stopped")[-1].text == "stopped"
-        assert "130.9 bits" in page.text(".saw dl")
+        assert "155.6 bits" in page.text(".saw dl")
         page.reload()
         page.until(lambda: "ready" in page.text("#status"), 30)
         assert page.all(".turn.assistant .text")[0].text == first
