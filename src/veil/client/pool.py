@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from veil.crypto.batch import RowBatch
 from veil.model.manifest import Manifest
 
+_FOR_EVER = float("inf")
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Part:
@@ -59,6 +61,12 @@ class _Line:
             if not count:
                 break
         return parts
+
+    def take_one(self, group: int) -> Part | None:
+        for _, batch in self._batches:
+            if batch.taken(group) < batch.rows:
+                return Part(batch, batch.take(group, 1), 1)
+        return None
 
     def take_level(self, groups: Sequence[int]) -> Part | None:
         for batch in self._each():
@@ -156,6 +164,9 @@ class RowPool:
         """The session and the next rows for a group, spent for it, from the prompt line first; None if short."""
         with self.changed:
             self._expire()
+            if rows == 1 and not prompt_rows:  # the step of decoding, a hundred times a token
+                part = self._full.take_one(group)
+                return None if part is None else (self.session, [part])
             first = min(prompt_rows, self._prompt.ready(group), rows)
             if self._full.ready(group) < rows - first:
                 return None
@@ -176,5 +187,7 @@ class RowPool:
             return self.session, gone
 
     def _expire(self) -> None:
+        if self.keep_s == _FOR_EVER:
+            return
         before = self._clock() - self.keep_s
         self._dropped += self._prompt.drop_older(before) + self._full.drop_older(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from veil.client.filler import Ahead, Filler, Ready
 from veil.client.maker import ClientModel, RowMaker
@@ -11,7 +12,7 @@ from veil.client.pool import Part, RowPool
 from veil.client.stats import Stats
 from veil.client.supply import RowSupply
 from veil.errors import NotFiniteActivation, UnknownBatch, UnknownSession
-from veil.kernels.interface import Array, Kernels, Scaling, first_slots
+from veil.kernels.interface import Array, Kernels, Rows, Scaling, first_slots
 from veil.params import packed_bytes
 from veil.random import SecretRng
 from veil.wire.messages import Span
@@ -21,6 +22,20 @@ from veil.wire.transport import Transport
 __all__ = ["Ahead", "ClientModel", "ClientSession", "Ready"]
 
 _RECOVERIES = 3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class _Place:
+    """What a group's rows need: its scaling, where its pads and shares begin, and the bits of the wire."""
+
+    scaling: Scaling
+    column: int
+    start: int
+    segment: str
+    slots: int
+    input_bits: int
+    result_bits: int
+    row_bytes: int
 
 
 class ClientSession:
@@ -52,6 +67,19 @@ class ClientSession:
         rows = model.params.T
         self._filler = Filler(self._maker, self._pool, ahead, rows) if ahead else None
         self._supply = RowSupply(model.manifest, self._pool, self._maker, stats, rows, self._filler)
+        self._places = [
+            _Place(
+                scaling=scaling,
+                column=self._maker.batches.group_start(group),
+                start=model.manifest.starts[group],
+                segment=info.segment,
+                slots=info.rows,
+                input_bits=info.input_bits,
+                result_bits=info.result_bits,
+                row_bytes=packed_bytes(info.width, info.input_bits),
+            )
+            for group, (info, scaling) in enumerate(zip(model.manifest.groups, scalings, strict=True))
+        ]
         self._sent: Array | None = None
         self._unchecked: list[tuple[int, Array]] = []
 
@@ -99,21 +127,21 @@ class ClientSession:
         rows, spent before a byte leaves; waits for more if the pool is short. Raises `NotFiniteActivation` for NaN or
         infinity before anything is sent, where the backend can tell at once.
         """
-        info, kernels, scaling = self.model.manifest.groups[group], self.kernels, self.scalings[group]
-        prompt_rows = self._supply.count(group, len(x), prompt=slots is not None)
-        slots = info.rows if slots is None else slots
-        scaling = first_slots(scaling, slots)
-        column, start = self._maker.batches.group_start(group), self.model.manifest.starts[group]
+        place, kernels, rows = self._places[group], self.kernels, len(x)
+        prompt_rows = self._supply.count(group, rows, prompt=slots is not None)
+        scaling = place.scaling if slots is None else first_slots(place.scaling, slots)
+        slots = place.slots if slots is None else slots
         for left in reversed(range(_RECOVERIES)):
-            session, parts = self._supply.take(group, len(x), prompt_rows)
+            session, parts = self._supply.take(group, rows, prompt_rows)
             start_s = time.perf_counter()
-            pads = [part.batch.pad_rows(part.first, part.count) for part in parts]
-            data, scales = kernels.encrypt(x, scaling, pads, column, info.input_bits)
+            pads = [Rows(part.batch.pads, part.first, part.count) for part in parts]
+            data, scales = kernels.encrypt(x, scaling, pads, place.column, place.input_bits)
             self.check(group, scales)
             self._sent = data
             start_s = self.stats.spent("encrypt", start_s)
             try:
-                reply = self._transport.evaluate(session, group, _spans(parts), data, slots)
+                spans = [Span(part.batch.number, part.first, part.count) for part in parts]
+                reply = self._transport.evaluate(session, group, spans, data, slots)
             except (UnknownSession, UnknownBatch):
                 if not left:
                     raise
@@ -121,9 +149,9 @@ class ClientSession:
                 self._maker.reopen(session)
                 continue
             start_s = self.stats.spent("online_server", start_s)
-            self._moved(group, len(x), slots)
-            shares = [part.batch.share_rows(info.segment, part.first, part.count) for part in parts]
-            outputs = kernels.decrypt(kernels.asarray(reply), scaling, shares, start, info.result_bits, scales)
+            self._moved(group, rows, slots)
+            shares = [Rows(part.batch.shares[place.segment], part.first, part.count) for part in parts]
+            outputs = kernels.decrypt(kernels.asarray(reply), scaling, shares, place.start, place.result_bits, scales)
             self.stats.spent("decrypt", start_s)
             return outputs
         raise AssertionError
@@ -173,11 +201,7 @@ class ClientSession:
         raise NotFiniteActivation(f"NaN or infinity reached {name}; generation stops here and its result is dropped")
 
     def _moved(self, group: int, rows: int, slots: int) -> None:
-        info = self.model.manifest.groups[group]
-        self.stats.trips += 1
-        self.stats.bytes_up_online += rows * packed_bytes(info.width, info.input_bits)
-        self.stats.bytes_down_online += rows * packed_bytes(slots, info.result_bits)
-
-
-def _spans(parts: Sequence[Part]) -> list[Span]:
-    return [Span(part.batch.number, part.first, part.count) for part in parts]
+        place, stats = self._places[group], self.stats
+        stats.trips += 1
+        stats.bytes_up_online += rows * place.row_bytes
+        stats.bytes_down_online += rows * packed_bytes(slots, place.result_bits)

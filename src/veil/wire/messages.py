@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from veil.kernels.interface import Array
@@ -35,6 +36,6 @@ class Upload:
     segments: tuple[str, ...]
 
 
-def rows_of(spans: tuple[Span, ...] | list[Span]) -> int:
+def rows_of(spans: Sequence[Span]) -> int:
     """Rows of some spans together."""
     return sum(span.count for span in spans)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -152,7 +153,7 @@ class CpuKernels:
         return values
 
     def from_torch(self, values: torch.Tensor) -> NDArray[Any]:
-        return values.detach().cpu().contiguous().numpy()
+        return values.detach().contiguous().numpy() if values.device.type == "cpu" else values.detach().cpu().numpy()
 
     def to_torch(self, values: NDArray[Any]) -> torch.Tensor:
         import torch
@@ -327,7 +328,7 @@ class CpuKernels:
         return y
 
     def finite(self, scales: F64) -> bool:
-        return bool(np.isfinite(scales).all())
+        return math.isfinite(scales[0]) if len(scales) == 1 else bool(np.isfinite(scales).all())
 
     def prefetch(self, weights: I8) -> Iterator[object]:
         """The beginning comes last, because it is wanted first."""

@@ -7,14 +7,17 @@ that keep the cores busy the second thread may wait milliseconds for a core.
 from __future__ import annotations
 
 import time
+from collections import deque
 
 from numba import config
 
 _WORTH_THREADS = 1 << 17
 """Values of a step on rows from which on all threads take part: some 50 µs on one."""
-_TRY_AFTER = 64
+_SAMPLES = 9
+_FIRST = 2
+"""Calls that are not counted: they load a kernel."""
+_TRY_AFTER = 128
 _TRY_AFTER_MOST = 4096
-_NEW = 0.25
 
 
 def all_threads() -> int:
@@ -29,40 +32,52 @@ def threads_for(values: int) -> int:
 
 
 class ProductThreads:
-    """Chooses one thread or all for products of rows, by what a multiply-add took lately with each.
+    """Chooses one thread or all for products of rows, by the median of what a multiply-add took lately with each.
 
-    The slower way is tried again after a while, and after twice as long each time that it is still the slower one.
+    The slower way is tried again after a while, `_SAMPLES` times in a row, and after twice as long each time that it is
+    still the slower one.
     """
 
     def __init__(self) -> None:
-        self._seconds = {True: 0.0, False: 0.0}
+        self._all = all_threads()
+        self._seen: dict[bool, deque[float]] = {alone: deque(maxlen=_SAMPLES) for alone in (True, False)}
+        self._skipped = {True: 0, False: 0}
         self._alone = False
-        self._left = 1
+        self._trying = True
+        self._left = _SAMPLES + _FIRST
         self._after = _TRY_AFTER
 
     def choose(self, work: int) -> int:
         """Threads for a product of this many multiply-adds; `took` is told how long it was."""
-        if all_threads() == 1 or work < _WORTH_THREADS:
+        if self._all == 1 or work < _WORTH_THREADS:
             return 1
-        self._left -= 1
-        if self._left <= 0:
-            self._left = self._after
-            return all_threads() if self._alone else 1
-        return 1 if self._alone else all_threads()
+        return 1 if self._alone != self._trying else self._all
 
     def took(self, work: int, threads: int, seconds: float) -> None:
         """Note what a product took."""
-        if all_threads() == 1 or work < _WORTH_THREADS:
+        if self._all == 1 or work < _WORTH_THREADS:
             return
-        alone, each = threads == 1, seconds / work
-        before = self._seconds[alone]
-        self._seconds[alone] = each if before == 0.0 else (1 - _NEW) * before + _NEW * each
-        if self._seconds[not alone] == 0.0:
+        alone = threads == 1
+        if self._skipped[alone] < _FIRST:
+            self._skipped[alone] += 1
+        else:
+            self._seen[alone].append(seconds / work)
+        self._left -= 1
+        if self._left <= 0:
+            self._turn()
+
+    def _turn(self) -> None:
+        """The end of a time of trying, or of using, one way."""
+        if not self._trying:
+            self._trying, self._left = True, _SAMPLES
             return
-        quicker = self._seconds[True] < self._seconds[False]
-        if quicker != self._alone:
-            self._alone, self._after = quicker, _TRY_AFTER
-        elif alone != self._alone:
+        self._trying, self._left = False, self._after
+        other, own = (self._seen[alone] for alone in (not self._alone, self._alone))
+        if not own:  # only the first way that was tried is known: now the other, as long
+            self._left = _SAMPLES + _FIRST
+        elif sorted(other)[len(other) // 2] < sorted(own)[len(own) // 2]:
+            self._alone, self._after = not self._alone, _TRY_AFTER
+        else:
             self._after = min(2 * self._after, _TRY_AFTER_MOST)
             self._left = self._after
 
