@@ -3,8 +3,9 @@
     python bench/quality.py [--out bench/results/quality.json]
     python bench/quality.py --fold-norms --out bench/results/quality-folded.json
 
-Greedy decoding in ``execute`` against ``disable``; KL and perplexity of ``simulate`` against float over the prose in
-``veil/report``; error variance of each group in ``execute`` and in ``simulate`` against `veil.noise`, and signal to noise.
+Ten short questions, float layers against integer ones; greedy decoding in ``execute`` against ``disable``; KL and perplexity
+of ``simulate`` against float over the prose in ``veil/report``; error variance of each group in ``execute`` and in
+``simulate`` against `veil.noise`, and signal to noise.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from questions import ANSWER_TOKENS, QUESTIONS, is_right
 from record import Measurement, Record
 from veil import HybridFHEModel
 from veil.model.modules import select_modules
@@ -47,6 +49,7 @@ def main() -> None:
     record = Record(benchmark="quality", parameters=hybrid.params.spec.to_dict() | {"model": "SmolLM2-135M-Instruct"})
     perplexity(hybrid, ids, record)
     layers(hybrid, ids[:, :64], record)
+    questions(hybrid, tokenizer, record)
     greedy(hybrid, tokenizer, record)
     record.show()
     record.write(args.out)
@@ -89,6 +92,26 @@ def layers(hybrid: HybridFHEModel, ids: torch.Tensor, record: Record) -> None:
     record.add(Measurement.of("signal to noise of a layer", snr, "dB", target="median ≥ 44, least ≥ 32"))
     record.add(Measurement.of("error variance / predicted, by layer", ratios, "", target="0.75 … 1.25"))
     record.add(Measurement.of("error variance execute / simulate, by layer", against, "", target="0.80 … 1.20"))
+
+
+def questions(hybrid: HybridFHEModel, tokenizer: Any, record: Record) -> None:
+    """Greedy answers to ten short questions: how many are right, and how many of the integer layers are those of float."""
+    answers: dict[str, list[str]] = {}
+    for mode in ("torch", "disable"):
+        hybrid.set_fhe_mode(mode)
+        answers[mode] = []
+        for question, _ in QUESTIONS:
+            turns = [{"role": "user", "content": question}]
+            chat = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+            done = hybrid.model.generate(**chat, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+            answers[mode].append(tokenizer.decode(done[0, chat["input_ids"].shape[1] :], skip_special_tokens=True))
+    for mode, name in (("torch", "float"), ("disable", "integer layers")):
+        right = sum(is_right(number, answer) for number, answer in enumerate(answers[mode]))
+        record.add(Measurement(name=f"questions answered right, {name}", value=right, unit=f"of {len(QUESTIONS)}"))
+    same = sum(one == other for one, other in zip(answers["torch"], answers["disable"], strict=True))
+    record.add(Measurement(name="questions answered alike", value=same, unit=f"of {len(QUESTIONS)}"))
+    for (question, _), one, other in zip(QUESTIONS, answers["torch"], answers["disable"], strict=True):
+        record.notes.append(f"{question} float: {one!r}; integer: {other!r}")
 
 
 def greedy(hybrid: HybridFHEModel, tokenizer: Any, record: Record) -> None:
