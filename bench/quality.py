@@ -26,6 +26,8 @@ from veil.model.modules import select_modules
 from veil.model.sample import sample_tokens
 from veil.model.sources import load_model
 from veil.report import measure
+from veil.report.inside import EIGHT_BIT
+from veil.report.layers import layer_quality
 
 PROMPTS = (
     "What is the capital of France?",
@@ -61,7 +63,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 def perplexity(hybrid: HybridFHEModel, ids: torch.Tensor, record: Record) -> None:
     """KL divergence from float and perplexity, mode by mode."""
-    modes = measure.fidelity(hybrid, [ids], ("disable", "simulate", measure.EIGHT_BIT), quiet, "reading")
+    modes = measure.fidelity(hybrid, [ids], ("disable", "simulate", EIGHT_BIT), quiet, "reading")
     for mode in modes:
         name = f"perplexity, {mode.name}, {mode.tokens} tokens"
         record.add(Measurement(name=name, value=mode.perplexity, unit=""))
@@ -75,7 +77,7 @@ def perplexity(hybrid: HybridFHEModel, ids: torch.Tensor, record: Record) -> Non
 
 def layers(hybrid: HybridFHEModel, ids: torch.Tensor, record: Record) -> None:
     """Error variance and signal to noise of every layer, encrypted and simulated, beside the prediction."""
-    encrypted, simulated = (measure.layer_quality(hybrid, ids, mode) for mode in ("execute", "simulate"))
+    encrypted, simulated = (layer_quality(hybrid, ids, mode) for mode in ("execute", "simulate"))
     table = Table(title=f"every layer's output over {ids.shape[1]} tokens")
     for column in ("layer", "SNR dB", "predicted dB", "8-bit dB", "var / predicted", "var / simulated"):
         table.add_column(column)

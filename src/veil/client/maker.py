@@ -21,8 +21,8 @@ from veil.wire.messages import BatchUpload
 from veil.wire.patience import Patience
 from veil.wire.transport import Transport
 
-MOST_AT_ONCE = 4
-"""Batches of one upload: the server goes over its hint once for all of them."""
+MOST_AT_ONCE = 2
+"""Batches of one upload: the server goes over its hint once for both; strips of more do not fit a core's cache."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 LINE_BYTES = 64
-_KEPT = 2
-"""Rooms that wait for their next use: the leaves and the products of one batch."""
+_KEPT = 4
+"""Rooms that wait for their next use: shares of both sides, pads and random bytes of a batch."""
 
 _lock = threading.Lock()
 _left: deque[NDArray[np.uint8]] = deque(maxlen=_KEPT)  # finalizers append to it at any moment, so they take no lock

@@ -65,7 +65,7 @@ class ServerConfig:
     call_s: float = 120.0
     silent_s: float = 300.0
     sweep_s: float = 2.0
-    most_batches: int = 4
+    most_batches: int = 2
 
     def check(self) -> None:
         """Raise `ValueError` for an address that others can reach and that is not protected."""

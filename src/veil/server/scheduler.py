@@ -39,7 +39,7 @@ class PreparationWorker:
     On Linux each pass, and with it the kernels' threads that it starts, yields the cores to online work.
     """
 
-    def __init__(self, most_batches: int = 4, observer: Observer = _unobserved) -> None:
+    def __init__(self, most_batches: int = 2, observer: Observer = _unobserved) -> None:
         self._most_batches = most_batches
         self._observe = observer
         self._jobs: list[_Job] = []
