@@ -134,7 +134,7 @@ def test_json_object_is_an_object(bytes_running: Any) -> None:
 
 @pytest.mark.parametrize("name", ["guided_regex", "structured_outputs"])
 def test_a_regex(bytes_running: Any, name: str) -> None:
-    pattern = r"[a-f]{3}-\d{2,4}é?"
+    pattern = r"[a-f]{3}-[0-9]{2,4}é?"  # \d is every script's digits, and Python's list of them is older
     given = {name: pattern} if name == "guided_regex" else {name: {"regex": pattern}}
     assert re.fullmatch(pattern, answer(bytes_running, **given))
 

@@ -87,7 +87,9 @@ def test_what_to_expect_of_other_widths(tiny_llama: Any) -> None:
     found = width_quality(compiled(tiny_llama, Params.default()))
     assert [own.width for own in found] == list(WIDTHS)
     target = Params.default().spec.signal_db
-    assert all(target - 2.5 < own.snr_db < target + 8 for own in found), found
+    wide = {8192: 51.0, 14336: 48.0, 28672: 45.0}  # what the noise of the shares leaves, whatever the wire carries
+    assert all(min(target, wide.get(own.width, target)) - 1 < own.snr_db < target + 4 for own in found), found
+    assert all(own.snr_db > 44 for own in found), "the least that any width may have"
     assert found[-1].input_bits > found[0].input_bits
 
 

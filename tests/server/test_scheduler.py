@@ -94,7 +94,7 @@ def test_waiting_sessions_share_a_pass_and_stay_in_order(engine: Any) -> None:
 
 
 def test_one_bad_upload_fails_alone(engine: Any) -> None:
-    worker = PreparationWorker()
+    worker = PreparationWorker(most_batches=4)
     engine.gate.clear()
     worker.submit(engine, item("x", 0))
     assert engine.started.wait(30)
