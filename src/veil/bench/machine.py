@@ -95,7 +95,7 @@ def reset_high_water() -> bool:
 def resident_peak_bytes() -> int:
     """The most memory that this process has held since `reset_high_water`."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return high_water_bytes()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
@@ -173,7 +173,7 @@ def _git(folder: Path, *arguments: str) -> str:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
