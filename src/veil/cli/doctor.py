@@ -15,7 +15,7 @@ def command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine: versions, PyTorch's build, threads, kernels, card, cache, disk, network.
+    """Check this machine: versions, PyTorch's build, threads, kernels, GPU, cache, disk, network.
 
     Each line is **ok**, **note** (it works, and could be better) or **problem** (something will fail), with what to do.
     The exit code is 1 if there is a problem.

@@ -51,7 +51,7 @@ def checkups(server: str | None = None) -> list[tuple[str, Check]]:
         ("disk", _disk),
         ("threads", _threads),
         ("kernels", _kernels),
-        ("card", _card),
+        ("gpu", _gpu),
     ]
     return found + ([("server", lambda: _server(server))] if server is not None else [])
 
@@ -82,8 +82,8 @@ def _torch() -> tuple[State, str, str]:
     built = torch.version.cuda or torch.version.hip
     if built and not torch.cuda.is_available():
         remedy = "it works; PyTorch's build for the CPU takes a tenth of the disk (README, Install)"
-        return "note", f"{torch.__version__}, built for a card (CUDA {built}) that is not here", remedy
-    return "ok", f"{torch.__version__}, {'for cards' if built else 'for the CPU'}, {torch.get_num_threads()} threads", ""
+        return "note", f"{torch.__version__}, built for a GPU (CUDA {built}) that is not here", remedy
+    return "ok", f"{torch.__version__}, {'for GPUs' if built else 'for the CPU'}, {torch.get_num_threads()} threads", ""
 
 
 def _extras() -> tuple[State, str, str]:
@@ -164,7 +164,7 @@ def _kernels() -> tuple[State, str, str]:
     return "ok", "equal to the reference", ""
 
 
-def _card() -> tuple[State, str, str]:
+def _gpu() -> tuple[State, str, str]:
     import torch
 
     if not torch.cuda.is_available():
