@@ -1,4 +1,4 @@
-"""Without a card, Triton's interpreter runs the CUDA backend's kernels; it must be chosen before triton is imported."""
+"""Without a GPU, Triton's interpreter runs the CUDA backend's kernels; it must be chosen before triton is imported."""
 
 from __future__ import annotations
 

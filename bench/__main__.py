@@ -3,7 +3,7 @@
 Then the plots and the tables of the README and the docs are made from the records. Names choose some of them, such as
 ``python -m bench cpu-smollm2 widths``; ``--list`` shows all. On two cores everything takes about an hour and a half: a few
 minutes each for the models and widths, more for `quality` and the four `trips`. Nothing else should run meanwhile.
-`bench/gpu.py` and ``veil bench --device cuda`` need a card.
+`bench/gpu.py` and ``veil bench --device cuda`` need a GPU.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ MEASUREMENTS: dict[str, list[str]] = {
     "widths": veil_bench("widths", "--widths", "512,1024,2048,4096", "--plaintext"),
     "quality": script("quality", out="quality"),
     "remote-smollm2": script("remote", out="remote-smollm2"),
-    "remote-smollm2-unfolded": script("remote", "--fold-norms", "off", out="remote-smollm2-unfolded"),
+    "remote-smollm2-unfused": script("remote", "--fuse-norms", "off", out="remote-smollm2-unfused"),
     "gateway-smollm2": script("gateway", out="gateway-smollm2"),
-    "guesses": script("guesses", out="guesses"),
+    "drafts": script("drafts", out="drafts"),
     **{
         f"trips-{model}-{mbit}": script("trips", model, "--mbit", str(mbit), out=f"trips-{model}-{mbit}")
         for model in ("smollm2", "gpt2")

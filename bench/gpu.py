@@ -1,11 +1,11 @@
-"""One card: rows ahead, the server's work for a token, and whole models with both halves there, in one record.
+"""One GPU: offline rows, the server's work for a token, and whole models with both halves there, in one record.
 
     python bench/gpu.py [--models gpt2,llama-1b,llama-8b] [--out bench/results/gpu.json]
 
-The first two are measured through `veil.kernels.interface.Kernels` for models' shapes, with weights made on the card (the
+The first two are measured through `veil.kernels.interface.Kernels` for models' shapes, with weights made on the GPU (the
 work does not depend on values): batches as a client makes them and an engine prepares them, and every group's answer for one
 row, recorded as one CUDA graph as `generate` has it. Then GPT-2 and Llama-1B run whole, encrypted in mode ``execute`` and
-plaintext float32, by `veil bench`, whose records are written beside this one as ``card-MODEL.json``. It should take some
+plaintext float32, by `veil bench`, whose records are written beside this one as ``gpu-MODEL.json``. It should take some
 minutes on an H100; the record is written after each part, so that a run that is cut off leaves what it had.
 """
 
@@ -25,12 +25,12 @@ import torch
 from record import Measurement, Record
 from veil import noise
 from veil.bench import files, machine, run
+from veil.bundle.manifest import Group, Layer, Manifest
 from veil.crypto.batch import BatchMaker
 from veil.crypto.hint import HintRows, ServerHint
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Kernels, Rows
 from veil.kernels.reference import ReferenceKernels
-from veil.model.manifest import Group, Layer, Manifest
 from veil.params import Params, packed_bytes
 from veil.random import SecretRng
 from veil.seed import PublicSeed
@@ -67,14 +67,14 @@ WHOLE = ("gpt2", "llama-1b")
 
 
 class Clock:
-    """Times calls on a processor, or on a card as a CUDA graph's replays."""
+    """Times calls on a processor, or on a GPU as a CUDA graph's replays."""
 
     def __init__(self, kernels: Kernels, repeats: int = REPEATS) -> None:
-        self._card = kernels.name == "cuda"
+        self._gpu = kernels.name == "cuda"
         self._repeats = repeats
 
     def calls(self, step: Callable[[], object]) -> list[float]:
-        """Milliseconds of each call, until a card has done its work; two calls first."""
+        """Milliseconds of each call, until a GPU has done its work; two calls first."""
         samples = []
         for repeat in range(2 + self._repeats):
             start = time.perf_counter()
@@ -85,7 +85,7 @@ class Clock:
 
     def replays(self, step: Callable[[], object]) -> list[float]:
         """The same of the step as one graph, between events."""
-        if not self._card:
+        if not self._gpu:
             return self.calls(step)
         from veil.kernels.cuda.graphs import capture
 
@@ -100,7 +100,7 @@ class Clock:
         return samples[2:]
 
     def finish(self) -> None:
-        if self._card:
+        if self._gpu:
             torch.cuda.synchronize()
 
 
@@ -200,13 +200,13 @@ def check(model: Model, data: Sequence[Any], shares: dict[str, list[Rows]]) -> N
 
 
 def measure_shapes(name: str, shapes: Shapes, kernels: Kernels, params: Params, record: Record, clock: Clock) -> None:
-    """Rows ahead on both sides, and the server's work for a token."""
+    """Offline rows on both sides, and the server's work for a token."""
     model = Model(shapes, kernels, params)
     rows = BATCHES * params.T
     uploads = model.uploads()
     for side, step in (("server", lambda: model.prepare(uploads)), ("client", model.uploads)):
         samples = [each / rows for each in clock.calls(step)]
-        record.add(Measurement.of(f"{name}, a row ahead, {side}", samples, "ms", target="both sides ≤ 0.02 ms for gpt2"))
+        record.add(Measurement.of(f"{name}, an offline row, {side}", samples, "ms", target="both sides ≤ 0.02 ms for gpt2"))
     data, shares = model.token(), model.shares()
     check(model, data, shares)
     samples = clock.replays(lambda: [model.answer(group, own, shares) for group, own in enumerate(data)])
@@ -214,18 +214,18 @@ def measure_shapes(name: str, shapes: Shapes, kernels: Kernels, params: Params, 
     token = Measurement.of(f"{name}, server's work for a token", samples, "ms", target=target, bytes=size)
     record.add(token)
     if kernels.name == "cuda":
-        reading = 1e3 * size / machine.card_bandwidth()
+        reading = 1e3 * size / machine.gpu_bandwidth()
         record.add(Measurement(name=f"{name}, reading the int8 weights alone", value=reading, unit="ms", bytes=size))
 
 
 def measure_whole(name: str, record: Record, folder: Path) -> None:
-    """`veil bench` with both halves on the card: its record, and the rows of a prompt in this one."""
+    """`veil bench` with both halves on the GPU: its record, and the rows of a prompt in this one."""
     made = run.measure(run.Request(model=name, device="cuda", plaintext=True), print_progress)
     files.write(made, folder / f"card-{name}.json")
     for prompt in made.prompts:
         text = f"{name}, a row of a {prompt.rows}-row prompt"
         target = "≤ 0.25 ms" if (name, prompt.rows) == ("llama-1b", 512) else ""
-        record.add(Measurement(name=f"{text}, rows ahead included", value=1e3 * prompt.row_s, unit="ms", target=target))
+        record.add(Measurement(name=f"{text}, offline rows included", value=1e3 * prompt.row_s, unit="ms", target=target))
         record.add(Measurement(name=f"{text}, online", value=1e3 * prompt.online_s, unit="ms"))
         record.add(Measurement(name=f"{text}, plaintext float32", value=1e3 * (prompt.plaintext_s or 0.0), unit="ms"))
 
@@ -244,7 +244,7 @@ def main() -> None:
     options = parser.parse_args()
     kernels, params = kernels_for("cuda"), Params.default()
     parameters = params.spec.to_dict() | {"batches_at_once": BATCHES}
-    record = Record(benchmark="one card", parameters=parameters, machine=torch.cuda.get_device_name())
+    record = Record(benchmark="one GPU", parameters=parameters, machine=torch.cuda.get_device_name())
     for name in options.models.split(","):
         measure_shapes(name, MODELS[name], kernels, params, record, Clock(kernels))
         record.write(options.out)

@@ -1,10 +1,10 @@
-"""Check and time the CUDA kernels on this machine's card: a batch's work ahead, and rows, for models' shapes.
+"""Check and time the CUDA kernels on this machine's GPU: a batch's offline work, and rows, for models' shapes.
 
-    python bench/gpu_kernels.py --out bench/results/gpu-h100.json [check ahead rows prompts hint tune]
+    python bench/gpu_kernels.py --out bench/results/gpu-h100.json [check offline rows prompts hint tune]
 
 Weights and polynomials are random: the work does not depend on their values. Results are compared with NumPy, exactly.
 Times are medians between events; those of single rows are of CUDA graph replays. "Share" is the least bytes that must move
-(or the int8 operations) over what the card's data sheet says: 3.35 TB/s, 1,979 TOPS.
+(or the int8 operations) over what the GPU's data sheet says: 3.35 TB/s, 1,979 TOPS.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from veil.crypto import public
-from veil.kernels.cuda import points, product
+from veil.kernels.cuda import ntt_domain, product
 from veil.kernels.cuda.backend import CudaKernels
 from veil.kernels.cuda.constants import constants
 from veil.kernels.cuda.device import target
@@ -109,7 +109,7 @@ def random_hint(blocks: int) -> Any:
     return hint
 
 
-def random_points(count: int) -> np.ndarray:
+def random_ntt(count: int) -> np.ndarray:
     draw = np.random.default_rng(1)
     parts = [draw.integers(0, p, (count, RING.terms, RING.N), dtype=np.uint32) for p in RING.primes]
     return np.stack(parts, axis=2)
@@ -132,7 +132,7 @@ def check() -> None:
     table = R.prepare(theirs, outer[None], RING.public_bits, RING)
     same("public table", K.prepare(mine, K.asarray(outer[None]), RING.public_bits, RING), table)
     reloaded = K.load_hint(mine.arrays(), RING)
-    batches = random_points(5)
+    batches = random_ntt(5)
     batches[0], batches[1, :, 0], batches[1, :, 1] = 0, RING.primes[0] - 1, RING.primes[1] - 1
     for count in (1, 2, 3, 5):
         own = batches[-count:]
@@ -164,20 +164,20 @@ def _check_rows(draw: np.random.Generator, rng: SecretRng) -> None:
         for places in ([(0, 63, 1)], [(0, 0, 64), (1, 5, 11), (0, 2, 0)]):
             total = sum(place[2] for place in places)
             host = [Rows(batches[b], first, some) for b, first, some in places]
-            card = [Rows(K.asarray(batches[b]), first, some) for b, first, some in places]
+            gpu = [Rows(K.asarray(batches[b]), first, some) for b, first, some in places]
             x = (draw.integers(-4096, 4096, (total, width)) / 256).astype(np.float32)
             fixed = float(np.sqrt((x.astype(float) ** 2).sum(axis=1)).mean()) if width == 777 else 0.0
             here = Scaling(divisors, scale, bias, 1.3e7, fixed)
             there = Scaling(K.asarray(divisors), K.asarray(scale), K.asarray(bias), 1.3e7, fixed)
             data, scales = R.encrypt(x, here, host, 3, bits[0])
-            mine, tau = K.encrypt(K.asarray(x), there, card, 3, bits[0])
+            mine, tau = K.encrypt(K.asarray(x), there, gpu, 3, bits[0])
             name = f"{count}x{width} {bits} {total} rows"
             same(f"encrypt {name}", mine, data)
             same(f"scales {name}", tau, scales)
             reply = R.answer(data, weights, host, 2, bits)
-            same(f"answer {name}", K.answer(mine, K.asarray(weights), card, 2, bits), reply)
+            same(f"answer {name}", K.answer(mine, K.asarray(weights), gpu, 2, bits), reply)
             y = R.decrypt(reply, here, host, 5, bits[1], scales)
-            same(f"decrypt {name}", K.decrypt(K.asarray(reply), there, card, 5, bits[1], K.asarray(scales)), y)
+            same(f"decrypt {name}", K.decrypt(K.asarray(reply), there, gpu, 5, bits[1], K.asarray(scales)), y)
 
 
 # A batch -------------------------------------------------------------------------------------------------------------
@@ -187,18 +187,18 @@ def _prepare(model: str, blocks: int) -> None:
     T = PARAMS.T
     hint = random_hint(blocks)
     for count in (1, 2, 4, 8):
-        batches = K.asarray(random_points(count))
+        batches = K.asarray(random_ntt(count))
         ms = timed(lambda batches=batches: K.prepare(hint, batches, 32, RING), 5)
         least = (hint.nbytes + count * 4 * T * blocks * RING.w) / BYTES_PER_S
-        note("ahead", f"{model} prepare {count}", ms=ms, us_a_row=1e3 * ms / count / T, share=1e3 * least / ms)
+        note("offline", f"{model} prepare {count}", ms=ms, us_a_row=1e3 * ms / count / T, share=1e3 * least / ms)
     if model == "gpt2":
         k = constants(RING, target())
         sums = torch.empty((1, blocks, 2, RING.N), dtype=torch.uint32, device="cuda")
-        batches = K.asarray(random_points(1))
-        note("ahead", f"{model} sums only", ms=timed(lambda: points.sums(hint.words, batches, k, sums)))
+        batches = K.asarray(random_ntt(1))
+        note("offline", f"{model} sums only", ms=timed(lambda: ntt_domain.sums(hint.words, batches, k, sums)))
 
 
-def ahead(model: str) -> None:
+def offline(model: str) -> None:
     shapes = groups(model)
     slots, elements = sum(rows for rows, _ in shapes), sum(PARAMS.elements(width) for _, width in shapes)
     blocks, T = PARAMS.blocks(slots), PARAMS.T
@@ -206,18 +206,18 @@ def ahead(model: str) -> None:
     torch.cuda.empty_cache()
     rng = SecretRng()
     inner = K.load_inner(np.zeros((elements, RING.k, RING.m), dtype=np.uint32), RING)
-    errors, outer = K.errors(rng, 3.2), K.asarray(random_points(1)[0])
+    errors, outer = K.errors(rng, 3.2), K.asarray(random_ntt(1)[0])
     secret, z = rng.ternary(PARAMS.n).reshape(PARAMS.k, PARAMS.m), rng.ternary(PARAMS.N)
     drawn = errors.draw(T, elements * RING.r)
-    note("ahead", f"{model} errors", ms=timed(lambda: errors.draw(T, elements * RING.r)))
-    note("ahead", f"{model} pads", ms=timed(lambda: K.pads(inner, secret, drawn, RING)))
+    note("offline", f"{model} errors", ms=timed(lambda: errors.draw(T, elements * RING.r)))
+    note("offline", f"{model} pads", ms=timed(lambda: K.pads(inner, secret, drawn, RING)))
     table = K.load_public(np.zeros((T, blocks * RING.w), dtype=np.uint32), RING)
-    note("ahead", f"{model} shares", ms=timed(lambda: K.shares(table, z, blocks * RING.w, RING)))
+    note("offline", f"{model} shares", ms=timed(lambda: K.shares(table, z, blocks * RING.w, RING)))
     _batches(model, inner, table, outer, blocks)
     own = errors.draw(RING.terms, RING.N)
     data = K.encrypt_batch(outer, z, secret, own, RING)
-    note("ahead", f"{model} encrypt batch", ms=timed(lambda: K.encrypt_batch(outer, z, secret, own, RING)))
-    note("ahead", f"{model} decode batch", ms=timed(lambda: K.decode_batches(data[None], RING)))
+    note("offline", f"{model} encrypt batch", ms=timed(lambda: K.encrypt_batch(outer, z, secret, own, RING)))
+    note("offline", f"{model} decode batch", ms=timed(lambda: K.decode_batches(data[None], RING)))
 
 
 def _batches(model: str, inner: Any, table: Any, outer: Any, blocks: int, count: int = 4) -> None:
@@ -247,7 +247,11 @@ def _batches(model: str, inner: Any, table: Any, outer: Any, blocks: int, count:
         del held
     whole, launch = (statistics.median(column) for column in zip(*times, strict=True))
     note(
-        "ahead", f"{model} {count} batches, all", ms=1e3 * whole, launched_ms=1e3 * launch, us_a_row=1e6 * whole / count / T
+        "offline",
+        f"{model} {count} batches, all",
+        ms=1e3 * whole,
+        launched_ms=1e3 * launch,
+        us_a_row=1e6 * whole / count / T,
     )
 
 
@@ -378,15 +382,15 @@ def tune() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("sections", nargs="*", default=["check", "ahead", "rows", "layers", "prompts", "hint"])
+    parser.add_argument("sections", nargs="*", default=["check", "offline", "rows", "layers", "prompts", "hint"])
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     options = parser.parse_args()
     models = options.models
-    RECORD["card"], RECORD["torch"] = torch.cuda.get_device_name(), torch.__version__
+    RECORD["gpu"], RECORD["torch"] = torch.cuda.get_device_name(), torch.__version__
     steps: dict[str, list[Callable[[], None]]] = {
         "check": [check],
         "tune": [tune],
-        "ahead": [lambda model=model: ahead(model) for model in models],
+        "offline": [lambda model=model: offline(model) for model in models],
         "rows": [lambda model=model: rows(model) for model in models],
         "layers": [layers],
         "prompts": [lambda model=model: prompts(model) for model in models if model != "llama-8b"],

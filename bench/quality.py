@@ -1,7 +1,7 @@
 """Accuracy of SmolLM2 under veil: tokens, KL divergence, perplexity, and every layer's noise against its prediction.
 
     python bench/quality.py [--out bench/results/quality.json]
-    python bench/quality.py --fold-norms --out bench/results/quality-folded.json
+    python bench/quality.py --fuse-norms --out bench/results/quality-fused.json
 
 Ten short questions, float layers against integer ones; greedy decoding in ``execute`` against ``disable``; KL and perplexity
 of ``simulate`` against float over the prose in ``veil/report``; error variance of each group in ``execute`` and in
@@ -22,12 +22,12 @@ from rich.table import Table
 from questions import ANSWER_TOKENS, QUESTIONS, is_right
 from record import Measurement, Record
 from veil import HybridFHEModel
-from veil.model.modules import select_modules
-from veil.model.sample import sample_tokens
-from veil.model.sources import load_model
+from veil.compile.sample import sample_tokens
 from veil.report import measure
 from veil.report.inside import EIGHT_BIT
 from veil.report.layers import layer_quality
+from veil.runtime.modules import select_modules
+from veil.sources.models import load_model
 
 PROMPTS = (
     "What is the capital of France?",
@@ -40,14 +40,14 @@ console = Console(width=150)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("bench/results/quality.json"))
-    parser.add_argument("--fold-norms", action="store_true", help="fold the norms")
+    parser.add_argument("--fuse-norms", action="store_true", help="fuse the norms")
     args = parser.parse_args()
     source = load_model("smollm2")
     model, tokenizer = source.model, source.tokenizer
     prose = resources.files("veil.report").joinpath("prose.txt").read_text(encoding="utf-8")
     ids = tokenizer(prose, return_tensors="pt").input_ids[:, :1100]
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
-    hybrid.compile_model(sample_tokens(source), fold_norms="on" if args.fold_norms else "off")
+    hybrid.compile_model(sample_tokens(source), fuse_norms="on" if args.fuse_norms else "off")
     record = Record(benchmark="quality", parameters=hybrid.params.spec.to_dict() | {"model": "SmolLM2-135M-Instruct"})
     perplexity(hybrid, ids, record)
     layers(hybrid, ids[:, :64], record)

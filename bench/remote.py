@@ -23,7 +23,7 @@ import torch
 from processes import compiled, listening
 from record import Measurement, Record
 from veil import HybridFHEModel
-from veil.client.session import Ahead
+from veil.client.session import OfflineRows
 
 TOKENS = 33
 REPETITIONS = 3
@@ -31,14 +31,14 @@ PROMPT_ROWS = 48
 CLIENTS = 4
 ROUNDS = 4
 PROMPTS = ["The history of the lighthouse begins", "A recipe for bread starts with", "Once upon a time", "The sun is"]
-NOTHING = Ahead(tokens=0, prompt_rows=0)
+NOTHING = OfflineRows(tokens=0, prompt_rows=0)
 PARTS = ("tokens", "first", "clients")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--fold-norms", choices=["auto", "on", "off"], default="auto", help="of the bundle that it compiles")
+    parser.add_argument("--fuse-norms", choices=["auto", "on", "off"], default="auto", help="of the bundle that it compiles")
     parser.add_argument("--part", choices=PARTS, help="only this; all by default")
     parser.add_argument("--out", type=Path, default=Path("bench/results/remote-smollm2.json"))
     parser.add_argument("--client", nargs=2, metavar=("HOST:PORT", "NUMBER"), help="be one of the clients")
@@ -47,7 +47,7 @@ def main() -> None:
         client(args.client[0], int(args.client[1]), args.bundle)
         return
     with tempfile.TemporaryDirectory() as folder:
-        bundle = args.bundle or compiled(Path(folder) / "smollm2", "--fold-norms", args.fold_norms)
+        bundle = args.bundle or compiled(Path(folder) / "smollm2", "--fuse-norms", args.fuse_norms)
         record = Record(benchmark="remote, smollm2", parameters=parameters(bundle))
         for part in [args.part] if args.part else PARTS:
             {"tokens": tokens, "first": first, "clients": clients}[part](bundle, record)
@@ -80,9 +80,9 @@ def server(bundle: Path) -> Iterator[str]:
 
 
 @contextmanager
-def remote(bundle: Path, target: str, ahead: Ahead = NOTHING) -> Iterator[HybridFHEModel]:
+def remote(bundle: Path, target: str, offline_rows: OfflineRows = NOTHING) -> Iterator[HybridFHEModel]:
     """A client."""
-    hybrid = HybridFHEModel.connect(target, bundle, ahead=ahead)
+    hybrid = HybridFHEModel.connect(target, bundle, offline_rows=offline_rows)
     try:
         yield hybrid
     finally:
@@ -170,11 +170,11 @@ def empty(hybrid: HybridFHEModel) -> Callable[[], None]:
 Samples = Callable[[HybridFHEModel, torch.Tensor, Callable[[], None], int], list[float]]
 
 
-def cold(measure: Samples, bundle: Path, target: str, ids: torch.Tensor, ahead: Ahead = NOTHING) -> list[float]:
+def cold(measure: Samples, bundle: Path, target: str, ids: torch.Tensor, offline_rows: OfflineRows = NOTHING) -> list[float]:
     """Samples of new sessions, in which nothing is prepared but what the background makes meanwhile; one of each."""
     found: list[float] = []
     for _ in range(REPETITIONS):
-        with remote(bundle, target, ahead) as hybrid:
+        with remote(bundle, target, offline_rows) as hybrid:
             found += measure(hybrid, ids, lambda: None, 1)
     return found
 
@@ -200,14 +200,14 @@ def tokens(bundle: Path, record: Record) -> None:
         with remote(bundle, target) as hybrid:
             equal = leading(generate(hybrid, ids)[0], answer)
             rows["remote, a token, pool warm"] = token_seconds(hybrid, ids, warm(hybrid))
-        with remote(bundle, target, Ahead(tokens=TOKENS + 4, prompt_rows=8)) as hybrid:
+        with remote(bundle, target, OfflineRows(tokens=TOKENS + 4, prompt_rows=8)) as hybrid:
 
             def full() -> None:
                 while hybrid.rows_ready.tokens < TOKENS + 4 or hybrid.rows_ready.prompt_rows < 8:
                     time.sleep(0.05)
 
             rows["remote, a token, pool warm and refilling"] = token_seconds(hybrid, ids, full)
-        filling = Ahead(tokens=TOKENS + 4, prompt_rows=8)
+        filling = OfflineRows(tokens=TOKENS + 4, prompt_rows=8)
         rows["remote, a token, pool cold"] = cold(token_seconds, bundle, target, ids, filling)
     add(record, rows)
     median = {row.name: row.value for row in record.rows}

@@ -29,16 +29,16 @@ NAMES = {"smollm2": "SmolLM2-135M", "gpt2": "GPT-2 124M", "llama-1b": "Llama-3.2
 PROMPT_ROWS = (64, 512)
 
 GPU_LINES = (
-    "a row ahead, server",
-    "a row ahead, client",
+    "an offline row, server",
+    "an offline row, client",
     "server's work for a token",
     "reading the int8 weights alone",
-    "a row of a 512-row prompt, rows ahead included",
+    "a row of a 512-row prompt, offline rows included",
     "a row of a 512-row prompt, plaintext float32",
 )
 
 TRIP_RTTS_MS = (0, 5, 20, 50)
-TRIP_KINDS = ("plain", "folded", "folded and guesses, repeating text", "folded and guesses, fresh text")
+TRIP_KINDS = ("plain", "fused", "fused and draft tokens, repeating text", "fused and draft tokens, fresh text")
 
 Rows = list[list[str]]
 
@@ -51,16 +51,16 @@ def cpu(results: Path) -> Rows:
     lines: list[tuple[str, Callable[[Record], str]]] = [
         ("plaintext float32 `generate`, a token", lambda r: _ms(r.token_s.plaintext)),
         ("encrypted, a token, everything", lambda r: f"**{_ms(r.token_s.total)}**"),
-        ("of which ahead of time, server and client", lambda r: _ms(r.token_s.ahead)),
+        ("of which offline, server and client", lambda r: _ms(r.token_s.offline)),
         ("of which online, server and client", lambda r: _ms(r.token_s.online)),
         ("everything / plaintext", lambda r: f"**{_times(r.ratio.plaintext_total)}**"),
-        ("ahead / plaintext", lambda r: _times(r.ratio.plaintext_ahead)),
+        ("offline / plaintext", lambda r: _times(r.ratio.plaintext_offline)),
         ("online / plaintext", lambda r: _times(r.ratio.plaintext_online)),
     ]
     for rows in PROMPT_ROWS:
         lines += [
             (f"a row of a {rows}-row prompt, plaintext", partial(_prompt, rows, lambda p: _ms(p.plaintext_s))),
-            ("encrypted, rows ahead included", partial(_prompt, rows, lambda p: _ms(p.row_s))),
+            ("encrypted, offline rows included", partial(_prompt, rows, lambda p: _ms(p.row_s))),
             ("encrypted / plaintext", partial(_prompt, rows, lambda p: f"**{_times(p.ratio)}**")),
         ]
     lines += [
@@ -75,10 +75,10 @@ def cpu(results: Path) -> Rows:
 
 def token_bytes(results: Path) -> Rows:
     """Bytes a token by direction and moment, against clear float32."""
-    rows = [["", "up, ahead", "down, ahead", "up, online", "down, online", "everything", "clear float32, up and down"]]
+    rows = [["", "up, offline", "down, offline", "up, online", "down, online", "everything", "clear float32, up and down"]]
     for r in _records(results):
         size = r.bytes_per_token
-        parts = (size.up_ahead, size.down_ahead, size.up_online, size.down_online, size.total)
+        parts = (size.up_offline, size.down_offline, size.up_online, size.down_online, size.total)
         clear = " + ".join(f"{4 * values:,}" for values in (r.model.inputs, r.model.outputs))
         rows.append([NAMES[r.model.name], *(f"{part:,.0f}" for part in parts), clear])
     return rows
@@ -178,7 +178,7 @@ def links(results: Path) -> Rows:
 
 
 def trips(results: Path) -> Rows:
-    """Seconds a token over links, plain, folded and with guesses, as `bench/trips.py` measured them."""
+    """Seconds a token over links, plain, fused and with draft tokens, as `bench/trips.py` measured them."""
     rows: Rows = [["", "trips a pass", *(f"{rtt} ms" for rtt in TRIP_RTTS_MS)]]
     for name in ("smollm2", "gpt2"):
         for mbit in (1000, 100):
@@ -187,7 +187,7 @@ def trips(results: Path) -> Rows:
                 continue
             value = {row.name: row.value for row in Measured.read(path).rows}
             for key in TRIP_KINDS:
-                variant = "plain" if key == "plain" else "folded"
+                variant = "plain" if key == "plain" else "fused"
                 count = f"{value[f'{variant}, round trips a pass']:.0f}"
                 times = [f"{value[f'{key}, {rtt} ms, a token']:.2f} s" for rtt in TRIP_RTTS_MS]
                 rows.append([f"{NAMES[name]}, {mbit} Mbit/s, {key}", count, *times])
@@ -196,9 +196,9 @@ def trips(results: Path) -> Rows:
     return rows
 
 
-def guesses(results: Path) -> Rows:
-    """Tokens a pass with four guesses from the text, prompt by prompt."""
-    values = Measured.read(results / "guesses.json").rows
+def draft_tokens(results: Path) -> Rows:
+    """Tokens a pass with four draft tokens from the text, prompt by prompt."""
+    values = Measured.read(results / "drafts.json").rows
     shown = [(row.name.removesuffix(", tokens a pass"), row.value) for row in values if "tokens a pass" in row.name]
     return [["prompt", "tokens a pass"], *([name, f"{value:.2f}"] for name, value in shown)]
 
@@ -231,7 +231,7 @@ def quality(results: Path) -> Rows:
 
 
 def gpu(results: Path) -> Rows:
-    """A card: rows ahead, the server's work for a token and prompts, as `bench/gpu.py` measured them."""
+    """A GPU: offline rows, the server's work for a token and prompts, as `bench/gpu.py` measured them."""
     found = {row.name: row for row in Measured.read(results / "gpu.json").rows}
     names = ("gpt2", "llama-1b", "llama-8b")
     rows: Rows = [["", *("GPT-2 124M", "Llama-3.2-1B", "Llama-3-8B")]]
@@ -241,34 +241,34 @@ def gpu(results: Path) -> Rows:
     return rows
 
 
-def card(results: Path) -> Rows:
-    """`veil bench --device cuda`: both halves and plaintext on one card."""
+def gpu_models(results: Path) -> Rows:
+    """`veil bench --device cuda`: both halves and plaintext on one GPU."""
     records = [files.read(results / f"card-{name}.json", Record) for name in ("gpt2", "llama-1b")]
     lines: list[tuple[str, Callable[[Record], str]]] = [
         ("plaintext float32 `generate`, a token", lambda r: _ms(r.token_s.plaintext)),
         ("encrypted, a token, everything", lambda r: f"**{_ms(r.token_s.total)}**"),
-        ("of which its row, ahead of time", lambda r: _ms(r.token_s.ahead)),
+        ("of which its row, offline", lambda r: _ms(r.token_s.offline)),
         ("of which the pass", lambda r: _ms(r.token_s.online)),
         ("everything / plaintext", lambda r: f"**{_times(r.ratio.plaintext_total)}**"),
         *(
-            (f"a row of a {rows}-row prompt, rows ahead included", partial(_prompt, rows, lambda p: _ms(p.row_s)))
+            (f"a row of a {rows}-row prompt, offline rows included", partial(_prompt, rows, lambda p: _ms(p.row_s)))
             for rows in PROMPT_ROWS
         ),
-        ("memory on the card, at most", lambda r: _gb(r.memory.highest_bytes)),
+        ("memory on the GPU, at most", lambda r: _gb(r.memory.highest_bytes)),
     ]
     return _by_model(records, lines)
 
 
 def remote(results: Path) -> Rows:
-    """SmolLM2 over the network beside one process, with folded norms and without."""
-    found = [Measured.read(results / name) for name in ("remote-smollm2.json", "remote-smollm2-unfolded.json")]
+    """SmolLM2 over the network beside one process, with fused norms and without."""
+    found = [Measured.read(results / name) for name in ("remote-smollm2.json", "remote-smollm2-unfused.json")]
     rows = [{row.name: row.value for row in one.rows} for one in found]
     prompt = found[0].parameters["prompt_rows"]
     lines = [
         ("a token, in process, rows ready", "in process, a token, rows ready", "ms"),
         ("a token, remote, pool warm", "remote, a token, pool warm", "ms"),
         ("remote online overhead, pool warm (target ≤ 15 %)", "remote online overhead, pool warm", "%"),
-        ("a token, in process, rows ahead included", "in process, a token, rows included", "ms"),
+        ("a token, in process, offline rows included", "in process, a token, rows included", "ms"),
         ("a token, remote, pool warm and refilled meanwhile", "remote, a token, pool warm and refilling", "ms"),
         ("a token, remote, pool cold", "remote, a token, pool cold", "ms"),
         (f"first token of a {prompt}-row prompt, pool warm", f"remote, first token, {prompt} rows, pool warm", "s"),
@@ -298,11 +298,11 @@ TABLES: dict[str, Callable[[Path], Rows]] = {
     "limits": limits,
     "links": links,
     "trips": trips,
-    "guesses": guesses,
+    "drafts": draft_tokens,
     "widths": widths,
     "quality": quality,
     "gpu": gpu,
-    "card": card,
+    "gpu-models": gpu_models,
     "remote": remote,
 }
 

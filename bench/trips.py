@@ -1,4 +1,4 @@
-"""Seconds a token over a network: plain, with folded norms, and with guesses as well, on SmolLM2 and GPT-2's shapes.
+"""Seconds a token over a network: plain, with fused norms, and with draft tokens as well, on SmolLM2 and GPT-2's shapes.
 
     python bench/trips.py smollm2 --mbit 1000 --out bench/results/trips-smollm2-1000.json
 
@@ -22,16 +22,16 @@ from processes import listening
 from record import Measurement, Record
 from veil import HybridFHEModel
 from veil.client.link import Link
-from veil.client.session import Ahead
+from veil.client.session import OfflineRows
 from veil.client.stats import Stats
 from veil.commands.models import compiled
-from veil.model.pace import Pace
-from veil.model.quiet import quiet
-from veil.model.sources import Source, load_model
-from veil.model.speculation import Speculation
+from veil.runtime.pace import Pace
+from veil.runtime.speculation import Speculation
+from veil.sources.models import Source, load_model
+from veil.sources.quiet import quiet
 
 RTTS_MS = (0, 5, 20, 50)
-ROW_S, MOST_GUESSES = 0.05, 16
+ROW_S, MOST_DRAFT_TOKENS = 0.05, 16
 REPEATING = (
     "Summarize the following letter by repeating its important sentences.\n\n"
     "Dear Anna, the train leaves Lisbon at half past seven and arrives in Porto at eleven. Please bring the blue folder "
@@ -46,22 +46,22 @@ def main() -> None:
     parser.add_argument("--mbit", type=float, default=1000)
     parser.add_argument("--rtt-ms", type=float, nargs="*", default=list(RTTS_MS))
     parser.add_argument(
-        "--tokens", type=int, default=3, help="tokens without guesses; with them 12 times as many, 4 if fresh"
+        "--tokens", type=int, default=3, help="tokens without draft tokens; with them 12 times as many, 4 if fresh"
     )
     parser.add_argument("--bundles", type=Path)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     folder = args.bundles or Path(tempfile.mkdtemp())
     record = Record(benchmark=f"trips, {args.model}", parameters={"mbit_per_s": args.mbit, "tokens": args.tokens})
-    for variant in ("plain", "folded"):
+    for variant in ("plain", "fused"):
         path = folder / f"{args.model}-{variant}"
         if not path.exists():
             source = load_model("smollm2") if args.model == "smollm2" else gpt2()
-            compiled(source, bits=8, modules="linear", fold_norms="on" if variant == "folded" else "off").save(
+            compiled(source, bits=8, modules="linear", fuse_norms="on" if variant == "fused" else "off").save(
                 path, tokenizer=source.tokenizer
             )
         with listening("serve", path / "server") as port:
-            hybrid = HybridFHEModel.connect(f"127.0.0.1:{port}", path, ahead=Ahead(tokens=48, prompt_rows=0))
+            hybrid = HybridFHEModel.connect(f"127.0.0.1:{port}", path, offline_rows=OfflineRows(tokens=48, prompt_rows=0))
             measure(hybrid, variant, args, record)
             hybrid.close()
     record.show()
@@ -107,7 +107,7 @@ def prompts(hybrid: HybridFHEModel) -> dict[str, torch.Tensor]:
 
 
 def measure(hybrid: HybridFHEModel, variant: str, args: Any, record: Record) -> None:
-    """Every round-trip time, without guesses and, for the folded bundle, with them on both texts."""
+    """Every round-trip time, without draft tokens and, for the fused bundle, with them on both texts."""
     trips = len(hybrid.manifest.groups)
     record.add(Measurement(name=f"{variant}, round trips a pass", value=trips, unit=""))
     texts = prompts(hybrid)
@@ -116,15 +116,17 @@ def measure(hybrid: HybridFHEModel, variant: str, args: Any, record: Record) -> 
         link = Link(rtt_s=rtt_ms / 1000, bytes_per_s=args.mbit * 1e6 / 8)
         seconds, _ = generation(hybrid, texts["fresh"], args.tokens, link)
         record.add(Measurement(name=f"{variant}, {rtt_ms:g} ms, a token", value=seconds, unit="s"))
-        if variant != "folded":
+        if variant != "fused":
             continue
         for text, prompt in texts.items():
             count = args.tokens * (12 if text == "repeating" else 4)
-            seconds, part = generation(hybrid, prompt, count, link, guess=True)
-            record.add(Measurement(name=f"folded and guesses, {text} text, {rtt_ms:g} ms, a token", value=seconds, unit="s"))
+            seconds, part = generation(hybrid, prompt, count, link, speculate=True)
+            record.add(
+                Measurement(name=f"fused and draft tokens, {text} text, {rtt_ms:g} ms, a token", value=seconds, unit="s")
+            )
             passes = part.trips / trips
             record.notes.append(
-                f"{rtt_ms:g} ms, {text}: {part.accepted} of {part.guessed} guesses accepted in {passes:.0f} passes, "
+                f"{rtt_ms:g} ms, {text}: {part.accepted} of {part.drafted} draft tokens accepted in {passes:.0f} passes, "
                 f"{(1 + count) / passes:.2f} tokens a pass, waited {part.seconds['wait']:.2f} s for rows"
             )
 
@@ -143,27 +145,27 @@ class Clock:
 
 
 def generation(
-    hybrid: HybridFHEModel, prompt: torch.Tensor, tokens: int, link: Link | None = None, *, guess: bool = False
+    hybrid: HybridFHEModel, prompt: torch.Tensor, tokens: int, link: Link | None = None, *, speculate: bool = False
 ) -> tuple[float, Any]:
     """Seconds a token after the first pass, and the counters of all of it."""
     hybrid.reserve(rows_body=prompt.shape[1] - 1, rows_full=1 + tokens)
     before, clock = hybrid.stats.copy(), Clock()
-    hybrid.checkpoint = HeldBack(link, hybrid.stats) if link else None
-    speculation = guessing(hybrid, link) if guess and link else nullcontext({})
+    hybrid.cancel_check = HeldBack(link, hybrid.stats) if link else None
+    speculation = speculating(hybrid, link) if speculate and link else nullcontext({})
     with quiet(), torch.no_grad(), speculation as options:
         hybrid.model.generate(
             prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=1 + tokens, streamer=clock,
             min_new_tokens=1 + tokens, pad_token_id=0, **options,
         )  # fmt: skip
-    hybrid.checkpoint = None
+    hybrid.cancel_check = None
     first, last = clock.times[1], clock.times[-1]
     made = sum(count for _, count in clock.times[2:])
     return (last[0] - first[0]) / max(1, made), hybrid.stats - before
 
 
-def guessing(hybrid: HybridFHEModel, link: Link) -> Speculation:
+def speculating(hybrid: HybridFHEModel, link: Link) -> Speculation:
     """`HybridFHEModel.speculate` for this link instead of the loopback interface that it would measure."""
-    pace = Pace(fixed_s=len(hybrid.manifest.groups) * link.rtt_s, row_s=ROW_S, most=MOST_GUESSES)
+    pace = Pace(fixed_s=len(hybrid.manifest.groups) * link.rtt_s, row_s=ROW_S, most=MOST_DRAFT_TOKENS)
     return Speculation(hybrid.model, "lookup", hybrid.stats, pace, lambda: hybrid.rows_ready.tokens)
 
 

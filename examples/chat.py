@@ -1,8 +1,8 @@
 """One chat turn with the built-in model, encrypted, and what it cost."""
 
 from veil import HybridFHEModel
-from veil.model.modules import select_modules
-from veil.model.sources import load_model
+from veil.runtime.modules import select_modules
+from veil.sources.models import load_model
 
 source = load_model("smollm2")
 question = [{"role": "user", "content": "Name three primary colours."}]

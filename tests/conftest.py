@@ -28,18 +28,18 @@ from transformers import (
 )
 
 from veil import noise
+from veil.bundle.constants import GroupConstants, scalings_of
+from veil.bundle.manifest import Group, Layer, Manifest
 from veil.client.maker import ClientModel
 from veil.client.session import ClientSession
 from veil.client.stats import Stats
+from veil.compile.quantize import row_norms, target_norm
 from veil.crypto import public
 from veil.crypto.batch import BatchMaker, RowBatch
 from veil.crypto.hint import HintRows, ServerHint
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Kernels
 from veil.kernels.ring import ring_of
-from veil.model.constants import GroupConstants, scalings_of
-from veil.model.manifest import Group, Layer, Manifest
-from veil.model.quantize import row_norms, target_norm
 from veil.params import Params
 from veil.random import SecretRng
 from veil.seed import PublicSeed
@@ -356,9 +356,9 @@ def _recorded(method: str, original: Callable[..., Any], seen: list[Call]) -> Ca
 
 @pytest.fixture(scope="module")
 def interpreter() -> Iterator[None]:
-    """Repairs of Triton 3.6's interpreter, where there is no card: a scalar as a loop's bound with NumPy 2.4, and speed.
+    """Repairs of Triton 3.6's interpreter, where there is no GPU: a scalar as a loop's bound with NumPy 2.4, and speed.
 
-    No checks of overflow, as on a card, and no second patch of triton.language for a call inside a kernel.
+    No checks of overflow, as on a GPU, and no second patch of triton.language for a call inside a kernel.
     """
     import triton.language as tl
     from triton.runtime import interpreter
@@ -391,3 +391,11 @@ def interpreter() -> Iterator[None]:
         object.__setattr__(options, "sanitize_overflow", False)
         yield
         object.__setattr__(options, "sanitize_overflow", True)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where both halves compute: on the processor and, where there is one, on a GPU."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    return str(request.param)

@@ -15,8 +15,8 @@ SECRET = (
     "veil.random",
     "veil.crypto.batch",
     "veil.client",
-    "veil.model.hybrid",
-    "veil.model.bundle",
+    "veil.hybrid.model",
+    "veil.runtime.saved_model",
     "veil.kernels.cuda.secret",
 )
 
@@ -35,7 +35,7 @@ def within(modules: set[str], *names: str) -> list[str]:
     return sorted(m for m in modules if any(m == name or m.startswith(name + ".") for name in names))
 
 
-@pytest.mark.parametrize("module", ["veil.server.engine", "veil.model.server_bundle"])
+@pytest.mark.parametrize("module", ["veil.server.engine", "veil.bundle.server_half"])
 def test_a_server_reaches_no_secret_key_code(module: str) -> None:
     modules = imported(f"import {module}")
     assert module in modules
@@ -64,7 +64,7 @@ def test_a_serving_engine_reaches_no_secret_key_code() -> None:
     modules = imported(
         "import numpy as np\n"
         "from veil.kernels.backend import kernels_for\n"
-        "from veil.model.manifest import Group, Layer, Manifest\n"
+        "from veil.bundle.manifest import Group, Layer, Manifest\n"
         "from veil.params import Params\n"
         "from veil.seed import PublicSeed\n"
         "from veil.server.engine import Engine, ServerModel\n"

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from veil.cli import app
 from veil.commands.chat import ChatRequest, Conversation, stats_of
-from veil.commands.served import ModelChoice
+from veil.commands.model_choice import ModelChoice
 from veil.errors import ServerUnreachable
 from veil.gateway.served import ServedModel
 
@@ -32,15 +32,15 @@ COMMAND = [sys.executable, "-c", "from veil.cli import main; main()", "chat"]
 def conversation(new_model: Callable[[str], Any], tiny_tokenizer: Any) -> Iterator[Conversation]:
     import torch
 
-    from veil.client.session import Ahead
-    from veil.model.hybrid import HybridFHEModel
-    from veil.model.modules import select_modules
+    from veil.client.session import OfflineRows
+    from veil.hybrid.model import HybridFHEModel
     from veil.params import Params
+    from veil.runtime.modules import select_modules
 
     model = new_model("llama")
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
     hybrid.compile_model(torch.arange(1, 9).unsqueeze(0), params=Params.insecure_tiny(signal_db=60.0), device="cpu")
-    hybrid.ahead = Ahead(tokens=8, prompt_rows=8)
+    hybrid.offline = OfflineRows(tokens=8, prompt_rows=8)
     hybrid.set_fhe_mode("execute")
     request = ChatRequest(choice=ModelChoice(), max_tokens=5, temperature=0)
     yield Conversation(ServedModel("tiny", hybrid, tiny_tokenizer), request)

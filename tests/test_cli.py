@@ -66,7 +66,7 @@ def test_json_has_exactly_this_shape(
     fields = ["text", "prompt_tokens", "new_tokens", "security_bits", "seconds", "bytes_per_token", "trips_per_token"]
     assert list(answer) == fields
     assert list(answer["seconds"]) == ["load", "prompt", "per_token", "prepare", "online", "client"]
-    assert list(answer["bytes_per_token"]) == ["up_ahead", "down_ahead", "up_online", "down_online"]
+    assert list(answer["bytes_per_token"]) == ["up_offline", "down_offline", "up_online", "down_online"]
     assert answer["text"] == greedy(tiny_llama, tiny_tokenizer, 4)
     assert (answer["prompt_tokens"], answer["new_tokens"]) == (6, 4)
     seconds, sizes = answer["seconds"], answer["bytes_per_token"]
@@ -90,8 +90,8 @@ def expected_bytes(model: LlamaForCausalLM) -> dict[str, Any]:
     groups = hybrid.manifest.groups
     params = Params.default()
     return {
-        "up_ahead": pytest.approx(params.batch_bytes / params.T, rel=0.02),
-        "down_ahead": 0,
+        "up_offline": pytest.approx(params.batch_bytes / params.T, rel=0.02),
+        "down_offline": 0,
         "up_online": sum(packed_bytes(group.width, group.input_bits) for group in groups),
         "down_online": sum(packed_bytes(group.rows, group.result_bits) for group in groups),
     }
@@ -105,7 +105,7 @@ def test_text_goes_to_stdout_and_the_table_to_stderr(
     result = generate(llama_folder, "--mode", "disable")
     assert result.exit_code == 0
     assert result.stdout == text + "\n"
-    for part in ("6 in the prompt, 4 generated", "prepare, ahead", "bytes a token, online", "nothing was encrypted"):
+    for part in ("6 in the prompt, 4 generated", "prepare, offline", "bytes a token, online", "nothing was encrypted"):
         assert part in result.stderr
     assert "loading tiny-llama" in result.stderr
 

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veil import noise
+from veil.compile.quantize import row_norms, target_norm
 from veil.crypto import public
 from veil.kernels import reference
 from veil.kernels.interface import Rows, Scaling
-from veil.model.quantize import row_norms, target_norm
 from veil.noise import WireBits
 from veil.params import Params, Spec, packed_bytes
 

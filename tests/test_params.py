@@ -242,7 +242,7 @@ def test_the_description_names_the_sizes_and_the_security() -> None:
     rows = dict(DEFAULT.describe())
     assert "156 bits" in rows["security"]
     assert "128 bits" in rows["security"]
-    assert "282,624 bytes a batch, 4,416 a row" in rows["upload ahead"]
+    assert "282,624 bytes a batch, 4,416 a row" in rows["offline upload"]
     assert "64" in rows["rows a batch"]
     assert "3 × degree 512" in rows["inner problem"]
     assert "not estimated" in dict(Params.insecure_tiny().describe())["security"]

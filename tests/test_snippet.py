@@ -106,7 +106,7 @@ def test_bytes_online_are_those_of_the_protocol(hybrid: HybridFHEModel, calls: l
     assert hybrid.stats.rows == 8
 
 
-def test_bytes_ahead_are_those_of_the_protocol(hybrid: HybridFHEModel, calls: list[Any]) -> None:
+def test_bytes_offline_are_those_of_the_protocol(hybrid: HybridFHEModel, calls: list[Any]) -> None:
     """24 polynomials of two residues of 23 bits a batch of 64 rows, nothing down."""
     hybrid.set_fhe_mode("execute")
     hybrid.reserve(rows_full=64)
@@ -116,8 +116,8 @@ def test_bytes_ahead_are_those_of_the_protocol(hybrid: HybridFHEModel, calls: li
     batches = [batch.data for call in calls if call.method == "prepare" for batch in call.args[1]]
     assert (len(batches), hybrid.stats.rows_made) == (2, 128)
     assert {data.size for data in batches} == {24 * 2 * 2048 * 23 // 8}
-    assert hybrid.stats.bytes_up_ahead / 128 == pytest.approx(24 * 2 * 2048 * 23 / 8 / 64, rel=0.001)
-    assert hybrid.stats.bytes_down_ahead == 0
+    assert hybrid.stats.bytes_up_offline / 128 == pytest.approx(24 * 2 * 2048 * 23 / 8 / 64, rel=0.001)
+    assert hybrid.stats.bytes_down_offline == 0
     assert all(call.reply is None for call in calls)
 
 

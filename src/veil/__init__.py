@@ -9,22 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from veil.bundle.terms import Terms as Terms
     from veil.errors import VeilError as VeilError
-    from veil.model.hybrid import HybridFHEModel as HybridFHEModel
-    from veil.model.modules import linear_modules as linear_modules
-    from veil.model.terms import Terms as Terms
+    from veil.hybrid.model import HybridFHEModel as HybridFHEModel
     from veil.params import Params as Params
     from veil.params import Spec as Spec
+    from veil.runtime.modules import linear_modules as linear_modules
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "HybridFHEModel": "veil.model.hybrid",
+    "HybridFHEModel": "veil.hybrid.model",
     "Params": "veil.params",
     "Spec": "veil.params",
-    "Terms": "veil.model.terms",
+    "Terms": "veil.bundle.terms",
     "VeilError": "veil.errors",
-    "linear_modules": "veil.model.modules",
+    "linear_modules": "veil.runtime.modules",
 }
 
 __all__ = ["HybridFHEModel", "Params", "Spec", "Terms", "VeilError", "__version__", "linear_modules"]

@@ -17,7 +17,7 @@
     ├── BundleError               a bundle on disk that is damaged, incomplete or of another version
     ├── ModelSourceError          a model that cannot be found or read
     ├── NotCompiled               a mode that needs ``compile_model`` first
-    ├── StreamChanged             a folded model whose residual stream is not what it was compiled for
+    ├── StreamChanged             a fused model whose residual stream is not what it was compiled for
     ├── NotFiniteActivation       NaN or infinity reached a remote layer; generation stops on the client
     └── DeviceUnavailable         a device that was asked for and is not there
 
@@ -89,7 +89,7 @@ class NotCompiled(VeilError, RuntimeError):
 
 
 class StreamChanged(VeilError, RuntimeError):
-    """A folded model whose residual stream is not the sum that its bundle was compiled for."""
+    """A fused model whose residual stream is not the sum that its bundle was compiled for."""
 
 
 class NotFiniteActivation(VeilError, ValueError):

@@ -217,7 +217,7 @@ class Params:
             ("rows a batch", f"{self.T}, under one secret"),
             ("bits: hint / public shares", f"{spec.hint_bits} / {spec.public_bits}"),
             ("bits of the wire", f"by group, the fewest that keep {spec.signal_db:g} dB of signal to noise"),
-            ("upload ahead", f"{self.batch_bytes:,} bytes a batch, {self.batch_bytes / self.T:,.0f} a row"),
+            ("offline upload", f"{self.batch_bytes:,} bytes a batch, {self.batch_bytes / self.T:,.0f} a row"),
             ("security", f"{self.security_bits:.0f} bits (MATZOV), classical core-SVP {core}"),
         ]
 

@@ -18,7 +18,7 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from veil import HybridFHEModel, linear_modules
-from veil.model import folder
+from veil.bundle import header_file
 from veil.params import Params
 from veil.wire.messages import rows_of
 
@@ -57,11 +57,11 @@ def forged(tmp_path: Path) -> Callable[..., Any]:
         path = tmp_path / f"forged-{len(list(tmp_path.iterdir()))}"
         half = Path(shutil.copytree(original.path, path)) / "client"
         change(half)
-        fields = json.loads((half / folder.HEADER).read_text())
-        found = [file for file in half.rglob("*") if file.is_file() and file.name != folder.HEADER]
-        fields["sha256"] = {file.relative_to(half).as_posix(): folder.digest(file) for file in found}
+        fields = json.loads((half / header_file.HEADER).read_text())
+        found = [file for file in half.rglob("*") if file.is_file() and file.name != header_file.HEADER]
+        fields["sha256"] = {file.relative_to(half).as_posix(): header_file.digest(file) for file in found}
         header(fields)
-        (half / folder.HEADER).write_text(json.dumps(fields))
+        (half / header_file.HEADER).write_text(json.dumps(fields))
         return replace(original, path=path)
 
     return make

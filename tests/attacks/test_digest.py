@@ -12,12 +12,12 @@ import pytest
 
 from processes import veil
 from veil import Terms
+from veil.bundle import header_file
 from veil.client import remote as transports
 from veil.client.connection import Address
 from veil.client.known import KnownServers
 from veil.commands import pull
 from veil.errors import BundleError
-from veil.model import folder
 from veil.server.listen import build_bundles
 
 WEAK = Terms(no_cryptography=True)
@@ -51,7 +51,7 @@ def _append(file: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_of_a_half_is_in_its_digest(name: str, llama: Any, forged: Callable[..., Any]) -> None:
-    before, after = (folder.half_digest(half.path / "client") for half in (llama, forged(llama, FILES[name])))
+    before, after = (header_file.half_digest(half.path / "client") for half in (llama, forged(llama, FILES[name])))
     assert before != after
 
 
@@ -79,7 +79,7 @@ def test_a_second_server_does_not_replace_an_honest_servers_half(
 
         monkeypatch.setenv("VEIL_CACHE_DIR", str(tmp_path / "without"))
         monkeypatch.setattr(pull, "_key", lambda bundle: bundle.fingerprint)
-        monkeypatch.setattr(folder.Terms, "check_digest", lambda *_: None)
+        monkeypatch.setattr(header_file.Terms, "check_digest", lambda *_: None)
         fetch(f"127.0.0.1:{evil.port}")
         assert len(set(row_counts(fetch(f"127.0.0.1:{honest.port}")))) == 3, "without the rule the honest half is replaced"
 
@@ -88,7 +88,7 @@ def test_a_known_server_with_another_half_is_refused_with_both_digests(
     llama: Any, forged: Callable[..., Any], serve: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = forged(llama, evil_template)
-    old, new = (folder.half_digest(half.path / "client") for half in (llama, bad))
+    old, new = (header_file.half_digest(half.path / "client") for half in (llama, bad))
     with serve(llama, offer=True) as server:
         target = f"127.0.0.1:{server.port}"
         fetch(target)
@@ -138,7 +138,7 @@ def test_a_half_is_compared_with_the_servers_at_every_connect(
 ) -> None:
     """The same parameters, seed and manifest, another template: what used to pass for the same."""
     bad = forged(llama, evil_template)
-    old, new = (folder.half_digest(half.path / "client") for half in (llama, bad))
+    old, new = (header_file.half_digest(half.path / "client") for half in (llama, bad))
     with serve(llama) as server:
         remote = llama.connect(server.port)
         assert generated(remote) == expected
@@ -170,7 +170,7 @@ def test_what_is_fetched_has_to_be_what_was_announced(
 ) -> None:
     bad = forged(llama, evil_template)
     with serve(bad, offer=True) as server:
-        server.service._described.bundles[0].digest = folder.half_digest(llama.path / "client")
+        server.service._described.bundles[0].digest = header_file.half_digest(llama.path / "client")
         with pytest.raises(BundleError, match="has the digest"):
             fetch(f"127.0.0.1:{server.port}")
     assert not list((tmp_path / "cache").rglob("*.json")) and not (tmp_path / "data").exists()
@@ -179,13 +179,13 @@ def test_what_is_fetched_has_to_be_what_was_announced(
 def test_a_half_in_the_cache_that_was_changed_is_refused(llama: Any, serve: Any) -> None:
     with serve(llama, offer=True) as server:
         target = f"127.0.0.1:{server.port}"
-        _append(fetch(target) / folder.HEADER)
+        _append(fetch(target) / header_file.HEADER)
         with pytest.raises(BundleError, match="has the digest"):
             fetch(target)
 
 
 def test_a_pinned_half_is_the_only_one_that_is_taken(llama: Any, serve: Any) -> None:
-    right, wrong = folder.half_digest(llama.path / "client"), "0" * 64
+    right, wrong = header_file.half_digest(llama.path / "client"), "0" * 64
     with serve(llama, offer=True) as server:
         llama.connect(server.port, terms=replace(WEAK, digest=right)).close()
         with pytest.raises(BundleError, match=f"has the digest {right}, and {wrong} was asked for"):
@@ -197,7 +197,7 @@ def test_a_pinned_half_is_the_only_one_that_is_taken(llama: Any, serve: Any) -> 
 
 
 def test_the_commands_pin_and_refuse(llama: Any, serve: Any, tmp_path: Path) -> None:
-    right = folder.half_digest(llama.path / "client")
+    right = header_file.half_digest(llama.path / "client")
     options = ("w1 w2", "--max-new-tokens", "2", "--json", "--allow-no-cryptography")
     with serve(llama, offer=True) as server:
         target = ("--server", f"127.0.0.1:{server.port}")

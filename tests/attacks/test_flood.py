@@ -20,6 +20,7 @@ import pytest
 
 from veil.client.connection import Address, Connection
 from veil.errors import QuotaExceeded, ServerUnreachable
+from veil.network.timeouts import Timeouts
 from veil.server import calls, lane
 from veil.server.calls import OpenCalls
 from veil.server.service import Service
@@ -28,10 +29,9 @@ from veil.server.unproven import Unproven, address_of
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal
-from veil.wire.patience import Patience
 
 SOURCE = Path(__file__).parents[2] / "src"
-BRIEF = Patience(connect_s=2.0, retry_s=1.0, reply_s=2.0)
+BRIEF = Timeouts(connect_s=2.0, retry_s=1.0, reply_s=2.0)
 CALLS = 300
 
 
@@ -55,8 +55,8 @@ def header_only(port: int, count: int = CALLS, path: str = f"/{methods.SERVICE}/
             channel.close()
 
 
-def describe(port: int, patience: Patience = BRIEF, **options: Any) -> None:
-    talk = Connection(Address(target=f"127.0.0.1:{port}", **options), patience)
+def describe(port: int, timeouts: Timeouts = BRIEF, **options: Any) -> None:
+    talk = Connection(Address(target=f"127.0.0.1:{port}", **options), timeouts)
     try:
         talk.describe()
     finally:
@@ -285,10 +285,10 @@ def test_silent_connections_do_not_use_up_the_files(rule: str, llama: Any) -> No
         try:
             flood += [socket.create_connection(("127.0.0.1", port), 5) for _ in range(1100)]
             if rule == "with":
-                describe(port, Patience(connect_s=10.0))
+                describe(port, Timeouts(connect_s=10.0))
             else:
                 with pytest.raises(ServerUnreachable):
-                    describe(port, Patience(connect_s=3.0))
+                    describe(port, Timeouts(connect_s=3.0))
         finally:
             for one in flood:
                 one.close()

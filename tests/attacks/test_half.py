@@ -13,12 +13,12 @@ from transformers import GenerationConfig
 
 from processes import veil
 from veil import HybridFHEModel, Terms
+from veil.bundle import header_file
 from veil.client.connection import Address
 from veil.commands import pull
 from veil.errors import BundleError, InsecureParameters
-from veil.model import bundle as bundles
-from veil.model import folder
-from veil.model.harmless import FIELDS, harmless
+from veil.runtime import saved_model as bundles
+from veil.sources.generation_settings import FIELDS, harmless
 
 WEAK = Terms(no_cryptography=True)
 PROMPTS = [torch.tensor([[5, 6, 7, 8, 9, 10]]), torch.tensor([[40, 33, 21, 60, 12, 50]])]
@@ -77,7 +77,7 @@ def test_without_the_rule_the_server_sees_where_tokens_go(
         honest = [traffic(mixtral, server, asked, prompt) for prompt in PROMPTS]
         assert honest[0] == honest[1]
     bad = forged(mixtral, header=reveal)
-    monkeypatch.setattr(folder.Terms, "check_leaks", lambda *_: None)
+    monkeypatch.setattr(header_file.Terms, "check_leaks", lambda *_: None)
     with serve(bad) as server:
         shown = [traffic(bad, server, asked, prompt) for prompt in PROMPTS]
     assert shown[0] != shown[1]
@@ -204,7 +204,7 @@ def test_parameters_that_protect_nothing_are_refused_wherever_a_half_is_read(
             with pytest.raises(InsecureParameters, match=r"protect nothing.*--allow-no-cryptography"):
                 attempt()
         assert not (tmp_path / "half").exists()
-        monkeypatch.setattr(folder.Terms, "check_params", lambda *_: None)
+        monkeypatch.setattr(header_file.Terms, "check_params", lambda *_: None)
         remote = HybridFHEModel.connect(target, half)
         assert generated(remote) == expected, "without the rule the server gets rows that protect nothing"
         remote.close()

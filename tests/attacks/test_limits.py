@@ -15,7 +15,7 @@ import pytest
 from veil import Terms
 from veil.client import remote as transports
 from veil.client.connection import Address
-from veil.client.session import Ahead
+from veil.client.session import OfflineRows
 from veil.commands import pull
 from veil.errors import BundleError, IncompatibleServer
 from veil.server.offer import Offer
@@ -133,7 +133,7 @@ def test_a_server_that_forgets_rows_at_once_is_refused(
         with pytest.raises(IncompatibleServer, match="forgets rows after 0 s: a client would make them for ever"):
             llama.connect(server.port)
         monkeypatch.setattr(transports, "_SHORTEST_TTL_S", 0)
-        remote = llama.connect(server.port, ahead=Ahead(tokens=4, prompt_rows=4))
+        remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=4, prompt_rows=4))
         until(lambda: remote.stats.rows_made > 40)  # eight are asked for
         remote.close()
     with serve(llama, limits=Limits(batch_ttl_s=60.0)) as server:

@@ -10,11 +10,11 @@ import pytest
 from veil.client import connection
 from veil.client.connection import Address, Connection
 from veil.errors import ServerUnreachable
+from veil.network.timeouts import Timeouts
 from veil.server.tokens import Tokens, digest_of
 from veil.wire import methods
-from veil.wire.patience import Patience
 
-QUICK = Patience(connect_s=1.0)
+QUICK = Timeouts(connect_s=1.0)
 
 
 def describe(address: Address) -> None:

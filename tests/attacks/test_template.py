@@ -19,9 +19,9 @@ from jinja2.exceptions import TemplateError
 from processes import veil
 from veil import Terms
 from veil.errors import ModelSourceError
-from veil.model import bundle as bundles
-from veil.model import templates
-from veil.model.templates import Renderer, bounded
+from veil.runtime import saved_model as bundles
+from veil.sources import templates
+from veil.sources.templates import Renderer, bounded
 
 WEAK = Terms(no_cryptography=True)
 TURNS = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}, {"role": "user", "content": " w4 "}]

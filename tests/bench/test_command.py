@@ -88,7 +88,7 @@ def test_json_to_standard_output_is_nothing_else(tiny_record: Record, monkeypatc
         (["--widths", "512,wide"], "give whole numbers from 1 on"),
         (["--widths", "500"], "multiple of 256"),
         (["--widths", "512", "--peer", "concrete-ml"], "leave out --peer"),
-        (["--widths", "512", "--fold-norms", "on"], "leave out --fold-norms"),
+        (["--widths", "512", "--fuse-norms", "on"], "leave out --fuse-norms"),
         (["--widths", "512", "--figure", "rows"], "a series has its own figure"),
         (["--figure", "widths"], "a series has its own figure"),
         (["--signal", "--figure", "widths"], "a series has its own figure"),

@@ -1,4 +1,4 @@
-"""The card's program, on this processor with tiny shapes: what it measures is there, and a wrong answer ends it."""
+"""The GPU's program, on this processor with tiny shapes: what it measures is there, and a wrong answer ends it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def gpu() -> Iterator[ModuleType]:
         yield importlib.import_module("gpu")
 
 
-def test_rows_ahead_and_a_token_are_measured(gpu: Any, tmp_path: Path) -> None:
+def test_rows_offline_and_a_token_are_measured(gpu: Any, tmp_path: Path) -> None:
     kernels = kernels_for("cpu")
     shapes = gpu.Shapes(body=((70, 51), (64, 100), (48, 33)), head=(70, 90), token_ms=1.0)
-    record = gpu.Record(benchmark="one card", parameters={})
+    record = gpu.Record(benchmark="one GPU", parameters={})
     gpu.measure_shapes("tiny", shapes, kernels, TINY, record, gpu.Clock(kernels, repeats=2))
     assert [row.name for row in record.rows] == [
-        "tiny, a row ahead, server",
-        "tiny, a row ahead, client",
+        "tiny, an offline row, server",
+        "tiny, an offline row, client",
         "tiny, server's work for a token",
     ]
     assert all(row.value > 0 and row.unit == "ms" and row.repetitions == 2 for row in record.rows)

@@ -9,7 +9,7 @@ import pytest
 from veil.bench import limits
 from veil.bench.phases import Samples
 from veil.bench.record import Machine, Record
-from veil.model.manifest import Group, Layer, Manifest
+from veil.bundle.manifest import Group, Layer, Manifest
 from veil.params import Params
 
 PARAMS = Params.default()
@@ -41,20 +41,20 @@ def test_the_floor_counts_what_must_be_read(tiny_record: Record) -> None:
 
 def test_shares_are_work_over_time_over_the_limit(tiny_record: Record) -> None:
     subject = replace(tiny_record.model, remote_weights=2_000_000)
-    ahead = {"rows, client": 0.001, "rows, server": 0.02}
+    offline = {"rows, client": 0.001, "rows, server": 0.02}
     online = {"encrypt": 0.001, "product": 0.004, "decrypt": 0.002, "layers": 0.1}
-    samples = Samples(ahead_parts=[ahead], online_parts=[online], bandwidths=[2e9, 1e9, 4e9])
+    samples = Samples(offline_parts=[offline], online_parts=[online], bandwidths=[2e9, 1e9, 4e9])
     made = limits.limits(PARAMS, MANIFEST, subject, MACHINE, samples)
     by_name = {limit.name: limit for limit in made}
-    assert by_name["rows ahead, server: G read once a batch"].share == pytest.approx(HINT_BYTES / (64 * 0.02) / 2e9)
+    assert by_name["offline rows, server: G read once a batch"].share == pytest.approx(HINT_BYTES / (64 * 0.02) / 2e9)
     adds = (188 + 4) * 24 * 2 * 2048
-    assert by_name["rows ahead, server: multiply-adds"].share == pytest.approx(adds / (64 * 0.02) / 1e10)
-    assert by_name["rows ahead, client"].timing.median_s == 0.001
+    assert by_name["offline rows, server: multiply-adds"].share == pytest.approx(adds / (64 * 0.02) / 1e10)
+    assert by_name["offline rows, client"].timing.median_s == 0.001
     assert by_name["all online products of one row"].share == pytest.approx(2e6 / 0.004 / 2e9)
     assert by_name["client's encryption and decryption of a token"].timing.median_s == pytest.approx(0.003)
-    card = replace(MACHINE, multiply_adds_per_s=None, accelerator="a card")
-    assert len(limits.limits(PARAMS, MANIFEST, subject, card, samples)) == len(made) - 1
-    whole = Samples(ahead_parts=[{"rows": 0.01}], online_parts=[{"whole pass": 0.004}])
-    rows, token = limits.limits(PARAMS, MANIFEST, subject, card, whole)
+    gpu = replace(MACHINE, multiply_adds_per_s=None, accelerator="a GPU")
+    assert len(limits.limits(PARAMS, MANIFEST, subject, gpu, samples)) == len(made) - 1
+    whole = Samples(offline_parts=[{"rows": 0.01}], online_parts=[{"whole pass": 0.004}])
+    rows, token = limits.limits(PARAMS, MANIFEST, subject, gpu, whole)
     assert (rows.timing.median_s, rows.share) == (0.01, None)
     assert token.share == pytest.approx(2e6 / 0.004 / 1e9)

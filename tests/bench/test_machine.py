@@ -48,8 +48,8 @@ def test_the_better_of_two_descriptions() -> None:
     )  # fmt: skip
     both = machine.better(one, replace(one, read_bytes_per_s=2.0, multiply_adds_per_s=9.0))
     assert (both.read_bytes_per_s, both.multiply_adds_per_s) == (3.0, 9.0)
-    card = replace(one, multiply_adds_per_s=None)
-    assert machine.better(card, card).multiply_adds_per_s is None
+    gpu = replace(one, multiply_adds_per_s=None)
+    assert machine.better(gpu, gpu).multiply_adds_per_s is None
 
 
 def test_memory_high_water_follows_an_allocation() -> None:

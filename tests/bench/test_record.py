@@ -25,8 +25,8 @@ def test_a_record_comes_back_as_it_was(tiny_record: Record, tmp_path: Path) -> N
 
 def test_the_top_level_is_what_programs_read(tiny_record: Record) -> None:
     value = json.loads(files.to_json(tiny_record))
-    assert set(value["token_s"]) == {"total", "ahead", "online", "plaintext", "peer"}
-    plaintext = {"plaintext_total", "plaintext_ahead", "plaintext_online"}
+    assert set(value["token_s"]) == {"total", "offline", "online", "plaintext", "peer"}
+    plaintext = {"plaintext_total", "plaintext_offline", "plaintext_online"}
     assert set(value["ratio"]) == plaintext | {"peer", "floor", "clear_bytes"}
     assert [prompt["rows"] for prompt in value["prompts"]] == [5, 20]
     assert value["bytes_per_token"]["total"] > 0

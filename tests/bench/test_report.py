@@ -27,7 +27,7 @@ def test_the_tables_say_what_the_record_says(tiny_record: Record) -> None:
     assert "a row of a 5-row prompt" in text and f"{tiny_record.prompts[1].ratio:.2f} × plaintext" in text
     assert f"{tiny_record.bytes_per_token.up_online:,.0f}" in text
     assert f"{tiny_record.ratio.clear_bytes:.2f} × clear float32" in text
-    assert f"{tiny_record.ratio.plaintext_ahead:.2f} × plaintext" in text
+    assert f"{tiny_record.ratio.plaintext_offline:.2f} × plaintext" in text
     assert f"{tiny_record.ratio.plaintext_total:.2f} × plaintext" in text
     assert "the peer" not in text
 

@@ -35,11 +35,11 @@ def test_the_record_says_what_was_measured(tiny_record: Record) -> None:
 
 def test_bytes_are_those_of_the_formulas(tiny_record: Record) -> None:
     size, model = tiny_record.bytes_per_token, tiny_record.model
-    assert size.up_ahead == (PARAMS.batch_bytes + BatchUpload.HEADER_BYTES) / PARAMS.T
-    assert size.down_ahead == 0
+    assert size.up_offline == (PARAMS.batch_bytes + BatchUpload.HEADER_BYTES) / PARAMS.T
+    assert size.down_offline == 0
     assert 12 / 8 * model.inputs <= size.up_online <= 32 / 8 * model.inputs
     assert 8 / 8 * model.outputs <= size.down_online <= 24 / 8 * model.outputs + model.round_trips
-    assert size.total == size.up_ahead + size.up_online + size.down_online
+    assert size.total == size.up_offline + size.up_online + size.down_online
     assert size.clear_float32 == 4 * (model.inputs + model.outputs)
     assert tiny_record.ratio.clear_bytes == size.total / size.clear_float32
 
@@ -47,10 +47,10 @@ def test_bytes_are_those_of_the_formulas(tiny_record: Record) -> None:
 def test_phases_add_up_to_the_token(tiny_record: Record) -> None:
     token, spread = tiny_record.token_s, tiny_record.token_spread
     assert [phase.name for phase in tiny_record.phases] == IN_ONE_PROCESS
-    assert (token.ahead, token.online) == (spread["ahead"].median_s, spread["online"].median_s)
-    assert token.total == pytest.approx(token.ahead + token.online)
-    assert (spread["ahead"].count, spread["online"].count) == (2, 3 * 2)
-    for moment in ("ahead", "online"):
+    assert (token.offline, token.online) == (spread["offline"].median_s, spread["online"].median_s)
+    assert token.total == pytest.approx(token.offline + token.online)
+    assert (spread["offline"].count, spread["online"].count) == (2, 3 * 2)
+    for moment in ("offline", "online"):
         parts = [phase.token for phase in tiny_record.phases if phase.moment == moment]
         assert {part.count for part in parts} == {spread[moment].count}
         assert all(0 < part.low_s <= part.median_s <= part.high_s for part in parts)
@@ -62,18 +62,18 @@ def test_ratios_are_of_figures_of_the_same_run(tiny_record: Record) -> None:
     token, ratio = tiny_record.token_s, tiny_record.ratio
     assert token.plaintext is not None and token.peer is None and ratio.peer is None and tiny_record.peer is None
     assert ratio.plaintext_total == token.total / token.plaintext
-    assert ratio.plaintext_ahead == token.ahead / token.plaintext
+    assert ratio.plaintext_offline == token.offline / token.plaintext
     assert ratio.plaintext_online == token.online / token.plaintext
     assert ratio.floor == token.total / tiny_record.floor.seconds
     assert tiny_record.memory.server_arrays_bytes < tiny_record.memory.highest_bytes
 
 
-def test_a_prompts_row_has_its_part_ahead_in_it(tiny_record: Record) -> None:
+def test_a_prompts_row_has_its_part_offline_in_it(tiny_record: Record) -> None:
     assert [prompt.rows for prompt in tiny_record.prompts] == [5, 20]
     for prompt in tiny_record.prompts:
         assert prompt.plaintext_s is not None and prompt.ratio == prompt.row_s / prompt.plaintext_s
-        assert prompt.row_s == prompt.ahead_s + prompt.online_s and prompt.online_s == prompt.online.median_s
-        assert prompt.ahead_s >= tiny_record.token_s.ahead / prompt.rows > 0
+        assert prompt.row_s == prompt.offline_s + prompt.online_s and prompt.online_s == prompt.online.median_s
+        assert prompt.offline_s >= tiny_record.token_s.offline / prompt.rows > 0
         assert prompt.online.count == 2
     assert tiny_record.prompt(20) == tiny_record.prompts[1] and tiny_record.prompt(21) is None
 
@@ -112,7 +112,7 @@ def test_what_cannot_be_measured_is_refused_first(new_model: Callable[[str], Any
 
 
 @pytest.mark.gpu
-def test_both_halves_and_plaintext_are_measured_on_the_card(new_model: Callable[[str], Any]) -> None:
+def test_both_halves_and_plaintext_are_measured_on_the_gpu(new_model: Callable[[str], Any]) -> None:
     request = run.Request(device="cuda", prompts=(5, 20), new_tokens=4, repeats=2, plaintext=True, params=Params.default())
     made = run.measure(request, lambda stage, done, total: None, Loaded("tiny", "a test", new_model("llama")))
     assert made.machine.accelerator and made.settings.device == "cuda" and made.token_s.plaintext is not None

@@ -25,7 +25,7 @@ def point(width: int, seconds: float = 1.0) -> WidthPoint:
         for name, (moment, side) in PHASES.items()
         if name not in ("rows", "whole pass")
     )
-    token = TokenSeconds(total=8 * seconds, ahead=3 * seconds, online=5 * seconds, plaintext=7 * seconds)
+    token = TokenSeconds(total=8 * seconds, offline=3 * seconds, online=5 * seconds, plaintext=7 * seconds)
     ratio = Ratio(floor=1.0, clear_bytes=0.5)
     return WidthPoint(model=model, token_s=token, ratio=ratio, prompts=(), phases=phases, highest_bytes=1)
 
@@ -53,7 +53,7 @@ def test_between_them_phases_grow_with_what_they_work_on() -> None:
     fixed = (1 + 1 / 2) / (1 + 1 / 4)
     assert token.online == pytest.approx(weights + 3 * straight + fixed)
     assert token.total == pytest.approx(token.online + 2 * straight + fixed)
-    assert token.total == pytest.approx(token.online + token.ahead)
+    assert token.total == pytest.approx(token.online + token.offline)
 
 
 def test_points_that_follow_the_formula_give_it_back_and_no_part_is_below_zero() -> None:

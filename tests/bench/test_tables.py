@@ -69,7 +69,7 @@ def test_the_main_table_has_every_ratio(tables: ModuleType, tiny_record: Record,
     lines = dict(tables.cpu(tmp_path))
     for name, value in (
         ("everything / plaintext", record.ratio.plaintext_total),
-        ("ahead / plaintext", record.ratio.plaintext_ahead),
+        ("offline / plaintext", record.ratio.plaintext_offline),
         ("online / plaintext", record.ratio.plaintext_online),
         ("bytes / the same tensors in clear float32", record.ratio.clear_bytes),
     ):

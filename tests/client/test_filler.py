@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from veil.client import filler as filler_module
-from veil.client.filler import Ahead, Filler
+from veil.client.filler import Filler, OfflineRows
 from veil.client.pool import RowPool
 from veil.crypto.batch import RowBatch
 from veil.errors import QuotaExceeded, ServerUnreachable
@@ -50,11 +50,11 @@ class Maker:
 def filler_of(pair: Any) -> Iterator[Callable[..., tuple[Filler, Maker, RowPool]]]:
     made: list[Filler] = []
 
-    def make(**ahead: int) -> tuple[Filler, Maker, RowPool]:
+    def make(**offline_rows: int) -> tuple[Filler, Maker, RowPool]:
         pool = RowPool(pair.manifest)
         pool.start_session("s")
         maker = Maker(pool)
-        made.append(Filler(maker, pool, Ahead(**ahead), ROWS))  # type: ignore[arg-type]
+        made.append(Filler(maker, pool, OfflineRows(**offline_rows), ROWS))  # type: ignore[arg-type]
         return made[-1], maker, pool
 
     yield make

@@ -13,11 +13,11 @@ from veil.client.connection import Address
 from veil.client.remote import RemoteTransport
 from veil.client.stats import Stats
 from veil.client.stream import GrpcStream
+from veil.network.timeouts import Timeouts
 from veil.wire import veil_pb2 as pb
 from veil.wire.codec import spans_from
 from veil.wire.envelope import unseal
 from veil.wire.messages import Span
-from veil.wire.patience import Patience
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def transport(pair: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteTran
         return pb.OpenReply(session=name, rows_port=9, rows_ticket=name)
 
     monkeypatch.setattr(RemoteTransport, "_open", reply)
-    made = RemoteTransport(pair.client_model, Address(target="127.0.0.1:9"), pair.kernels, Stats(), Patience(), "0" * 64)
+    made = RemoteTransport(pair.client_model, Address(target="127.0.0.1:9"), pair.kernels, Stats(), Timeouts(), "0" * 64)
     yield made
     made._online.close()
-    made._ahead.close()
+    made._offline.close()
 
 
 def released(transport: RemoteTransport, session: str) -> list[int]:

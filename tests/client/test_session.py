@@ -1,4 +1,4 @@
-"""A client session against a real engine: right results, rows of batches ahead, and bytes that are counted."""
+"""A client session against a real engine: right results, rows of offline batches, and bytes that are counted."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from veil.client.filler import Ahead
+from veil.client.filler import OfflineRows
 from veil.errors import NotFiniteActivation, QuotaExceeded, ServerUnreachable, UnknownBatch, UnknownSession
+from veil.network.timeouts import Timeouts
 from veil.server.engine import Engine
 from veil.server.store import Limits, SessionStore
 from veil.wire.messages import BatchUpload
-from veil.wire.patience import Patience
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 20])
@@ -76,9 +76,9 @@ def test_bytes_are_those_that_cross_the_transport(pair: Any, calls: Any) -> None
     assert stats.trips == len(evaluated) == 9
     batches = [batch for call in calls if call.method == "prepare" for batch in call.args[1]]
     assert stats.rows_made == len(batches) * pair.params.T
-    assert stats.bytes_up_ahead == len(batches) * (pair.params.batch_bytes + BatchUpload.HEADER_BYTES)
+    assert stats.bytes_up_offline == len(batches) * (pair.params.batch_bytes + BatchUpload.HEADER_BYTES)
     assert all(batch.data.nbytes == pair.params.batch_bytes for batch in batches)
-    assert stats.bytes_down_ahead == 0
+    assert stats.bytes_down_offline == 0
     assert stats.rows == 12
     session.close()
 
@@ -109,7 +109,7 @@ def test_used_batches_are_released_at_the_next_forward_pass(pair: Any, calls: An
     session.close()
 
 
-def test_reserve_makes_rows_ahead(pair: Any, calls: Any) -> None:
+def test_reserve_makes_rows_offline(pair: Any, calls: Any) -> None:
     session = pair.session()
     session.reserve(body=9, full=2)
     assert session.stats.rows_made == 24
@@ -253,7 +253,7 @@ def test_a_quota_is_an_error_and_not_tried_again(pair: Any, calls: Any) -> None:
 
 
 def test_rows_are_made_in_the_background(pair: Any, until: Any) -> None:
-    session = pair.session(ahead=Ahead(tokens=9, prompt_rows=9), patience=Patience(retry_s=0.1))
+    session = pair.session(offline_rows=OfflineRows(tokens=9, prompt_rows=9), timeouts=Timeouts(retry_s=0.1))
     until(lambda: (session.ready.tokens, session.ready.prompt_rows) == (16, 16))
     x = pair.inputs(1, 12)
     assert (abs(pair.errors(1, x, session.evaluate(1, x))) < 6).all()

@@ -13,13 +13,13 @@ from veil.client import stream as stream_module
 from veil.client.connection import Address, Connection
 from veil.client.stream import LaneStream
 from veil.errors import ServerUnreachable
+from veil.network.frames import Frames
+from veil.network.timeouts import Timeouts
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal
-from veil.wire.frames import Frames
-from veil.wire.patience import Patience
 
 LIMIT = 1 << 20
-PATIENCE = Patience(reply_s=0.4)
+TIMEOUTS = Timeouts(reply_s=0.4)
 SOON_S = 3.0
 
 
@@ -51,7 +51,7 @@ def lane_to() -> Iterator[Callable[[Callable[[socket.socket], None]], Callable[[
     def serve(treat: Callable[[socket.socket], None]) -> Callable[[], LaneStream]:
         listener = socket.create_server(("127.0.0.1", 0))
         port = int(listener.getsockname()[1])
-        connection = Connection(Address(target=f"127.0.0.1:{port}"), PATIENCE)
+        connection = Connection(Address(target=f"127.0.0.1:{port}"), TIMEOUTS)
 
         def run() -> None:
             near, _ = listener.accept()
@@ -61,7 +61,7 @@ def lane_to() -> Iterator[Callable[[Callable[[socket.socket], None]], Callable[[
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         ended.extend((connection.close, lambda: thread.join(10), listener.close))
-        return lambda: LaneStream(connection, "session", (port, "ticket"), PATIENCE, LIMIT)
+        return lambda: LaneStream(connection, "session", (port, "ticket"), TIMEOUTS, LIMIT)
 
     yield serve
     for end in ended:

@@ -19,26 +19,26 @@ from typing import Any
 
 import numpy as np
 
+from veil.bundle import header_file
+from veil.bundle.manifest import Group, Layer, Manifest
 from veil.client.connection import Address, _served
 from veil.commands.pull import _safe
 from veil.errors import VeilError
 from veil.kernels.backend import kernels_for
 from veil.kernels.ring import ring_of
-from veil.model import folder
-from veil.model.manifest import Group, Layer, Manifest
+from veil.network.frames import Frames
 from veil.params import Params, packed_bytes
 from veil.seed import PublicSeed
 from veil.server.engine import Engine, ServerModel
 from veil.server.metrics import Metrics
 from veil.server.rows import RowStream
 from veil.server.scheduler import OnlineTurns, PreparationWorker
-from veil.server.service import Served, Service, Shared
+from veil.server.service import HostedBundle, Service, Shared
 from veil.server.store import Limits, SessionStore
 from veil.server.tokens import Tokens
 from veil.wire import codec, failures, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
-from veil.wire.frames import Frames
 from veil.wire.messages import rows_of
 
 PARAMS = Params.insecure_tiny()
@@ -82,7 +82,7 @@ def server() -> Service:
     engine = Engine.build(model, KERNELS, None, store)
     size = methods.largest_message([(PARAMS, MANIFEST)])
     shared = Shared(
-        {"m": Served(engine, "0" * 64)}, store, PreparationWorker(), OnlineTurns(), Metrics(), None, size, 5.0, 8
+        {"m": HostedBundle(engine, "0" * 64)}, store, PreparationWorker(), OnlineTurns(), Metrics(), None, size, 5.0, 8
     )
     return Service(shared)
 
@@ -224,15 +224,15 @@ def frames(data: bytes) -> None:
 def header(data: bytes) -> None:
     """A bundle's header file, from the other party's half."""
     with tempfile.TemporaryDirectory() as name:
-        (Path(name) / folder.HEADER).write_bytes(data)
+        (Path(name) / header_file.HEADER).write_bytes(data)
         for half in ("client", "server"):
-            unless_refused(lambda half=half: folder.parse_common(folder.read_header(Path(name), half)))
+            unless_refused(lambda half=half: header_file.parse_common(header_file.read_header(Path(name), half)))
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
         return
     if isinstance(value, dict):
-        unless_refused(lambda: folder.parse_common(value))
+        unless_refused(lambda: header_file.parse_common(value))
     unless_refused(lambda: Manifest.from_json(value))
 
 
@@ -310,8 +310,8 @@ def escaped(name: str) -> list[bytes]:
     """Inputs of a target that once ended in another error than veil's."""
     deep = "[" * 60000
     described = [pb.DescribeReply(bundles=[pb.Bundle(name="m", header=text, digest="0" * 64)]) for text in (deep, "[]")]
-    common = folder.common_fields(PARAMS, PublicSeed(bytes(32)), MANIFEST)
-    start = {"format": folder.FORMAT_VERSION, "half": "client"}
+    common = header_file.common_fields(PARAMS, PublicSeed(bytes(32)), MANIFEST)
+    start = {"format": header_file.FORMAT_VERSION, "half": "client"}
     headers = [
         start | common | {"sha256": {}, "params": common["params"] | {"inner_sigma": 10**400}},
         start | common | {"sha256": [[1, "0"], ["config.json", "0"]]},
@@ -334,8 +334,8 @@ def examples(name: str) -> list[bytes]:
     described = pb.DescribeReply(protocol=methods.PROTOCOL, version="1")
     described.bundles.add(name="m", fingerprint="0" * 64, header="{}", digest="0" * 64)
     seed = PublicSeed(bytes(32))
-    common = folder.common_fields(PARAMS, seed, MANIFEST)
-    whole = json.dumps({"format": folder.FORMAT_VERSION, "half": "client", "sha256": {}, **common}).encode()
+    common = header_file.common_fields(PARAMS, seed, MANIFEST)
+    whole = json.dumps({"format": header_file.FORMAT_VERSION, "half": "client", "sha256": {}, **common}).encode()
     return {
         "envelope": [seal(pb.EvaluateRequest(session="s", group=1, spans=[1, 0, 1], rows=b"rows")), seal(described)],
         "batch": [bytes(PARAMS.batch_bytes)],

@@ -18,15 +18,15 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from veil.client.session import Ahead
+from veil.client.session import OfflineRows
 from veil.gateway.app import Gateway, Settings, build_app
 from veil.gateway.guard import Access
 from veil.gateway.listen import Listener
 from veil.gateway.served import ServedModel
-from veil.model.hybrid import HybridFHEModel
-from veil.model.modules import select_modules
+from veil.hybrid.model import HybridFHEModel
+from veil.network.listening import listening as free_socket
 from veil.params import Params
-from veil.wire.listening import listening as free_socket
+from veil.runtime.modules import select_modules
 
 BYTE_TEMPLATE = (
     "{% for m in messages %}<|user|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|reply|>{% endif %}"
@@ -74,7 +74,7 @@ def make_served(model: Any, tokenizer: Any, name: str = "tiny", mode: str = "exe
     """A tiny model, encrypted with test parameters, rows made in the background."""
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
     hybrid.compile_model(torch.arange(1, 9).unsqueeze(0), params=Params.insecure_tiny(signal_db=60.0), device="cpu")
-    hybrid.ahead = Ahead(tokens=8, prompt_rows=8)
+    hybrid.offline_rows = OfflineRows(tokens=8, prompt_rows=8)
     hybrid.set_fhe_mode(mode)
     return ServedModel(name, hybrid, tokenizer)
 

@@ -194,7 +194,7 @@ def test_masking_costs_little_at_fifty_thousand_tokens() -> None:
     import torch
 
     from veil.gateway.grammar import Grammars
-    from veil.model.sources import load_model
+    from veil.sources.models import load_model
 
     source = load_model("smollm2")
     tokenizer: Any = source.tokenizer

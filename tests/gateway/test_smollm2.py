@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from veil.client.session import Ahead
+from veil.client.session import OfflineRows
 from veil.gateway.served import ServedModel
 
 QUESTION = "Name the capital of France."
@@ -19,11 +19,11 @@ PHONE = {"width": 390, "height": 780, "deviceScaleFactor": 2, "mobile": True}
 @pytest.fixture(scope="module")
 def smollm2() -> Iterator[ServedModel]:
     from veil.commands.models import compiled
-    from veil.model.sources import load_model
+    from veil.sources.models import load_model
 
     source = load_model("smollm2")
     hybrid = compiled(source, bits=8, modules="linear")
-    hybrid.ahead = Ahead()
+    hybrid.offline_rows = OfflineRows()
     hybrid.set_fhe_mode("execute")
     yield ServedModel("smollm2", hybrid, source.tokenizer)
     hybrid.close()

@@ -65,9 +65,9 @@ def example(model: Any) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module", params=["t5", "bart"])
 def running(request: Any, tiny_tokenizer: Any, listen: Any) -> Iterator[Any]:
     from veil.gateway.served import ServedModel
-    from veil.model.hybrid import HybridFHEModel
-    from veil.model.modules import select_modules
+    from veil.hybrid.model import HybridFHEModel
     from veil.params import Params
+    from veil.runtime.modules import select_modules
 
     model = make_t5() if request.param == "t5" else make_bart()
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
-from veil.kernels.cuda import points, product
+from veil.kernels.cuda import ntt_domain, product
 from veil.kernels.cuda.backend import CudaKernels
 from veil.kernels.cuda.constants import constants
 from veil.kernels.cuda.device import empty, put, target
@@ -41,7 +41,7 @@ class Keys:
         return np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(self.given)
 
     def words16(self, count: int) -> np.ndarray:
-        raise AssertionError("errors are drawn on the card")
+        raise AssertionError("errors are drawn on the GPU")
 
 
 def key_stream(given: int, words: int) -> np.ndarray:
@@ -75,7 +75,7 @@ def test_transforms_of_every_remainder(degree: int, draw: np.random.Generator) -
     ring = ring_of(params)
     values = draw.integers(-(1 << 31), 1 << 31, (1, 1, degree)).astype(np.int32)
     values[0, 0, :3] = -(1 << 31), (1 << 31) - 1, -1
-    made = points.small_points(put(values), constants(ring, target()).inner, constants(ring, target()))
+    made = ntt_domain.small_ntt(put(values), constants(ring, target()).inner, constants(ring, target()))
     for i, table in enumerate(ring.inner):
         np.testing.assert_array_equal(KERNELS.to_numpy(made)[:, :, i], residues(values, table))
 
@@ -88,7 +88,7 @@ def test_sums_in_tiles_of_every_shape(tile: tuple[int, ...], batches: int, draw:
     words = draw.integers(0, 1 << 32, (count, 2, ring.terms, 3, ring.N // 4), dtype=np.uint64).astype(np.uint32)
     factors = draw.integers(0, min(ring.primes), (batches, ring.terms, 2, ring.N), dtype=np.uint32)
     out = empty(batches, count, 2, ring.N)
-    points.sums(put(words), put(factors), k, out, points.SumTile(*tile))
+    ntt_domain.sums(put(words), put(factors), k, out, ntt_domain.SumTile(*tile))
     last = (words[..., 0, :] >> 24) | ((words[..., 1, :] >> 24) << 8) | ((words[..., 2, :] >> 24) << 16)
     whole = np.concatenate([words[..., 0, :] & 0xFFFFFF, words[..., 1, :] & 0xFFFFFF, words[..., 2, :] & 0xFFFFFF, last], -1)
     actual = KERNELS.to_numpy(out).astype(object)

@@ -1,6 +1,6 @@
 """Every backend equals the reference, word for word: one set of tests of the interface, on awkward shapes and values.
 
-Without a card, Triton's interpreter runs the CUDA backend; sizes are what it does in a moment.
+Without a GPU, Triton's interpreter runs the CUDA backend; sizes are what it does in a moment.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def test_uploads_are_read_and_checked(kernels: Kernels, draw: np.random.Generato
         kernels.decode_batches(kernels.asarray(np.zeros((1, size), dtype=np.uint8)), ring)
 
 
-# The client's half, ahead of time ------------------------------------------------------------------------------------
+# The client's half, offline ------------------------------------------------------------------------------------
 
 
 def secrets(params: Params) -> tuple[Any, Any, Any]:

@@ -11,11 +11,11 @@ from numba.core.dispatcher import Dispatcher
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from veil import HybridFHEModel
+from veil.bundle.terms import Terms
 from veil.kernels import cpu, warm
 from veil.kernels.ring import ring_of
-from veil.model.modules import select_modules
-from veil.model.terms import Terms
 from veil.params import Params
+from veil.runtime.modules import select_modules
 
 
 def signatures() -> dict[str, list[object]]:

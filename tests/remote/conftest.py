@@ -25,19 +25,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 from proxy import Proxy
 
 from processes import Listening
-from veil.client.session import Ahead
-from veil.model.folder import half_digest
-from veil.model.hybrid import HybridFHEModel
-from veil.model.modules import select_modules
-from veil.model.terms import Terms
+from veil.bundle.header_file import half_digest
+from veil.bundle.terms import Terms
+from veil.client.session import OfflineRows
+from veil.hybrid.model import HybridFHEModel
+from veil.network.timeouts import Timeouts
 from veil.params import Params
+from veil.runtime.modules import select_modules
 from veil.server.engine import Engine
 from veil.server.listen import Server, ServerConfig, server_limits
 from veil.server.offer import Offer
-from veil.server.service import Served
+from veil.server.service import HostedBundle
 from veil.server.store import Limits, SessionStore
 from veil.wire import methods
-from veil.wire.patience import Patience
 
 WEAK = Terms(no_cryptography=True)
 PROMPT = torch.arange(3, 12).unsqueeze(0)
@@ -45,7 +45,7 @@ NEW_TOKENS = 6
 PRECISE = Params.insecure_tiny(signal_db=70.0)
 """So little noise that it decides no near tie: every run of a tiny model gives the same tokens."""
 
-QUICK = Patience(connect_s=3.0, reply_s=3.0, prepare_s=5.0, retry_s=6.0, pause_s=0.02, keepalive_s=1.0)
+QUICK = Timeouts(connect_s=3.0, reply_s=3.0, prepare_s=5.0, retry_s=6.0, pause_s=0.02, keepalive_s=1.0)
 
 
 def tokens_of(hybrid: HybridFHEModel, count: int = NEW_TOKENS, **options: Any) -> list[int]:
@@ -64,14 +64,14 @@ class Bundle:
     local: HybridFHEModel
     engine: Engine
 
-    def served(self, store: SessionStore, offer: bool = False) -> Served:
+    def served(self, store: SessionStore, offer: bool = False) -> HostedBundle:
         own, half = self.engine, self.path / "client"
         engine = Engine(own.model, own.hint, own.weights, own.kernels, store)
-        return Served(engine, half_digest(half), Offer(half) if offer else None)
+        return HostedBundle(engine, half_digest(half), Offer(half) if offer else None)
 
     def connect(self, target: int | str, **options: Any) -> HybridFHEModel:
         address = f"127.0.0.1:{target}" if isinstance(target, int) else target
-        settings = {"patience": QUICK, "ahead": Ahead(tokens=4, prompt_rows=4), "terms": WEAK} | options
+        settings = {"timeouts": QUICK, "offline_rows": OfflineRows(tokens=4, prompt_rows=4), "terms": WEAK} | options
         return HybridFHEModel.connect(address, self.path / "client", **settings)
 
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from processes import veil
 from veil.cli import app
 from veil.client.connection import Address
+from veil.network.certificates import server_context
 from veil.server.tokens import Tokens
-from veil.wire.certificates import server_context
 
 
 def line_of(*arguments: str | Path) -> str:

@@ -15,11 +15,11 @@ from proxy import Cut, Direction, Proxy
 
 from processes import began
 from veil.client import remote as remote_module
-from veil.client.session import Ahead
+from veil.client.session import OfflineRows
 from veil.errors import ServerUnreachable
-from veil.wire.patience import Patience
+from veil.network.timeouts import Timeouts
 
-LONG = Patience(connect_s=5.0, reply_s=60.0, prepare_s=60.0, retry_s=60.0, pause_s=5.0)
+LONG = Timeouts(connect_s=5.0, reply_s=60.0, prepare_s=60.0, retry_s=60.0, pause_s=5.0)
 SOON_S = 15.0
 
 
@@ -41,8 +41,8 @@ def closes_soon(remote: Any) -> None:
 
 def test_between_two_tries_of_an_upload(llama: Any, serve: Any) -> None:
     with serve(llama) as server:
-        remote = llama.connect(server.port, patience=LONG, ahead=Ahead(tokens=0, prompt_rows=0))
-    connection, renewed = remote._remote._transport._ahead, threading.Event()
+        remote = llama.connect(server.port, timeouts=LONG, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
+    connection, renewed = remote._remote._transport._offline, threading.Event()
     renew = connection.renew
     connection.renew = lambda: (renew(), renewed.set())
     remote.expect(1, 4)
@@ -53,11 +53,11 @@ def test_between_two_tries_of_an_upload(llama: Any, serve: Any) -> None:
 def test_within_an_upload(llama: Any, serve: Any, proxy_to: Callable[[int], Proxy]) -> None:
     with serve(llama) as server:
         proxy = proxy_to(server.port)
-        remote = llama.connect(proxy.port, patience=LONG, ahead=Ahead(tokens=0, prompt_rows=0))
+        remote = llama.connect(proxy.port, timeouts=LONG, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
         proxy.silent = True
         transport, began = remote._remote._transport, threading.Event()
-        upload = transport._ahead.upload
-        transport._ahead.upload = lambda *args: (began.set(), upload(*args))[1]
+        upload = transport._offline.upload
+        transport._offline.upload = lambda *args: (began.set(), upload(*args))[1]
         remote.expect(1, 4)
         assert began.wait(10)
         closes_soon(remote)
@@ -70,7 +70,9 @@ def test_within_an_exchange_of_rows(lane: bool, llama: Any, serve: Any, proxy_to
         proxy = proxy_to(server.service.rows_port if lane else server.port, plain=lane)
         if lane:
             server.service.rows_port = proxy.port
-        remote = llama.connect(server.port if lane else proxy.port, patience=LONG, ahead=Ahead(tokens=4, prompt_rows=0))
+        remote = llama.connect(
+            server.port if lane else proxy.port, timeouts=LONG, offline_rows=OfflineRows(tokens=4, prompt_rows=0)
+        )
         session = remote._remote
         until(lambda: session._filler.full)
         said: list[str] = []
@@ -94,7 +96,7 @@ def test_within_an_exchange_of_rows(lane: bool, llama: Any, serve: Any, proxy_to
 
 def test_a_session_that_was_closed_makes_no_other(llama: Any, serve: Any, until: Any) -> None:
     with serve(llama) as server:
-        remote = llama.connect(server.port, ahead=Ahead(tokens=0, prompt_rows=0))
+        remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
         session = remote._remote
         remote.close()
         until(lambda: server.store.count == 0)

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from proxy import DATA, Cut, Direction, Proxy
 
-from veil.client.session import Ahead
+from veil.client.session import OfflineRows
 from veil.errors import ServerUnreachable, VeilError
-from veil.wire.patience import Patience
+from veil.network.timeouts import Timeouts
 
-PATIENCE = Patience(connect_s=3.0, reply_s=0.6, prepare_s=2.0, retry_s=8.0, pause_s=0.01, keepalive_s=5.0)
+TIMEOUTS = Timeouts(connect_s=3.0, reply_s=0.6, prepare_s=2.0, retry_s=8.0, pause_s=0.01, keepalive_s=5.0)
 TOKENS = 3
 DIRECTIONS: tuple[Direction, Direction] = ("up", "down")
 
@@ -70,7 +70,7 @@ def _tokens(hybrid: Any, on_token: Callable[[int], None] | None = None) -> list[
 def generate_through(llama: Any, proxy: Proxy) -> tuple[list[int] | VeilError, Any]:
     """Connect and generate through a proxy: the tokens, or the error that was raised."""
     try:
-        remote = llama.connect(proxy.port, patience=PATIENCE, ahead=Ahead(tokens=2, prompt_rows=0))
+        remote = llama.connect(proxy.port, timeouts=TIMEOUTS, offline_rows=OfflineRows(tokens=2, prompt_rows=0))
     except VeilError as error:
         return error, None
     Record(remote)
@@ -148,7 +148,7 @@ def warm(remote: Any) -> None:
 
 def frames_of_a_generation(llama: Any, line: Proxy) -> dict[Direction, int]:
     line.reset()
-    remote = llama.connect(line.port, patience=PATIENCE, ahead=Ahead(tokens=2, prompt_rows=0))
+    remote = llama.connect(line.port, timeouts=TIMEOUTS, offline_rows=OfflineRows(tokens=2, prompt_rows=0))
     _tokens(remote)
     counts = dict(line.counts)
     remote.close()
@@ -186,7 +186,7 @@ def test_a_restart_in_mid_generation_is_survived(
 ) -> None:
     with serve(llama, rows_port=None) as first, serve(llama, rows_port=None) as second:
         proxy = proxy_to(first.port)
-        remote = llama.connect(proxy.port, patience=PATIENCE, ahead=Ahead(tokens=2, prompt_rows=0))
+        remote = llama.connect(proxy.port, timeouts=TIMEOUTS, offline_rows=OfflineRows(tokens=2, prompt_rows=0))
         Record(remote)
 
         def restart(count: int) -> None:
@@ -202,7 +202,7 @@ def test_a_restart_in_mid_generation_is_survived(
 def test_a_forgotten_session_in_mid_forward_is_survived(llama: Any, serve: Any, undisturbed: list[int]) -> None:
     """The server forgets the session between two layers, again and again."""
     with serve(llama) as server:
-        remote = llama.connect(server.port, patience=PATIENCE)
+        remote = llama.connect(server.port, timeouts=TIMEOUTS)
         Record(remote)
         transport = remote._remote._transport
         calls, original = [0], transport.evaluate
@@ -225,7 +225,7 @@ def test_expired_batches_are_made_anew(llama: Any, serve: Any, undisturbed: list
     from veil.server.store import Limits
 
     with serve(llama, limits=Limits(batch_ttl_s=600.0)) as server:
-        remote = llama.connect(server.port, patience=PATIENCE, ahead=Ahead(tokens=4, prompt_rows=8))
+        remote = llama.connect(server.port, timeouts=TIMEOUTS, offline_rows=OfflineRows(tokens=4, prompt_rows=8))
         Record(remote)
         warm(remote)
         store = server.store
@@ -245,7 +245,7 @@ def test_an_expired_session_says_so_and_is_replaced(llama: Any, serve: Any, undi
     now = [0.0]
     with serve(llama, limits=Limits(session_ttl_s=300.0)) as server:
         server.store._clock = lambda: now[0]
-        remote = llama.connect(server.port, patience=PATIENCE, ahead=Ahead(tokens=1, prompt_rows=0))
+        remote = llama.connect(server.port, timeouts=TIMEOUTS, offline_rows=OfflineRows(tokens=1, prompt_rows=0))
         warm(remote)
         assert server.store.count == 1
         now[0] = 301.0
@@ -259,7 +259,7 @@ def test_an_expired_session_says_so_and_is_replaced(llama: Any, serve: Any, undi
 
 
 def test_a_half_open_connection_is_noticed(llama: Any, line: Proxy, undisturbed: list[int]) -> None:
-    remote = llama.connect(line.port, patience=PATIENCE, ahead=Ahead(tokens=10, prompt_rows=0))
+    remote = llama.connect(line.port, timeouts=TIMEOUTS, offline_rows=OfflineRows(tokens=10, prompt_rows=0))
     Record(remote)
     warm(remote)
 
@@ -274,8 +274,8 @@ def test_a_half_open_connection_is_noticed(llama: Any, line: Proxy, undisturbed:
 
 
 def test_a_server_that_never_comes_back_is_an_error(llama: Any, line: Proxy, free_port: int) -> None:
-    patience = Patience(connect_s=1.0, reply_s=0.5, prepare_s=1.0, retry_s=0.5, pause_s=0.02)
-    remote = llama.connect(line.port, patience=patience)
+    timeouts = Timeouts(connect_s=1.0, reply_s=0.5, prepare_s=1.0, retry_s=0.5, pause_s=0.02)
+    remote = llama.connect(line.port, timeouts=timeouts)
 
     def vanish(count: int) -> None:
         if count == 1:

@@ -125,12 +125,12 @@ def test_options_that_do_not_fit_are_one_line(llama: Any, free_port: int) -> Non
 
 def test_a_fetched_half_goes_by_the_servers_name(llama: Any, serve: Any) -> None:
     from veil.client.connection import Address, Connection
-    from veil.commands.served import _name_there
-    from veil.wire.patience import Patience
+    from veil.commands.model_choice import _name_there
+    from veil.network.timeouts import Timeouts
 
     with serve(llama) as server:
         address = Address(target=f"127.0.0.1:{server.port}")
-        connection = Connection(address, Patience())
+        connection = Connection(address, Timeouts())
         (bundle,) = connection.describe()
         connection.close()
         assert _name_there(Path("cache") / bundle.digest, address) == "llama"

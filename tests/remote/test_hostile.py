@@ -14,15 +14,15 @@ import grpc
 import pytest
 
 from veil.errors import BundleError
+from veil.network.frames import Frames
 from veil.params import packed_bytes
 from veil.server.offer import Offer
-from veil.server.service import Served
+from veil.server.service import HostedBundle
 from veil.server.store import Limits
 from veil.server.tokens import Tokens, digest_of
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
-from veil.wire.frames import Frames
 
 Q_GROUP = 0
 
@@ -297,7 +297,7 @@ def test_files_that_nobody_reads_are_ended_and_leave_room_for_others(
     with (tmp_path / "client" / "large").open("wb") as file:
         file.truncate(16 << 20)
     with serve(llama, limits=Limits(max_sessions=8), silent_s=3.0, sweep_s=0.1) as server, raw(server.port) as client:
-        server.service._shared.bundles["llama"] = Served(llama.engine, "0" * 64, Offer(tmp_path / "client"))
+        server.service._shared.bundles["llama"] = HostedBundle(llama.engine, "0" * 64, Offer(tmp_path / "client"))
         fetch = client.channel.unary_stream(f"/{methods.SERVICE}/Fetch")
         calls, refused = [], []
         for _ in range(60):  # one after the other, as they go on being sent

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from proxy import Cut, Direction, Proxy
 
-from veil.client.session import Ahead
+from veil.client.session import OfflineRows
 from veil.client.stream import GrpcStream, LaneStream
 from veil.errors import ServerUnreachable, VeilError
+from veil.network.frames import Frames
+from veil.network.timeouts import Timeouts
 from veil.server.tokens import Tokens, digest_of
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
-from veil.wire.frames import Frames
-from veil.wire.patience import Patience
 
-PATIENCE = Patience(connect_s=3.0, reply_s=0.5, prepare_s=3.0, retry_s=6.0, pause_s=0.01, keepalive_s=5.0)
+TIMEOUTS = Timeouts(connect_s=3.0, reply_s=0.5, prepare_s=3.0, retry_s=6.0, pause_s=0.01, keepalive_s=5.0)
 TOKENS = 3
 
 
@@ -176,10 +176,10 @@ def test_a_flood_of_connections_stops_at_the_limit_and_others_go_on(
 
 
 def test_a_stop_ends_idle_streams_soon(llama: Any, serve: Any, generated: Any) -> None:
-    patience = Patience(connect_s=0.5, reply_s=0.5, prepare_s=1.0, retry_s=0.3, pause_s=0.02)
+    timeouts = Timeouts(connect_s=0.5, reply_s=0.5, prepare_s=1.0, retry_s=0.3, pause_s=0.02)
     for port in (0, None):
         with serve(llama, rows_port=port) as server:
-            remote = llama.connect(server.port, patience=patience, ahead=Ahead(tokens=1, prompt_rows=0))
+            remote = llama.connect(server.port, timeouts=timeouts, offline_rows=OfflineRows(tokens=1, prompt_rows=0))
             generated(remote)
             start = time.monotonic()
             server.stop(20.0)
@@ -193,7 +193,7 @@ def test_a_lane_that_breaks_every_time_is_left_for_grpc(
     with serve(llama) as server:
         proxy = proxy_to(server.service.rows_port, plain=True)
         server.service.rows_port = proxy.port
-        remote = llama.connect(server.port, patience=PATIENCE)
+        remote = llama.connect(server.port, timeouts=TIMEOUTS)
         hellos = [0]
 
         def harm(way: Direction, at: int, frame: bytes) -> bytes:
@@ -233,7 +233,7 @@ def damaged(llama: Any, serve: Any, proxy_to: Callable[..., Proxy]) -> Iterator[
 
 
 def generate(llama: Any, server: Any, proxy: Proxy) -> tuple[list[int], Any]:
-    remote = llama.connect(server.port, patience=PATIENCE, ahead=Ahead(tokens=8, prompt_rows=0))
+    remote = llama.connect(server.port, timeouts=TIMEOUTS, offline_rows=OfflineRows(tokens=8, prompt_rows=0))
     seen: set[tuple[int, int, int]] = set()
     transport = remote._remote._transport
     original = transport.evaluate
@@ -310,9 +310,9 @@ def test_a_half_open_lane_is_noticed(llama: Any, damaged: tuple[Any, Proxy]) -> 
 
 
 def test_a_server_that_is_gone_is_an_error(llama: Any, serve: Any) -> None:
-    patience = Patience(connect_s=0.5, reply_s=0.5, prepare_s=1.0, retry_s=0.3, pause_s=0.02)
+    timeouts = Timeouts(connect_s=0.5, reply_s=0.5, prepare_s=1.0, retry_s=0.3, pause_s=0.02)
     with serve(llama) as server:
-        remote = llama.connect(server.port, patience=patience)
+        remote = llama.connect(server.port, timeouts=timeouts)
         remote._remote.reserve(full=12)
         tokens_of(remote)
     with pytest.raises(ServerUnreachable, match="is 'veil serve' running"):

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from veil import noise
-from veil.client.session import Ahead
+from veil.client.session import OfflineRows
 
 
-@pytest.mark.parametrize("ahead", [Ahead(tokens=0, prompt_rows=0), Ahead(tokens=16, prompt_rows=16)])
+@pytest.mark.parametrize("offline_rows", [OfflineRows(tokens=0, prompt_rows=0), OfflineRows(tokens=16, prompt_rows=16)])
 def test_every_row_is_the_exact_product_plus_the_predicted_noise(
-    bundle: Any, serve: Any, generated: Any, ahead: Ahead
+    bundle: Any, serve: Any, generated: Any, offline_rows: OfflineRows
 ) -> None:
     """From the first row of a fresh server on, no error beyond 7 predicted standard deviations (3·10^-12 of normal ones)."""
     llama = bundle("llama")
     with serve(llama) as server:
-        remote = llama.connect(server.port, ahead=ahead)
+        remote = llama.connect(server.port, offline_rows=offline_rows)
         session, worst, rows = remote._remote, [0.0], [0]
         evaluate = session.evaluate
 

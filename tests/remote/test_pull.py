@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from veil.bundle.terms import Terms
 from veil.client.connection import Address
 from veil.commands import pull
 from veil.errors import BundleError
-from veil.model.terms import Terms
 
 WEAK = Terms(no_cryptography=True)
 

@@ -13,18 +13,18 @@ import pytest
 import torch
 
 from veil import HybridFHEModel
-from veil.client.session import Ahead
+from veil.bundle.terms import Terms
+from veil.client.session import OfflineRows
 from veil.errors import AccessDenied, BundleError, IncompatibleServer, NotCompiled, QuotaExceeded, ServerUnreachable
-from veil.model.terms import Terms
+from veil.network.timeouts import Timeouts
 from veil.server.offer import Offer
 from veil.server.store import Limits
 from veil.server.tokens import Tokens, digest_of
 from veil.wire import methods
-from veil.wire.patience import Patience
 
 WEAK = Terms(no_cryptography=True)
 
-BRIEF = Patience(connect_s=0.5, reply_s=1.0, retry_s=0.5, pause_s=0.02)
+BRIEF = Timeouts(connect_s=0.5, reply_s=1.0, retry_s=0.5, pause_s=0.02)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -62,7 +62,7 @@ def test_a_server_without_the_other_half_says_so(bundle: Any, serve: Any) -> Non
 
 def test_prompt_rows_do_not_prepare_the_head(llama: Any, serve: Any, generated: Any) -> None:
     with serve(llama) as server:
-        remote = llama.connect(server.port, ahead=Ahead(tokens=0, prompt_rows=0))
+        remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
         seen: list[tuple[str, ...]] = []
         maker = remote._remote._maker
         original = maker._send
@@ -77,7 +77,7 @@ def test_prompt_rows_do_not_prepare_the_head(llama: Any, serve: Any, generated: 
 
 def test_a_warm_pool_has_every_row_ready(llama: Any, serve: Any, generated: Any, expected: list[int]) -> None:
     with serve(llama) as server:
-        remote = llama.connect(server.port, ahead=Ahead(tokens=12, prompt_rows=12))
+        remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=12, prompt_rows=12))
         filler = remote._remote._filler
         end = time.monotonic() + 20
         while not filler.full and time.monotonic() < end:
@@ -91,7 +91,7 @@ def test_a_warm_pool_has_every_row_ready(llama: Any, serve: Any, generated: Any,
 
 def test_the_pool_respects_its_memory_limit(llama: Any, serve: Any) -> None:
     with serve(llama) as server:
-        remote = llama.connect(server.port, ahead=Ahead(tokens=1 << 20, prompt_rows=1 << 20, memory_mib=1))
+        remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=1 << 20, prompt_rows=1 << 20, memory_mib=1))
         filler, maker, rows = remote._remote._filler, remote._remote._maker, remote._remote.model.params.T
         assert -(-(filler._tokens + filler._prompt_rows) // rows) * maker.batches.batch_bytes <= 1 << 20
         remote.close()
@@ -126,7 +126,7 @@ def test_four_clients_at_once_each_get_their_own_answer(llama: Any, serve: Any, 
 def test_nobody_listens(llama: Any, free_port: int) -> None:
     start = time.monotonic()
     with pytest.raises(ServerUnreachable, match=rf"127.0.0.1:{free_port}.*is 'veil serve' running"):
-        llama.connect(free_port, patience=BRIEF)
+        llama.connect(free_port, timeouts=BRIEF)
     assert time.monotonic() - start < 5
 
 
@@ -153,7 +153,7 @@ def test_the_session_quota_is_reported(llama: Any, serve: Any) -> None:
 
 def test_a_prompt_beyond_the_batch_quota_is_refused(llama: Any, serve: Any, generated: Any) -> None:
     with serve(llama, limits=Limits(max_batches_per_session=1)) as server:
-        remote = llama.connect(server.port, ahead=Ahead(tokens=1, prompt_rows=0))
+        remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=1, prompt_rows=0))
         with pytest.raises(QuotaExceeded, match="shorter prompt"):
             generated(remote)
         remote.close()
@@ -178,7 +178,7 @@ def test_another_protocol_version_is_named(
 
 def test_a_grpc_server_of_another_kind_is_recognised(llama: Any, other_grpc_server: int) -> None:
     with pytest.raises(IncompatibleServer, match="not a veil server"):
-        llama.connect(other_grpc_server, patience=BRIEF)
+        llama.connect(other_grpc_server, timeouts=BRIEF)
 
 
 def test_a_token_does_not_travel_in_clear(llama: Any) -> None:
@@ -202,9 +202,9 @@ def test_tls_with_a_private_authority(
         assert generated(remote) == expected
         remote.close()
         with pytest.raises(ServerUnreachable, match="TLS"):
-            llama.connect(f"localhost:{server.port}", patience=BRIEF)
+            llama.connect(f"localhost:{server.port}", timeouts=BRIEF)
         with pytest.raises(ServerUnreachable, match="TLS"):
-            llama.connect(f"localhost:{server.port}", tls=True, patience=BRIEF)
+            llama.connect(f"localhost:{server.port}", tls=True, timeouts=BRIEF)
 
 
 def test_the_largest_message_follows_from_the_bundles(llama: Any) -> None:
@@ -214,7 +214,7 @@ def test_the_largest_message_follows_from_the_bundles(llama: Any) -> None:
 
 def test_an_announced_generation_finds_every_row_ready(llama: Any, serve: Any, generated: Any, expected: list[int]) -> None:
     with serve(llama) as server:
-        remote = llama.connect(server.port, ahead=Ahead(tokens=0, prompt_rows=0))
+        remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
         assert (remote.rows_ready.prompt_rows, remote.rows_ready.tokens) == (0, 0)
         remote.expect(prompt_rows=9, new_tokens=len(expected))
         end = time.monotonic() + 20

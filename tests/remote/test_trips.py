@@ -1,4 +1,4 @@
-"""Round trips over a real server: two a block and two more, guesses, and what a link is measured to cost."""
+"""Round trips over a real server: two a block and two more, draft tokens, and what a link is measured to cost."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import torch
 from typer.testing import CliRunner
 
 from veil import HybridFHEModel
+from veil.bundle.terms import Terms
 from veil.cli import app
 from veil.client.connection import Address
 from veil.client.link import measure_link
 from veil.client.remote import RemoteTransport
-from veil.commands.served import ModelChoice, opened
+from veil.commands.model_choice import ModelChoice, opened
 from veil.errors import BundleError
-from veil.model.modules import select_modules
-from veil.model.terms import Terms
+from veil.network.timeouts import Timeouts
 from veil.params import Params
-from veil.wire.patience import Patience
+from veil.runtime.modules import select_modules
 
 WEAK = Terms(no_cryptography=True)
 
@@ -31,16 +31,16 @@ BLOCKS = 2
 
 
 @pytest.fixture(scope="module")
-def folded(bundle: Any, new_model: Callable[[str], Any], tiny_tokenizer: Any, tmp_path_factory: Any) -> Any:
-    """The tiny Llama with folded norms, as a bundle beside the plain one of `bundle`."""
+def fused(bundle: Any, new_model: Callable[[str], Any], tiny_tokenizer: Any, tmp_path_factory: Any) -> Any:
+    """The tiny Llama with fused norms, as a bundle beside the plain one of `bundle`."""
     model = new_model("llama")
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
     sample = torch.arange(1, 60).unsqueeze(0)
-    hybrid.compile_model(sample, params=Params.insecure_tiny(signal_db=70.0), device="cpu", fold_norms="on")
-    path: Path = tmp_path_factory.mktemp("bundles") / "folded"
+    hybrid.compile_model(sample, params=Params.insecure_tiny(signal_db=70.0), device="cpu", fuse_norms="on")
+    path: Path = tmp_path_factory.mktemp("bundles") / "fused"
     hybrid.save(path, tokenizer=tiny_tokenizer)
     hybrid.set_fhe_mode("execute")
-    return type(bundle("llama"))("folded", path, hybrid, hybrid._engine)
+    return type(bundle("llama"))("fused", path, hybrid, hybrid._engine)
 
 
 @pytest.fixture
@@ -57,26 +57,26 @@ def trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_two_trips_a_block_and_two_more(folded: Any, serve: Any, generated: Any, trips: list[int]) -> None:
-    with serve(folded) as server:
-        remote = folded.connect(server.port)
-        assert generated(remote) == generated(folded.local)
+def test_two_trips_a_block_and_two_more(fused: Any, serve: Any, generated: Any, trips: list[int]) -> None:
+    with serve(fused) as server:
+        remote = fused.connect(server.port)
+        assert generated(remote) == generated(fused.local)
         assert trips == list(range(2 * BLOCKS + 2)) * 6
         assert remote.stats.trips == len(trips)
         remote.close()
 
 
-def test_guesses_share_their_trips(folded: Any, serve: Any, generated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("veil.model.pace.Pace.guesses", lambda self, ready, prepare_s: 3)
-    with serve(folded) as server:
-        remote = folded.connect(server.port)
+def test_draft_tokens_share_their_trips(fused: Any, serve: Any, generated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("veil.runtime.pace.Pace.draft tokens", lambda self, ready, prepare_s: 3)
+    with serve(fused) as server:
+        remote = fused.connect(server.port)
         expected = generated(remote, 12)
         remote.stats.reset()
         with remote.speculate() as options:
             assert generated(remote, 12, **options) == expected
         stats = remote.stats
         assert stats.trips == (12 - stats.accepted) * (2 * BLOCKS + 2)
-        assert stats.guessed > stats.accepted > 0
+        assert stats.drafted > stats.accepted > 0
         remote.close()
 
 
@@ -91,10 +91,10 @@ def test_the_link_is_measured(llama: Any, serve: Any, monkeypatch: pytest.Monkey
         return original(self, context)
 
     with serve(llama) as server:
-        address, patience = Address(target=f"127.0.0.1:{server.port}"), Patience()
-        near = measure_link(address, patience)
+        address, timeouts = Address(target=f"127.0.0.1:{server.port}"), Timeouts()
+        near = measure_link(address, timeouts)
         monkeypatch.setattr(Service, "_owner", slow)
-        far = measure_link(address, patience)
+        far = measure_link(address, timeouts)
     assert 0 < near.rtt_s < far.rtt_s
     assert 0.03 <= far.rtt_s < 0.2
     assert far.bytes_per_s > 0
@@ -104,14 +104,14 @@ def test_the_link_is_measured(llama: Any, serve: Any, monkeypatch: pytest.Monkey
 def test_a_trip_is_without_the_time_of_a_call(llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from veil.client import link
 
-    monkeypatch.setattr(link, "_empty", lambda connection, patience: 5.0)
+    monkeypatch.setattr(link, "_empty", lambda connection, timeouts: 5.0)
     with serve(llama) as server:
-        address, patience = Address(target=f"localhost:{server.port}"), Patience()
-        assert measure_link(address, patience).rtt_s == 5.0, "a relay: what connected is not what answers"
+        address, timeouts = Address(target=f"localhost:{server.port}"), Timeouts()
+        assert measure_link(address, timeouts).rtt_s == 5.0, "a relay: what connected is not what answers"
         monkeypatch.setattr(link, "_OF_GRPC_S", 10.0)
-        assert 0 < measure_link(address, patience).rtt_s < 1.0
+        assert 0 < measure_link(address, timeouts).rtt_s < 1.0
         monkeypatch.setattr(socket, "create_connection", refuse)
-        assert measure_link(address, patience).rtt_s == 5.0
+        assert measure_link(address, timeouts).rtt_s == 5.0
 
 
 def refuse(*_: Any) -> None:
@@ -126,32 +126,32 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize(("choice", "rtt_s", "groups"), [("on", 0, 6), ("off", 9, 9), ("auto", 0.02, 6), ("auto", 0.0, 9)])
 def test_the_bundle_that_suits_the_distance_is_fetched(
-    choice: str, rtt_s: float, groups: int, folded: Any, llama: Any, serve: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+    choice: str, rtt_s: float, groups: int, fused: Any, llama: Any, serve: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from veil.client.link import Link
     from veil.commands.pull import cached
 
-    monkeypatch.setattr("veil.commands.pull.measure_link", lambda address, patience: Link(rtt_s=rtt_s, bytes_per_s=1e9))
-    with serve(llama, folded, offer=True) as server:
+    monkeypatch.setattr("veil.commands.pull.measure_link", lambda address, timeouts: Link(rtt_s=rtt_s, bytes_per_s=1e9))
+    with serve(llama, fused, offer=True) as server:
         address = Address(target=f"127.0.0.1:{server.port}")
-        path = cached(address, terms=WEAK, name=None, fold_norms=choice)
+        path = cached(address, terms=WEAK, name=None, fuse_norms=choice)
         assert len(json.loads((path / "bundle.json").read_text())["manifest"]) == groups
 
 
-@pytest.mark.parametrize(("choice", "name"), [("on", "folded"), ("off", "llama")])
+@pytest.mark.parametrize(("choice", "name"), [("on", "fused"), ("off", "llama")])
 def test_gateway_and_chat_fetch_what_was_chosen(
-    choice: str, name: str, folded: Any, llama: Any, serve: Any, cache: Path
+    choice: str, name: str, fused: Any, llama: Any, serve: Any, cache: Path
 ) -> None:
-    with serve(llama, folded, offer=True) as server:
+    with serve(llama, fused, offer=True) as server:
         address = Address(target=f"127.0.0.1:{server.port}")
-        with opened(ModelChoice(server=address, fold_norms=choice, terms=WEAK)) as served:
-            assert (served.name, served.hybrid.is_folded) == (name, choice == "on")
+        with opened(ModelChoice(server=address, fuse_norms=choice, terms=WEAK)) as served:
+            assert (served.name, served.hybrid.is_fused) == (name, choice == "on")
 
 
 @pytest.mark.parametrize("command", [("generate", "w3"), ("chat",), ("gateway",)])
-def test_folding_is_chosen_where_a_half_is_fetched(command: tuple[str, ...], llama: Any) -> None:
+def test_fusing_is_chosen_where_a_half_is_fetched(command: tuple[str, ...], llama: Any) -> None:
     for options in ((), ("--bundle", str(llama.path)), ("--bundle", str(llama.path), "--server", "127.0.0.1:1")):
-        found = CliRunner().invoke(app, [*command, *options, "--fold-norms", "on"])
+        found = CliRunner().invoke(app, [*command, *options, "--fuse-norms", "on"])
         assert found.exit_code == 2
         assert "'veil compile'" in found.stderr
 
@@ -159,24 +159,24 @@ def test_folding_is_chosen_where_a_half_is_fetched(command: tuple[str, ...], lla
 def test_a_choice_that_is_not_offered_is_an_error(llama: Any, serve: Any, cache: Path) -> None:
     from veil.commands.pull import cached
 
-    with serve(llama, offer=True) as server, pytest.raises(BundleError, match="no client half with folded norms"):
-        cached(Address(target=f"127.0.0.1:{server.port}"), terms=WEAK, name=None, fold_norms="on")
+    with serve(llama, offer=True) as server, pytest.raises(BundleError, match="no client half with fused norms"):
+        cached(Address(target=f"127.0.0.1:{server.port}"), terms=WEAK, name=None, fuse_norms="on")
 
 
-def test_generate_says_what_a_token_cost(folded: Any, serve: Any) -> None:
-    arguments = ["generate", "w3 w4 w5 w3 w4 w5 w3 w4", "--raw", "--max-new-tokens", "6", "--bundle", str(folded.path)]
-    with serve(folded) as server:
+def test_generate_says_what_a_token_cost(fused: Any, serve: Any) -> None:
+    arguments = ["generate", "w3 w4 w5 w3 w4 w5 w3 w4", "--raw", "--max-new-tokens", "6", "--bundle", str(fused.path)]
+    with serve(fused) as server:
         arguments += ["--server", f"127.0.0.1:{server.port}", "--speculate", "lookup", "--allow-no-cryptography"]
         found = CliRunner().invoke(app, [*arguments, "--json"])
         assert found.exit_code == 0, found.output
         result = json.loads(found.stdout)
         shown = CliRunner().invoke(app, arguments)
-    remote, guesses = result["remote"], result["guesses"]
+    remote, draft_tokens = result["remote"], result["draft_tokens"]
     assert 0 < result["trips_per_token"] <= 2 * BLOCKS + 2
     assert remote["rtt_s"] > 0
     assert remote["trips_s"] == pytest.approx(result["trips_per_token"] * remote["rtt_s"], rel=0.01)
-    assert guesses["rows_for_nothing"] == guesses["guessed"] - guesses["accepted"]
-    assert guesses["passes"] + guesses["accepted"] >= result["new_tokens"]
+    assert draft_tokens["rows_for_nothing"] == draft_tokens["drafted"] - draft_tokens["accepted"]
+    assert draft_tokens["passes"] + draft_tokens["accepted"] >= result["new_tokens"]
     assert "trips" in shown.stderr
     assert "Mbit/s" in shown.stderr
     assert "tokens a pass" in shown.stderr
@@ -185,7 +185,7 @@ def test_generate_says_what_a_token_cost(folded: Any, serve: Any) -> None:
 def test_what_goes_up_while_the_link_is_measured_is_counted(llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from veil.client.link import Link
 
-    def slow(address: Any, patience: Any) -> Link:
+    def slow(address: Any, timeouts: Any) -> Link:
         time.sleep(0.5)
         return Link(rtt_s=0.001, bytes_per_s=1e9)
 
@@ -204,8 +204,8 @@ def test_what_goes_up_while_the_link_is_measured_is_counted(llama: Any, serve: A
         found = CliRunner().invoke(app, ["generate", "w3 w4 w5", *options])
     assert found.exit_code == 0, found.output
     params = llama.engine.model.params
-    ahead = (params.batch_bytes + 5) / params.T
-    assert json.loads(found.stdout)["bytes_per_token"]["up_ahead"] == pytest.approx(ahead, rel=0.02)
+    offline_rows = (params.batch_bytes + 5) / params.T
+    assert json.loads(found.stdout)["bytes_per_token"]["up_offline"] == pytest.approx(offline_rows, rel=0.02)
 
 
 def test_speculation_needs_remote_layers(llama_folder: Path) -> None:

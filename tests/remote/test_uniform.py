@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
+from veil.bundle.header_file import half_digest
 from veil.client.connection import Address
 from veil.client.maker import ClientModel
 from veil.client.remote import RemoteTransport
-from veil.client.session import Ahead, ClientSession
+from veil.client.session import ClientSession, OfflineRows
 from veil.client.stats import Stats
 from veil.kernels.ring import ring_of
-from veil.model.folder import half_digest
+from veil.network.timeouts import Timeouts
 from veil.random import SecretRng
 from veil.wire.messages import Upload
-from veil.wire.patience import Patience
 
 GROUP = 0
 ROWS = 200
@@ -41,7 +41,7 @@ def test_received_rows_are_uniform_without_the_right_key(llama: Any, serve: Any)
     right: list[NDArray[np.uint32]] = []
     with serve(llama) as server:
         address = Address(target=f"127.0.0.1:{server.port}")
-        transport = RemoteTransport(model, address, kernels, Stats(), Patience(), half_digest(llama.path / "client"))
+        transport = RemoteTransport(model, address, kernels, Stats(), Timeouts(), half_digest(llama.path / "client"))
         session = ClientSession(model, transport, kernels, scalings, SecretRng(), Stats())
         take = session._supply.take
 
@@ -74,7 +74,7 @@ def test_received_batches_are_uniform(llama: Any, serve: Any) -> None:
         engine = server.service._shared.bundles["llama"].engine
         admit = engine.admit
         engine.admit = lambda session, upload: (seen.append(upload), admit(session, upload))[1]
-        remote = llama.connect(server.port, ahead=Ahead(tokens=0, prompt_rows=0))
+        remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
         remote.reserve(rows_full=32)
         remote.close()
     params = engine.model.params

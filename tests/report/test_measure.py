@@ -10,17 +10,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from veil import HybridFHEModel, linear_modules
+from veil.bundle.constants import GroupConstants, scalings_of
+from veil.bundle.manifest import Group, Layer, Manifest
+from veil.compile.quantize import row_norms
 from veil.errors import NotCompiled
 from veil.kernels.backend import kernels_for
-from veil.model.constants import GroupConstants, scalings_of
-from veil.model.manifest import Group, Layer, Manifest
-from veil.model.modes import ClearLayers
-from veil.model.quantize import row_norms
 from veil.params import Params, Spec
 from veil.report import measure
 from veil.report.eight_bit import EightBitLayers, eight_bit
 from veil.report.inside import EIGHT_BIT, Inside
 from veil.report.layers import WIDTHS, layer_quality, width_quality
+from veil.runtime.evaluators import ClearLayers
 
 TINY = Params.insecure_tiny()
 IDS = torch.arange(3, 43)[None] % 64
@@ -93,7 +93,7 @@ def test_what_to_expect_of_other_widths(tiny_llama: Any) -> None:
     assert found[-1].input_bits > found[0].input_bits
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_dynamic_quantization": False}, {"fold_norms": "on"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"use_dynamic_quantization": False}, {"fuse_norms": "on"}], ids=str)
 def test_predicted_and_measured_agree_for_every_kind_of_scale(tiny_llama: Any, settings: dict[str, Any]) -> None:
     """Over 200 rows of each of 15 layers: within 30 %, and 5 % for all layers together."""
     hybrid = HybridFHEModel(tiny_llama, linear_modules(tiny_llama))

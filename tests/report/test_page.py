@@ -22,7 +22,7 @@ def report() -> Report:
     costs = Costs(
         up_online_bytes=295_488,
         down_online_bytes=460_512,
-        up_ahead_bytes=86_784,
+        up_offline_bytes=86_784,
         batch_bytes=5_554_176,
         batch_rows=64,
         hint_bytes=2**31,

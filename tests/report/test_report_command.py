@@ -28,7 +28,7 @@ def invoke(*arguments: Any) -> Any:
 
 def test_json_and_page(llama_folder: Path, text: Path, tmp_path: Path) -> None:
     html = tmp_path / "report.html"
-    result = invoke(llama_folder, "--text", text, "--tokens", 24, "--sample", 6, "--html", html, "--folded", "--json")
+    result = invoke(llama_folder, "--text", text, "--tokens", 24, "--sample", 6, "--html", html, "--fused", "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert [mode["name"] for mode in report["modes"]] == ["float", "disable", "simulate", "8-bit activations"]
@@ -42,24 +42,24 @@ def test_json_and_page(llama_folder: Path, text: Path, tmp_path: Path) -> None:
     assert widths == [512, 1024, 2048, 4096, 8192, 14336, 28672]
     costs = report["costs"]
     assert (costs["batch_bytes"], costs["batch_rows"]) == (params.batch_bytes, 64)
-    assert costs["up_ahead_bytes"] == params.batch_bytes / 64
+    assert costs["up_offline_bytes"] == params.batch_bytes / 64
     inputs, slots = 2 * (32 + 32 + 32 + 48) + 32, 2 * (32 + 16 + 16 + 32 + 48 + 48 + 32) + 64
     assert 2 * inputs < costs["up_online_bytes"] < 3 * inputs, "17 to 24 bits an input"
     assert slots < costs["down_online_bytes"] < 2 * slots, "9 to 15 bits a result"
     assert min(costs["prepare_s"], costs["online_s"], costs["client_s"]) > 0
     assert report["by_bits"] == []
-    plain, folded = report["folding"]
-    assert (plain["round_trips"], folded["round_trips"]) == (4 * 2 + 1, 2 * 2 + 2)
+    plain, fused = report["fusion"]
+    assert (plain["round_trips"], fused["round_trips"]) == (4 * 2 + 1, 2 * 2 + 2)
     assert plain["up_online_bytes"] == costs["up_online_bytes"]
     assert plain["down_online_bytes"] == costs["down_online_bytes"]
-    assert folded["remote_weights"] > plain["remote_weights"] == report["costs"]["remote_weights"]
-    assert 0 < folded["fidelity"]["kl"] < 10 * plain["fidelity"]["kl"]
-    assert "Folded norms" in html.read_text()
+    assert fused["remote_weights"] > plain["remote_weights"] == report["costs"]["remote_weights"]
+    assert 0 < fused["fidelity"]["kl"] < 10 * plain["fidelity"]["kl"]
+    assert "Fused norms" in html.read_text()
     assert "tiny-llama under veil" in html.read_text()
 
 
 def test_tables(llama_folder: Path, text: Path) -> None:
-    result = invoke(llama_folder, "--text", text, "--tokens", 12, "--sample", 0, "--bits", "--folded")
+    result = invoke(llama_folder, "--text", text, "--tokens", 12, "--sample", 0, "--bits", "--fused")
     assert result.exit_code == 0, result.output
     for shown in (
         "perplexity",
@@ -67,7 +67,7 @@ def test_tables(llama_folder: Path, text: Path) -> None:
         "8-bit activations",
         "bits of the weights",
         "by width",
-        "folded norms",
+        "fused norms",
         "security",
     ):
         assert shown in result.output

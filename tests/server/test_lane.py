@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from veil.network.busy_poll import NOTHING
+from veil.network.frames import Frames
 from veil.server.lane import RowLane
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
-from veil.wire.eager import NOTHING
 from veil.wire.envelope import seal, unseal
-from veil.wire.frames import Frames
 
 
 class Echo:

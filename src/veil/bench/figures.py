@@ -68,7 +68,7 @@ def phases(records: Sequence[Record]) -> Figure:
         left = 0.0
         for phase in record.phases:
             width = phase.token.median_s * 1e3
-            hatch = "///" if phase.moment == "ahead" else None
+            hatch = "///" if phase.moment == "offline" else None
             axes.barh("veil", width, left=left, color=_COLOURS[phase.name], hatch=hatch, edgecolor="white", linewidth=0.6)
             left += width
         axes.annotate(f" {milliseconds(record.token_s.total)}", (left, 0), va="center", fontsize=9)
@@ -80,7 +80,7 @@ def phases(records: Sequence[Record]) -> Figure:
         axes.set_xlim(0, left * 1.12)
         axes.invert_yaxis()
         axes.set_title(_title(record), fontsize=10, loc="left")
-    panels[-1].set_xlabel("milliseconds a token (hatched: ahead of time, before the token is known)")
+    panels[-1].set_xlabel("milliseconds a token (hatched: offline, before the token is known)")
     _legend_of_phases(figure, records)
     return figure
 
@@ -89,7 +89,7 @@ def sizes(records: Sequence[Record]) -> Figure:
     """Bytes of a token between client and server, against the same tensors in clear float32 and the peer."""
     figure = _figure(8.0, 4.2)
     (axes,) = _panels(figure, 1, 1)
-    up = (("up, ahead", "up_ahead", "#9ecae1"), ("up, online", "up_online", "#3182bd"))
+    up = (("up, offline", "up_offline", "#9ecae1"), ("up, online", "up_online", "#3182bd"))
     parts = (*up, ("down, online", "down_online", _ONLINE))
     for place, record in enumerate(records):
         size, bottom = record.bytes_per_token, 0.0
@@ -252,7 +252,7 @@ def _legend_of_phases(figure: Figure, records: Sequence[Record]) -> None:
     shown = {phase.name for record in records for phase in record.phases}
 
     handles = [
-        Patch(facecolor=_COLOURS[name], edgecolor="white", hatch="///" if moment == "ahead" else None, label=name)
+        Patch(facecolor=_COLOURS[name], edgecolor="white", hatch="///" if moment == "offline" else None, label=name)
         for name, (moment, _) in PHASES.items()
         if name in shown
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from veil.model.quiet import quiet
+from veil.sources.quiet import quiet
 
 
 @dataclass
@@ -70,5 +70,5 @@ def prefill(model: Any, prompt: torch.Tensor) -> float:
     start = time.perf_counter()
     with quiet(), torch.no_grad():
         output = model(prompt, logits_to_keep=1, use_cache=True)
-    output.logits[0, -1, 0].item()  # a card has finished
+    output.logits[0, -1, 0].item()  # a GPU has finished
     return time.perf_counter() - start

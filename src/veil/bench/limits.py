@@ -7,8 +7,8 @@ from statistics import median
 
 from veil.bench.phases import Parts, Samples
 from veil.bench.record import Floor, Limit, Machine, Subject, Timing
+from veil.bundle.manifest import Manifest
 from veil.crypto.hint import hint_bytes
-from veil.model.manifest import Manifest
 from veil.params import Params
 
 WORD = 4
@@ -43,33 +43,33 @@ def floor(params: Params, manifest: Manifest, subject: Subject, machine: Machine
 
 
 def limits(params: Params, manifest: Manifest, subject: Subject, machine: Machine, samples: Samples) -> tuple[Limit, ...]:
-    """The steps of a row ahead and of a token.
+    """The steps of an offline row and of a token.
 
     Shares of bandwidth are of what the machine gave during the generations, not of the best moment of the run.
     """
     if "whole pass" in samples.online_parts[0]:
         rows, whole = (
-            _of(parts, name) for parts, name in ((samples.ahead_parts, "rows"), (samples.online_parts, "whole pass"))
+            _of(parts, name) for parts, name in ((samples.offline_parts, "rows"), (samples.online_parts, "whole pass"))
         )
         read = subject.remote_weights / whole.median_s / machine.read_bytes_per_s
         return (
-            Limit(name="rows ahead, both sides, a row", timing=rows, bound="time"),
+            Limit(name="offline rows, both sides, a row", timing=rows, bound="time"),
             Limit(name="a token's whole pass, against its int8 weights", timing=whole, bound=BANDWIDTH, share=read),
         )
     given = machine.read_bytes_per_s if machine.accelerator else median(samples.bandwidths)
-    server, product = _of(samples.ahead_parts, "rows, server"), _of(samples.online_parts, "product")
+    server, product = _of(samples.offline_parts, "rows, server"), _of(samples.online_parts, "product")
     batch_s = server.median_s * params.T
     read = hint_bytes(params, list(manifest.segments.values())) / batch_s / given
-    found = [Limit(name="rows ahead, server: G read once a batch", timing=server, bound=BANDWIDTH, share=read)]
+    found = [Limit(name="offline rows, server: G read once a batch", timing=server, bound=BANDWIDTH, share=read)]
     if machine.multiply_adds_per_s:
         share = batch_multiply_adds(params, manifest) / batch_s / machine.multiply_adds_per_s
-        found.append(Limit(name="rows ahead, server: multiply-adds", timing=server, bound=PEAK, share=share))
-    client = _of(samples.ahead_parts, "rows, client")
+        found.append(Limit(name="offline rows, server: multiply-adds", timing=server, bound=PEAK, share=share))
+    client = _of(samples.offline_parts, "rows, client")
     cipher = Timing.of([part["encrypt"] + part["decrypt"] for part in samples.online_parts])
     share = subject.remote_weights / product.median_s / given
     return (
         *found,
-        Limit(name="rows ahead, client", timing=client, bound="time"),
+        Limit(name="offline rows, client", timing=client, bound="time"),
         Limit(name="all online products of one row", timing=product, bound=BANDWIDTH, share=share),
         Limit(name="client's encryption and decryption of a token", timing=cipher, bound="time"),
     )

@@ -4,7 +4,7 @@ A token makes one round trip for each group of remote layers, one after the othe
 
     seconds = online + round trips · rtt + (bytes up + bytes down) / bandwidth
 
-when its row was made ahead. Making a batch of rows sends more bytes and waits for nothing.
+when its row was made offline. Making a batch of rows sends more bytes and waits for nothing.
 """
 
 from __future__ import annotations

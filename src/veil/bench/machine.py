@@ -36,9 +36,9 @@ def describe(device: str = "cpu") -> Machine:
         cores=cores(),
         system=f"{platform.system()} {platform.machine()}",
         memory_bytes=_memory_bytes(),
-        read_bytes_per_s=card_bandwidth() if cuda else read_bandwidth(),
+        read_bytes_per_s=gpu_bandwidth() if cuda else read_bandwidth(),
         multiply_adds_per_s=None if cuda else multiply_add_peak(),
-        accelerator=_card() if cuda else None,
+        accelerator=_gpu() if cuda else None,
     )
 
 
@@ -119,8 +119,8 @@ class ReadProbe:
         return self._data.nbytes / best_of(passes, lambda: read_all(self._data, _PARTS))
 
 
-def card_bandwidth() -> float:
-    """Bytes a second that the card reads and writes in a copy of a gibibyte: the best of five."""
+def gpu_bandwidth() -> float:
+    """Bytes a second that the GPU reads and writes in a copy of a gibibyte: the best of five."""
     import torch
 
     source = torch.zeros(READ_BYTES, dtype=torch.uint8, device="cuda")
@@ -170,7 +170,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _card() -> str:
+def _gpu() -> str:
     import torch
 
     return str(torch.cuda.get_device_name())

@@ -1,4 +1,4 @@
-"""Measuring encrypted generation: rows made ahead, tokens online, prompts; each split into phases that add up to its time.
+"""Measuring encrypted generation: rows made offline, tokens online, prompts; each split into phases that add up to its time.
 
 The session counts its own phases (`veil.client.stats.Stats.seconds`), and a server in a process of its own counts what it
 computes; nothing is watched from outside.
@@ -16,16 +16,16 @@ from typing import NamedTuple
 from veil.bench.generation import generate, prefill, random_prompt
 from veil.bench.machine import ReadProbe
 from veil.bench.record import Phase, Prompt, Timing
-from veil.bench.served import Spent
+from veil.bench.server_process import Spent
 from veil.bench.sides import STATIC_CACHE, Sides
 from veil.client.stats import Stats
 from veil.progress import Progress
 
 PHASES = {
-    "rows, client": ("ahead", "client"),
-    "rows, server": ("ahead", "server"),
-    "rows, network": ("ahead", "both"),
-    "rows": ("ahead", "both"),
+    "rows, client": ("offline", "client"),
+    "rows, server": ("offline", "server"),
+    "rows, network": ("offline", "both"),
+    "rows": ("offline", "both"),
     "encrypt": ("online", "client"),
     "product": ("online", "server"),
     "network": ("online", "both"),
@@ -37,7 +37,7 @@ PHASES = {
 
 *rows, client*: secrets, pads, shares μ and the encryption of the secret. *rows, server*: the shares h. *product*: the
 server's part of a token. *layers*: every layer that is not remote, and what surrounds the others. The two *network*
-phases are what a call to a server in another process takes beside its computing. On a card, whose work is not waited for
+phases are what a call to a server in another process takes beside its computing. On a GPU, whose work is not waited for
 piece by piece, there are only *rows* and *whole pass*.
 """
 
@@ -56,10 +56,10 @@ class Batch(NamedTuple):
 
 @dataclass
 class Samples:
-    """What was measured: seconds a row made ahead and a token online, each one's parts, and the bandwidth meanwhile."""
+    """What was measured: seconds a row made offline and a token online, each one's parts, and the bandwidth meanwhile."""
 
-    ahead: list[float] = field(default_factory=list)
-    ahead_parts: list[Parts] = field(default_factory=list)
+    offline: list[float] = field(default_factory=list)
+    offline_parts: list[Parts] = field(default_factory=list)
     online: list[float] = field(default_factory=list)
     online_parts: list[Parts] = field(default_factory=list)
     bandwidths: list[float] = field(default_factory=list)
@@ -68,16 +68,16 @@ class Samples:
         """The phases' timings; in two processes the server's product is known a generation at a time."""
         found = []
         for name, (moment, side) in PHASES.items():
-            parts = self.ahead_parts if moment == "ahead" else self.online_parts
+            parts = self.offline_parts if moment == "offline" else self.online_parts
             if name in parts[0]:
                 found.append(Phase(name=name, moment=moment, side=side, token=Timing.of([part[name] for part in parts])))
         return tuple(found)
 
 
 class Counted(NamedTuple):
-    """The counters of a whole batch made ahead and of a pass of one row."""
+    """The counters of a whole batch made offline and of a pass of one row."""
 
-    ahead: Stats
+    offline: Stats
     online: Stats
 
 
@@ -91,19 +91,19 @@ class Meter:
         self.new_tokens = new_tokens
         self._batch_rows = sides.hybrid.params.T
         self._probe = None if sides.device == "cuda" else ReadProbe(PROBE_BYTES)
-        self._settings = STATIC_CACHE if sides.on_card else {}
+        self._settings = STATIC_CACHE if sides.on_gpu else {}
 
     def generations(self, repeats: int, progress: Progress) -> Samples:
-        """Some generations with every row made ahead, after a short one that warms caches."""
+        """Some generations with every row made offline, after a short one that warms caches."""
         samples = Samples()
         generate(self.hybrid.model, random_prompt(self.hybrid.model, 2), 4, **self._settings)
         for repeat in range(repeats):
             progress("encrypted generation", repeat, repeats)
             self.hybrid.reserve(rows_body=self.prompt.shape[1] - 1)
-            while self.hybrid.rows_ready.tokens < 1 + self.new_tokens or len(samples.ahead) <= repeat:
+            while self.hybrid.rows_ready.tokens < 1 + self.new_tokens or len(samples.offline) <= repeat:
                 batch = self.make(1, full=True)
-                samples.ahead.append(batch.row_s)
-                samples.ahead_parts.append(batch.parts)
+                samples.offline.append(batch.row_s)
+                samples.offline_parts.append(batch.parts)
             samples.bandwidths.append(self._bandwidth())
             self._online(samples)
             samples.bandwidths.append(self._bandwidth())
@@ -112,19 +112,19 @@ class Meter:
 
     def prompt_of(self, rows: int, repeats: int, full_row_s: float, progress: Progress) -> Prompt:
         """A prompt's row: whole batches without the head for all rows but the last, then one pass."""
-        ids, ahead, online = random_prompt(self.hybrid.model, rows), [], []
+        ids, offline, online = random_prompt(self.hybrid.model, rows), [], []
         batches = -(-(rows - 1) // self._batch_rows)
         for repeat in range(repeats):
             progress(f"encrypted prompt of {rows} rows", repeat, repeats)
             if batches:
-                ahead.append(self.make(batches, full=False).row_s)
+                offline.append(self.make(batches, full=False).row_s)
             self.hybrid.reserve(rows_full=1)
             online.append(prefill(self.hybrid.model, ids) / rows)
         progress(f"encrypted prompt of {rows} rows", repeats, repeats)
-        ahead_s = ((rows - 1) * (median(ahead) if ahead else 0.0) + full_row_s) / rows
+        offline_s = ((rows - 1) * (median(offline) if offline else 0.0) + full_row_s) / rows
         through = Timing.of(online)
         return Prompt(
-            rows=rows, row_s=ahead_s + through.median_s, ahead_s=ahead_s, online_s=through.median_s, online=through
+            rows=rows, row_s=offline_s + through.median_s, offline_s=offline_s, online_s=through.median_s, online=through
         )
 
     def counted(self) -> Counted:
@@ -132,9 +132,9 @@ class Meter:
         stats = self.hybrid.stats
         before = stats.copy()
         self.make(1, full=True)
-        ahead, before = stats - before, stats.copy()
+        offline, before = stats - before, stats.copy()
         prefill(self.hybrid.model, random_prompt(self.hybrid.model, 1))
-        return Counted(ahead, stats - before)
+        return Counted(offline, stats - before)
 
     def make(self, batches: int, *, full: bool) -> Batch:
         """Make whole batches, with the head if ``full``."""
@@ -153,7 +153,7 @@ class Meter:
         return Batch(elapsed / count, {name: seconds / count for name, seconds in parts.items()}, count)
 
     def _ahead_parts(self, elapsed: float, other_side: float) -> Parts:
-        if self.sides.on_card:
+        if self.sides.on_gpu:
             return {"rows": elapsed}
         client = {"rows, client": elapsed - other_side}
         if self.sides.server is None:
@@ -177,7 +177,7 @@ class Meter:
             samples.online_parts.append(self._online_parts(elapsed, seconds, product))
 
     def _online_parts(self, elapsed: float, spent: Mapping[str, float], product: float) -> Parts:
-        if self.sides.on_card:
+        if self.sides.on_gpu:
             return {"whole pass": elapsed}
         other_side, cipher = spent["online_server"], {name: spent[name] for name in ("encrypt", "decrypt")}
         parts = cipher | {"layers": elapsed - other_side - sum(cipher.values())}

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from veil import noise
 from veil.bench import machine
 from veil.bench.record import SignalPoint, SignalSeries
+from veil.bundle.constants import GroupConstants, scalings_of
+from veil.bundle.manifest import Group, Layer, Manifest
 from veil.client.session import ClientModel, ClientSession
 from veil.client.stats import Stats
+from veil.compile.quantize import quantize_weight, row_norms
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Kernels
-from veil.model.constants import GroupConstants, scalings_of
-from veil.model.manifest import Group, Layer, Manifest
-from veil.model.quantize import quantize_weight, row_norms
 from veil.params import Params
 from veil.progress import Progress
 from veil.random import SecretRng

@@ -77,19 +77,19 @@ class Settings:
     repeats: int
     threads: int
     batch_rows: int
-    fold_norms: str = "off"
+    fuse_norms: str = "off"
     busy: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSeconds:
-    """A token's seconds: everything, of it ahead of time and online, plaintext float32, and the peer's.
+    """A token's seconds: everything, of it offline and online, plaintext float32, and the peer's.
 
-    ``ahead`` is the time of making a whole batch of full rows, both sides, over its rows.
+    ``offline`` is the time of making a whole batch of full rows, both sides, over its rows.
     """
 
     total: float
-    ahead: float
+    offline: float
     online: float
     plaintext: float | None = None
     peer: float | None = None
@@ -106,7 +106,7 @@ class Ratio:
     floor: float
     clear_bytes: float
     plaintext_total: float | None = None
-    plaintext_ahead: float | None = None
+    plaintext_offline: float | None = None
     plaintext_online: float | None = None
     peer: float | None = None
 
@@ -116,8 +116,8 @@ class BytesPerToken:
     """Bytes between client and server for a token, and what the tensors in clear float32 and the peer would take."""
 
     total: float
-    up_ahead: float
-    down_ahead: float
+    up_offline: float
+    down_offline: float
     up_online: float
     down_online: float
     clear_float32: float
@@ -126,7 +126,9 @@ class BytesPerToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One part of a token's time. ``moment`` is ``ahead`` or ``online``, ``side`` is ``client``, ``server`` or ``both``."""
+    """One part of a token's time. ``moment`` is ``offline`` or ``online``, ``side`` is ``client``, ``server`` or
+    ``both``.
+    """
 
     name: str
     moment: str
@@ -136,15 +138,15 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A row of a prompt of ``rows``: made ahead, and through the model; in plaintext; and the ratio of the two.
+    """A row of a prompt of ``rows``: made offline, and through the model; in plaintext; and the ratio of the two.
 
-    ``ahead_s`` is of whole batches without the head for all rows but the last. Online and plaintext are one forward pass
+    ``offline_s`` is of whole batches without the head for all rows but the last. Online and plaintext are one forward pass
     that keeps the last row's logits and fills a key-value cache.
     """
 
     rows: int
     row_s: float
-    ahead_s: float
+    offline_s: float
     online_s: float
     online: Timing
     plaintext_s: float | None = None

@@ -37,7 +37,7 @@ def summary(record: Record) -> Table:
     table = _table(f"{record.model.name} · {where}, {machine.cores} cores · {record.commit}{load}")
     rows = [
         ("a token, everything", milliseconds(token.total), _times(ratio.plaintext_total, "plaintext")),
-        ("  ahead, both sides", milliseconds(token.ahead), _times(ratio.plaintext_ahead, "plaintext")),
+        ("  offline, both sides", milliseconds(token.offline), _times(ratio.plaintext_offline, "plaintext")),
         ("  online", milliseconds(token.online), _times(ratio.plaintext_online, "plaintext")),
     ]
     if token.plaintext is not None:
@@ -47,7 +47,7 @@ def summary(record: Record) -> Table:
     floor = f"{ratio.floor:.1f} × reading what it must at {machine.read_bytes_per_s / 1e9:.1f} GB/s"
     rows.append(("  bandwidth floor", milliseconds(record.floor.seconds), floor))
     for prompt in record.prompts:
-        parts = f"{milliseconds(prompt.ahead_s)} ahead, {milliseconds(prompt.online_s)} online"
+        parts = f"{milliseconds(prompt.offline_s)} offline, {milliseconds(prompt.online_s)} online"
         if prompt.plaintext_s is not None:
             parts = f"{_times(prompt.ratio, 'plaintext')} ({milliseconds(prompt.plaintext_s)}); {parts}"
         rows.append((f"a row of a {prompt.rows}-row prompt", milliseconds(prompt.row_s), parts))
@@ -76,7 +76,7 @@ def sizes(record: Record) -> Table:
     """Bytes of a token, by direction and moment."""
     size = record.bytes_per_token
     table = _table("bytes a token", "", "up", "down")
-    table.add_row("ahead", f"{size.up_ahead:,.0f}", f"{size.down_ahead:,.0f}")
+    table.add_row("offline", f"{size.up_offline:,.0f}", f"{size.down_offline:,.0f}")
     table.add_row("online", f"{size.up_online:,.0f}", f"{size.down_online:,.0f}")
     clear = [4 * values for values in (record.model.inputs, record.model.outputs)]
     table.add_row("the same tensors in clear float32", *(f"{nbytes:,}" for nbytes in clear))
@@ -118,10 +118,10 @@ def peer(record: Record) -> Table:
 def widths(series: WidthSeries) -> Table:
     """Cost by width."""
     title = f"widths · {series.machine.processor}, {series.machine.cores} cores · {series.commit}"
-    table = _table(title, "hidden size", "everything", "ahead", "online", "plaintext", "everything / plaintext")
+    table = _table(title, "hidden size", "everything", "offline", "online", "plaintext", "everything / plaintext")
     for point in series.points:
         token, ratio = point.token_s, point.ratio.plaintext_total
-        times = [milliseconds(seconds) for seconds in (token.total, token.ahead, token.online)]
+        times = [milliseconds(seconds) for seconds in (token.total, token.offline, token.online)]
         plain = "" if token.plaintext is None else milliseconds(token.plaintext)
         table.add_row(str(point.model.hidden_size), *times, plain, "" if ratio is None else f"{ratio:.2f} ×")
     return table

@@ -49,7 +49,7 @@ class Request:
     plaintext: bool = False
     peer: bool = False
     install_peer: bool = False
-    fold_norms: str = "off"
+    fuse_norms: str = "off"
     busy: int = 0
     params: Params | None = None
 
@@ -79,7 +79,7 @@ def measure(request: Request, progress: Progress, loaded: Loaded | None = None) 
     with busy.beside(request.busy):
         plain = _plaintext(loaded, request, progress) if request.plaintext else None
         machine.reset_high_water()
-        with opened(loaded, request.mode, device, progress, request.params, request.fold_norms) as sides:
+        with opened(loaded, request.mode, device, progress, request.params, request.fuse_norms) as sides:
             part = _encrypted(sides, loaded, request, this, progress)
     gc.collect()
     part = _against(part, machine.better(this, machine.describe(device)))
@@ -122,10 +122,10 @@ def _encrypted(sides: Sides, loaded: Loaded, request: Request, this: Machine, pr
     machine.reset_high_water()
     samples = meter.generations(request.repeats, progress)
     memory = _memory(sides, request, subject.remote_weights, building_bytes)
-    online, ahead = Timing.of(samples.online), Timing.of(samples.ahead)
-    prompts = tuple(meter.prompt_of(rows, request.repeats, ahead.median_s, progress) for rows in request.prompts)
+    online, offline = Timing.of(samples.online), Timing.of(samples.offline)
+    prompts = tuple(meter.prompt_of(rows, request.repeats, offline.median_s, progress) for rows in request.prompts)
     sizes = _bytes(meter.counted(), params.T, manifest.total_inputs + manifest.total_slots)
-    token = TokenSeconds(total=online.median_s + ahead.median_s, ahead=ahead.median_s, online=online.median_s)
+    token = TokenSeconds(total=online.median_s + offline.median_s, offline=offline.median_s, online=online.median_s)
     below = limits.floor(params, manifest, subject, this)
     return Record(
         commit=machine.commit(),
@@ -139,7 +139,7 @@ def _encrypted(sides: Sides, loaded: Loaded, request: Request, this: Machine, pr
             repeats=request.repeats,
             threads=torch.get_num_threads(),
             batch_rows=params.T,
-            fold_norms=request.fold_norms,
+            fuse_norms=request.fuse_norms,
             busy=request.busy,
         ),
         parameters=params.spec.to_dict() | {"security_bits": params.security_bits},
@@ -148,7 +148,7 @@ def _encrypted(sides: Sides, loaded: Loaded, request: Request, this: Machine, pr
         ratio=Ratio(floor=token.total / below.seconds, clear_bytes=sizes.total / sizes.clear_float32),
         bytes_per_token=sizes,
         phases=samples.phases(),
-        token_spread={"online": online, "ahead": ahead},
+        token_spread={"online": online, "offline": offline},
         prompts=prompts,
         limits=limits.limits(params, manifest, subject, this, samples),
         floor=below,
@@ -173,7 +173,7 @@ def _with_comparisons(record: Record, plain: Plain | None, other: Peer | None) -
         ratio = replace(
             ratio,
             plaintext_total=token.total / clear,
-            plaintext_ahead=token.ahead / clear,
+            plaintext_offline=token.offline / clear,
             plaintext_online=token.online / clear,
         )
         rows_s = plain.prompt_rows_s
@@ -191,12 +191,12 @@ def _with_comparisons(record: Record, plain: Plain | None, other: Peer | None) -
 
 def _bytes(counted: Counted, batch_rows: int, values: int) -> BytesPerToken:
     """As the session counted them: a whole batch, over its rows, and a forward pass of one row."""
-    ahead, online = counted
-    up_ahead, down_ahead = ahead.bytes_up_ahead / batch_rows, ahead.bytes_down_ahead / batch_rows
+    offline, online = counted
+    up_offline, down_offline = offline.bytes_up_offline / batch_rows, offline.bytes_down_offline / batch_rows
     return BytesPerToken(
-        total=float(up_ahead + down_ahead + online.bytes_up_online + online.bytes_down_online),
-        up_ahead=up_ahead,
-        down_ahead=down_ahead,
+        total=float(up_offline + down_offline + online.bytes_up_online + online.bytes_down_online),
+        up_offline=up_offline,
+        down_offline=down_offline,
         up_online=float(online.bytes_up_online),
         down_online=float(online.bytes_down_online),
         clear_float32=4.0 * values,
@@ -211,7 +211,7 @@ def _memory(sides: Sides, request: Request, weights: int, building_bytes: int) -
     held = {name: full + (body if name == "body" else 0) for name in segments}
     shares = sum(held[name] * share_bytes(params, slots) for name, slots in segments.items())
     arrays = hybrid.hint_bytes + weights + shares
-    if sides.on_card:
+    if sides.on_gpu:
         here = torch.cuda.max_memory_allocated()
         return Memory(
             separate_processes=False,

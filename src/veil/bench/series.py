@@ -63,15 +63,15 @@ def predicted(points: Sequence[WidthPoint], width: float) -> TokenSeconds:
     Plaintext grows with the weights. Best is the least sum of squared relative errors, neither part below zero.
     """
     measured, here = [Quantities.of(point.model) for point in points], Quantities.of_width(width)
-    online = ahead = 0.0
+    online = offline = 0.0
     for phases in zip(*(point.phases for point in points), strict=True):
         name = phases[0].name
         places = [(one.of_phase(name), phase.token.median_s) for one, phase in zip(measured, phases, strict=True)]
         seconds = _on_line(places, here.of_phase(name))
-        online, ahead = (online + seconds, ahead) if phases[0].moment == "online" else (online, ahead + seconds)
+        online, offline = (online + seconds, offline) if phases[0].moment == "online" else (online, offline + seconds)
     clear = [(one.weights, point.token_s.plaintext) for one, point in zip(measured, points, strict=True)]
     plain = _on_line([(x, y) for x, y in clear if y is not None], here.weights) if all(y for _, y in clear) else None
-    return TokenSeconds(total=online + ahead, ahead=ahead, online=online, plaintext=plain)
+    return TokenSeconds(total=online + offline, offline=offline, online=online, plaintext=plain)
 
 
 def measure(request: run.Request, widths: Sequence[int], progress: Progress) -> WidthSeries:

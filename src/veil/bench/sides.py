@@ -13,15 +13,15 @@ from typing import Any
 import torch
 
 from veil.bench.generation import random_prompt
-from veil.bench.served import ServerProcess
+from veil.bench.server_process import ServerProcess
 from veil.bench.subjects import Loaded, release_floats
-from veil.client.session import Ahead
-from veil.model.hybrid import HybridFHEModel
-from veil.model.modules import select_modules
-from veil.model.quiet import quiet
-from veil.model.terms import Terms
+from veil.bundle.terms import Terms
+from veil.client.session import OfflineRows
+from veil.hybrid.model import HybridFHEModel
 from veil.params import Params
 from veil.progress import Progress
+from veil.runtime.modules import select_modules
+from veil.sources.quiet import quiet
 
 MODES = ("execute", "remote")
 
@@ -34,17 +34,17 @@ STATIC_CACHE: dict[str, Any] = {"cache_implementation": "static", "disable_compi
 class Sides:
     """A model whose remote layers are encrypted, and the server's process if it has one.
 
-    ``on_card``: both halves and the layers between them are on one card, where a token's pass is one graph.
+    ``on_gpu``: both halves and the layers between them are on one GPU, where a token's pass is one graph.
     """
 
     hybrid: HybridFHEModel
     server: ServerProcess | None
     device: str
-    on_card: bool = False
+    on_gpu: bool = False
 
     def finish(self) -> None:
-        """Wait until a card has done what it was given."""
-        if self.on_card:
+        """Wait until a GPU has done what it was given."""
+        if self.on_gpu:
             torch.cuda.synchronize()
 
 
@@ -55,11 +55,11 @@ def opened(
     device: str,
     progress: Progress,
     params: Params | None = None,
-    fold_norms: str = "off",
+    fuse_norms: str = "off",
 ) -> Iterator[Sides]:
     """Compile a model, which loses its float layers, and set both sides up; a `ValueError` for another mode.
 
-    A model on a card stays there, with both halves. With a server's process the model here is dropped: the client reads its
+    A model on a GPU stays there, with both halves. With a server's process the model here is dropped: the client reads its
     half of the bundle like any other.
     """
     if mode not in MODES:
@@ -67,13 +67,13 @@ def opened(
     hybrid = HybridFHEModel(loaded.model, select_modules(loaded.model, "linear"))
     with quiet():
         sample = random_prompt(loaded.model, 4)
-        hybrid.compile_model(sample, device=device, progress=progress, params=params, fold_norms=fold_norms)
+        hybrid.compile_model(sample, device=device, progress=progress, params=params, fuse_norms=fuse_norms)
     release_floats(loaded.model)
     gc.collect()
     if mode == "execute":
         hybrid.set_fhe_mode("execute")
         try:
-            yield Sides(hybrid, None, device, on_card=next(hybrid.model.parameters()).is_cuda)
+            yield Sides(hybrid, None, device, on_gpu=next(hybrid.model.parameters()).is_cuda)
         finally:
             hybrid.close()
         return
@@ -92,7 +92,7 @@ def _remote(path: Path, device: str) -> Iterator[Sides]:
         hybrid = HybridFHEModel.connect(
             f"127.0.0.1:{server.port}",
             path / "client",
-            ahead=Ahead(tokens=0, prompt_rows=0),
+            offline_rows=OfflineRows(tokens=0, prompt_rows=0),
             terms=Terms(no_cryptography=True, expert_leak="reveal"),  # it was made here
         )
         try:

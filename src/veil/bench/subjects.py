@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from veil.bench.record import Subject
-from veil.model.layers import RemoteLayer, float_weight_shape, kind_of
-from veil.model.manifest import Manifest
-from veil.model.modules import find_modules, select_modules
+from veil.bundle.manifest import Manifest
 from veil.progress import Progress
+from veil.runtime.layers import RemoteLayer, float_weight_shape, kind_of
+from veil.runtime.modules import find_modules, select_modules
 
 SHAPES = {
     "gpt2": "the shapes of GPT-2 124M, random weights",
@@ -42,12 +42,14 @@ class Loaded:
 
 
 def load(name: str, progress: Progress | None = None) -> Loaded:
-    """``gpt2`` or ``llama-1b`` with random weights, or what `veil.model.sources.load_model` takes: ``smollm2``, a folder."""
+    """``gpt2`` or ``llama-1b`` with random weights, or what `veil.sources.models.load_model` takes: ``smollm2``, a
+    folder.
+    """
     if name in SHAPES:
         if progress:
             progress(f"making {SHAPES[name]}", 0, 1)
         return Loaded(name, SHAPES[name], _random({"gpt2": _gpt2, "llama-1b": _llama_1b}[name]))
-    from veil.model.sources import load_model
+    from veil.sources.models import load_model
 
     source = load_model(name, progress=progress)
     return Loaded(source.name, source.origin, source.model)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from veil.cli.options import Device, FoldNorms
+from veil.cli.options import Device, FuseNorms
 
 
 class BenchMode(str, Enum):
@@ -74,13 +74,13 @@ def command(
         bool,
         typer.Option("--install-peer", help="Let this command install the peer into a virtual environment of its own."),
     ] = False,
-    fold_norms: Annotated[
-        FoldNorms,
+    fuse_norms: Annotated[
+        FuseNorms,
         typer.Option(
-            help="Fold norms into the weights, as `veil compile` does: half the round trips, about twice the weights. Not "
+            help="Fuse norms into the weights, as `veil compile` does: half the round trips, about twice the weights. Not "
             "with --widths."
         ),
-    ] = FoldNorms.off,
+    ] = FuseNorms.off,
     widths: Annotated[
         str | None,
         typer.Option(
@@ -114,15 +114,15 @@ def command(
 ) -> None:
     """Measure what encryption costs on this machine: plaintext, veil and a peer in one run.
 
-    A token's time is what is done ahead, on both sides, while nobody waits, and what is done online; each is split into
+    A token's time is what is done offline, on both sides, while nobody waits, and what is done online; each is split into
     phases and compared with the memory bandwidth and multiply-add peak that are measured in the same run. So are rows of
-    prompts, with their part ahead in them, against plaintext's. A table says what network links make of a token: it makes
+    prompts, with their offline part in them, against plaintext's. A table says what network links make of a token: it makes
     one round trip for each group of layers, so at 20 ms those are what people wait for.
 
-    The record has `token_s` with `total`, `ahead`, `online`, `plaintext`, `peer`; `ratio` with `plaintext_total`,
-    `plaintext_ahead`, `plaintext_online`, `peer` (how many times faster than it), `floor` (total over the time that reading
-    what must be read takes) and `clear_bytes`; `prompts`, each with its `ratio`; `bytes_per_token`; phases, limits, memory,
-    machine, commit, versions.
+    The record has `token_s` with `total`, `offline`, `online`, `plaintext`, `peer`; `ratio` with `plaintext_total`,
+    `plaintext_offline`, `plaintext_online`, `peer` (how many times faster than it), `floor` (total over the time that
+    reading what must be read takes) and `clear_bytes`; `prompts`, each with its `ratio`; `bytes_per_token`; phases, limits,
+    memory, machine, commit, versions.
 
     Nothing else should run meanwhile. `gpt2` takes about three minutes, its peer two more.
     """
@@ -141,7 +141,7 @@ def command(
                 plaintext=plaintext,
                 peer=peer is not None,
                 install_peer=install_peer,
-                fold_norms=fold_norms.value,
+                fuse_norms=fuse_norms.value,
                 busy=busy,
             ),
             widths=bench.parse_numbers("--widths", widths),

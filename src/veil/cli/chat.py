@@ -11,7 +11,7 @@ from veil.cli.options import (
     Device,
     Digest,
     ExpertLeak,
-    FoldNorms,
+    FuseNorms,
     Leak,
     NoCryptography,
     NoTls,
@@ -22,7 +22,7 @@ from veil.cli.options import (
     Tls,
     TlsCa,
     Token,
-    WhichFold,
+    WhichFusion,
     model_choice,
 )
 
@@ -32,7 +32,7 @@ def command(
     bundle: Bundle = None,
     server: Server = None,
     name: ServerBundle = None,
-    fold_norms: WhichFold = FoldNorms.auto,
+    fuse_norms: WhichFusion = FuseNorms.auto,
     system: Annotated[str, typer.Option(help="Instructions for the model.")] = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 512,
     temperature: Annotated[
@@ -65,7 +65,7 @@ def command(
                 bundle,
                 server,
                 name,
-                fold_norms,
+                fuse_norms,
                 device,
                 (token, tls, tls_ca, allow_no_tls),
                 (expert_leak, allow_no_cryptography, digest),

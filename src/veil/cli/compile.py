@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from veil.cli.options import AsJson, Bits, ExpertLeak, FoldNorms, Model, Modules
+from veil.cli.options import AsJson, Bits, ExpertLeak, FuseNorms, Model, Modules
 
 
 class Task(str, Enum):
@@ -23,13 +23,13 @@ def command(
     out: Annotated[Path, typer.Argument(help="The folder to make; it must not exist, or be empty.")],
     bits: Bits = 8,
     modules: Modules = "linear",
-    fold_norms: Annotated[
-        FoldNorms,
+    fuse_norms: Annotated[
+        FuseNorms,
         typer.Option(
-            help="Fold norms into the weights: half the round trips, about twice the weights. `auto` folds what the model "
-            "allows, `on` fails with a reason if something cannot be folded."
+            help="Fuse norms into the weights: half the round trips, about twice the weights. `auto` fuses what the model "
+            "allows, `on` fails with a reason if something cannot be fused."
         ),
-    ] = FoldNorms.auto,
+    ] = FuseNorms.auto,
     task: Annotated[
         Task, typer.Option(help="`auto` takes the class that the checkpoint names, `embed` the model without a head.")
     ] = Task.auto,
@@ -53,7 +53,7 @@ def command(
         out,
         bits=bits,
         modules=modules,
-        fold_norms=fold_norms.value,
+        fuse_norms=fuse_norms.value,
         task=task.value,
         expert_leak=expert_leak.value,
         as_json=as_json,

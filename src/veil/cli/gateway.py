@@ -11,7 +11,7 @@ from veil.cli.options import (
     Device,
     Digest,
     ExpertLeak,
-    FoldNorms,
+    FuseNorms,
     Leak,
     NoCryptography,
     NoTls,
@@ -22,7 +22,7 @@ from veil.cli.options import (
     Tls,
     TlsCa,
     Token,
-    WhichFold,
+    WhichFusion,
     model_choice,
 )
 
@@ -32,7 +32,7 @@ def command(
     bundle: Bundle = None,
     server: Server = None,
     name: ServerBundle = None,
-    fold_norms: WhichFold = FoldNorms.auto,
+    fuse_norms: WhichFusion = FuseNorms.auto,
     host: Annotated[
         str, typer.Option(help="The address to listen on; one that others reach needs --api-key.")
     ] = "127.0.0.1",
@@ -74,7 +74,7 @@ def command(
                 bundle,
                 server,
                 name,
-                fold_norms,
+                fuse_norms,
                 device,
                 (token, tls, tls_ca, allow_no_tls),
                 (expert_leak, allow_no_cryptography, digest),

@@ -16,7 +16,7 @@ from veil.cli.options import (
     Device,
     Digest,
     ExpertLeak,
-    FoldNorms,
+    FuseNorms,
     Leak,
     NoCryptography,
     NoTls,
@@ -26,9 +26,9 @@ from veil.cli.options import (
     Tls,
     TlsCa,
     Token,
-    WhichFold,
+    WhichFusion,
     address,
-    check_fold_norms,
+    check_fuse_norms,
     terms,
 )
 
@@ -90,31 +90,31 @@ def command(
         str,
         typer.Option(
             metavar="auto|lookup|MODEL|off",
-            help="Check several guessed tokens in one set of round trips: `lookup` guesses what followed the same words "
+            help="Check several draft tokens in one set of round trips: `lookup` drafts what followed the same words "
             "before, MODEL is a small model with the same tokenizer that runs here. The text is the same; the server sees "
-            "how many are guessed, which follows how often that went well. `auto` looks up if there is a server, as much as "
+            "how many are drafted, which follows how often that went well. `auto` looks up if there is a server, as much as "
             "its distance is worth.",
         ),
     ] = "off",
-    fold_norms: WhichFold = FoldNorms.auto,
+    fuse_norms: WhichFusion = FuseNorms.auto,
     as_json: AsJson = False,
 ) -> None:
     """Answer a prompt through encryption, client and server in one process or, with `--server`, in two.
 
-    Tokens appear as they come. A table follows with what they cost: seconds a token, split into making rows ahead
-    (prepare), the server's online product and the client's work; bytes a token, ahead and online; the security level; with
-    `--server` also what of it was round trips, transfer and computing, and how many guesses were right.
+    Tokens appear as they come. A table follows with what they cost: seconds a token, split into making offline rows
+    (prepare), the server's online product and the client's work; bytes a token, offline and online; the security level; with
+    `--server` also what of it was round trips, transfer and computing, and how many draft tokens were right.
 
     With `--json`: `text`, `prompt_tokens`, `new_tokens`, `security_bits` (0 when nothing is encrypted), `seconds` with
     `load`, `prompt` (until the first token), `per_token` (each one after it, its row included), `prepare`, `online`,
-    `client` (a generated token's shares), `trips_per_token`, with `--server` also `remote`, with guesses `guesses`, and
-    `bytes_per_token` with `up_ahead`, `down_ahead`, `up_online`, `down_online`.
+    `client` (a generated token's shares), `trips_per_token`, with `--server` also `remote`, with draft tokens
+    `draft_tokens`, and `bytes_per_token` with `up_offline`, `down_offline`, `up_online`, `down_online`.
     """
     if bundle is not None and (model, bits, modules) != (None, None, None):
         raise ValueError("--bundle has its own model; leave out --model, --bits and --modules")
     if server is not None and (mode is not Mode.execute or (model, bits, modules) != (None, None, None)):
         raise ValueError("--server uses a bundle and encryption; leave out --mode, --model, --bits and --modules")
-    check_fold_norms(fold_norms, server, bundle)
+    check_fuse_norms(fuse_norms, server, bundle)
     if mode is Mode.torch and speculate not in ("auto", "off"):
         raise ValueError("--speculate needs remote layers; leave out --mode torch")
     if top_p == 0.0:
@@ -139,7 +139,7 @@ def command(
             terms=terms(expert_leak, allow_no_cryptography, digest, half=bundle is not None or server is not None),
             server_bundle=name,
             speculate=speculate,
-            fold_norms=fold_norms.value,
+            fuse_norms=fuse_norms.value,
         ),
         as_json=as_json,
     )

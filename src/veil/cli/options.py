@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from veil.bundle.terms import Terms
     from veil.client.connection import Address
-    from veil.commands.served import ModelChoice
-    from veil.model.terms import Terms
+    from veil.commands.model_choice import ModelChoice
 
 
 class Device(str, Enum):
@@ -22,7 +22,7 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
-class FoldNorms(str, Enum):
+class FuseNorms(str, Enum):
     """Whether layers on both sides of a norm share a round trip."""
 
     auto = "auto"
@@ -70,10 +70,10 @@ Server = Annotated[
     ),
 ]
 ServerBundle = Annotated[str | None, typer.Option(help="Which of the server's bundles.", show_default="the fitting one")]
-WhichFold = Annotated[
-    FoldNorms,
+WhichFusion = Annotated[
+    FuseNorms,
     typer.Option(
-        help="Which of a server's bundles of one model to fetch: `on` the one with folded norms (half the round trips), "
+        help="Which of a server's bundles of one model to fetch: `on` the one with fused norms (half the round trips), "
         "`off` the other, `auto` what the distance to the server makes faster."
     ),
 ]
@@ -127,7 +127,7 @@ def address(server: str, token: str | None, tls: bool, tls_ca: Path | None, allo
 
 def terms(expert_leak: ExpertLeak, no_cryptography: bool, digest: str | None, *, half: bool = True) -> Terms:
     """On what terms a client half is used; `ValueError` where there is no ``half``, or for what is no digest."""
-    from veil.model.terms import Terms
+    from veil.bundle.terms import Terms
 
     made = Terms(expert_leak=expert_leak.value, no_cryptography=no_cryptography, digest=digest)
     if made != Terms() and not half:
@@ -135,10 +135,10 @@ def terms(expert_leak: ExpertLeak, no_cryptography: bool, digest: str | None, *,
     return made
 
 
-def check_fold_norms(fold_norms: FoldNorms, server: str | None, bundle: Path | None) -> None:
+def check_fuse_norms(fuse_norms: FuseNorms, server: str | None, bundle: Path | None) -> None:
     """`ValueError` unless a half is fetched that can be chosen."""
-    if fold_norms is not FoldNorms.auto and (server is None or bundle is not None):
-        raise ValueError("--fold-norms chooses what to fetch from a --server; a model is folded by 'veil compile'")
+    if fuse_norms is not FuseNorms.auto and (server is None or bundle is not None):
+        raise ValueError("--fuse-norms chooses what to fetch from a --server; a model is fused by 'veil compile'")
 
 
 def model_choice(
@@ -146,7 +146,7 @@ def model_choice(
     bundle: Path | None,
     server: str | None,
     name: str | None,
-    fold_norms: FoldNorms,
+    fuse_norms: FuseNorms,
     device: Device,
     access: tuple[str | None, bool, Path | None, bool],
     consent: tuple[ExpertLeak, bool, str | None],
@@ -154,8 +154,8 @@ def model_choice(
     """Which model answers, of those that `veil gateway` and `veil chat` can have."""
     if model is not None and (bundle is not None or server is not None):
         raise ValueError("--bundle and --server have their own model; leave out --model")
-    check_fold_norms(fold_norms, server, bundle)
-    from veil.commands.served import ModelChoice
+    check_fuse_norms(fuse_norms, server, bundle)
+    from veil.commands.model_choice import ModelChoice
 
     return ModelChoice(
         model=model or "smollm2",
@@ -163,6 +163,6 @@ def model_choice(
         device=device.value,
         server=None if server is None else address(server, *access),
         server_bundle=name,
-        fold_norms=fold_norms.value,
+        fuse_norms=fuse_norms.value,
         terms=terms(*consent, half=bundle is not None or server is not None),
     )

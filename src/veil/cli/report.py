@@ -20,8 +20,8 @@ def command(
     weight_bits: Bits = 8,
     modules: Modules = "linear",
     bits: Annotated[bool, typer.Option("--bits", help="Compare weights of 2 to 8 bits too; takes minutes.")] = False,
-    folded: Annotated[
-        bool, typer.Option("--folded", help="Compare with folded norms too: fidelity, round trips, bytes, weights.")
+    fused: Annotated[
+        bool, typer.Option("--fused", help="Compare with fused norms too: fidelity, round trips, bytes, weights.")
     ] = False,
     device: Annotated[
         Device,
@@ -48,7 +48,7 @@ def command(
             bits=weight_bits,
             modules=modules,
             every_bits=bits,
-            folded=folded,
+            fused=fused,
             device=device.value,
             html=html,
         ),

@@ -15,12 +15,12 @@ import grpc
 from google.protobuf.message import Message
 
 from veil.errors import BundleError, CorruptMessage, IncompatibleServer, ServerUnreachable, VeilError
+from veil.network.certificates import client_context, read_authority
+from veil.network.listening import is_loopback
+from veil.network.timeouts import Retries, Timeouts
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
-from veil.wire.certificates import client_context, read_authority
 from veil.wire.envelope import seal, unseal
-from veil.wire.listening import is_loopback
-from veil.wire.patience import Patience, Tries
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
@@ -89,10 +89,10 @@ class Address:
 
 
 @dataclass(frozen=True)
-class ServedBundle:
+class OfferedBundle:
     """A bundle as a server describes it; ``files`` (path, bytes, SHA-256) are the client half, where it is offered.
 
-    ``digest`` is that of the whole client half, offered or not (`veil.model.folder.half_digest`).
+    ``digest`` is that of the whole client half, offered or not (`veil.bundle.header_file.half_digest`).
     """
 
     name: str
@@ -105,12 +105,12 @@ class ServedBundle:
 class Connection:
     """One gRPC channel and its calls. Thread safe; a channel that went bad is replaced by `renew`, until `close`."""
 
-    def __init__(self, address: Address, patience: Patience) -> None:
+    def __init__(self, address: Address, timeouts: Timeouts) -> None:
         self.address = address
-        self.patience = patience
+        self.timeouts = timeouts
         self._lock = threading.Lock()
         self._closed = False
-        self._channel = address.channel(patience.keepalive_s)
+        self._channel = address.channel(timeouts.keepalive_s)
 
     def unary(self, name: str, request: Message, reply: type[M], timeout_s: float) -> M:
         """One request, one reply."""
@@ -136,11 +136,11 @@ class Connection:
         call = self._start(lambda channel: channel.stream_stream(_path(name)))
         return self._run(lambda: call(requests, metadata=self.address.metadata))
 
-    def describe(self) -> list[ServedBundle]:
+    def describe(self) -> list[OfferedBundle]:
         """What the server serves; `IncompatibleServer` for another protocol or something that is not a veil server."""
         try:
             request = pb.DescribeRequest(protocol=methods.PROTOCOL)
-            reply = self.unary("Describe", request, pb.DescribeReply, self.patience.connect_s)
+            reply = self.unary("Describe", request, pb.DescribeReply, self.timeouts.connect_s)
         except ServerUnreachable as error:
             if "(unimplemented" in str(error):
                 raise IncompatibleServer(f"{self.address.target} answers, but is not a veil server") from None
@@ -156,7 +156,7 @@ class Connection:
             )
         return [_served(bundle) for bundle in reply.bundles]
 
-    def retrying(self, call: Callable[[], R], tries: Tries) -> R:
+    def retrying(self, call: Callable[[], R], tries: Retries) -> R:
         """``call`` until it gets through; `ServerUnreachable` with advice when the time is over."""
         while True:
             try:
@@ -183,7 +183,7 @@ class Connection:
         with self._lock:
             if self._closed:
                 return
-            old, self._channel = self._channel, self.address.channel(self.patience.keepalive_s)
+            old, self._channel = self._channel, self.address.channel(self.timeouts.keepalive_s)
         old.close()
 
     def close(self) -> None:
@@ -209,7 +209,7 @@ def _path(name: str) -> str:
     return f"/{methods.SERVICE}/{name}"
 
 
-def _served(bundle: Any) -> ServedBundle:
+def _served(bundle: Any) -> OfferedBundle:
     try:
         header = json.loads(bundle.header)
     except (ValueError, RecursionError):
@@ -220,7 +220,7 @@ def _served(bundle: Any) -> ServedBundle:
         raise BundleError("the server names a client half by something that is not a digest")
     files = tuple((file.path, file.size, file.sha256) for file in bundle.files)
     name, fingerprint = failures.printable(bundle.name), failures.printable(bundle.fingerprint)
-    return ServedBundle(name, fingerprint, bundle.digest, files, header)
+    return OfferedBundle(name, fingerprint, bundle.digest, files, header)
 
 
 def _split(target: str) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""Rows ahead of time: a background thread that keeps the pool filled and serves a forward pass that runs short."""
+"""Rows offline: a background thread that keeps the pool filled and serves a forward pass that runs short."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_ANNOUNCED_TOKENS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ahead:
+class OfflineRows:
     """How many rows to keep ready: ``tokens`` with the head, ``prompt_rows`` without, in ``memory_mib`` at most.
 
     Rows come in whole batches. Tokens come first. Prompt rows are made while no forward pass has run for half a second. A
@@ -47,15 +47,17 @@ class _Announced:
 
 
 class Filler:
-    """The thread that makes batches: first what a forward pass waits for, and no more than that; then up to `Ahead`."""
+    """The thread that makes batches: first what a forward pass waits for, and no more than that; then up to
+    `OfflineRows`.
+    """
 
-    def __init__(self, maker: RowMaker, pool: RowPool, ahead: Ahead, batch_rows: int) -> None:
+    def __init__(self, maker: RowMaker, pool: RowPool, offline_rows: OfflineRows, batch_rows: int) -> None:
         self._maker = maker
         self._pool = pool
         self._batch_rows = batch_rows
-        self._room = batch_rows * max(1, (ahead.memory_mib << 20) // maker.batches.batch_bytes)
-        self._tokens = min(ahead.tokens, self._room)
-        self._prompt_rows = max(0, min(ahead.prompt_rows, self._room - self._tokens))
+        self._room = batch_rows * max(1, (offline_rows.memory_mib << 20) // maker.batches.batch_bytes)
+        self._tokens = min(offline_rows.tokens, self._room)
+        self._prompt_rows = max(0, min(offline_rows.prompt_rows, self._room - self._tokens))
         self._announced = _Announced()
         self._wanted: tuple[int, int, int] | None = None
         self._error: Exception | None = None

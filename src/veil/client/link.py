@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from veil.client.connection import Address, Connection
 from veil.errors import UnknownSession
+from veil.network.timeouts import Timeouts
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
-from veil.wire.patience import Patience
 
 _TRIES = 3
 _FAST_BYTES_PER_S = 1.25e9
@@ -31,7 +31,7 @@ class Link:
         return size / self.bytes_per_s
 
 
-def measure_link(address: Address, patience: Patience) -> Link:
+def measure_link(address: Address, timeouts: Timeouts) -> Link:
     """Measure over connections of its own, in about twelve round trips.
 
     The round-trip time is the least that TCP took to connect: rows go over the row lane, without a call's own time. Where
@@ -40,30 +40,30 @@ def measure_link(address: Address, patience: Patience) -> Link:
     its bundles, the largest reply that costs it nothing, takes longer than such a call. Where that is less than can be told
     apart, the bandwidth is given as 10 Gbit/s.
     """
-    connection = Connection(address, patience)
+    connection = Connection(address, timeouts)
     try:
         connection.describe()
-        called_s = min(_empty(connection, patience) for _ in range(_TRIES))
+        called_s = min(_empty(connection, timeouts) for _ in range(_TRIES))
         longest, size = 0.0, 0
         for _ in range(_TRIES):
             start = time.perf_counter()
             reply = connection.unary(
-                "Describe", pb.DescribeRequest(protocol=methods.PROTOCOL), pb.DescribeReply, patience.connect_s
+                "Describe", pb.DescribeRequest(protocol=methods.PROTOCOL), pb.DescribeReply, timeouts.connect_s
             )
             taken, size = time.perf_counter() - start, reply.ByteSize()
             longest = taken if not longest else min(longest, taken)
     finally:
         connection.close()
     extra = longest - called_s
-    connected_s = min(called_s, _connected(address, patience.connect_s))
+    connected_s = min(called_s, _connected(address, timeouts.connect_s))
     rtt_s = connected_s if called_s - connected_s < _OF_GRPC_S else called_s
     return Link(rtt_s=rtt_s, bytes_per_s=min(_FAST_BYTES_PER_S, size / extra) if extra > 0 else _FAST_BYTES_PER_S)
 
 
-def _empty(connection: Connection, patience: Patience) -> float:
+def _empty(connection: Connection, timeouts: Timeouts) -> float:
     start = time.perf_counter()
     with contextlib.suppress(UnknownSession):
-        connection.unary("Close", pb.CloseRequest(session=""), pb.CloseReply, patience.connect_s)
+        connection.unary("Close", pb.CloseRequest(session=""), pb.CloseReply, timeouts.connect_s)
     return time.perf_counter() - start
 
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from veil.bundle.manifest import Manifest
 from veil.client.pool import RowPool
 from veil.client.stats import Stats
 from veil.crypto.batch import BatchMaker, RowBatch
 from veil.errors import CorruptMessage, QuotaExceeded, ServerUnreachable, UnknownSession
 from veil.kernels.interface import Kernels
-from veil.model.manifest import Manifest
+from veil.network.timeouts import Timeouts
 from veil.params import Params
 from veil.random import SecretRng
 from veil.seed import PublicSeed
 from veil.wire.messages import BatchUpload
-from veil.wire.patience import Patience
 from veil.wire.transport import Transport
 
 MOST_AT_ONCE = 2
@@ -53,13 +53,13 @@ class RowMaker:
         rng: SecretRng,
         stats: Stats,
         pool: RowPool,
-        patience: Patience,
+        timeouts: Timeouts,
     ) -> None:
         self._model = model
         self._transport = transport
         self._stats = stats
         self._pool = pool
-        self._patience = patience
+        self._timeouts = timeouts
         manifest = model.manifest
         self.batches = BatchMaker(model.params, model.seed, manifest.widths, manifest.segments, model.tables, kernels, rng)
         self._lock = threading.RLock()
@@ -102,7 +102,7 @@ class RowMaker:
         self._pool.start_session(session, 0.9 * self._transport.batch_ttl_s)
 
     def _make(self, count: int, segments: tuple[str, ...], full: bool) -> int:
-        tries = self._patience.tries(stop=self._stopping)
+        tries = self._timeouts.retries(stop=self._stopping)
         while True:
             if self._stopping.is_set():
                 raise ServerUnreachable("the session was closed")
@@ -139,7 +139,7 @@ class RowMaker:
                 self._abandoned += [upload.number for upload in uploads]
                 raise
             self._stats.rows_made += count * self._model.params.T
-            self._stats.bytes_up_ahead += count * (self._model.params.batch_bytes + BatchUpload.HEADER_BYTES)
+            self._stats.bytes_up_offline += count * (self._model.params.batch_bytes + BatchUpload.HEADER_BYTES)
             return made
 
     def _release_abandoned(self, session: str) -> None:

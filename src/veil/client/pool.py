@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from veil.bundle.manifest import Manifest
 from veil.crypto.batch import RowBatch
-from veil.model.manifest import Manifest
 
 _FOR_EVER = float("inf")
 

@@ -8,27 +8,27 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.client.connection import Address, Connection, ServedBundle
+from veil.client.connection import Address, Connection, OfferedBundle
 from veil.client.maker import ClientModel
 from veil.client.stats import Stats
 from veil.client.stream import GrpcStream, LaneStream, RowStream
 from veil.errors import BundleError, CorruptMessage, IncompatibleServer, ServerUnreachable, VeilError
 from veil.kernels.interface import Array, Kernels
+from veil.network.timeouts import Retries, Timeouts
 from veil.params import packed_bytes
 from veil.wire import codec, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal
 from veil.wire.messages import BatchUpload, Span, rows_of
-from veil.wire.patience import Patience, Tries
 
 _GOODBYE_S = 4.0
 """Seconds for the last call; a server that does not hear it forgets the session in time."""
 
 _SHORTEST_TTL_S = 60
-"""Seconds that a server has to keep batches, so that making them ahead is worth its while and ends."""
+"""Seconds that a server has to keep batches, so that making them offline is worth its while and ends."""
 
 _LANE_TRIES = 2
-"""Tries of one exchange on the row lane before the others go over gRPC."""
+"""Retries of one exchange on the row lane before the others go over gRPC."""
 
 
 class RemoteTransport:
@@ -45,19 +45,19 @@ class RemoteTransport:
         address: Address,
         kernels: Kernels,
         stats: Stats,
-        patience: Patience,
+        timeouts: Timeouts,
         half: str,
         name: str | None = None,
     ) -> None:
         self._model = model
         self._kernels = kernels
         self._stats = stats
-        self._patience = patience
+        self._timeouts = timeouts
         self._half = half
         self._name = name
         self._fingerprint = methods.fingerprint(model.params, model.seed, model.manifest)
-        self._online = Connection(address, patience)
-        self._ahead = Connection(address, patience)
+        self._online = Connection(address, timeouts)
+        self._offline = Connection(address, timeouts)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._stream: RowStream | None = None
@@ -77,8 +77,8 @@ class RemoteTransport:
 
     def open(self) -> str:
         """A new session; retries for a while, briefly if the server was never reached."""
-        within = self._patience.retry_s if self._met else self._patience.connect_s
-        reply = self._ahead.retrying(self._open, self._patience.tries(within, self._stopping))
+        within = self._timeouts.retry_s if self._met else self._timeouts.connect_s
+        reply = self._offline.retrying(self._open, self._timeouts.retries(within, self._stopping))
         self._met = True
         self.batch_ttl_s = float(reply.batch_ttl_s)
         with self._opening:
@@ -91,9 +91,9 @@ class RemoteTransport:
         header = pb.PrepareHeader(session=session, batches=len(batches), segments=list(segments))
         data = [(batch.number, self._kernels.to_numpy(batch.data).tobytes()) for batch in batches]
         try:
-            self._ahead.upload("Prepare", _upload(header, data), pb.PrepareReply, self._patience.prepare_s)
+            self._offline.upload("Prepare", _upload(header, data), pb.PrepareReply, self._timeouts.prepare_s)
         except (ServerUnreachable, CorruptMessage):
-            self._ahead.renew()
+            self._offline.renew()
             raise
 
     def evaluate(self, session: str, group: int, spans: Sequence[Span], data: Array, slots: int) -> Array:
@@ -101,7 +101,7 @@ class RemoteTransport:
         packed, info = self._kernels.to_numpy(data), self._model.manifest.groups[group]
         with self._lock:
             sequences, requests = self._requests(session, group, spans, packed, slots)
-            tries: Tries | None = None
+            tries: Retries | None = None
             while True:
                 try:
                     if self._stream is None:
@@ -113,7 +113,7 @@ class RemoteTransport:
                     self._drop_stream()
                     self._check_open()
                     self._stats.reconnects += 1
-                    tries = tries or self._patience.tries(stop=self._stopping)
+                    tries = tries or self._timeouts.retries(stop=self._stopping)
                     if not tries.again():
                         raise
                     self._online.renew()
@@ -130,7 +130,7 @@ class RemoteTransport:
     def stop(self) -> None:
         """End what is under way, from any thread; what is left is `close`, which says goodbye where rows went."""
         self._stopping.set()
-        self._ahead.close()
+        self._offline.close()
         stream = self._stream
         if stream is not None:
             stream.end()
@@ -141,7 +141,7 @@ class RemoteTransport:
         with self._lock:
             self._drop_stream()
         try:
-            request, within_s = pb.CloseRequest(session=session), min(self._patience.connect_s, _GOODBYE_S)
+            request, within_s = pb.CloseRequest(session=session), min(self._timeouts.connect_s, _GOODBYE_S)
             self._online.unary("Close", request, pb.CloseReply, within_s)
         except (ServerUnreachable, CorruptMessage):
             pass
@@ -157,16 +157,16 @@ class RemoteTransport:
         lane = self._lane
         if lane is not None and tried <= _LANE_TRIES:
             try:
-                return LaneStream(self._online, session, lane, self._patience, self._largest_reply)
+                return LaneStream(self._online, session, lane, self._timeouts, self._largest_reply)
             except (OSError, ServerUnreachable, CorruptMessage):
                 with self._opening:
                     if self._lane is lane:
                         self._lane = None
-        return GrpcStream(self._online, self._patience.reply_s)
+        return GrpcStream(self._online, self._timeouts.reply_s)
 
     def _open(self) -> pb.OpenReply:
         request = pb.OpenRequest(protocol=methods.PROTOCOL, bundle=self._choose(), fingerprint=self._fingerprint)
-        reply = self._ahead.unary("Open", request, pb.OpenReply, self._patience.connect_s)
+        reply = self._offline.unary("Open", request, pb.OpenReply, self._timeouts.connect_s)
         if reply.batch_ttl_s < _SHORTEST_TTL_S:
             raise IncompatibleServer(
                 f"the server forgets rows after {reply.batch_ttl_s} s: a client would make them for ever; ask its operator "
@@ -175,7 +175,7 @@ class RemoteTransport:
         return reply
 
     def _choose(self) -> str:
-        served = self._ahead.describe()
+        served = self._offline.describe()
         names = ", ".join(repr(bundle.name) for bundle in served) or "nothing"
         if self._name is not None and self._name not in [bundle.name for bundle in served]:
             raise BundleError(f"the server has no bundle named {self._name!r}; it serves {names}")
@@ -188,7 +188,7 @@ class RemoteTransport:
             "fetch its client half with 'veil pull'"
         )
 
-    def _check_half(self, bundle: ServedBundle) -> None:
+    def _check_half(self, bundle: OfferedBundle) -> None:
         if bundle.digest != self._half:
             raise BundleError(
                 f"the server has another client half of {bundle.name!r}: its digest is {bundle.digest}, yours {self._half}; "

@@ -1,4 +1,4 @@
-"""The trusted half: batches of rows ahead of time, encryption and decryption of rows. It talks to a `Transport`."""
+"""The trusted half: batches of rows offline, encryption and decryption of rows. It talks to a `Transport`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from veil.client.filler import Ahead, Filler, Ready
+from veil.client.filler import Filler, OfflineRows, Ready
 from veil.client.maker import ClientModel, RowMaker
 from veil.client.pool import Part, RowPool
 from veil.client.stats import Stats
 from veil.client.supply import RowSupply
 from veil.errors import NotFiniteActivation, UnknownBatch, UnknownSession
 from veil.kernels.interface import Array, Kernels, Rows, Scaling, first_slots
+from veil.network.timeouts import Timeouts
 from veil.params import packed_bytes
 from veil.random import SecretRng
 from veil.wire.messages import Span
-from veil.wire.patience import Patience
 from veil.wire.transport import Transport
 
-__all__ = ["Ahead", "ClientModel", "ClientSession", "Ready"]
+__all__ = ["ClientModel", "ClientSession", "OfflineRows", "Ready"]
 
 _RECOVERIES = 3
 
@@ -39,9 +39,9 @@ class _Place:
 
 
 class ClientSession:
-    """One session after another with one server: batches ahead, each under fresh secrets, and rows evaluated with them.
+    """One session after another with one server: offline batches, each under fresh secrets, and rows evaluated with them.
 
-    With ``ahead`` batches are made in the background. When the server forgets the session, the next one has fresh batches,
+    With ``offline`` batches are made in the background. When the server forgets the session, the next one has fresh batches,
     and what was under way is encrypted anew under fresh rows. ``scalings`` has one entry a group.
     """
 
@@ -54,8 +54,8 @@ class ClientSession:
         rng: SecretRng,
         stats: Stats,
         *,
-        ahead: Ahead | None = None,
-        patience: Patience | None = None,
+        offline_rows: OfflineRows | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
         self.model = model
         self.stats = stats
@@ -63,9 +63,9 @@ class ClientSession:
         self._transport = transport
         self.scalings = scalings
         self._pool = RowPool(model.manifest)
-        self._maker = RowMaker(model, transport, kernels, rng, stats, self._pool, patience or Patience())
+        self._maker = RowMaker(model, transport, kernels, rng, stats, self._pool, timeouts or Timeouts())
         rows = model.params.T
-        self._filler = Filler(self._maker, self._pool, ahead, rows) if ahead else None
+        self._filler = Filler(self._maker, self._pool, offline_rows, rows) if offline_rows else None
         self._supply = RowSupply(model.manifest, self._pool, self._maker, stats, rows, self._filler)
         self._places = [
             _Place(

@@ -14,9 +14,9 @@ PHASES = ("prepare", "prepare_server", "wait", "encrypt", "online_server", "decr
 class Stats:
     """What a session did so far; ``after - before`` is what happened between.
 
-    ``rows`` are token rows through the model's body, ``rows_made`` rows of batches made ahead; ``rows_ready`` of the rows
+    ``rows`` are token rows through the model's body, ``rows_made`` rows of batches made offline; ``rows_ready`` of the rows
     found theirs made. ``sessions_lost`` were opened anew because the server had forgotten them, ``reconnects`` are
-    streams that broke. ``trips`` are round trips that a forward pass waited for. Of ``guessed`` tokens ``accepted`` were
+    streams that broke. ``trips`` are round trips that a forward pass waited for. Of ``drafted`` tokens ``accepted`` were
     right; the rows of the others spent theirs for nothing. Bytes are payload bytes at the transport.
 
     ``seconds`` has the phases prepare (making batches, both sides, in the background or not) and of it prepare_server
@@ -27,13 +27,13 @@ class Stats:
     rows: int = 0
     rows_ready: int = 0
     trips: int = 0
-    guessed: int = 0
+    drafted: int = 0
     accepted: int = 0
     rows_made: int = 0
     sessions_lost: int = 0
     reconnects: int = 0
-    bytes_up_ahead: int = 0
-    bytes_down_ahead: int = 0
+    bytes_up_offline: int = 0
+    bytes_down_offline: int = 0
     bytes_up_online: int = 0
     bytes_down_online: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))

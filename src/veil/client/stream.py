@@ -12,11 +12,11 @@ import grpc
 
 from veil.client.connection import Connection
 from veil.errors import CorruptMessage
+from veil.network.frames import Frames
+from veil.network.timeouts import Timeouts
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
-from veil.wire.frames import Frames
-from veil.wire.patience import Patience
 
 _REACH_S = 2.0
 
@@ -109,21 +109,21 @@ class GrpcStream:
 class LaneStream:
     """The server's row lane: a plain connection that the calling thread reads and writes itself."""
 
-    def __init__(self, connection: Connection, session: str, lane: tuple[int, str], patience: Patience, limit: int) -> None:
+    def __init__(self, connection: Connection, session: str, lane: tuple[int, str], timeouts: Timeouts, limit: int) -> None:
         port, ticket = lane
         self._connection = connection
-        self._within_s = min(patience.connect_s, _REACH_S)
+        self._within_s = min(timeouts.connect_s, _REACH_S)
         self._frames = Frames(connection.address.socket(port, self._within_s), limit)
-        self._deadline = _Deadline(self.end, min(self._within_s, patience.reply_s))
+        self._deadline = _Deadline(self.end, min(self._within_s, timeouts.reply_s))
         try:
             hello = pb.LaneHello(protocol=methods.PROTOCOL, session=session, ticket=ticket)
             self.exchange([seal(hello)], [0])
         except BaseException:
             self.close()
             raise
-        self._within_s = patience.reply_s
-        self._frames.connection.settimeout(patience.reply_s)  # of each read; the deadline is of them all
-        self._frames.eager = True
+        self._within_s = timeouts.reply_s
+        self._frames.connection.settimeout(timeouts.reply_s)  # of each read; the deadline is of them all
+        self._frames.busy_poll = True
 
     def exchange(self, requests: Sequence[bytes], sequences: Sequence[int]) -> list[bytes]:
         """The rows of the replies to sealed requests; raises what the server said, or `ServerUnreachable`."""

@@ -1,14 +1,14 @@
-"""The rows of batches that a forward pass takes: counted, taken, made when they are missing, and had ready ahead."""
+"""The rows of batches that a forward pass takes: counted, taken, made when they are missing, and had ready."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from veil.bundle.manifest import Manifest
 from veil.client.filler import Filler, Ready
 from veil.client.maker import RowMaker
 from veil.client.pool import Missing, Part, RowPool
 from veil.client.stats import Stats
-from veil.model.manifest import Manifest
 
 _LATER_BATCHES = 2
 """Batches that are made at once for tokens after the first batch: one pass over the hint serves both."""

@@ -5,30 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from veil.bundle import header_file
+from veil.bundle.terms import Terms
 from veil.client.connection import Address, Connection
 from veil.client.files import fetch_file
 from veil.errors import BundleError
-from veil.model import folder
-from veil.model.bundle import TABLES
-from veil.model.terms import Terms
+from veil.network.timeouts import Timeouts
 from veil.params import Params, packed_bytes
-from veil.wire.patience import Patience
+from veil.runtime.saved_model import TABLES
 
 _HEADER_BYTES = 1 << 16
 
 
-def fetch_tables(path: Path, address: Address, patience: Patience, terms: Terms) -> None:
+def fetch_tables(path: Path, address: Address, timeouts: Timeouts, terms: Terms) -> None:
     """Fetch ``tables.safetensors`` into the client half at ``path``, if it is not there, and check it against its header.
 
     Raises `BundleError` if the server does not offer it or sends something else, `ServerUnreachable`, `AccessDenied`.
     """
     if (path / TABLES).exists():
         return
-    header, params, _, manifest = folder.read_client(path, terms, optional=(TABLES,))
-    connection = Connection(address, patience)
+    header, params, _, manifest = header_file.read_client(path, terms, optional=(TABLES,))
+    connection = Connection(address, timeouts)
     try:
-        served = connection.retrying(connection.describe, patience.tries(patience.connect_s))
-        mine = folder.half_digest(path)
+        served = connection.retrying(connection.describe, timeouts.retries(timeouts.connect_s))
+        mine = header_file.half_digest(path)
         offered = [
             (bundle.name, size)
             for bundle in served

@@ -108,8 +108,8 @@ def _check(request: BenchRequest) -> None:
         subjects.check_width(width)
     if request.widths and run_.peer:
         raise ValueError("--widths measures veil and plaintext only; leave out --peer")
-    if request.widths and run_.fold_norms != "off":
-        raise ValueError("--widths compares with a formula for models as they are; leave out --fold-norms")
+    if request.widths and run_.fuse_norms != "off":
+        raise ValueError("--widths compares with a formula for models as they are; leave out --fuse-norms")
 
 
 def _measured(request: BenchRequest) -> AnyRecord:

@@ -16,7 +16,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
-from veil.commands.served import ModelChoice, opened
+from veil.commands.model_choice import ModelChoice, opened
 from veil.commands.stream import printable
 from veil.errors import VeilError
 from veil.gateway.failures import ApiError
@@ -161,12 +161,12 @@ def stats_of(conversation: Conversation) -> dict[str, Any]:
         "per_token_s": round((account.last_token - account.first_token) / max(1, tokens - 1), 4) if tokens > 1 else 0.0,
         "rows": rows,
         "rows_ready": account.stats.rows_ready,
-        "bytes_up": account.stats.bytes_up_online + account.stats.bytes_up_ahead,
-        "bytes_down": account.stats.bytes_down_online + account.stats.bytes_down_ahead,
+        "bytes_up": account.stats.bytes_up_online + account.stats.bytes_up_offline,
+        "bytes_down": account.stats.bytes_down_online + account.stats.bytes_down_offline,
         "rows_left": served.hybrid.rows_ready.tokens,
         "all_rows": total.rows,
-        "all_bytes_up": total.bytes_up_online + total.bytes_up_ahead,
-        "all_bytes_down": total.bytes_down_online + total.bytes_down_ahead,
+        "all_bytes_up": total.bytes_up_online + total.bytes_up_offline,
+        "all_bytes_down": total.bytes_down_online + total.bytes_down_offline,
         "security_bits": served.security_bits,
     }
 

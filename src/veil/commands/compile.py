@@ -10,12 +10,12 @@ from typing import Any
 import typer
 from rich.table import Table
 
+from veil.bundle.header_file import half_digest
 from veil.commands.models import compiled
 from veil.commands.terminal import Reporter, error_console
-from veil.model.bundle import TABLES, TOKENIZER
-from veil.model.experts import ExpertLeak
-from veil.model.folder import half_digest
-from veil.model.sources import Task, load_model
+from veil.runtime.experts import ExpertLeak
+from veil.runtime.saved_model import TABLES, TOKENIZER
+from veil.sources.models import Task, load_model
 
 
 def run(
@@ -24,7 +24,7 @@ def run(
     *,
     bits: int,
     modules: str,
-    fold_norms: str,
+    fuse_norms: str,
     as_json: bool,
     task: Task = "auto",
     expert_leak: ExpertLeak = "none",
@@ -45,7 +45,7 @@ def run(
             bits=bits,
             modules=modules,
             progress=reporter.report,
-            fold_norms=fold_norms,
+            fuse_norms=fuse_norms,
             expert_leak=expert_leak,
         )
         count = len(hybrid.module_names)
@@ -56,8 +56,8 @@ def run(
         "bits": bits,
         "remote_modules": count,
         "trips": len(hybrid.manifest.groups),
-        "folded_norms": len([group for group in hybrid.manifest.groups if group.fold]),
-        "unfolded_norms": list(hybrid.unfolded),
+        "fused_norms": len([group for group in hybrid.manifest.groups if group.fusion]),
+        "unfused_norms": list(hybrid.unfused),
         "security_bits": hybrid.params.security_bits,
         "digest": half_digest(out / "client"),
         "client_bytes": _bytes_under(out / "client"),
@@ -73,8 +73,8 @@ def run(
     table = Table(show_header=False)
     table.add_row("model", source.origin)
     table.add_row("remote modules", f"{count}, weights of {bits} bits")
-    folded = f"{summary['trips']} round trips a token, {summary['folded_norms']} norms folded"
-    table.add_row("network", folded + "".join(f"\nnot folded: {reason}" for reason in hybrid.unfolded[:1]))
+    fused = f"{summary['trips']} round trips a token, {summary['fused_norms']} norms fused"
+    table.add_row("network", fused + "".join(f"\nnot fused: {reason}" for reason in hybrid.unfused[:1]))
     tokenizer, tables = summary["tokenizer_bytes"], summary["public_table_bytes"]
     rest = summary["client_bytes"] - tokenizer - tables
     table.add_row("client's half", f"{summary['client_bytes']:,} bytes, digest {summary['digest']}")

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from veil.client.stats import Stats
-from veil.model.hybrid import HybridFHEModel
+from veil.hybrid.model import HybridFHEModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +29,10 @@ class Remote:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guesses:
-    """What speculation did: tokens guessed and accepted, forward passes, and rows that wrong guesses spent."""
+class DraftTokens:
+    """What speculation did: tokens drafted and accepted, forward passes, and rows that wrong draft tokens spent."""
 
-    guessed: int
+    drafted: int
     accepted: int
     passes: int
     rows_for_nothing: int
@@ -44,7 +44,7 @@ class Costs:
 
     ``prompt_s`` runs until the first token. ``token_s`` is a token after it, with the making of one row in it whether
     that was done before or between. Online work and bytes are means over the rows after the first token. A batch, made and
-    sent ahead, counts in equal parts for each row that it serves.
+    sent offline, counts in equal parts for each row that it serves.
     """
 
     prompt_tokens: int
@@ -55,13 +55,13 @@ class Costs:
     prepare_s: float
     online_s: float
     client_s: float
-    up_ahead_bytes: float
-    down_ahead_bytes: float
+    up_offline_bytes: float
+    down_offline_bytes: float
     up_online_bytes: float
     down_online_bytes: float
     trips: float = 0.0
     remote: Remote | None = None
-    guesses: Guesses | None = None
+    draft_tokens: DraftTokens | None = None
 
     def to_json(self, security_bits: float) -> dict[str, Any]:
         """The fields that `veil generate --json` prints beside the text."""
@@ -78,13 +78,13 @@ class Costs:
                 "client": round(self.client_s, 4),
             },
             "bytes_per_token": {
-                "up_ahead": round(self.up_ahead_bytes),
-                "down_ahead": round(self.down_ahead_bytes),
+                "up_offline": round(self.up_offline_bytes),
+                "down_offline": round(self.down_offline_bytes),
                 "up_online": round(self.up_online_bytes),
                 "down_online": round(self.down_online_bytes),
             },
             "trips_per_token": round(self.trips, 3),
-        } | {name: asdict(part) for name, part in (("remote", self.remote), ("guesses", self.guesses)) if part}
+        } | {name: asdict(part) for name, part in (("remote", self.remote), ("draft_tokens", self.draft_tokens)) if part}
 
     def table(self, origin: str, mode: str, security_bits: float) -> Table:
         """The same for a person to read."""
@@ -96,10 +96,10 @@ class Costs:
         remote: list[tuple[str, str]] = []
         if self.remote:
             ready = f"{self.remote.rows_ready} of {self.remote.rows} rows found theirs made"
-            remote = [("made ahead", ready + (f", {self.remote.reconnects} reconnects" if self.remote.reconnects else ""))]
+            remote = [("made offline", ready + (f", {self.remote.reconnects} reconnects" if self.remote.reconnects else ""))]
             remote.append(("network", self._network(self.remote)))
-        if self.guesses:
-            remote.append(("guesses", _guesses(self.guesses)))
+        if self.draft_tokens:
+            remote.append(("draft tokens", _draft_tokens(self.draft_tokens)))
         for name, value in (
             ("model", origin),
             ("mode", mode),
@@ -107,11 +107,11 @@ class Costs:
             ("load and compile", f"{self.load_s:.1f} s"),
             ("prompt", f"{self.prompt_s:.2f} s until the first token, {row_s:.3f} s a row"),
             ("a token", f"{self.token_s:.3f} s"),
-            ("  prepare, ahead", f"{self.prepare_s:.3f} s"),
+            ("  prepare, offline", f"{self.prepare_s:.3f} s"),
             ("  server, online", f"{self.online_s:.3f} s"),
             ("  client", f"{self.client_s:.3f} s"),
             *remote,
-            ("bytes a token, ahead", f"{self.up_ahead_bytes:,.0f} up, {self.down_ahead_bytes:,.0f} down"),
+            ("bytes a token, offline", f"{self.up_offline_bytes:,.0f} up, {self.down_offline_bytes:,.0f} down"),
             ("bytes a token, online", f"{self.up_online_bytes:,.0f} up, {self.down_online_bytes:,.0f} down"),
             ("security", security),
         ):
@@ -127,11 +127,11 @@ class Costs:
         )
 
 
-def _guesses(guesses: Guesses) -> str:
-    tokens = 1 + guesses.accepted / max(1, guesses.passes)
+def _draft_tokens(draft_tokens: DraftTokens) -> str:
+    tokens = 1 + draft_tokens.accepted / max(1, draft_tokens.passes)
     return (
-        f"{guesses.accepted} of {guesses.guessed} accepted, {tokens:.2f} tokens a pass, "
-        f"{guesses.rows_for_nothing} rows spent on wrong ones"
+        f"{draft_tokens.accepted} of {draft_tokens.drafted} accepted, {tokens:.2f} tokens a pass, "
+        f"{draft_tokens.rows_for_nothing} rows spent on wrong ones"
     )
 
 
@@ -143,13 +143,13 @@ class Meter:
     Calls: `start`, `prompt_rows_made`, `token` for each token, `costs`.
     """
 
-    def __init__(self, hybrid: HybridFHEModel | None, *, remote: bool = False, guesses: bool = False) -> None:
+    def __init__(self, hybrid: HybridFHEModel | None, *, remote: bool = False, draft_tokens: bool = False) -> None:
         self._remote = remote
-        self._guesses = guesses
+        self._draft_tokens = draft_tokens
         self._link = hybrid.link if hybrid and remote else None
         self._groups = len(hybrid.manifest.groups) if hybrid else 1
         self._stats = hybrid.stats if hybrid else Stats()
-        self._ahead = self._online = Stats()
+        self._offline = self._online = Stats()
         self._start = self._first = self._last = 0.0
         self._tokens = 0
 
@@ -160,7 +160,7 @@ class Meter:
 
     def prompt_rows_made(self) -> None:
         """Rows that are made from now on are for generated tokens."""
-        self._ahead = self._stats.copy()
+        self._offline = self._stats.copy()
 
     def token(self) -> None:
         """Count a generated token."""
@@ -176,9 +176,11 @@ class Meter:
         seconds = self._last - (self._first if several else self._start) - (0.0 if self._remote else online.seconds["wait"])
         tokens = self._tokens - 1 if several else max(1, online.rows)
         rows = max(1, online.rows)
-        share = tokens if self._guesses and several else rows  # a rejected guess is a row, and part of some token's cost
-        ahead = self._stats - self._ahead
-        prepare_s = ahead.seconds["prepare"] / max(1, ahead.rows_made)
+        share = (
+            tokens if self._draft_tokens and several else rows
+        )  # a rejected draft token is a row, and part of some token's cost
+        offline = self._stats - self._offline
+        prepare_s = offline.seconds["prepare"] / max(1, offline.rows_made)
         return Costs(
             prompt_tokens=prompt_tokens,
             new_tokens=self._tokens,
@@ -188,13 +190,13 @@ class Meter:
             prepare_s=prepare_s * rows / share,
             online_s=online.seconds["online_server"] / share,
             client_s=online.seconds["client"] / share,
-            up_ahead_bytes=self._stats.bytes_up_ahead / max(1, self._stats.rows_made),
-            down_ahead_bytes=self._stats.bytes_down_ahead / max(1, self._stats.rows_made),
+            up_offline_bytes=self._stats.bytes_up_offline / max(1, self._stats.rows_made),
+            down_offline_bytes=self._stats.bytes_down_offline / max(1, self._stats.rows_made),
             up_online_bytes=online.bytes_up_online / share,
             down_online_bytes=online.bytes_down_online / share,
             trips=online.trips / share,
             remote=self._remote_part(online, share) if self._remote else None,
-            guesses=self._guesses_part() if self._guesses else None,
+            draft_tokens=self._draft_tokens_part() if self._draft_tokens else None,
         )
 
     def _remote_part(self, online: Stats, share: int) -> Remote:
@@ -210,11 +212,11 @@ class Meter:
             transfer_s=link.transfer_s(online.bytes_up_online + online.bytes_down_online) / share,
         )
 
-    def _guesses_part(self) -> Guesses:
+    def _draft_tokens_part(self) -> DraftTokens:
         stats = self._stats
-        return Guesses(
-            guessed=stats.guessed,
+        return DraftTokens(
+            drafted=stats.drafted,
             accepted=stats.accepted,
             passes=stats.trips // self._groups,
-            rows_for_nothing=stats.guessed - stats.accepted,
+            rows_for_nothing=stats.drafted - stats.accepted,
         )

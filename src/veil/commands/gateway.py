@@ -6,11 +6,11 @@ import sys
 import webbrowser
 from dataclasses import dataclass
 
-from veil.commands.served import ModelChoice, opened
+from veil.commands.model_choice import ModelChoice, opened
 from veil.gateway.app import Settings, build_app
 from veil.gateway.guard import Access
 from veil.gateway.listen import Listener
-from veil.wire.listening import listening
+from veil.network.listening import listening
 
 
 @dataclass(frozen=True, kw_only=True)

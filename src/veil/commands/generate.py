@@ -15,27 +15,27 @@ import torch
 import typer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from veil.client.session import Ahead
+from veil.bundle.terms import STRICT, Terms
+from veil.client.session import OfflineRows
 from veil.commands.costs import Costs, Meter
 from veil.commands.models import connected, opened_model
 from veil.commands.stream import AnswerStreamer
 from veil.commands.terminal import Reporter, error_console
 from veil.errors import ModelSourceError, one_line
 from veil.gateway.checkpoint import plain
+from veil.hybrid.model import HybridFHEModel
 from veil.kernels.backend import kernels_for
-from veil.model.hybrid import HybridFHEModel
-from veil.model.quiet import quiet
-from veil.model.sources import Source, load_model
-from veil.model.speculation import check_draft
-from veil.model.terms import STRICT, Terms
 from veil.process import keep_out_of_dumps
 from veil.progress import Progress
+from veil.runtime.speculation import check_draft
+from veil.sources.models import Source, load_model
+from veil.sources.quiet import quiet
 
 if TYPE_CHECKING:
     from veil.client.connection import Address
-    from veil.model.speculation import Speculation
+    from veil.runtime.speculation import Speculation
 
-_TOKENS_AHEAD = 15
+_TOKENS_OFFLINE = 15
 """Generated tokens that rows are made for before the first is asked for; more are made as they are needed."""
 
 
@@ -58,7 +58,7 @@ class Request:
     server: Address | None = None
     server_bundle: str | None = None
     speculate: str = "off"
-    fold_norms: str = "auto"
+    fuse_norms: str = "auto"
     terms: Terms = STRICT
 
 
@@ -94,7 +94,7 @@ def run(request: Request, *, as_json: bool) -> None:
 
 
 def _draft(request: Request, progress: Progress) -> Source | None:
-    """The small model that guesses, if one is asked for."""
+    """The small model that drafts, if one is asked for."""
     if request.speculate in ("auto", "lookup", "off"):
         return None
     try:
@@ -138,8 +138,8 @@ def _connect(request: Request, server: Address, draft: Source | None, progress: 
         bundle=request.bundle,
         name=request.server_bundle,
         terms=request.terms,
-        fold_norms=request.fold_norms,
-        ahead=Ahead(tokens=0, prompt_rows=0),
+        fuse_norms=request.fuse_norms,
+        offline_rows=OfflineRows(tokens=0, prompt_rows=0),
         progress=progress,
     )
     origin = f"{server.target}, bundle {folder}"
@@ -186,7 +186,7 @@ def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) ->
     encrypted = ready.hybrid is not None and request.mode in ("execute", "remote")
     remote = request.server is not None
     speculation = _speculation(request, ready)
-    meter = Meter(ready.hybrid if encrypted else None, remote=remote, guesses=speculation is not None and encrypted)
+    meter = Meter(ready.hybrid if encrypted else None, remote=remote, draft_tokens=speculation is not None and encrypted)
     streamer = AnswerStreamer(ready.tokenizer, write=_write if write else None, on_token=meter.token)
     if request.seed is not None:
         torch.manual_seed(request.seed)
@@ -197,7 +197,7 @@ def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) ->
         whole = (rows - 1) // ready.hybrid.params.T * ready.hybrid.params.T  # what is left over shares a batch with tokens
         ready.hybrid.reserve(rows_body=whole)
         meter.prompt_rows_made()
-        ready.hybrid.reserve(rows_full=rows - whole + min(request.max_new_tokens - 1, _TOKENS_AHEAD))
+        ready.hybrid.reserve(rows_full=rows - whole + min(request.max_new_tokens - 1, _TOKENS_OFFLINE))
     try:
         with quiet(), speculation or nullcontext({}) as options:
             config = _generation_config(request, ready.model)
@@ -217,7 +217,7 @@ def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) ->
 
 
 def _speculation(request: Request, ready: _Ready) -> Speculation | None:
-    """Guessing as the user asked; ``auto`` looks up in the text when a server answers, as the pace allows."""
+    """Speculation as the user asked; ``auto`` looks up in the text when a server answers, as the pace allows."""
     wanted = request.speculate
     if wanted == "auto":
         wanted = "lookup" if request.server is not None else "off"

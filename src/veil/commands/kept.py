@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from veil import __version__
+from veil.bundle.header_file import FORMAT_VERSION
+from veil.bundle.terms import STRICT
 from veil.cache import cache_folder
 from veil.errors import BundleError, InsecureParameters, VeilError
-from veil.model.folder import FORMAT_VERSION
-from veil.model.hybrid import HybridFHEModel
-from veil.model.terms import STRICT
+from veil.hybrid.model import HybridFHEModel
 from veil.params import Spec
 from veil.progress import Progress
 

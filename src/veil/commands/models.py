@@ -6,17 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veil.client.session import Ahead
+from veil.bundle.terms import Terms
+from veil.client.session import OfflineRows
 from veil.commands.kept import content_key, kept_model
+from veil.compile.sample import sample_tokens
+from veil.hybrid.model import HybridFHEModel
 from veil.kernels.backend import kernels_for
-from veil.model.experts import ExpertLeak
-from veil.model.hybrid import HybridFHEModel
-from veil.model.modules import select_modules
-from veil.model.quiet import quiet
-from veil.model.sample import sample_tokens
-from veil.model.sources import Source, files_of, load_model
-from veil.model.terms import Terms
 from veil.progress import Progress
+from veil.runtime.experts import ExpertLeak
+from veil.runtime.modules import select_modules
+from veil.sources.models import Source, files_of, load_model
+from veil.sources.quiet import quiet
 
 if TYPE_CHECKING:
     from veil.client.connection import Address
@@ -29,7 +29,7 @@ def compiled(
     modules: str,
     device: str = "cpu",
     progress: Progress | None = None,
-    fold_norms: str = "off",
+    fuse_norms: str = "off",
     expert_leak: ExpertLeak = "none",
 ) -> HybridFHEModel:
     """Compile a loaded model, on a fixed sample of tokens so that nothing of a prompt enters a bundle."""
@@ -41,7 +41,7 @@ def compiled(
     hybrid = HybridFHEModel(source.model, module_names=names, expert_leak=expert_leak)
     with quiet():
         hybrid.compile_model(
-            sample, n_bits=bits, use_dynamic_quantization=True, device=device, progress=progress, fold_norms=fold_norms
+            sample, n_bits=bits, use_dynamic_quantization=True, device=device, progress=progress, fuse_norms=fuse_norms
         )
     return hybrid
 
@@ -77,19 +77,19 @@ def connected(
     bundle: Path | None,
     name: str | None,
     terms: Terms,
-    fold_norms: str,
-    ahead: Ahead,
+    fuse_norms: str,
+    offline_rows: OfflineRows,
     progress: Progress,
 ) -> tuple[HybridFHEModel, Path]:
     """A model in mode ``remote``, and the folder of its client half: ``bundle``, or what the server offers, cached.
 
-    ``name`` chooses among the server's bundles, ``fold_norms`` (on, off, auto by the distance) among the halves of one
+    ``name`` chooses among the server's bundles, ``fuse_norms`` (on, off, auto by the distance) among the halves of one
     model that it offers. `BundleError` where none or several fit, and what `HybridFHEModel.connect` raises.
     """
     from veil.commands.pull import cached
 
     if bundle is None:
-        folder = cached(server, terms=terms, name=name, fold_norms=fold_norms)
+        folder = cached(server, terms=terms, name=name, fuse_norms=fuse_norms)
         terms = replace(terms, digest=folder.name)
     else:
         folder = bundle
@@ -103,7 +103,7 @@ def connected(
         name=name,
         allow_no_tls=server.allow_no_tls,
         terms=terms,
-        ahead=ahead,
+        offline_rows=offline_rows,
     )
     progress(stage, 1, 1)
     return hybrid, folder

@@ -14,20 +14,20 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from veil.bundle import header_file
+from veil.bundle.manifest import Manifest
+from veil.bundle.terms import Terms
 from veil.cache import cache_folder
-from veil.client.connection import Address, Connection, ServedBundle
+from veil.client.connection import Address, Connection, OfferedBundle
 from veil.client.files import fetch_file
 from veil.client.known import KnownServers
 from veil.client.link import measure_link
 from veil.commands.terminal import Reporter, error_console
 from veil.errors import BundleError
-from veil.model import folder
-from veil.model.manifest import Manifest
-from veil.model.terms import Terms
+from veil.network.timeouts import Timeouts
 from veil.params import Params
 from veil.seed import PublicSeed
 from veil.wire import methods
-from veil.wire.patience import Patience
 
 _MOST_FILES = 1000
 _SUFFIXES = frozenset(
@@ -41,8 +41,8 @@ _MOST_BYTES, _MOST_BYTES_OF_TEXT = 16 << 30, 64 << 20
 _ROOM_LEFT = 1 << 30
 """Bytes of the disk that a half does not take."""
 
-_WORTH_FOLDING_S = 0.0005
-"""A round trip that takes longer than the arithmetic that folding adds for each trip it saves, on two cores."""
+_WORTH_FUSING_S = 0.0005
+"""A round trip that takes longer than the arithmetic that fusing adds for each trip it saves, on two cores."""
 
 
 def run(address: Address, out: Path, *, terms: Terms, name: str | None, as_json: bool) -> None:
@@ -53,10 +53,10 @@ def run(address: Address, out: Path, *, terms: Terms, name: str | None, as_json:
     """
     if out.exists():
         raise ValueError(f"{out} exists already; remove it, or choose another folder")
-    patience = Patience()
-    connection = Connection(address, patience)
+    timeouts = Timeouts()
+    connection = Connection(address, timeouts)
     try:
-        served = connection.retrying(connection.describe, patience.tries(patience.connect_s))
+        served = connection.retrying(connection.describe, timeouts.retries(timeouts.connect_s))
         bundle = _choose(served, name, terms)
         with _known(address, bundle, served, terms):
             _fetch_all(connection, bundle, out, terms)
@@ -69,16 +69,16 @@ def run(address: Address, out: Path, *, terms: Terms, name: str | None, as_json:
         typer.echo(str(out))
 
 
-def cached(address: Address, *, terms: Terms, name: str | None, fold_norms: str = "auto") -> Path:
+def cached(address: Address, *, terms: Terms, name: str | None, fuse_norms: str = "auto") -> Path:
     """The client half that a server offers, from the user's cache; fetched, checked and shown the first time.
 
-    Of two halves of one model, with folded norms and without, ``fold_norms`` chooses: on, off, or auto by the distance.
+    Of two halves of one model, with fused norms and without, ``fuse_norms`` chooses: on, off, or auto by the distance.
     """
-    patience = Patience()
-    connection = Connection(address, patience)
+    timeouts = Timeouts()
+    connection = Connection(address, timeouts)
     try:
-        served = connection.retrying(connection.describe, patience.tries(patience.connect_s))
-        suitable = served if terms.digest else _suitable(served, name, fold_norms, address)
+        served = connection.retrying(connection.describe, timeouts.retries(timeouts.connect_s))
+        suitable = served if terms.digest else _suitable(served, name, fuse_norms, address)
         bundle = _choose(suitable, name, terms)
         out = cache_folder() / "bundles" / _key(bundle)
         with _known(address, bundle, served, terms):
@@ -91,7 +91,7 @@ def cached(address: Address, *, terms: Terms, name: str | None, fold_norms: str 
         connection.close()
 
 
-def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path, terms: Terms) -> None:
+def _fetch_all(connection: Connection, bundle: OfferedBundle, out: Path, terms: Terms) -> None:
     if len(bundle.files) > _MOST_FILES:
         raise BundleError(f"the server offers {len(bundle.files)} files, more than {_MOST_FILES}")
     targets = [_safe(path) for path, _, _ in bundle.files]
@@ -115,7 +115,7 @@ def _fetch_all(connection: Connection, bundle: ServedBundle, out: Path, terms: T
 
 
 @contextmanager
-def _known(address: Address, bundle: ServedBundle, served: list[ServedBundle], terms: Terms) -> Iterator[None]:
+def _known(address: Address, bundle: OfferedBundle, served: list[OfferedBundle], terms: Terms) -> Iterator[None]:
     """Refuse a half that a known server never had; what a new server has is remembered once the block is through."""
     known = KnownServers()
     is_known = known.check(address.target, bundle.digest, bundle.name, terms.digest)
@@ -127,19 +127,19 @@ def _known(address: Address, bundle: ServedBundle, served: list[ServedBundle], t
         error_console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _key(bundle: ServedBundle) -> str:
+def _key(bundle: OfferedBundle) -> str:
     """What a fetched half is called in the cache."""
     return bundle.digest
 
 
 def _read(
-    half: Path, bundle: ServedBundle, terms: Terms, *, verify: bool = True
+    half: Path, bundle: OfferedBundle, terms: Terms, *, verify: bool = True
 ) -> tuple[Any, Params, PublicSeed, Manifest]:
     """A fetched half, which has to be the one that the server named."""
-    return folder.read_client(half, replace(terms, digest=bundle.digest), verify=verify)
+    return header_file.read_client(half, replace(terms, digest=bundle.digest), verify=verify)
 
 
-def _choose(served: list[ServedBundle], name: str | None, terms: Terms) -> ServedBundle:
+def _choose(served: list[OfferedBundle], name: str | None, terms: Terms) -> OfferedBundle:
     offered = {bundle.name: bundle for bundle in served if bundle.files}
     if terms.digest is not None:
         found = {one.name: one for one in offered.values() if one.digest == terms.digest}
@@ -157,22 +157,22 @@ def _choose(served: list[ServedBundle], name: str | None, terms: Terms) -> Serve
     return offered[name]
 
 
-def _suitable(served: list[ServedBundle], name: str | None, fold_norms: str, address: Address) -> list[ServedBundle]:
-    """All bundles, or of an unfolded and a folded one of the same layers the one that suits."""
+def _suitable(served: list[OfferedBundle], name: str | None, fuse_norms: str, address: Address) -> list[OfferedBundle]:
+    """All bundles, or of an unfused and a fused one of the same layers the one that suits."""
     offered = [bundle for bundle in served if bundle.files]
-    if name is not None or (fold_norms == "auto" and len(offered) != 2):
+    if name is not None or (fuse_norms == "auto" and len(offered) != 2):
         return served
-    manifests = [folder.parse_common(bundle.header)[2] for bundle in offered]
-    folded = [any(group.fold for group in manifest.groups) for manifest in manifests]
-    if fold_norms == "auto":
-        if folded[0] == folded[1] or _layers(manifests[0]) != _layers(manifests[1]):
+    manifests = [header_file.parse_common(bundle.header)[2] for bundle in offered]
+    fused = [any(group.fusion for group in manifest.groups) for manifest in manifests]
+    if fuse_norms == "auto":
+        if fused[0] == fused[1] or _layers(manifests[0]) != _layers(manifests[1]):
             return served
-        wanted = measure_link(address, Patience()).rtt_s >= _WORTH_FOLDING_S
+        wanted = measure_link(address, Timeouts()).rtt_s >= _WORTH_FUSING_S
     else:
-        wanted = fold_norms == "on"
-    chosen = [bundle for bundle, is_folded in zip(offered, folded, strict=True) if is_folded == wanted]
+        wanted = fuse_norms == "on"
+    chosen = [bundle for bundle, is_fused in zip(offered, fused, strict=True) if is_fused == wanted]
     if not chosen:
-        raise BundleError(f"the server offers no client half {'with' if wanted else 'without'} folded norms")
+        raise BundleError(f"the server offers no client half {'with' if wanted else 'without'} fused norms")
     return chosen
 
 
@@ -180,7 +180,7 @@ def _layers(manifest: Manifest) -> set[tuple[str, int, int]]:
     return {(layer.name, layer.in_features, layer.out_features) for group in manifest.groups for layer in group.layers}
 
 
-def _show(bundle: ServedBundle) -> None:
+def _show(bundle: OfferedBundle) -> None:
     table = Table(title=Text(f"client half of {bundle.name}, digest {bundle.digest}"), title_justify="left")
     table.add_column("file", overflow="fold")
     table.add_column("bytes", justify="right")
@@ -190,7 +190,7 @@ def _show(bundle: ServedBundle) -> None:
     error_console().print(table)
 
 
-def _check_sizes(bundle: ServedBundle, out: Path) -> None:
+def _check_sizes(bundle: OfferedBundle, out: Path) -> None:
     """Refuse a half before anything of it is fetched that is larger than one can be, or than there is room for."""
     for path, size, _ in bundle.files:
         if size > _MOST_BYTES_OF_TEXT and PurePosixPath(path).suffix != ".safetensors":

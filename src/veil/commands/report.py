@@ -18,14 +18,14 @@ from rich.text import Text
 from veil.commands.models import compiled
 from veil.commands.terminal import Reporter, error_console
 from veil.errors import ModelSourceError
+from veil.hybrid.model import HybridFHEModel
 from veil.kernels.backend import kernels_for
-from veil.model.hybrid import HybridFHEModel
-from veil.model.quiet import quiet
-from veil.model.sources import Source, load_model
-from veil.report import folding, layers, measure
+from veil.report import fusion, layers, measure
 from veil.report.inside import EIGHT_BIT, beside
 from veil.report.measure import WINDOW, Fidelity, Report
 from veil.report.page import page
+from veil.sources.models import Source, load_model
+from veil.sources.quiet import quiet
 
 _BITS_TOKENS = 512
 
@@ -41,7 +41,7 @@ class ReportRequest:
     bits: int
     modules: str
     every_bits: bool
-    folded: bool
+    fused: bool
     device: str
     html: Path | None
 
@@ -63,9 +63,9 @@ def run(request: ReportRequest, *, as_json: bool) -> None:
         report = _measured(request, source, ids, reporter)
         if request.every_bits:
             report.by_bits = _by_bits(request, ids, reporter)
-        if request.folded:
-            report.folding = folding.variants(
-                lambda fold_norms: _compiled(request, load_model(request.model), fold_norms=fold_norms),
+        if request.fused:
+            report.fusion = fusion.variants(
+                lambda fuse_norms: _compiled(request, load_model(request.model), fuse_norms=fuse_norms),
                 ids[:, :_BITS_TOKENS],
                 reporter.report,
             )
@@ -168,8 +168,8 @@ def tables(report: Report) -> list[Table]:
         made.append(_modes_table(f"the first {report.sample[0].tokens:,} of them, encrypted too", report.sample))
     if report.by_bits:
         made.append(_bits_table(report))
-    if report.folding:
-        made.append(_folding_table(report))
+    if report.fusion:
+        made.append(_fusion_table(report))
     if report.layers:
         made.append(_layers_table(report))
     made.append(_widths_table(report))
@@ -196,15 +196,15 @@ def _bits_table(report: Report) -> Table:
     return table
 
 
-def _folding_table(report: Report) -> Table:
-    title = f"folded norms, simulated noise, {report.folding[0].fidelity.tokens} tokens; bytes a token row, online"
+def _fusion_table(report: Report) -> Table:
+    title = f"fused norms, simulated noise, {report.fusion[0].fidelity.tokens} tokens; bytes a token row, online"
     table = Table(title=title, title_justify="left")
-    for name in folding.COLUMNS:
+    for name in fusion.COLUMNS:
         table.add_column(name, justify="left" if name == "norms" else "right", overflow="fold")
-    for variant in report.folding:
+    for variant in report.fusion:
         table.add_row(*variant.cells())
-    if report.folding[-1].unfolded:
-        table.caption = f"not folded: {report.folding[-1].unfolded[0]}"
+    if report.fusion[-1].unfused:
+        table.caption = f"not fused: {report.fusion[-1].unfused[0]}"
     return table
 
 

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from veil.gateway.failures import ApiError, from_error, stopping
+from veil.gateway.fair_queue import FairQueue, Job
 from veil.gateway.generation import Account, Cancelled, End, Generator
-from veil.gateway.line import Job, Line
 from veil.gateway.sampling import Sampling
 from veil.gateway.transcript import Piece
 
@@ -27,7 +27,7 @@ class Answers:
     Iterating yields `Event` and raises `ApiError` where the generation failed. Making one raises it when the line is full.
     """
 
-    def __init__(self, line: Line, caller: str, work: Callable[[Answers], None]) -> None:
+    def __init__(self, line: FairQueue, caller: str, work: Callable[[Answers], None]) -> None:
         self.account = Account()
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event | ApiError | None] = asyncio.Queue()
@@ -80,7 +80,7 @@ class Answers:
 
 
 def texts(
-    line: Line, caller: str, generator: Generator, prompts: Sequence[list[int]], n: int, sampling: Sampling
+    line: FairQueue, caller: str, generator: Generator, prompts: Sequence[list[int]], n: int, sampling: Sampling
 ) -> Answers:
     """``n`` answers to each prompt; answer ``j`` to prompt ``i`` has the index ``i·n + j``."""
 
@@ -98,7 +98,9 @@ def texts(
     return Answers(line, caller, work)
 
 
-def vectors(line: Line, caller: str, generator: Generator, inputs: Sequence[list[int]], found: list[list[float]]) -> Answers:
+def vectors(
+    line: FairQueue, caller: str, generator: Generator, inputs: Sequence[list[int]], found: list[list[float]]
+) -> Answers:
     """Embeddings, put into ``found`` in order; no events."""
 
     def work(answers: Answers) -> None:

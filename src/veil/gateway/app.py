@@ -22,9 +22,9 @@ from veil import __version__
 from veil.gateway import incoming, page, schemas
 from veil.gateway.answers import Answers, texts, vectors
 from veil.gateway.failures import ApiError, unknown_model
+from veil.gateway.fair_queue import FairQueue
 from veil.gateway.generation import Generator
 from veil.gateway.guard import Access, Guard
-from veil.gateway.line import Line
 from veil.gateway.replies import Replies, veil_usage_of
 from veil.gateway.requests import chat_prompt, completion_prompts, embedding_inputs, sampling_of, tokens_asked, tools_of
 from veil.gateway.served import ServedModel
@@ -68,7 +68,7 @@ class Gateway:
         self.settings = settings
         self.created = int(time.time())
         self.generator = Generator(served)
-        self.line = Line(settings.at_once, settings.most_waiting)
+        self.line = FairQueue(settings.at_once, settings.most_waiting)
         self._expected = 0.0
 
     def card(self) -> schemas.ModelCard:
@@ -96,7 +96,7 @@ class Gateway:
     def status(self) -> schemas.Status:
         """What the page shows."""
         served, ready, totals = self.served, self.served.hybrid.rows_ready, self.generator.totals
-        counted = ("rows", "rows_made", "bytes_up_ahead", "bytes_down_ahead", "bytes_up_online", "bytes_down_online")
+        counted = ("rows", "rows_made", "bytes_up_offline", "bytes_down_offline", "bytes_up_online", "bytes_down_online")
         return schemas.Status(
             version=__version__,
             model=served.name,

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, StoppingCriteria
 
 from veil.client.stats import Stats
 from veil.errors import NotFiniteActivation
-from veil.gateway.line import TurnLock
+from veil.gateway.fair_queue import TurnLock
 from veil.gateway.prefix import PrefixStore
 from veil.gateway.sampling import Matcher, Sampler, Sampling
 from veil.gateway.served import ServedModel
@@ -170,7 +170,7 @@ class _Turn:
     def _begin(self) -> None:
         self._before = self._hybrid.stats.copy()
         self._generator._turn = self
-        self._hybrid.checkpoint = self._generator.check
+        self._hybrid.cancel_check = self._generator.check
 
     def _end(self) -> None:
         self._generator._turn = None

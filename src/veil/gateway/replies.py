@@ -51,8 +51,8 @@ def veil_usage_of(served: ServedModel, account: Account) -> schemas.VeilUsage:
         rows_ready=stats.rows_ready,
         rows_made=stats.rows_made,
         reconnects=stats.reconnects,
-        bytes_up_ahead=stats.bytes_up_ahead,
-        bytes_down_ahead=stats.bytes_down_ahead,
+        bytes_up_offline=stats.bytes_up_offline,
+        bytes_down_offline=stats.bytes_down_offline,
         bytes_up_online=stats.bytes_up_online,
         bytes_down_online=stats.bytes_down_online,
         seconds=seconds,
@@ -64,8 +64,8 @@ def sent_by(served: ServedModel, account: Account) -> schemas.Sent:
     stats = account.stats
     return schemas.Sent(
         sample=served.sent_sample.hex(),
-        bytes_up=stats.bytes_up_online + stats.bytes_up_ahead,
-        bytes_down=stats.bytes_down_online + stats.bytes_down_ahead,
+        bytes_up=stats.bytes_up_online + stats.bytes_up_offline,
+        bytes_down=stats.bytes_down_online + stats.bytes_down_offline,
         rows_ready=served.hybrid.rows_ready.tokens,
     )
 

@@ -69,7 +69,7 @@ class Seconds(Reply):
 
 
 class VeilUsage(Reply):
-    """What a request cost and sent: token rows, those made ahead, payload bytes, security (0: nothing encrypted)."""
+    """What a request cost and sent: token rows, those made offline, payload bytes, security (0: nothing encrypted)."""
 
     mode: str
     security_bits: float
@@ -77,8 +77,8 @@ class VeilUsage(Reply):
     rows_ready: int
     rows_made: int
     reconnects: int
-    bytes_up_ahead: int
-    bytes_down_ahead: int
+    bytes_up_offline: int
+    bytes_down_offline: int
     bytes_up_online: int
     bytes_down_online: int
     seconds: Seconds

@@ -16,7 +16,7 @@ from veil.gateway.failures import ApiError, bad_parameter, too_long
 from veil.gateway.grammar import Grammars
 from veil.gateway.tokens import TokenBytes
 from veil.gateway.tools import OURS, Form, form_of
-from veil.model.hybrid import HybridFHEModel
+from veil.hybrid.model import HybridFHEModel
 
 SAMPLE_BYTES = 96
 """Bytes of the last packed rows that are shown to those who ask what the server saw."""

@@ -2,7 +2,7 @@
 
 Three classes satisfy it: `reference.ReferenceKernels` (NumPy, the definition of correct), `cpu.CpuKernels` (Numba) and
 `cuda.CudaKernels` (Triton). Their results are equal, word for word. Arrays stay where a backend computes: NumPy arrays on a
-processor, tensors on a card. Letters are those of docs/protocol.md.
+processor, tensors on a GPU. Letters are those of docs/protocol.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ U32 = NDArray[np.uint32]
 F32 = NDArray[np.float32]
 
 Array = Any
-"""An array of a backend: a NumPy array, or a tensor on a card."""
+"""An array of a backend: a NumPy array, or a tensor on a GPU."""
 
 
 TILE = 16
@@ -97,7 +97,7 @@ class Kernels(Protocol):
 
     name: str
     asks_cheaply: bool
-    """Whether `finite` costs nothing: false on a card, where it waits for everything before it."""
+    """Whether `finite` costs nothing: false on a GPU, where it waits for everything before it."""
 
     def asarray(self, values: NDArray[Any]) -> Array:
         """A NumPy array as one of the backend; an array of the backend as it is."""
@@ -154,7 +154,7 @@ class Kernels(Protocol):
     def decode_batches(self, data: Array, ring: Ring) -> Array:
         """Packed uploads [B, bytes] → points [B, terms, 2, N]; `WireError` for a residue that is not below its prime."""
 
-    # The client's half, ahead of time ------------------------------------------------------------------------------------
+    # The client's half, offline ------------------------------------------------------------------------------------
 
     def errors(self, rng: Words, sigma: float) -> Errors:
         """A source of errors of this deviation, seeded by ``rng``."""

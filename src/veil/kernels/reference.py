@@ -263,7 +263,7 @@ class ReferenceKernels:
         check_residues(words, ring)
         return words
 
-    # The client's half, ahead of time ------------------------------------------------------------------------------------
+    # The client's half, offline ------------------------------------------------------------------------------------
 
     def errors(self, rng: Words, sigma: float) -> Errors:
         return HostErrors(rng, sigma)

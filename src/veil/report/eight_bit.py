@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from veil.kernels.interface import Array, Kernels, Scaling
-from veil.model.modes import Evaluator
+from veil.runtime.evaluators import Evaluator
 
 
 class EightBitLayers:
-    """The integer layers in clear, for inputs that are rounded to 8 bits before; a `veil.model.modes.Evaluator`."""
+    """The integer layers in clear, for inputs that are rounded to 8 bits before; a `veil.runtime.evaluators.Evaluator`."""
 
     def __init__(self, clear: Evaluator, scalings: Sequence[Scaling], kernels: Kernels) -> None:
         self._clear = clear

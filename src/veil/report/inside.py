@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from veil.bundle.manifest import Manifest
+from veil.compile.quantize import row_norms
 from veil.errors import NotCompiled
+from veil.hybrid.model import HybridFHEModel
 from veil.kernels.interface import Kernels, Scaling
 from veil.kernels.reference import row_scales
-from veil.model.hybrid import HybridFHEModel
-from veil.model.manifest import Manifest
-from veil.model.modes import ClearLayers
-from veil.model.quantize import row_norms
-from veil.model.router import Router
 from veil.params import Params
 from veil.report.eight_bit import EightBitLayers
+from veil.runtime.evaluators import ClearLayers
+from veil.runtime.router import Router
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

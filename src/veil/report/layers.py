@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from veil import noise
-from veil.model.hybrid import HybridFHEModel
+from veil.hybrid.model import HybridFHEModel
 from veil.report.inside import Inside, beside, choose
 
 F64 = NDArray[np.float64]

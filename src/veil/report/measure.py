@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from veil.model.hybrid import HybridFHEModel
+from veil.hybrid.model import HybridFHEModel
 from veil.progress import Progress
 from veil.report.inside import beside, choose
 from veil.report.layers import LayerQuality, WidthQuality
 
 if TYPE_CHECKING:
-    from veil.report.folding import Variant
+    from veil.report.fusion import Variant
 
 F64 = NDArray[np.float64]
 
@@ -41,7 +41,7 @@ class Costs:
 
     up_online_bytes: float
     down_online_bytes: float
-    up_ahead_bytes: float
+    up_offline_bytes: float
     batch_bytes: int
     batch_rows: int
     hint_bytes: int
@@ -66,7 +66,7 @@ class Report:
     layers: list[LayerQuality] = field(default_factory=list)
     widths: list[WidthQuality] = field(default_factory=list)
     by_bits: list[tuple[int, Fidelity]] = field(default_factory=list)
-    folding: list[Variant] = field(default_factory=list)
+    fusion: list[Variant] = field(default_factory=list)
     costs: Costs | None = None
     seconds: float = 0.0
 
@@ -129,7 +129,7 @@ def costs(hybrid: HybridFHEModel, run: Callable[[], Any], rows: int) -> Costs:
     return Costs(
         up_online_bytes=stats.bytes_up_online / rows,
         down_online_bytes=stats.bytes_down_online / rows,
-        up_ahead_bytes=params.batch_bytes / params.T,
+        up_offline_bytes=params.batch_bytes / params.T,
         batch_bytes=params.batch_bytes,
         batch_rows=params.T,
         hint_bytes=hybrid.hint_bytes,
@@ -148,8 +148,8 @@ def cost_rows(report: Report) -> list[tuple[str, str]]:
         rows += [
             ("up online, a token", f"{costs.up_online_bytes:,.0f} bytes"),
             ("down online, a token", f"{costs.down_online_bytes:,.0f} bytes"),
-            ("up ahead, a token", f"{costs.up_ahead_bytes:,.0f} bytes"),
-            ("up ahead, a batch", f"{costs.batch_bytes:,} bytes for {costs.batch_rows} rows, one row a token"),
+            ("up offline, a token", f"{costs.up_offline_bytes:,.0f} bytes"),
+            ("up offline, a batch", f"{costs.batch_bytes:,} bytes for {costs.batch_rows} rows, one row a token"),
             ("remote weights", f"{costs.remote_weights:,} bytes"),
             ("the server's memory for its hint", f"{costs.hint_bytes / 2**30:.2f} GiB"),
             ("making a row of a batch", f"{1e3 * costs.prepare_s:.1f} ms"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from veil.report.drawing import Line, bars, lines
-from veil.report.folding import COLUMNS
+from veil.report.fusion import COLUMNS
 from veil.report.inside import EIGHT_BIT
 from veil.report.layers import LayerQuality, WidthQuality
 from veil.report.measure import Fidelity, Report, cost_rows
@@ -54,9 +54,9 @@ def page(report: Report) -> str:
         ]
     if report.by_bits:
         parts += ["<h2>Bits of the weights</h2>", _bits(report)]
-    if report.folding:
-        rows = [variant.cells() for variant in report.folding]
-        parts += ["<h2>Folded norms</h2>", _table(COLUMNS, rows)]
+    if report.fusion:
+        rows = [variant.cells() for variant in report.fusion]
+        parts += ["<h2>Fused norms</h2>", _table(COLUMNS, rows)]
     if report.layers:
         parts += ["<h2>Layer by layer</h2>", _layers(report.layers)]
     if report.widths:

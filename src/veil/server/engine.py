@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from veil.bundle.manifest import Manifest
 from veil.crypto.hint import HintRows, ServerHint, share_bytes
 from veil.errors import UnknownSession, WireError
 from veil.kernels.interface import Array, Kernels, Rows
 from veil.kernels.ring import ring_of
-from veil.model.manifest import Manifest
 from veil.params import Params, packed_bytes
 from veil.progress import Progress
 from veil.seed import PublicSeed
@@ -100,7 +100,7 @@ class Engine:
         ]
 
     @property
-    def on_card(self) -> bool:
+    def on_gpu(self) -> bool:
         """Whether rows are multiplied on a CUDA device, where one product at a time has all of it."""
         return self.kernels.name == "cuda"
 
@@ -115,7 +115,7 @@ class Engine:
     ) -> Engine:
         """An engine for a model; its hint is built from the weights, or read from ``hints`` if it was kept there before.
 
-        On a card a hint is built quicker than read, so none is kept.
+        On a GPU a hint is built quicker than read, so none is kept.
         """
         weights = kernels.load_weights(model.weights)
         mark, kept = fingerprint(model.params, model.seed, model.manifest), None

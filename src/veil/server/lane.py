@@ -16,16 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from veil.errors import IncompatibleServer, VeilError
+from veil.network.certificates import server_context
+from veil.network.frames import Frames
+from veil.network.listening import listening
 from veil.server.calls import IDLE_S
 from veil.server.logs import event
 from veil.server.rows import RowStream
 from veil.server.unproven import FIRST_S, Unproven, address_of
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
-from veil.wire.certificates import server_context
 from veil.wire.envelope import seal, unseal
-from veil.wire.frames import Frames
-from veil.wire.listening import listening
 
 _LOG = logging.getLogger("veil.server")
 _HELLO_BYTES = 4096
@@ -189,7 +189,7 @@ class RowLane:
                 reply = stream.answer(data)
                 connection.busy, connection.heard = False, time.monotonic()
                 frames.send(reply)
-                frames.eager = self._alone(connection)
+                frames.busy_poll = self._alone(connection)
             return "ok"
         except VeilError as error:
             _, name = failures.status_of(error)

@@ -14,9 +14,10 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2
 
+from veil.bundle.server_half import client_digest, load_server
 from veil.errors import BundleError
 from veil.kernels.interface import Kernels
-from veil.model.server_bundle import client_digest, load_server
+from veil.network.listening import is_loopback, listening
 from veil.priority import in_thread_of_its_own
 from veil.process import raise_file_limit
 from veil.progress import Progress
@@ -26,12 +27,11 @@ from veil.server.logs import event
 from veil.server.metrics import Metrics
 from veil.server.offer import Offer
 from veil.server.scheduler import OnlineTurns, PreparationWorker
-from veil.server.service import Served, Service, Shared
+from veil.server.service import HostedBundle, Service, Shared
 from veil.server.store import Limits, SessionStore
 from veil.server.tokens import Tokens
 from veil.server.unproven import FIRST_S
 from veil.wire import methods
-from veil.wire.listening import is_loopback, listening
 
 
 def server_limits(max_sessions: int = 64, memory_gib: float = 4.0) -> Limits:
@@ -97,7 +97,7 @@ def build_bundles(
     store: SessionStore,
     progress: Progress | None = None,
     hints: Path | None = None,
-) -> dict[str, Served]:
+) -> dict[str, HostedBundle]:
     """Load server halves by name and build their hints; ``offers`` are client halves by the same names,
     ``hints`` a folder where hints are kept for the next start."""
     unknown = sorted(set(offers) - set(halves))
@@ -113,7 +113,7 @@ def build_bundles(
                 f"{digest}; offer the one beside it"
             )
         engine = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, store, hints))
-        bundles[name] = Served(engine, digest, offer)
+        bundles[name] = HostedBundle(engine, digest, offer)
     return bundles
 
 
@@ -130,7 +130,7 @@ def _against_floods(threads: int) -> list[tuple[str, int]]:
 class Server:
     """A server for some bundles. `start`, then `stop`; ``port`` is the one that it listens on."""
 
-    def __init__(self, bundles: dict[str, Served], store: SessionStore, config: ServerConfig) -> None:
+    def __init__(self, bundles: dict[str, HostedBundle], store: SessionStore, config: ServerConfig) -> None:
         config.check()
         self.config = config
         self.store = store
@@ -140,8 +140,8 @@ class Server:
         message_bytes = methods.largest_message((model.params, model.manifest) for model in models)
         threads = 4 * min(config.limits.max_sessions, 64) + 16
         most_streams = threads // 4 if config.tokens else 3 * threads // 4  # a session has two at most; others have the rest
-        on_card = any(served.engine.on_card for served in bundles.values())
-        turns = OnlineTurns(1 if on_card else None, observer=self.metrics.computed)
+        on_gpu = any(served.engine.on_gpu for served in bundles.values())
+        turns = OnlineTurns(1 if on_gpu else None, observer=self.metrics.computed)
         self.service = Service(
             Shared(
                 bundles,

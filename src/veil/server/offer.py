@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from veil.bundle.header_file import digest, half_digest, read_header
 from veil.errors import WireError
-from veil.model.folder import digest, half_digest, read_header
 from veil.wire.methods import FILE_CHUNK
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from veil.errors import WireError
+from veil.network.busy_poll import NOTHING
 from veil.server.engine import Claim
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
@@ -12,7 +13,6 @@ from veil.server.scheduler import OnlineTurns
 from veil.server.store import Session, SessionStore
 from veil.wire import codec
 from veil.wire import veil_pb2 as pb
-from veil.wire.eager import NOTHING
 from veil.wire.envelope import seal, unseal
 from veil.wire.messages import rows_of
 

@@ -35,7 +35,7 @@ _LOG = logging.getLogger("veil.server")
 
 
 @dataclass(frozen=True, eq=False)
-class Served:
+class HostedBundle:
     """One bundle: its engine, the digest of the client half that goes with it and, where it is offered, its files."""
 
     engine: Engine
@@ -47,7 +47,7 @@ class Served:
 class Shared:
     """What all calls use."""
 
-    bundles: dict[str, Served]
+    bundles: dict[str, HostedBundle]
     store: SessionStore
     worker: PreparationWorker
     turns: OnlineTurns
@@ -259,7 +259,7 @@ class Service:
         context.abort(code, str(error))
         raise AssertionError
 
-    def _bundle(self, name: str) -> Served:
+    def _bundle(self, name: str) -> HostedBundle:
         served = self._shared.bundles.get(name)
         if served is None:
             raise BundleError(f"the server has no bundle of that name; it has {', '.join(self._shared.bundles)}")

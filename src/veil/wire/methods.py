@@ -6,8 +6,8 @@ import hashlib
 import json
 from collections.abc import Iterable
 
-from veil.model.folder import common_fields
-from veil.model.manifest import Manifest
+from veil.bundle.header_file import common_fields
+from veil.bundle.manifest import Manifest
 from veil.params import Params, packed_bytes
 from veil.seed import PublicSeed
 from veil.wire.messages import BatchUpload

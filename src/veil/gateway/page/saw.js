@@ -18,8 +18,8 @@ export function note(saw, sent) {
 export function noteUsage(saw, usage) {
   const veil = usage.veil;
   Object.assign(saw, {
-    up: veil.bytes_up_online + veil.bytes_up_ahead,
-    down: veil.bytes_down_online + veil.bytes_down_ahead,
+    up: veil.bytes_up_online + veil.bytes_up_offline,
+    down: veil.bytes_down_online + veil.bytes_down_offline,
     seconds: veil.seconds.per_token,
     first: veil.seconds.first_token,
     tokens: usage.completion_tokens,

@@ -213,7 +213,7 @@ class CpuKernels:
         reference.check_residues(words, ring)
         return words
 
-    # The client's half, ahead of time ------------------------------------------------------------------------------------
+    # The client's half, offline ------------------------------------------------------------------------------------
 
     def errors(self, rng: Words, sigma: float) -> Errors:
         return HostErrors(rng, sigma)
@@ -364,6 +364,6 @@ def _points(values: NDArray[np.int64], prime: int, which: int, ring: Ring) -> ND
     padded = np.zeros((tiles * COLUMNS, ring.N), dtype=np.int64)
     padded[: len(values)] = values
     out = np.empty((tiles, ring.N * COLUMNS), dtype=np.uint32)
-    strips.small_points(padded, out, np.uint32(prime), constants(ring).outer_forward[which])
+    strips.small_ntt(padded, out, np.uint32(prime), constants(ring).outer_forward[which])
     points = out.reshape(tiles, ring.N, COLUMNS).transpose(0, 2, 1).reshape(-1, ring.N)
     return points[: len(values)].astype(np.uint64)

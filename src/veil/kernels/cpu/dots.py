@@ -27,7 +27,7 @@ from veil.kernels.cpu.vector import (
     vector_code,
 )
 
-AHEAD_BYTES = (4096, 1536)
+OFFLINE_BYTES = (4096, 1536)
 """How far ahead memory is asked for where rows are few; what the first asks for may be dropped when much is on its way."""
 _I8, _I16 = ir.IntType(8), ir.IntType(16)
 _FEW = 2  # rows for which weights are asked for ahead
@@ -74,7 +74,7 @@ class _Visit:
         """Ask for weights that later visits read."""
         if self.ahead:
             for start in self.starts:
-                for distance in AHEAD_BYTES:
+                for distance in OFFLINE_BYTES:
                     prefetch(self.builder, self.builder.gep(start, [plus(self.builder, index, distance)]))
 
 

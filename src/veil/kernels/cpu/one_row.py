@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 
-from veil.kernels.cpu.dots import AHEAD_BYTES
+from veil.kernels.cpu.dots import OFFLINE_BYTES
 from veil.kernels.cpu.vector import (
     I32,
     I64,
@@ -71,7 +71,7 @@ def byte_dots(typing_context, weights, first, second, planes, out):  # type: ign
         masked = declare(builder, "llvm.masked.load.v64i8.p0", small, [small.as_pointer(), I32, inside.type, small])
 
         def ahead(place: Any) -> Any:
-            for distance in AHEAD_BYTES:
+            for distance in OFFLINE_BYTES:
                 prefetch(builder, builder.gep(place, [I64(distance)]))
             return read(builder, place, small)
 

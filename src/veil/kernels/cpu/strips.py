@@ -1,4 +1,4 @@
-"""Numba kernels of everything ahead of time: sums of products at each point, transforms, and what is made of the results.
+"""Numba kernels of everything offline: sums of products at each point, transforms, and what is made of the results.
 
 The hint and the public polynomials are kept as residues of three bytes, split into halves: ``low`` uint16 and ``high``
 uint8, each [tiles, 2, degree, terms, 16], read once and in order. A *tile* is a strip of 16 blocks, or of 16 inner ring
@@ -90,7 +90,7 @@ def _splat(builder: Any, word: Any, kind: Any) -> Any:
 
 
 @njit(cache=True)
-def _sums_at_points(low, high, tile, prime, factors, strip, p, pn):  # type: ignore[no-untyped-def]
+def _sums_in_ntt_domain(low, high, tile, prime, factors, strip, p, pn):  # type: ignore[no-untyped-def]
     """All points of one tile and prime, for one batch: factors [2, degree, terms] → flat strip [degree·16]."""
     degree, terms = low.shape[2], low.shape[3]
     flat_low, flat_high, flat = low.reshape(low.size), high.reshape(high.size), factors.reshape(factors.size)
@@ -102,7 +102,7 @@ def _sums_at_points(low, high, tile, prime, factors, strip, p, pn):  # type: ign
 
 @njit(cache=True)
 def _sums_of_batches(low, high, tile, prime, batches, strips, p, pn):  # type: ignore[no-untyped-def]
-    """`_sums_at_points` for batches [B, 2, degree, terms] → strips [B, 2, degree·16]: G comes from memory once."""
+    """`_sums_in_ntt_domain` for batches [B, 2, degree, terms] → strips [B, 2, degree·16]: G comes from memory once."""
     degree, terms, count = low.shape[2], low.shape[3], batches.shape[0]
     flat_low, flat_high, flat = low.reshape(low.size), high.reshape(high.size), batches.reshape(batches.size)
     out = strips.reshape(strips.size)
@@ -210,7 +210,7 @@ def pads(low, high, secret, errors, primes, negatives, factors1, factors2, shoup
         strips = np.empty((2, degree * COLUMNS), np.uint32)
         words = np.empty(width * COLUMNS, np.uint32)
         for prime in range(2):
-            _sums_at_points(low, high, tile, prime, secret, strips[prime], primes[prime], negatives[prime])
+            _sums_in_ntt_domain(low, high, tile, prime, secret, strips[prime], primes[prime], negatives[prime])
         inverse(strips[0], factors1, primes[0])
         inverse(strips[1], factors2, primes[1])
         begin = tile * COLUMNS * width
@@ -335,7 +335,7 @@ def load_batches(values, out, primes, negatives, squares):  # type: ignore[no-un
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def small_points(values, out, p, factors):  # type: ignore[no-untyped-def]
+def small_ntt(values, out, p, factors):  # type: ignore[no-untyped-def]
     """Small signed polynomials [16·tiles, degree] int64, |v| < p → flat strips [tiles, degree·16] of points below p."""
     degree = values.shape[1]
     for tile in prange(out.shape[0]):

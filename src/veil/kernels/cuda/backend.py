@@ -1,4 +1,4 @@
-"""`CudaKernels`: the methods of `interface.Kernels` through Triton, on tensors of the card."""
+"""`CudaKernels`: the methods of `interface.Kernels` through Triton, on tensors of the GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from veil.errors import WireError
 from veil.kernels import reference
-from veil.kernels.cuda import online, packing, points, product, results
+from veil.kernels.cuda import ntt_domain, online, packing, product, results
 from veil.kernels.cuda.constants import MU, Constants, constants
 from veil.kernels.cuda.device import empty, put, target
 from veil.kernels.cuda.rows import located
@@ -27,7 +27,7 @@ U8 = NDArray[np.uint8]
 I8 = NDArray[np.int8]
 
 _SUM_BYTES = 32 << 20
-"""Of sums between two kernels: they stay in the card's cache."""
+"""Of sums between two kernels: they stay in the GPU's cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class CudaHint:
 
 
 class CudaKernels:
-    """See `interface.Kernels`. Nothing online waits for the card, so that CUDA graphs can hold it (`graphs.capture`)."""
+    """See `interface.Kernels`. Nothing online waits for the GPU, so that CUDA graphs can hold it (`graphs.capture`)."""
 
     name = "cuda"
     asks_cheaply = False
@@ -100,7 +100,7 @@ class CudaKernels:
         assert isinstance(hint, CudaHint)
         if len(rows):
             blocks = -(-len(rows) // ring.w)
-            points.fill(rows.contiguous(), hint.words[first : first + blocks], ring.T, _constants(ring))
+            ntt_domain.fill(rows.contiguous(), hint.words[first : first + blocks], ring.T, _constants(ring))
 
     def load_hint(self, arrays: dict[str, NDArray[Any]], ring: Ring) -> CudaHint:
         return CudaHint(put(arrays["words"]))
@@ -114,7 +114,7 @@ class CudaKernels:
         for first in range(0, hint.blocks if count else 0, step):
             words = hint.words[first : first + step]
             sums = empty(count, len(words), 2, ring.N)
-            points.sums(words, batches, k, sums)
+            ntt_domain.sums(words, batches, k, sums)
             results.switch(sums, out, first, bits, ring, k)
         return out
 
@@ -129,7 +129,7 @@ class CudaKernels:
             reference.check_residues(self.to_numpy(words), ring)
         return words
 
-    # The client's half, ahead of time ------------------------------------------------------------------------------------
+    # The client's half, offline ------------------------------------------------------------------------------------
 
     def errors(self, rng: Words, sigma: float) -> Errors:
         return DeviceErrors(rng, sigma)
@@ -140,26 +140,26 @@ class CudaKernels:
 
     def load_inner(self, a: U32, ring: Ring) -> Tensor:
         k = _constants(ring)
-        return points.packed_points(put(a).view(torch.int32), k.inner, k)
+        return ntt_domain.packed_ntt(put(a).view(torch.int32), k.inner, k)
 
     def pads(self, inner: Tensor, secret: I8, errors: Tensor, ring: Ring) -> Tensor:
         k, count = _constants(ring), len(inner)
         out = empty(ring.T, count * ring.r)
         if count:
-            key = points.small_points(put(secret[None]), k.inner, k)
+            key = ntt_domain.small_ntt(put(secret[None]), k.inner, k)
             sums = empty(1, count, 2, ring.m)
-            points.sums(inner, key, k, sums)
+            ntt_domain.sums(inner, key, k, sums)
             results.lift(sums, errors.contiguous(), out, ring, k)
         return out
 
     def load_public(self, table: U32, ring: Ring) -> Tensor:
-        return points.mu_points(self.asarray(table), ring.N, ring.public_bits, _constants(ring))
+        return ntt_domain.mu_ntt(self.asarray(table), ring.N, ring.public_bits, _constants(ring))
 
     def shares(self, public: Tensor, z: I8, slots: int, ring: Ring) -> Tensor:
         k = _constants(ring)
         out = empty(ring.T, slots)
         if out.numel():
-            key = points.mu_point(put(z), k)
+            key = ntt_domain.mu_point(put(z), k)
             results.multiply_mu(public[: -(-slots // ring.w)], key, out, ring, k)
         return out
 
@@ -206,7 +206,7 @@ class CudaKernels:
         return out
 
     def finite(self, scales: Tensor) -> bool:
-        """It waits for everything before it on the card."""
+        """It waits for everything before it on the GPU."""
         return bool(torch.isfinite(scales).all())
 
     def prefetch(self, weights: Tensor) -> Iterator[object]:

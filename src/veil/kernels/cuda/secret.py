@@ -1,4 +1,4 @@
-"""The client's secrets on a card: the stream cipher behind its errors, and how a batch's secret is encrypted."""
+"""The client's secrets on a GPU: the stream cipher behind its errors, and how a batch's secret is encrypted."""
 
 from __future__ import annotations
 

@@ -1,0 +1,260 @@
+"""Compiling a float model: calibrate the groups, quantize the weights, keep what each side needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from veil.bundle.constants import GroupConstants
+from veil.bundle.manifest import Group, Layer, Manifest, make_groups
+from veil.compile.balance import Inputs, bias_correction, divisors_for
+from veil.compile.fused_weights import quantize_fused
+from veil.compile.last_rows import last_row_layers
+from veil.compile.norm_fusion import Fusions, StreamWatch, fuse_groups
+from veil.compile.quantize import quantize_weight, row_norms
+from veil.kernels.memory import side_by_side
+from veil.noise import wire_bits
+from veil.params import Params
+from veil.progress import Progress
+from veil.runtime.experts import calibrating
+from veil.runtime.layers import RemoteLayer, float_bias, float_weight
+from veil.seed import PublicSeed
+
+F32 = NDArray[np.float32]
+I8 = NDArray[np.int8]
+FUSE_NORMS = ("auto", "on", "off")
+_KEPT_ROWS = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A compiled model: public parameters, seed and manifest; the client's constants; the server's weights.
+
+    ``weights`` is None where only the client half of a bundle is here.
+    """
+
+    params: Params
+    seed: PublicSeed
+    manifest: Manifest
+    constants: tuple[GroupConstants, ...]
+    weights: tuple[I8, ...] | None
+    unfused: tuple[str, ...] = ()
+    """Why norms stayed that fusing was tried on; known when a model is compiled, not kept in a bundle."""
+
+
+def compile_layers(
+    model: nn.Module,
+    layers: dict[str, RemoteLayer],
+    run: Callable[[], Any],
+    n_bits: int | dict[str, int],
+    dynamic: bool,
+    params: Params,
+    report: Progress,
+    fuse_norms: str = "off",
+    sample: Any = None,
+) -> Compiled:
+    """Calibrate with one forward pass (``run``), group, and quantize every layer; ``fuse_norms`` is auto, on or off.
+
+    ``sample`` are the token ids of that pass, where there are any.
+
+    Raises `ValueError` for bits outside 2 to 8, a name in ``n_bits`` that is not remote, a weight that is not finite, a
+    layer that computes something else or that the model goes around, or a norm that ``on`` wants fused and that cannot be.
+    """
+    if fuse_norms not in FUSE_NORMS:
+        raise ValueError(f"fuse_norms is {fuse_norms!r}, expected one of {', '.join(FUSE_NORMS)}")
+    bits = _bits_by_name(layers, n_bits)
+    watch = StreamWatch(model, layers)
+    with calibrating(model), nullcontext() if fuse_norms == "off" else watch:
+        seen = _calibrate(layers, run)
+    apart = last_row_layers(model, layers, list(seen), sample) if fuse_norms == "off" else set()
+    described = {
+        name: Layer(
+            name,
+            layer.kind,
+            layer.in_features,
+            layer.out_features,
+            bits[name],
+            float_bias(_inner(layer)) is not None,
+            name in apart,
+        )
+        for name, layer in layers.items()
+    }
+    order = [(described[name], found.tensor) for name, found in seen.items()]
+    missing = [name for name in layers if name not in seen]
+    order += [(described[name], -2 - position) for position, name in enumerate(missing)]
+    manifest = make_groups(order, _head_name(model, layers))
+    fusions = _fusions(watch, manifest, fuse_norms)
+    manifest = fuse_groups(manifest, fusions.found)
+    by_producer = {fusion.producer: fusion for fusion in fusions.found}
+    modules = {name: _inner(layer) for name, layer in layers.items()}
+    weights, constants, groups = [], [], []
+    for index, group in enumerate(manifest.groups):
+        report("quantizing", index, len(manifest.groups))
+        if group.fusion is not None:
+            found = by_producer[group.layers[0].name]
+            matrix, parts = quantize_fused(group, found, modules, params, dynamic=dynamic)
+            weights.append(matrix)
+            constants.append(parts)
+            groups.append(_with_bits(group, matrix, params))
+            continue
+        read = seen.get(group.layers[0].name)
+        matrix, parts = _quantize_group([(layer, modules[layer.name]) for layer in group.layers], read, params)
+        if not dynamic:
+            parts = replace(parts, fixed_norm=max(read.norm(parts.divisors) if read else 0.0, 1e-30))
+        weights.append(matrix)
+        constants.append(parts)
+        groups.append(_with_bits(group, matrix, params))
+    manifest = Manifest(tuple(groups))
+    report("quantizing", len(manifest.groups), len(manifest.groups))
+    return Compiled(params, PublicSeed.fresh(), manifest, tuple(constants), side_by_side(weights), fusions.reasons)
+
+
+def _fusions(watch: StreamWatch, manifest: Manifest, fuse_norms: str) -> Fusions:
+    """What is to be fused; ``auto`` takes what there is, ``on`` insists on everything."""
+    if fuse_norms == "off":
+        return Fusions((), ())
+    fusions = watch.fusions(manifest)
+    if fuse_norms == "on" and (fusions.reasons or not fusions.found):
+        reason = fusions.reasons[0] if fusions.reasons else "no norm stands between two remote layers"
+        raise ValueError(f"the norms cannot all be fused: {reason}; use fuse_norms='auto' or 'off'")
+    return fusions
+
+
+def _with_bits(group: Group, weights: I8, params: Params) -> Group:
+    """A group with the bits of the wire that its weights and width need."""
+    largest = float(row_norms(weights).max(initial=1.0))
+    width = 16 if group.layers[0].kind == "embedding" else group.width  # of a one-hot row one input is not zero
+    bits = wire_bits(params, width, group.rows, largest)
+    return replace(group, input_bits=bits.input, result_bits=bits.result)
+
+
+@dataclass(eq=False)
+class _Seen:
+    """What calibration saw a layer read: the first tensor's id, the largest row norm, and some rows."""
+
+    tensor: int
+    largest: float = 0.0
+    rows: F32 | None = None
+
+    def add(self, x: torch.Tensor) -> None:
+        """Note rows [..., width]; token ids leave no rows, and count as one of norm 1."""
+        if not x.is_floating_point():
+            self.largest = max(self.largest, 1.0)
+            return
+        rows = x.detach().reshape(-1, x.shape[-1])
+        if not len(rows):
+            return
+        self.largest = max(self.largest, float(rows.float().norm(dim=1).max()))
+        kept = _thinned(rows).to(device="cpu", dtype=torch.float32)
+        if self.rows is not None:
+            kept = _thinned(torch.cat([torch.from_numpy(self.rows), kept]))
+        self.rows = kept.numpy()
+
+    def norm(self, divisors: F32 | None) -> float:
+        """The largest norm of a row over ``divisors``, of the rows that were kept: the longest is one of them."""
+        if divisors is None or self.rows is None:
+            return self.largest
+        return float(np.linalg.norm(self.rows / divisors, axis=1).max())
+
+
+def _thinned(rows: torch.Tensor) -> torch.Tensor:
+    """A copy of up to `_KEPT_ROWS` rows, evenly spread, and the longest."""
+    if len(rows) <= _KEPT_ROWS:
+        return rows.clone()
+    places = torch.linspace(0, len(rows) - 1, _KEPT_ROWS, dtype=torch.float64).long()
+    places[-1] = int(rows.float().norm(dim=1).argmax())
+    return rows[places.to(rows.device)]
+
+
+def _quantize_group(members: list[tuple[Layer, nn.Module]], read: _Seen | None, params: Params) -> tuple[I8, GroupConstants]:
+    floats, biases = [], []
+    for layer, module in members:
+        try:
+            weight = float_weight(module, layer.kind)
+        except ValueError as error:
+            raise ValueError(f"{layer.name}: {error}") from None
+        bias = float_bias(module)
+        for what, values in (("weight", weight), ("bias", bias)):
+            if values is not None and not np.isfinite(values).all():
+                raise ValueError(f"{layer.name}: the {what} holds NaN or infinity")
+        floats.append((weight, layer.bits))
+        biases.append(np.zeros(layer.out_features, dtype=np.float32) if bias is None else bias)
+    one_hot = members[0][0].kind == "embedding"
+    inputs = None if one_hot or read is None else Inputs.of(read.rows)
+    divisors = None if inputs is None else divisors_for(floats, inputs, params)
+    pieces = [quantize_weight(weight, bits, divisors) for weight, bits in floats]
+    if inputs is not None:
+        biases = [
+            bias + bias_correction(weight, quantized, scale, inputs, divisors)
+            for (weight, _), (quantized, scale), bias in zip(floats, pieces, biases, strict=True)
+        ]
+    matrix = np.ascontiguousarray(np.concatenate([quantized for quantized, _ in pieces]))
+    scales = np.concatenate([scale for _, scale in pieces])
+    bound = float(np.abs(matrix.astype(np.int32)).max(initial=0) if one_hot else row_norms(matrix).max(initial=0.0))
+    return matrix, GroupConstants(scales, np.concatenate(biases), bound, divisors=divisors)
+
+
+def _calibrate(layers: dict[str, RemoteLayer], run: Callable[[], Any]) -> dict[str, _Seen]:
+    """What each layer read, in calling order."""
+    seen: dict[str, _Seen] = {}
+    rows: dict[int, _Seen] = {}
+    alive: list[torch.Tensor] = []
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            x = args[0]
+            alive.append(x)
+            first = name not in seen
+            if first and id(x) in rows:  # a layer of the same group has noted it
+                seen[name] = replace(rows[id(x)])
+                return
+            own = seen.setdefault(name, _Seen(id(x)))
+            own.add(x)
+            if first:
+                rows[id(x)] = replace(own)
+
+        return hook
+
+    for layer in layers.values():
+        layer.weight_read = False
+    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    around = next((name for name, layer in layers.items() if layer.weight_read and name not in seen), None)
+    if around is not None:
+        raise ValueError(f"the model uses the weight of {around!r} without calling it; leave it out of module_names")
+    return seen
+
+
+def _bits_by_name(layers: dict[str, RemoteLayer], n_bits: int | dict[str, int]) -> dict[str, int]:
+    if isinstance(n_bits, dict):
+        unknown = sorted(set(n_bits) - set(layers))
+        if unknown:
+            raise ValueError(f"n_bits names {unknown[0]!r}, which is not a remote module")
+    bits = {name: n_bits.get(name, 8) if isinstance(n_bits, dict) else n_bits for name in layers}
+    for name, value in bits.items():
+        if not isinstance(value, int) or not 2 <= value <= 8:
+            raise ValueError(f"n_bits of {name!r} is {value!r}, expected an integer from 2 to 8")
+    return bits
+
+
+def _head_name(model: nn.Module, layers: dict[str, RemoteLayer]) -> str | None:
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    return next((name for name, layer in layers.items() if layer is head or layer.inner is head), None)
+
+
+def _inner(layer: RemoteLayer) -> nn.Module:
+    assert layer.inner is not None
+    return layer.inner

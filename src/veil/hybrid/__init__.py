@@ -1,0 +1,1 @@
+"""`HybridFHEModel`: a compiled model and a session under the names of Concrete ML."""

@@ -1,0 +1,518 @@
+"""`HybridFHEModel`: a torch model whose chosen layers run on somebody else's machine, encrypted."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from veil.bundle.constants import scalings_of
+from veil.bundle.terms import STRICT, Terms
+from veil.client.session import ClientModel, ClientSession, OfflineRows, Ready
+from veil.client.stats import Stats
+from veil.compile.compiler import Compiled, compile_layers
+from veil.crypto.hint import hint_bytes
+from veil.errors import NotCompiled
+from veil.hybrid.token_graph import TokenGraph
+from veil.kernels.backend import kernels_for
+from veil.kernels.interface import Array, Kernels, Scaling
+from veil.kernels.warm import warm_up
+from veil.network.timeouts import Timeouts
+from veil.params import Params
+from veil.progress import Progress
+from veil.random import SecretRng
+from veil.runtime.evaluators import ClearLayers, SimulatedLayers
+from veil.runtime.experts import EXPERT_LEAKS, ExpertLeak
+from veil.runtime.layers import RemoteLayer
+from veil.runtime.modules import find_modules, replace_modules
+from veil.runtime.pace import Pace
+from veil.runtime.residual import ResidualStream
+from veil.runtime.router import Router
+from veil.server.engine import Engine, ServerModel
+
+if TYPE_CHECKING:
+    from veil.client.link import Link
+    from veil.runtime.speculation import Speculation
+
+_ROW_S = 0.05
+"""Seconds of a row, as believed before the first pass."""
+
+MODES = ("torch", "disable", "simulate", "execute", "remote")
+
+
+class HybridFHEModel:
+    """A torch model with remote layers, under the names that Concrete ML's users know.
+
+    ``model`` is changed in place: each module of ``module_names`` (one name or several, of nn.Linear, transformers'
+    Conv1D, nn.Embedding or a mixture's experts) is replaced by a `RemoteLayer`. Then ``compile_model``, ``set_fhe_mode``
+    and use ``model``. ``expert_leak="reveal"`` evaluates only the experts that a row is routed to, and so shows the server
+    which they are; ``"none"`` evaluates all. Raises `TypeError` for a model that is not an ``nn.Module``, `ValueError` for
+    a name that does not fit.
+
+    ``offline``, set before the first ``execute``, has rows made ready in the background in that mode too. ``hints``,
+    set before it, is a folder where the server's hint is kept for the next start. ``cancel_check`` is
+    called before every evaluation of a remote layer; what it raises ends the forward pass.
+    """
+
+    def __init__(
+        self, model: nn.Module, module_names: str | list[str] | tuple[str, ...], *, expert_leak: ExpertLeak = "none"
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+        names = [module_names] if isinstance(module_names, str) else list(module_names)
+        if expert_leak not in EXPERT_LEAKS:
+            raise ValueError(f"expert_leak is {expert_leak!r}, expected one of {', '.join(EXPERT_LEAKS)}")
+        self._attach(model, replace_modules(model, find_modules(model, names, expert_leak), expert_leak))
+
+    def _attach(self, model: nn.Module, layers: dict[str, RemoteLayer]) -> None:
+        self.model = model
+        self.module_names = list(layers)
+        self.stats = Stats()
+        self.tokenizer: Any = None
+        self._layers = layers
+        self._compiled: Compiled | None = None
+        self._engine: Engine | None = None
+        self._weights: Sequence[Array] | None = None
+        self._tables: dict[str, Any] = {}
+        self._session: ClientSession | None = None
+        self._remote: ClientSession | None = None
+        self._router: Router | None = None
+        self._kernels: Kernels
+        self._scalings: list[Scaling]
+        self._graph: TokenGraph | None = None
+        self._address: Any = None
+        self._link: Link | None = None
+        self._mode = "torch"
+        self._progress: Progress | None = None
+        self.offline_rows: OfflineRows | None = None
+        self.hints: Path | None = None
+        self.cancel_check: Callable[[], None] | None = None
+        generation = getattr(model, "generation_config", None)
+        if generation is not None:
+            generation.disable_compile = True  # torch.compile cannot look into a remote layer
+        self._model_forward = model.forward
+        model.forward = _like(model.forward, self._forward)
+        if callable(getattr(model, "generate", None)):
+            self._model_generate: Callable[..., Any] = model.generate  # type: ignore[assignment]
+            model.generate = _like(self._model_generate, self._generate)  # type: ignore[assignment]
+
+    # Compiling ---------------------------------------------------------------------------------------------------------
+
+    def compile_model(
+        self,
+        x: Any,
+        n_bits: int | dict[str, int] = 8,
+        use_dynamic_quantization: bool = True,
+        *,
+        params: Params | None = None,
+        device: str = "auto",
+        progress: Progress | None = None,
+        fuse_norms: str = "off",
+    ) -> None:
+        """Calibrate on ``x`` (a tensor, or a dict of keyword arguments) and quantize the remote layers to ``n_bits``.
+
+        ``n_bits`` is 2 to 8, or a dict by module name (others: 8). Without dynamic quantization one scale per layer is
+        calibrated on ``x`` and longer inputs are clipped to it. From 16 rows of ``x`` on, what it shows of the inputs makes
+        weights of the same bits lose less, and enters both halves: give ordinary text of a few hundred tokens and nothing
+        private; fewer rows are used for the order of the layers only. ``progress(stage, done, total)`` is told of long work,
+        now and later. ``fuse_norms`` halves the round trips of a model over a network, for about twice the weights: ``auto``
+        fuses the norms that can be, ``on`` raises `ValueError` unless all can; outliers are balanced by what ``x`` shows,
+        so ``x`` should be ordinary text of a hundred tokens or more. Raises `RuntimeError` when called twice.
+        """
+        if self._compiled is not None:
+            raise RuntimeError("the model is compiled already; make a new HybridFHEModel to compile with other settings")
+        self._progress = progress
+        kernels = kernels_for(device)
+        run = lambda: self._model_forward(**x) if isinstance(x, dict) or hasattr(x, "keys") else self._model_forward(x)  # noqa: E731
+        compiled = compile_layers(
+            self.model,
+            self._layers,
+            run,
+            n_bits,
+            use_dynamic_quantization,
+            params or Params.default(),
+            progress or (lambda stage, done, total: None),
+            fuse_norms,
+            x.get("input_ids") if hasattr(x, "get") else x,
+        )
+        self._adopt(compiled, kernels)
+
+    def _adopt(self, compiled: Compiled, kernels: Kernels) -> None:
+        self._server_kernels = kernels
+        self._compiled = compiled
+        self._choose_client()
+
+    def _choose_client(self) -> None:
+        """Put the client's half where the model is: on the GPU beside the server's half, or on this processor."""
+        compiled, server = self._need_compiled(), self._server_kernels
+        on_gpu = server.name == "cuda" and self._remote is None and _is_on_gpu(self.model)
+        kernels = server if on_gpu or server.name != "cuda" else kernels_for("cpu")
+        if self._router is not None and kernels is self._kernels:
+            return
+        if self._session is not None:
+            if self._graph is not None:
+                self._graph.close()
+            self._session.close()
+            self._session = self._graph = None
+        self._kernels = kernels
+        self._weights = None
+        if kernels.name == "cpu":
+            warm_up(self._progress)
+        self._scalings = scalings_of(compiled.constants, compiled.params, kernels)
+        stream = ResidualStream(self.model, compiled.manifest)
+        self._router = Router(compiled.manifest, compiled.constants, kernels, stream)
+        self.stats.kernels = server.name if kernels is server else f"client {kernels.name}, server {server.name}"
+
+    @property
+    def params(self) -> Params:
+        """The parameter set in use."""
+        return self._need_compiled().params
+
+    @property
+    def manifest(self) -> Any:
+        """Groups, slots and segments of the compiled model."""
+        return self._need_compiled().manifest
+
+    @property
+    def unfused(self) -> tuple[str, ...]:
+        """Why norms were not fused that `compile_model` was asked to fuse; empty for a bundle from disk."""
+        return self._need_compiled().unfused
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether it was compiled with fused norms."""
+        return any(group.fusion is not None for group in self._need_compiled().manifest.groups)
+
+    @property
+    def hint_bytes(self) -> int:
+        """Memory that the server side needs for its hint, known before it is built."""
+        compiled = self._need_compiled()
+        return hint_bytes(compiled.params, list(compiled.manifest.segments.values()))
+
+    # A server elsewhere --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def connect(
+        cls,
+        server: str,
+        bundle: str | Path,
+        *,
+        token: str | None = None,
+        tls: bool | str | Path = False,
+        name: str | None = None,
+        allow_no_tls: bool = False,
+        terms: Terms = STRICT,
+        offline_rows: OfflineRows | None = None,
+        timeouts: Timeouts | None = None,
+        device: str = "cpu",
+    ) -> HybridFHEModel:
+        """The model of a bundle's client half in mode ``remote``: its remote layers run on the server at ``HOST:PORT``.
+
+        ``tls`` is True for a certificate that the system trusts, or the PEM file of the authority that signed it;
+        without TLS the server is on this machine, unless ``allow_no_tls``. ``name`` chooses among the server's bundles.
+        ``terms`` say what the half may be and do beyond the defaults, which allow no leak and no weak parameters.
+        Rows are made ready in the background as far as ``offline`` says. A half without the public tables fetches them
+        from a server that offers them, once. Raises `ServerUnreachable`, `AccessDenied`,
+        `IncompatibleServer`, `BundleError`.
+        """
+        from veil.bundle.header_file import half_digest
+        from veil.client.connection import Address
+        from veil.client.remote import RemoteTransport
+        from veil.client.tables import fetch_tables
+        from veil.runtime import saved_model as bundles
+
+        address = Address(
+            target=server, token=token, tls=tls if isinstance(tls, bool) else Path(tls), allow_no_tls=allow_no_tls
+        )
+        folder = Path(bundle) / "client" if (Path(bundle) / "client").is_dir() else Path(bundle)
+        fetch_tables(folder, address, timeouts or Timeouts(), terms)
+        opened = bundles.load_client(folder, terms)
+        hybrid = cls.__new__(cls)
+        hybrid._attach(opened.model, opened.layers)
+        hybrid.tokenizer = opened.tokenizer
+        hybrid._adopt(opened.compiled, kernels_for(device))
+        compiled = opened.compiled
+        model = ClientModel(compiled.params, compiled.seed, compiled.manifest, opened.tables)
+        timeouts = timeouts or Timeouts()
+        hybrid._address = address
+        transport = RemoteTransport(model, address, hybrid._kernels, hybrid.stats, timeouts, half_digest(folder), name)
+        hybrid._remote = ClientSession(
+            model,
+            transport,
+            hybrid._kernels,
+            hybrid._scalings,
+            SecretRng(),
+            hybrid.stats,
+            offline_rows=offline_rows or OfflineRows(),
+            timeouts=timeouts,
+        )
+        hybrid.set_fhe_mode("remote")
+        return hybrid
+
+    def close(self) -> None:
+        """End the sessions, in process and remote, and forget their keys."""
+        for part in (self._graph, self._session, self._remote):
+            if part is not None:
+                part.close()
+        self._session = self._remote = self._graph = None
+        if self._mode in ("execute", "remote"):
+            self.set_fhe_mode("torch")
+
+    # Modes -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def fhe_mode(self) -> str:
+        """The mode in force."""
+        return self._mode
+
+    def set_fhe_mode(self, mode: str) -> None:
+        """Choose how remote layers run.
+
+        ``torch``: the float layers. ``disable``: the integer layers in clear. ``simulate``: those plus predicted noise.
+        ``execute``: real encryption, client and server as two objects of this process; with the CUDA kernels the client's
+        half is where the model is, on the GPU (``model.to("cuda")``) or on this processor. ``remote``: the server that
+        `connect` reached. ``execute`` builds the server's hint at its first use, and makes a session with fresh keys.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
+        if mode == "torch":
+            self._select(mode, None)
+            return
+        self._need_compiled()
+        self._choose_client()
+        router = self._router
+        assert router is not None
+        if mode in ("disable", "simulate"):
+            router.evaluator = self._clear_layers(simulate=mode == "simulate")
+        elif mode == "execute":
+            if self._session is None:
+                self._session = self._open_session()
+            router.evaluator = self._session
+        else:
+            if self._remote is None:
+                raise NotCompiled("mode 'remote' needs a server; make the model with HybridFHEModel.connect")
+            router.evaluator = self._remote
+        self._select(mode, router)
+
+    def _clear_layers(self, *, simulate: bool) -> ClearLayers:
+        compiled, kernels = self._need_compiled(), self._kernels
+        if compiled.weights is None:
+            raise NotCompiled("modes disable and simulate need the weights, and only the client half of the bundle is here")
+        if self._weights is None:
+            engine = self._engine if self._engine is not None and self._engine.kernels is kernels else None
+            self._weights = kernels.load_weights(compiled.weights) if engine is None else engine.weights
+        if not simulate:
+            return ClearLayers(compiled.manifest, self._weights, self._scalings, kernels)
+        rng = np.random.default_rng()
+        return SimulatedLayers(compiled.manifest, self._weights, self._scalings, kernels, compiled.params, rng)
+
+    def reserve(self, rows_body: int = 0, rows_full: int = 0) -> None:
+        """Have rows ready: ``rows_body`` for prompt rows, ``rows_full`` for rows with logits; whole batches are made."""
+        session = self._active()
+        if session is None:
+            raise NotCompiled("rows need a session; call set_fhe_mode('execute') first")
+        session.reserve(rows_body, rows_full)
+
+    @property
+    def link(self) -> Link | None:
+        """Round-trip time and bandwidth to the server, measured at first use; None without a server."""
+        if self._link is None and self._address is not None:
+            from veil.client.link import measure_link
+
+            self._link = measure_link(self._address, Timeouts())
+        return self._link
+
+    def speculate(self, draft: Any = "lookup", *, most: int = 16) -> Speculation:
+        """Generate several tokens a pass: ``with hybrid.speculate() as options: hybrid.model.generate(..., **options)``.
+
+        ``draft`` is ``lookup`` (what followed the last words where they stood before) or a small transformers model with
+        the same vocabulary, which stays on the client. Up to ``most`` tokens are drafted and checked in one set of round
+        trips; how many follows from what is accepted and what the passes take. Greedy output is the same as without,
+        samples are of the same distribution, one sequence at a time. `ValueError` for another draft.
+        """
+        from veil.runtime.speculation import Speculation
+
+        compiled, session = self._need_compiled(), self._active()
+        fixed_s = len(compiled.manifest.groups) * self.link.rtt_s if self._mode == "remote" and self.link else 0.0
+        pace = Pace(fixed_s=fixed_s, row_s=_ROW_S, most=most)
+        ready = (lambda: session.ready.tokens) if session is not None else (lambda: most + 1)
+        return Speculation(self.model, draft, self.stats, pace, ready)
+
+    def expect(self, prompt_rows: int, new_tokens: int) -> None:
+        """Say that a generation of about ``prompt_rows`` rows and up to ``new_tokens`` tokens comes; returns at once.
+
+        In mode ``remote`` its rows are made in the background, the prompt's first, in the memory that `connect` was given;
+        a later call replaces an earlier one, so it may follow a prompt as it is typed. It is a hint: rows that
+        are not ready are made when they are needed, and in other modes nothing happens. `ValueError` for negative counts.
+        """
+        if prompt_rows < 0 or new_tokens < 0:
+            raise ValueError(f"expected rows and tokens are {prompt_rows} and {new_tokens}, neither can be negative")
+        session = self._active()
+        if session is not None:
+            session.expect(prompt_rows, new_tokens)
+
+    @property
+    def rows_ready(self) -> Ready:
+        """Rows that are ready now: ``tokens`` and ``prompt_rows``."""
+        session = self._active()
+        return session.ready if session is not None else Ready()
+
+    @property
+    def last_sent(self) -> bytes:
+        """The packed rows that were sent last, as the server got them; empty before the first."""
+        session = self._active()
+        return b"" if session is None else session.last_sent
+
+    def __call__(self, *args: Any, fhe: str | None = None, **kwargs: Any) -> Any:
+        """One forward pass, in mode ``fhe`` if given (the mode in force comes back afterwards)."""
+        before = self._mode
+        if fhe is not None and fhe != before:
+            self.set_fhe_mode(fhe)
+        try:
+            return self.model(*args, **kwargs)
+        finally:
+            if self._mode != before:
+                self.set_fhe_mode(before)
+
+    # A bundle on disk ----------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, tokenizer: Any = None) -> None:
+        """Write the bundle: ``client/`` and ``server/`` under ``path`` (a new or empty folder)."""
+        from veil.runtime import saved_model
+
+        compiled = self._need_compiled()
+        self._need_engine()
+        saved_model.save(Path(path), compiled, self._tables, self.model, tokenizer or self.tokenizer)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, device: str = "auto", progress: Progress | None = None, terms: Terms = STRICT
+    ) -> HybridFHEModel:
+        """Open a bundle that `save` wrote: the model in mode ``disable``, its tokenizer as ``tokenizer`` if there is one.
+
+        ``terms`` are those of `connect`.
+        """
+        from veil.runtime import saved_model
+
+        opened = saved_model.load(Path(path), terms)
+        hybrid = cls.__new__(cls)
+        hybrid._attach(opened.model, opened.layers)
+        hybrid.tokenizer = opened.tokenizer
+        hybrid._progress = progress
+        hybrid._adopt(opened.compiled, kernels_for(device))
+        hybrid._tables = opened.tables
+        hybrid.set_fhe_mode("disable")
+        return hybrid
+
+    # Inside --------------------------------------------------------------------------------------------------------------
+
+    def _need_compiled(self) -> Compiled:
+        if self._compiled is None:
+            raise NotCompiled("the model is not compiled; call compile_model first")
+        return self._compiled
+
+    def _need_engine(self) -> Engine:
+        if self._engine is None:
+            compiled = self._need_compiled()
+            if compiled.weights is None:
+                raise NotCompiled("this needs the weights, and only the client half of the bundle is here")
+            model = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
+            self._engine = Engine.build(model, self._server_kernels, self._progress, hints=self.hints)
+            self._tables = self._tables or self._engine.hint.public_tables(compiled.seed, compiled.params)
+        return self._engine
+
+    def _open_session(self) -> ClientSession:
+        engine, compiled = self._need_engine(), self._need_compiled()
+        model = ClientModel(compiled.params, compiled.seed, compiled.manifest, self._tables)
+        session = ClientSession(
+            model, engine, self._kernels, self._scalings, SecretRng(), self.stats, offline_rows=self.offline_rows
+        )
+        if self._kernels.name == "cuda":
+            assert self._router is not None
+            self._graph = TokenGraph(self._model_forward, self._router, session, engine)
+        return session
+
+    def _active(self) -> ClientSession | None:
+        """The session of the mode in force."""
+        return self._remote if self._mode == "remote" else self._session if self._mode == "execute" else None
+
+    def _asks_last_row(self, arguments: dict[str, Any]) -> bool:
+        """Whether a pass wants the logits of the last row of each sequence, and nothing else of it but the cache."""
+        asked = arguments.get("logits_to_keep")
+        config = getattr(self.model, "config", None)
+        shown = ("output_hidden_states", "output_attentions")
+        return (
+            isinstance(asked, int)
+            and asked == 1
+            and arguments.get("labels") is None
+            and not any(arguments.get(name) or getattr(config, name, False) for name in shown)
+        )
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._router is not None and self._kernels.name == "cuda"
+
+    def _select(self, mode: str, router: Router | None) -> None:
+        self._mode = mode
+        if self._router is not None and self._router.stream is not None:
+            self._router.stream.active = router is not None
+        for layer in self._layers.values():
+            layer.router = router
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        with nullcontext() if self._mode == "torch" or self._on_gpu else _one_torch_thread():
+            return self._model_generate(*args, **kwargs)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._mode == "torch" or self._router is None:
+            return self._model_forward(*args, **kwargs)
+        self._router.begin_forward()
+        self._router.cancel_check = self.cancel_check
+        self._router.last_row_only = self._asks_last_row(kwargs)
+        session = self._active()
+        if session is not None:
+            session.begin_forward()
+        start, before = time.perf_counter(), dict(self.stats.seconds)
+        result = self._graph(kwargs) if self._graph is not None and self._mode == "execute" and not args else None
+        if result is None:
+            with nullcontext() if self._on_gpu else _one_torch_thread(), torch.no_grad():
+                result = self._model_forward(*args, **kwargs)
+        if session is not None:
+            session.end_forward()
+        elapsed, seconds = time.perf_counter() - start, self.stats.seconds
+        elsewhere = sum(seconds[name] - before[name] for name in ("wait", "online_server"))
+        seconds["client"] += elapsed - elsewhere
+        return result
+
+
+def _is_on_gpu(model: nn.Module) -> bool:
+    first = next(model.parameters(), None)
+    return first is not None and first.is_cuda
+
+
+def _like(forward: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
+    """``replacement`` with the signature of ``forward``, in which ``generate`` looks for ``logits_to_keep``."""
+
+    @functools.wraps(forward)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return replacement(*args, **kwargs)
+
+    return wrapped
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Keep torch's thread pool from spinning on the cores that the kernels use, or a server and other clients."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,114 @@
+"""The modules that stand where remote layers were, and how they get there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from veil.bundle.manifest import Kind
+from veil.runtime.router import Router
+
+F32 = NDArray[np.float32]
+
+
+class RemoteLayer(nn.Module):
+    """Stands for one remote module. Without a router it runs the float module (mode ``torch``)."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        inner: nn.Module | None,
+        shape: tuple[int, int],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.kind = kind
+        self.inner = inner
+        self.in_features, self.out_features = shape
+        self.dtype = dtype
+        self.router: Router | None = None
+        self.weight_read = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Input [..., in] (or token ids [...]) → output [..., out] in the input's dtype (the weight's for token ids)."""
+        if self.router is None:
+            if self.inner is None:
+                raise RuntimeError(f"{self.name} has no float weights here; choose a mode other than 'torch'")
+            out: torch.Tensor = self.inner(x)
+            return out
+        if self.kind == "embedding":
+            return self.router.embedding(self.name, x).to(self.dtype)
+        return self.router.linear(self.name, x).to(x.dtype)
+
+    @property
+    def weight(self) -> Any:
+        """The float weight, where there is one: transformers looks at its dtype and device."""
+        self.weight_read = True
+        return None if self.inner is None else self.inner.weight
+
+    @property
+    def bias(self) -> Any:
+        """The float bias, where there is one."""
+        return None if self.inner is None else getattr(self.inner, "bias", None)
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"{self.name}, {self.kind}, {self.in_features} -> {self.out_features}"
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """The kind of a module that can be remote, else None."""
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return "conv1d"
+    return None
+
+
+def float_weight(module: nn.Module, kind: Kind) -> F32:
+    """The weight as [out, in] float32 whatever the kind stores; of an embedding, the table that it answers with.
+
+    Raises `ValueError` for a subclass whose output is not its weight times the input plus its bias.
+    """
+    with torch.no_grad():
+        if kind == "embedding":
+            table = module(torch.arange(module.weight.shape[0], device=module.weight.device))  # type: ignore[index, arg-type]
+        else:
+            table = module.weight.detach()  # type: ignore[operator]
+            _check_linear(module, table if kind == "linear" else table.T)
+    array: F32 = table.to(device="cpu", dtype=torch.float32).numpy()
+    return array if kind == "linear" else np.ascontiguousarray(array.T)
+
+
+def _check_linear(module: nn.Module, weight: torch.Tensor) -> None:
+    """Try a subclass with a ``forward`` of its own on one row."""
+    if type(module).forward is nn.Linear.forward:
+        return
+    row = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)[None]
+    bias = getattr(module, "bias", None)
+    expected = (row @ weight.T if bias is None else row @ weight.T + bias).float()
+    if not torch.allclose(module(row).float(), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+        raise ValueError(f"a {type(module).__name__} computes more than a linear layer; leave it out of module_names")
+
+
+def float_bias(module: nn.Module) -> F32 | None:
+    """The bias [out] float32, or None."""
+    bias = getattr(module, "bias", None)
+    if bias is None:
+        return None
+    array: F32 = bias.detach().to(device="cpu", dtype=torch.float32).numpy()
+    return array
+
+
+def float_weight_shape(module: nn.Module, kind: Kind) -> tuple[int, int]:
+    """(out, in) of a module's weight."""
+    first, second = module.weight.shape  # type: ignore[misc]
+    return (int(first), int(second)) if kind == "linear" else (int(second), int(first))

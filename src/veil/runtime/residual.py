@@ -1,0 +1,80 @@
+"""The residual stream of a fused model, as the norms see it during one forward pass. It stays with the client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from veil.bundle.manifest import Manifest, NormFusion
+from veil.errors import BundleError, StreamChanged
+from veil.runtime.norms import Norm, norm_of
+from veil.runtime.sighting import Sighting
+
+REMEDY = "compile the model with fuse_norms='off'"
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    source: torch.Tensor
+    result: Sighting
+
+
+class ResidualStream:
+    """Keeps what the norms of a manifest's fusions read and gave, from `clear` to `clear`, while ``active``.
+
+    Raises `BundleError` for a norm that is not there or is none.
+    """
+
+    def __init__(self, model: nn.Module, manifest: Manifest) -> None:
+        self.active = False
+        self._seen: dict[str, _Seen] = {}
+        self._norms: dict[str, Norm] = {}
+        fusions = [group.fusion for group in manifest.groups if group.fusion]
+        for name in dict.fromkeys(name for fusion in fusions for name in (fusion.before, fusion.after)):
+            try:
+                module = model.get_submodule(name)
+            except AttributeError:
+                raise BundleError(f"the model has no module {name!r} to fuse over") from None
+            norm = norm_of(module)
+            if norm is None:
+                raise BundleError(f"the model's {name!r} is no norm that can be fused over")
+            self._norms[name] = norm
+            module.register_forward_hook(self._note(name))
+
+    def clear(self) -> None:
+        """Forget the last pass."""
+        self._seen.clear()
+
+    def before(self, fusion: NormFusion, x: torch.Tensor) -> torch.Tensor:
+        """The stream that the layer reading ``x`` [..., in] is about to add to: [..., width], as many rows."""
+        seen = self._seen.get(fusion.before)
+        if seen is None or seen.source.shape[-1] != fusion.width or _count(seen.source) != _count(x):
+            raise StreamChanged(f"no stream of these rows passed {fusion.before} in this forward pass; {REMEDY}")
+        return seen.source
+
+    def check_reader(self, fusion: NormFusion, x: torch.Tensor) -> None:
+        """Raise `StreamChanged` unless ``x`` is what the fusion's norm gave last in this pass, unchanged."""
+        seen = self._seen.get(fusion.after)
+        if seen is None or not seen.result.holds(x):
+            raise StreamChanged(f"a layer behind {fusion.after} reads something else; {REMEDY}")
+
+    def factor(self, fusion: NormFusion, before: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+        """ρ [T, 1] of what the fusion's norm read, which must be ``before + added``, the sum taken exactly."""
+        rows = self._seen[fusion.after].source.reshape(-1, fusion.width)
+        if not torch.equal(rows, before.reshape(-1, fusion.width) + added.reshape(-1, fusion.width)):
+            raise StreamChanged(f"the stream was changed on its way to {fusion.after}; {REMEDY}")
+        return self._norms[fusion.after].factor(rows)
+
+    def _note(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+            if self.active and args:
+                self._seen[name] = _Seen(args[0], Sighting(result))
+
+        return hook
+
+
+def _count(x: torch.Tensor) -> int:
+    return x.numel() // x.shape[-1]

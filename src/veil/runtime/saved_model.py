@@ -1,0 +1,289 @@
+"""A compiled model on disk: ``client/`` with everything but the remote weights, ``server/`` with those and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
+from torch import nn
+
+from veil.bundle import header_file
+from veil.bundle.constants import GroupConstants
+from veil.bundle.manifest import Manifest
+from veil.bundle.server_half import load_server, save_server
+from veil.bundle.terms import EXPERT_LEAKS, ExpertLeak, Terms
+from veil.compile.compiler import Compiled
+from veil.errors import BundleError, one_line
+from veil.kernels.backend import kernels_for
+from veil.params import Params, packed_bytes
+from veil.runtime.experts import RemoteExperts, is_experts
+from veil.runtime.layers import RemoteLayer, float_weight_shape, kind_of
+from veil.runtime.modules import replace_modules
+from veil.server.engine import ServerModel
+from veil.sources.generation_settings import generation_settings
+from veil.sources.templates import bounded
+
+TENSORS = "tensors.safetensors"
+REMOTE = "remote.safetensors"
+TABLES = "tables.safetensors"
+TOKENIZER = "tokenizer"
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A bundle in memory; ``compiled.weights`` is None and the tables are as stored when only the client half is here."""
+
+    model: nn.Module
+    layers: dict[str, RemoteLayer]
+    compiled: Compiled
+    tables: dict[str, NDArray[np.uint32]]
+    tokenizer: Any
+
+
+def save(
+    path: Path,
+    compiled: Compiled,
+    tables: dict[str, NDArray[np.uint32]],
+    model: nn.Module,
+    tokenizer: Any,
+) -> None:
+    """Write both halves under ``path``, which must be new or empty; a failure leaves nothing behind."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"a bundle needs a transformers model, this is a {type(model).__name__}")
+    if compiled.weights is None:
+        raise BundleError("only the client half is here, so the bundle cannot be written whole")
+    if path.exists() and any(path.iterdir()):
+        raise BundleError(f"{path} is not empty; choose a new folder")
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        _save_client(path / "client", compiled, tables, model, tokenizer)
+        server = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
+        save_server(path / "server", server, header_file.half_digest(path / "client"))
+    except BaseException:
+        for half in ("client", "server"):
+            shutil.rmtree(path / half, ignore_errors=True)
+        raise
+
+
+def load(path: Path, terms: Terms, *, verify: bool = True) -> Opened:
+    """Read a bundle from ``path``: the client half on these terms, and the server half where it is there too."""
+    client = path / "client" if (path / "client").is_dir() else path
+    opened = load_client(client, terms, verify=verify)
+    if not (path / "server").is_dir():
+        return opened
+    server = load_server(path / "server", verify=verify)
+    compiled = opened.compiled
+    if server.seed.seed != compiled.seed.seed or server.manifest != compiled.manifest:
+        raise BundleError(f"{path}: the two halves are not of one bundle")
+    whole = Compiled(compiled.params, compiled.seed, compiled.manifest, compiled.constants, server.weights)
+    return Opened(opened.model, opened.layers, whole, opened.tables, opened.tokenizer)
+
+
+def load_client(path: Path, terms: Terms, *, verify: bool = True) -> Opened:
+    """Read the client half from the folder ``path``, on terms that its user chose; `BundleError`, `InsecureParameters`."""
+    header, params, seed, manifest = header_file.read_client(path, terms, verify=verify)
+    try:
+        constants = _load_constants(path, manifest, header["norms"])
+        tables = _load_tables(path, params, manifest)
+        model, layers = _load_model(path, header, manifest)
+        tokenizer = _load_tokenizer(path)
+    except BundleError:
+        raise
+    except Exception as error:  # files that somebody else made surface as errors of every kind
+        raise BundleError(f"{path} cannot be read ({one_line(error)})") from None
+    compiled = Compiled(params, seed, manifest, constants, None)
+    return Opened(model, layers, compiled, tables, tokenizer)
+
+
+def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: Any, tokenizer: Any) -> None:
+    path.mkdir()
+    model.config.dtype = model.dtype
+    model.config.save_pretrained(path)
+    if model.can_generate():
+        model.generation_config.save_pretrained(path)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(path / TOKENIZER)
+    save_tensors(_client_tensors(model), path / TENSORS)
+    arrays = {}
+    for index, group in enumerate(compiled.constants):
+        arrays[f"scale.{index}"] = group.scale
+        if group.bias.any():
+            arrays[f"bias.{index}"] = group.bias
+        if group.divisors is not None:
+            arrays[f"divisors.{index}"] = group.divisors
+        if group.shift is not None:
+            arrays[f"shift.{index}"] = group.shift
+    save_arrays(arrays, path / REMOTE)
+    bits, kernels = compiled.params.spec.public_bits, kernels_for("cpu")
+    save_arrays({name: kernels.pack(np.ascontiguousarray(table), bits) for name, table in tables.items()}, path / TABLES)
+    mixtures = {name: part.leak for name, part in model.named_modules() if isinstance(part, RemoteExperts)}
+    norms = [[group.bound, group.fixed_norm] for group in compiled.constants]
+    fields = header_file.common_fields(compiled.params, compiled.seed, compiled.manifest)
+    places = {name: part.name for name, part in model.named_modules(remove_duplicate=False) if isinstance(part, RemoteLayer)}
+    header_file.write_header(
+        path, "client", fields | {"class": type(model).__name__, "norms": norms, "places": places, "experts": mixtures}
+    )
+
+
+def _client_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer outside the remote layers; buffers that are not persistent as well."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: tensor.detach().clone().contiguous() for name, tensor in named if not _inside(name, model)}
+
+
+def _inside(name: str, model: nn.Module) -> bool:
+    module: nn.Module = model
+    for part in name.split("."):
+        if isinstance(module, RemoteLayer):
+            return True
+        child = module._modules.get(part)
+        if child is None:
+            return False
+        module = child
+    return isinstance(module, RemoteLayer)
+
+
+def _load_constants(path: Path, manifest: Manifest, norms: list[Any]) -> tuple[GroupConstants, ...]:
+    arrays = load_arrays(path / REMOTE)
+    constants = []
+    for index, group in enumerate(manifest.groups):
+        sizes = {"scale": group.rows, "bias": group.rows}
+        sizes |= {"shift": group.rows} if group.fusion else {}
+        sizes |= {"divisors": group.width} if group.fusion or f"divisors.{index}" in arrays else {}
+        arrays.setdefault(f"bias.{index}", np.zeros(group.rows, dtype=np.float32))
+        own = {name: arrays[f"{name}.{index}"] for name in sizes}
+        for name, size in sizes.items():
+            if own[name].dtype != np.float32 or own[name].shape != (size,):
+                raise BundleError(f"{path / REMOTE}: group {index} does not have {size} float32 values of {name}")
+        divisors = own.get("divisors")
+        if divisors is not None and not ((divisors > 0) & np.isfinite(divisors)).all():
+            raise BundleError(f"{path / REMOTE}: group {index} divides its inputs by something that is not positive")
+        bound, fixed = norms[index]
+        fixed_norm = None if fixed is None else float(fixed)
+        constants.append(GroupConstants(own["scale"], own["bias"], float(bound), fixed_norm, divisors, own.get("shift")))
+    return tuple(constants)
+
+
+def _load_tables(path: Path, params: Params, manifest: Manifest) -> dict[str, NDArray[np.uint32]]:
+    packed = load_arrays(path / TABLES)
+    bits, tables, kernels = params.spec.public_bits, {}, kernels_for("cpu")
+    for name, slots in manifest.segments.items():
+        count = params.blocks(slots) * params.w
+        shape = (params.T, packed_bytes(count, bits))
+        if packed[name].dtype != np.uint8 or packed[name].shape != shape:
+            raise BundleError(f"{path / TABLES}: {name} is not uint8 of shape {shape}")
+        tables[name] = kernels.unpack(packed[name], count, bits)
+    return tables
+
+
+def _load_model(path: Path, header: dict[str, Any], manifest: Manifest) -> tuple[nn.Module, dict[str, RemoteLayer]]:
+    import transformers
+
+    class_name, places = header["class"], header["places"]
+    model_class = getattr(transformers, class_name, None)
+    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+        raise BundleError(f"the bundle's model is a {class_name!r}, which this transformers does not have")
+    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    _refuse_other_code(config, path)
+    with torch.device("meta"):
+        model = model_class._from_config(config)  # type: ignore[attr-defined]
+    mixtures = _empty_experts(model, header["experts"])
+    layers = {}
+    for group in manifest.groups:
+        for layer in group.layers:
+            if layer.name in mixtures:
+                layers[layer.name] = mixtures[layer.name]
+                if (layers[layer.name].in_features, layers[layer.name].out_features) != (
+                    layer.in_features,
+                    layer.out_features,
+                ):
+                    raise BundleError(f"{path}: the model's {layer.name!r} is not the one of the manifest")
+                continue
+            module = model.get_submodule(layer.name)
+            shape = (layer.out_features, layer.in_features)
+            if kind_of(module) != layer.kind or float_weight_shape(module, layer.kind) != shape:
+                raise BundleError(f"{path}: the model's {layer.name!r} is not the {layer.kind} of the manifest")
+            sizes, dtype = (layer.in_features, layer.out_features), module.weight.dtype
+            layers[layer.name] = RemoteLayer(layer.name, layer.kind, None, sizes, dtype)
+    for place, name in places.items():
+        parent, _, child = place.rpartition(".")
+        model.get_submodule(parent)._modules[child] = layers[name]
+    _assign(model, load_tensors(path / TENSORS), path)
+    if model.can_generate():
+        model.generation_config = generation_settings(path, model)
+    return model.eval(), layers
+
+
+def _refuse_other_code(config: Any, path: Path) -> None:
+    """Of what may name code to fetch, at any depth of a configuration: ``auto_map`` is dropped, other attention refused.
+
+    Models that hold models make those from a part of their configuration, and would ask whether to run its code.
+    """
+    from transformers import PreTrainedConfig
+
+    rest: list[Any] = [config]
+    while rest:
+        part = rest.pop()
+        fields = vars(part) if isinstance(part, PreTrainedConfig) else part
+        if isinstance(fields, dict):
+            fields.pop("auto_map", None)
+            for name, chosen in fields.items():
+                foreign = chosen not in (None, "eager", "sdpa")
+                if foreign and str(name).lstrip("_").startswith(("attn_implementation", "experts_implementation")):
+                    raise BundleError(f"{path}: the model's configuration asks for code that is not part of transformers")
+            rest += fields.values()
+        elif isinstance(fields, list | tuple):
+            rest += fields
+
+
+def _empty_experts(model: nn.Module, leaks: dict[str, ExpertLeak]) -> dict[str, RemoteLayer]:
+    """Stand-ins without weights in the place of each module of experts."""
+    found = {name: model.get_submodule(name) for name in leaks}
+    layers: dict[str, RemoteLayer] = {}
+    for name, module in found.items():
+        if not is_experts(module) or leaks[name] not in EXPERT_LEAKS:
+            raise BundleError(f"the bundle's {name!r} is not a module of experts in this transformers")
+        layers |= replace_modules(model, {name: module}, leaks[name])
+        stand_in = model.get_submodule(name)
+        assert isinstance(stand_in, RemoteExperts)
+        stand_in.forget_weights()
+    return layers
+
+
+def _assign(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Put stored tensors in place of the meta ones; every one of the model's must be there."""
+    for name, tensor in tensors.items():
+        parent, _, child = name.rpartition(".")
+        module = model.get_submodule(parent)
+        here = module._parameters.get(child, module._buffers.get(child))
+        if here is not None and here.shape != tensor.shape:
+            raise BundleError(f"{path / TENSORS}: {name} is of shape {tuple(tensor.shape)}, not {tuple(here.shape)}")
+        if child in module._parameters:
+            module._parameters[child] = nn.Parameter(tensor, requires_grad=False)
+        elif child in module._buffers:
+            module._buffers[child] = tensor
+        else:
+            raise BundleError(f"{path / TENSORS}: {name} is not part of the model")
+    missing = [name for name, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
+    if missing:
+        raise BundleError(f"{path / TENSORS}: {missing[0]} is missing")
+
+
+def _load_tokenizer(path: Path) -> Any:
+    if not (path / TOKENIZER).is_dir():
+        return None
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path / TOKENIZER, local_files_only=True, trust_remote_code=False)
+    return bounded(tokenizer)

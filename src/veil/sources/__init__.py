@@ -1,0 +1,1 @@
+"""Other people's model files: the built-in model, folders, GGUF files, the hub, chat templates."""

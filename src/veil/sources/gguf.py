@@ -1,0 +1,114 @@
+"""GGUF files: converted once into a Hugging Face folder in the cache, named by the file's SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from veil.cache import cache_folder
+from veil.errors import ModelSourceError, one_line
+from veil.progress import Progress
+from veil.sources.quiet import quiet
+
+_MAGIC = b"GGUF"
+
+
+def converted_folder(file: Path, progress: Progress | None = None) -> Path:
+    """The Hugging Face folder made from a GGUF file, converting it if this is the first time.
+
+    Raises `ModelSourceError` for a file that is not GGUF, is damaged or has an unknown architecture, and when the
+    cache cannot be written.
+    """
+    try:
+        folder = cache_folder() / f"gguf-{_checked_digest(file)}"
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _convert_into(file, folder, progress)
+    except OSError as error:
+        raise ModelSourceError(
+            f"cannot read {file} or write to {cache_folder()}: {error.strerror or error}; "
+            "check both, or set VEIL_CACHE_DIR to a folder with room"
+        ) from error
+    return folder
+
+
+def _checked_digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        start = stream.read(len(_MAGIC))
+        if start != _MAGIC:
+            raise ModelSourceError(f"{file} is not a GGUF file; check the path, or download the file again")
+        digest.update(start)
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _convert_into(file: Path, folder: Path, progress: Progress | None) -> None:
+    stage = f"converting {file.name} (once, about half a minute for a small model)"
+    if progress:
+        progress(stage, 0, 1)
+    part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    try:
+        _convert(file, part)
+        try:
+            part.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was faster
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    if progress:
+        progress(stage, 1, 1)
+
+
+def _convert(file: Path, folder: Path) -> None:
+    gguf_config = getattr(transformers, "GgufConfig", None)
+    options = {"quantization_config": gguf_config(dequantize=True)} if gguf_config else {}
+    try:
+        with quiet(silence_streams=True):
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
+                **options,
+            )
+            # The dequantized model is an ordinary one; these marks would make it refuse to be saved.
+            model.__dict__.pop("hf_quantizer", None)
+            model.__dict__.pop("is_quantized", None)
+            model.config.__dict__.pop("quantization_config", None)
+    except Exception as error:  # the reader meets damaged bytes with errors of every kind
+        raise ModelSourceError(
+            f"{file} cannot be read as a language model ({one_line(error)}); "
+            "download it again, or use a model of an architecture that transformers reads from GGUF"
+        ) from error
+    require_complete(str(file), report)
+    try:
+        with quiet(silence_streams=True):
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    except Exception as error:  # safetensors reports a full disk with an error of its own
+        raise ModelSourceError(
+            f"cannot write the converted model to {folder.parent} ({one_line(error)}); "
+            "make room, or set VEIL_CACHE_DIR to another folder"
+        ) from error
+
+
+def require_complete(place: str, report: Mapping[str, Iterable[object]]) -> None:
+    """Raise `ModelSourceError` if transformers' loading report says that a weight was absent or had another shape."""
+    for kind in ("missing_keys", "mismatched_keys"):
+        names = sorted(str(name) for name in report.get(kind) or ())
+        if names:
+            raise ModelSourceError(
+                f"{place} lacks {len(names)} of its model's weights, {names[0]} for one; download it again"
+            )

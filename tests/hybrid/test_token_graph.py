@@ -1,0 +1,274 @@
+"""One-row passes that are recorded once and replayed: the same text, each row used once, nothing recorded under a secret.
+
+A callable that runs the recorded step again stands in for a CUDA graph, and NumPy's kernels for a GPU's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from veil.errors import NotFiniteActivation
+from veil.hybrid import model as hybrid_module
+from veil.hybrid import token_graph
+from veil.hybrid.model import HybridFHEModel
+from veil.kernels.reference import ReferenceKernels
+from veil.params import Params
+from veil.server.store import SessionStore
+
+TINY = Params.insecure_tiny(signal_db=60.0)
+REMOTE = ["transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_fc", "lm_head"]
+PROMPT = torch.tensor([[5, 9, 11]])
+SETTINGS: dict[str, Any] = {"do_sample": False, "attention_mask": torch.ones_like(PROMPT)}
+
+
+class Buffer(np.ndarray[Any, Any]):
+    """An array with what the recorded pass asks of a tensor."""
+
+    def copy_(self, other: Any) -> None:
+        self[...] = other
+
+    def zero_(self) -> None:
+        self[...] = 0
+
+
+class GpuKernels(ReferenceKernels):
+    """NumPy's kernels under a GPU's name: asking whether a row is finite waits for the end of the pass."""
+
+    name = "cuda"
+    asks_cheaply = False
+
+    def zeros(self, *shape: int) -> Any:
+        return super().zeros(*shape).view(Buffer)
+
+
+class Gpu:
+    """A model in mode ``execute`` whose passes are recorded by the stand-in; what it recorded and which rows were spent."""
+
+    def __init__(self, model: Any) -> None:
+        self.hybrid = HybridFHEModel(model, REMOTE)
+        self.hybrid.compile_model(PROMPT, params=TINY, device="cuda")
+        self.recorded = self.replayed = 0
+        self.spent: list[tuple[int, int, int]] = []
+        self.broken = False
+
+    @property
+    def graph(self) -> Any:
+        assert self.hybrid._graph is not None
+        return self.hybrid._graph
+
+    def capture(self, step: Callable[[], None], pool: Any = None, *, warm: bool = True) -> Callable[[], None]:
+        assert not warm, "a step that runs before it is recorded moves the cache on"
+        router: Any = self.hybrid._router
+        row = router.evaluator
+        self.recorded += 1
+        if self.broken:
+            raise RuntimeError("no graph holds this")
+        kept = inspect.getclosurevars(step).nonlocals["kept"].values()
+        (cache,) = (value for value in kept if isinstance(value, StaticCache))
+        state = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values, layer.cumulative_length)]
+        before = [tensor.clone() for tensor in state]
+        step()  # while a graph is recorded Python runs and nothing is computed: here that is taken back
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
+
+        def replay() -> None:
+            before, router.evaluator = router.evaluator, row
+            try:
+                step()
+            finally:
+                router.evaluator = before
+            self.replayed += 1
+
+        return replay
+
+    def generate(self, count: int = 5, *, static: bool = True, **options: Any) -> list[int]:
+        cache = {"cache_implementation": "static"} if static else {}
+        output = self.hybrid.model.generate(PROMPT, max_new_tokens=count, **SETTINGS, **cache, **options)
+        return [int(token) for token in output[0, 3:]]
+
+
+@pytest.fixture
+def gpu(new_model: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    kernels = GpuKernels()
+    monkeypatch.setattr(hybrid_module, "kernels_for", lambda device: kernels)
+    monkeypatch.setattr(hybrid_module, "_is_on_gpu", lambda model: True)
+    made = Gpu(new_model("gpt2"))
+    graphs = ModuleType("veil.kernels.cuda.graphs")
+    graphs.capture = made.capture  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "veil.kernels.cuda.graphs", graphs)
+    claim = SessionStore.claim
+
+    def noted(store: SessionStore, session: Any, spans: Any, group: int, segment: str, data: Any) -> Any:
+        made.spent += [(group, span.batch, span.first + offset) for span in spans for offset in range(span.count)]
+        return claim(store, session, spans, group, segment, data)
+
+    monkeypatch.setattr(SessionStore, "claim", noted)
+    made.hybrid.set_fhe_mode("execute")
+    yield made
+    made.hybrid.close()
+
+
+def clear(gpu: Gpu, count: int = 5) -> list[int]:
+    gpu.hybrid.set_fhe_mode("disable")
+    tokens = gpu.generate(count)
+    gpu.hybrid.set_fhe_mode("execute")
+    return tokens
+
+
+def test_a_replayed_generation_is_the_same_text_and_each_row_is_used_once(gpu: Gpu) -> None:
+    """The prompt and the first token run launch by launch, the second is recorded; 3 + 4 rows in all."""
+    expected = clear(gpu)
+    assert gpu.generate() == expected
+    assert (gpu.recorded, gpu.replayed) == (1, 3)
+    assert len(set(gpu.spent)) == len(gpu.spent) == 7 + 5 + 5, "of the second group only a prompt's last row matters"
+    assert gpu.hybrid.stats.rows == 7
+    gpu.hybrid.stats.reset()
+    assert gpu.generate(static=False) == expected
+    assert (gpu.recorded, gpu.replayed) == (1, 3), "a cache that grows is run launch by launch"
+    assert len(set(gpu.spent)) == len(gpu.spent) == 2 * (7 + 5 + 5)
+
+
+def test_a_replayed_pass_counts_like_any_other(gpu: Gpu) -> None:
+    measured = []
+    for static in (True, False):
+        gpu.hybrid.stats.reset()
+        gpu.generate(static=static)
+        stats = gpu.hybrid.stats
+        measured.append((stats.rows, stats.trips, stats.bytes_up_online, stats.bytes_down_online))
+    assert measured[0] == measured[1]
+    assert gpu.replayed == 3
+
+
+def test_a_recording_spends_no_row_and_the_last_row_is_forgotten_at_the_end(gpu: Gpu) -> None:
+    gpu.generate(2)
+    assert (gpu.recorded, len(gpu.spent)) == (0, 4 + 2 + 2)
+    gpu.generate(3)
+    assert (gpu.recorded, len(gpu.spent)) == (1, 4 + 2 + 2 + 5 + 3 + 3)
+    row = gpu.graph._row
+    assert row._pads.any()
+    assert all(part.any() for part in (*row._mu.values(), *row._h.values()))
+    gpu.hybrid.close()
+    assert not any(part.any() for part in (row._pads, *row._mu.values(), *row._h.values()))
+
+
+def test_another_cache_is_recorded_anew(gpu: Gpu) -> None:
+    expected = clear(gpu)
+    for _ in range(2):
+        assert gpu.generate() == expected
+    assert gpu.recorded == 2
+    assert gpu.replayed == 6
+    assert len(set(gpu.spent)) == len(gpu.spent)
+
+
+def test_what_a_graph_cannot_hold_runs_launch_by_launch_and_is_not_tried_again(gpu: Gpu) -> None:
+    expected = clear(gpu)
+    gpu.broken = True
+    assert gpu.generate() == expected
+    assert (gpu.recorded, gpu.replayed) == (1, 0)
+    router: Any = gpu.hybrid._router
+    assert router.evaluator is gpu.hybrid._session
+    gpu.broken = False
+    assert gpu.generate() == expected
+    assert (gpu.recorded, gpu.replayed) == (2, 3), "another cache is another pass"
+
+
+def test_groups_that_are_not_level_take_their_rows_apart(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that one group has used is no row for a whole pass; what was recorded waits until they are level again."""
+    expected = clear(gpu)
+    gpu.generate(4)
+    replayed = gpu.replayed
+    session: Any = gpu.hybrid._session
+    begin = session.begin_forward
+
+    def uneven() -> None:
+        begin()
+        session.evaluate(0, np.ones((1, 32), dtype=np.float32))
+
+    monkeypatch.setattr(session, "begin_forward", uneven)
+    assert gpu.generate() == expected
+    assert gpu.replayed == replayed
+    assert len(set(gpu.spent)) == len(gpu.spent)
+    monkeypatch.undo()
+
+
+def test_not_a_number_in_a_replayed_pass_is_told_of_at_its_end(gpu: Gpu) -> None:
+    expected = clear(gpu)
+    assert gpu.generate() == expected
+    wte = gpu.hybrid.model.transformer.wte.weight
+    kept = wte.detach().clone()
+    with torch.no_grad():
+        wte[expected[3]] = torch.nan
+    before = gpu.replayed
+    with pytest.raises(NotFiniteActivation, match=r"NaN or infinity reached transformer\.h\.0\.attn\.c_attn"):
+        gpu.generate()
+    assert gpu.replayed > before
+    with torch.no_grad():
+        wte.copy_(kept)
+    assert gpu.generate() == expected
+
+
+def test_a_pass_of_several_rows_or_a_group_twice_cannot_be_recorded(gpu: Gpu) -> None:
+    row = gpu.graph._row
+    x = np.ones((2, 32), dtype=np.float32)
+    with pytest.raises(ValueError, match="one row"):
+        row.evaluate(0, x)
+    row.evaluate(0, x[:1])
+    with pytest.raises(ValueError, match="each group once"):
+        row.evaluate(0, x[:1])
+
+
+@pytest.fixture
+def fixed_cache(tiny_gpt2: Any) -> StaticCache:
+    cache = StaticCache(config=tiny_gpt2.config, max_cache_len=8)
+    for layer in cache.layers:
+        layer.update(torch.zeros(1, 4, 3, 8), torch.zeros(1, 4, 3, 8))
+    return cache
+
+
+def test_which_passes_are_alike(fixed_cache: StaticCache) -> None:
+    one = {"input_ids": torch.tensor([[7]]), "past_key_values": fixed_cache, "use_cache": True, "labels": None}
+    signature = token_graph._signature(one)
+    assert signature is not None
+    assert token_graph._signature(one | {"input_ids": torch.tensor([[8]])}) == signature
+    for change in (
+        {"use_cache": False},
+        {"attention_mask": torch.ones(1, 8)},
+        {"input_ids": torch.tensor([[7]], dtype=torch.int32)},
+    ):
+        other = token_graph._signature(one | change)
+        assert other is not None
+        assert other != signature
+
+
+def test_which_passes_no_graph_can_hold(fixed_cache: StaticCache) -> None:
+    one: dict[str, Any] = {"input_ids": torch.tensor([[7]]), "past_key_values": fixed_cache}
+    assert token_graph._signature(one) is not None
+    for change in (
+        {"input_ids": None},
+        {"input_ids": torch.tensor([[7, 8]])},
+        {"past_key_values": None},
+        {"past_key_values": DynamicCache()},
+        {"other_cache": fixed_cache},
+        {"something": object()},
+    ):
+        assert token_graph._signature(one | change) is None, change
+
+
+def test_an_output_is_the_caller_s_own() -> None:
+    held = {"logits": torch.zeros(2), "parts": (torch.ones(1), [torch.ones(1)]), "name": "x"}
+    own = token_graph._own(held)
+    held["logits"] += 5
+    held["parts"][1][0] += 5
+    assert own["logits"].tolist() == [0, 0]
+    assert own["parts"][1][0].tolist() == [1]
+    assert isinstance(own["parts"], tuple)
+    assert own["name"] == "x"
