@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from veil.errors import VeilError as VeilError
+    from veil.model.concrete import HybridFHEMode as HybridFHEMode
     from veil.model.hybrid import HybridFHEModel as HybridFHEModel
     from veil.model.modules import linear_modules as linear_modules
     from veil.model.terms import Terms as Terms
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "HybridFHEMode": "veil.model.concrete",
     "HybridFHEModel": "veil.model.hybrid",
     "Params": "veil.params",
     "Spec": "veil.params",
@@ -27,7 +29,7 @@ _HOMES = {
     "linear_modules": "veil.model.modules",
 }
 
-__all__ = ["HybridFHEModel", "Params", "Spec", "Terms", "VeilError", "__version__", "linear_modules"]
+__all__ = ["HybridFHEMode", "HybridFHEModel", "Params", "Spec", "Terms", "VeilError", "__version__", "linear_modules"]
 
 
 def __getattr__(name: str) -> Any:

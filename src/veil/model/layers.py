@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from veil.model.concrete import ModelWide
 from veil.model.manifest import Kind
 from veil.model.router import Router
 
@@ -17,6 +18,8 @@ F32 = NDArray[np.float32]
 
 class RemoteLayer(nn.Module):
     """Stands for one remote module. Without a router it runs the float module (mode ``torch``)."""
+
+    fhe_local_mode = ModelWide()
 
     def __init__(
         self,
