@@ -36,7 +36,7 @@ def drawn(ids: torch.Tensor = PROMPT, ends: frozenset[int] = frozenset(), times:
         ({"repetition_penalty": 3.0}, RepetitionPenaltyLogitsProcessor(3.0)),
         ({"repetition_penalty": 0.5}, RepetitionPenaltyLogitsProcessor(0.5)),
     ],
-    ids=str,
+    ids=lambda part: str(part) if isinstance(part, dict) else "",
 )
 def test_shares_are_those_of_transformers(options: dict[str, Any], warper: Any) -> None:
     expected = warper(PROMPT, LOGITS.clone()).softmax(-1)[0]

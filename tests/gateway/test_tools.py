@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -311,7 +312,7 @@ def test_words_by_a_schema_or_a_call(client: openai.OpenAI) -> None:
         ),
         ({"messages": [{"role": "assistant"}]}, "messages"),
     ],
-    ids=str,
+    ids=lambda part: re.sub(" at 0x[0-9a-f]+", "", str(part)),
 )
 def test_refusals(client: openai.OpenAI, options: dict[str, Any], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:

@@ -40,7 +40,7 @@ def read(path: Path, kind: type[T]) -> T:
 def read_any(path: Path) -> AnyRecord:
     """The record in a file, of whatever kind; `ValueError` says what does not fit."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
         if value.get("format") != FORMAT:
             raise ValueError(f"format {value.get('format')!r}, expected {FORMAT}")
         if value.get("kind") not in KINDS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -20,8 +19,14 @@ from numba import njit, prange, types
 
 import veil
 from veil.bench.record import Machine
+from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.vector import lanes, vector_code, vector_words
 from veil.priority import cores
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 CHAINS = 12
 _PARTS = 64
@@ -70,6 +75,10 @@ def commit() -> str:
 
 def high_water_bytes() -> int:
     """The most memory that this process has held so far."""
+    if resource is None:
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -86,7 +95,7 @@ def reset_high_water() -> bool:
 def resident_peak_bytes() -> int:
     """The most memory that this process has held since `reset_high_water`."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return high_water_bytes()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
@@ -164,7 +173,7 @@ def _git(folder: Path, *arguments: str) -> str:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -180,7 +189,7 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 
-@njit(cache=True, parallel=True)
+@parallel()
 def read_all(data, parts):  # type: ignore[no-untyped-def]
     total = np.zeros(parts, np.uint64)
     size = data.size // parts
@@ -205,7 +214,7 @@ def sum_lanes():  # type: ignore[no-untyped-def]
     return lanes() // 2
 
 
-@njit(cache=True, parallel=True)
+@parallel()
 def multiply_adds(parts, steps):  # type: ignore[no-untyped-def]
     total = np.zeros(parts, np.uint64)
     for part in prange(parts):

@@ -43,7 +43,7 @@ def read_header(folder: Path, half: str, *, verify: bool = True, optional: tuple
     if path.stat().st_size > _MAX_HEADER_BYTES:
         raise BundleError(f"{path} is larger than {_MAX_HEADER_BYTES} bytes")
     try:
-        header = json.loads(path.read_text())
+        header = json.loads(path.read_text(encoding="utf-8"))
         version, found, digests = header["format"], header["half"], header["sha256"]
         if not isinstance(digests, dict):
             raise TypeError("the digests are not by name")

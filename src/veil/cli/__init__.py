@@ -10,6 +10,7 @@ import typer
 
 from veil import __version__
 from veil.cli import bench, chat, compile, gateway, generate, params, pull, report, serve, token
+from veil.cli.streams import use_utf8
 from veil.commands.terminal import EXIT_INTERRUPTED, one_line_errors
 
 app = typer.Typer(
@@ -64,6 +65,7 @@ for _name, _module in {
 def main() -> None:
     """Run the command line; gRPC's own log, raw lines beside every error, only where the environment asks for it."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC looks when it is imported
+    use_utf8()
     try:
         app()
     except KeyboardInterrupt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +30,7 @@ from veil.cli.options import (
     check_fuse_norms,
     terms,
 )
+from veil.cli.streams import read_input
 
 
 class Mode(str, Enum):
@@ -123,7 +123,7 @@ def command(
 
     run(
         Request(
-            prompt=sys.stdin.read() if prompt == "-" else prompt,
+            prompt=read_input() if prompt == "-" else prompt,
             model=model or "smollm2",
             bits=bits or 8,
             modules=modules or "linear",

@@ -89,7 +89,7 @@ def kept_model(
 
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
-        about = json.loads((folder / _ABOUT).read_text())
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         return about if isinstance(about, dict) and "origin" in about else None
     except (OSError, ValueError):
         return None

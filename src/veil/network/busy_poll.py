@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 import time
 from collections.abc import Iterator
 
@@ -26,11 +27,11 @@ class BusyPoll:
     to whoever wants it. If that was who had to send the message, the thread moves to another core, once in 256 messages at
     most: two processes that used to wait for each other are often left on one. Looking ends where it does not pay: after a
     message that was not there within the 2 ms, until one comes sooner, and for the next 32 messages after another took
-    the core for so long.
+    the core for so long. Only on Linux: other systems were not measured.
     """
 
     def __init__(self, connection: socket.socket) -> None:
-        self._poll = select.poll() if hasattr(select, "poll") else None
+        self._poll = select.poll() if sys.platform == "linux" else None
         if self._poll is not None:
             self._poll.register(connection, select.POLLIN)
         self._polling = True

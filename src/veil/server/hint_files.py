@@ -57,7 +57,7 @@ def load_hint(folder: Path, params: Params, slots: dict[str, int], kernels: Kern
     it is missing or cut off.
     """
     try:
-        about = json.loads((folder / _ABOUT).read_text())
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         sizes = about.pop("sizes")
         if about != _about(kernels, fingerprint):
             return None

@@ -36,7 +36,7 @@ def generation_settings(half: Path, model: Any) -> Any:
     from transformers import GenerationConfig
 
     file = half / "generation_config.json"
-    fields = json.loads(file.read_text()) if file.is_file() else model.generation_config.to_dict()
+    fields = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else model.generation_config.to_dict()
     if not isinstance(fields, dict):
         raise BundleError(f"{file} cannot be read: it is not an object")
     return GenerationConfig(**harmless(fields))

@@ -10,6 +10,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from veil.kernels.cpu.packing import pack_words, unpack_words
+from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.planes import take_apart
 from veil.kernels.cpu.product import FEW, ROWS_APART, add_products, kept_bits, new_planes, padded_width, rows_at_once
 from veil.kernels.cpu.vector import low_bits
@@ -68,7 +69,7 @@ def _answer(data, weights, shares, row0, col0, input_bits, bits, start, end, out
         _answer_rows(planes, t, weights, 0, count, shares, row0, col0, input_bits, bits, out)
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@parallel()
 def _answer_by_rows(data, weights, shares, row0, col0, input_bits, bits, threads, out):  # type: ignore[no-untyped-def]
     rows = data.shape[0]
     step = -(-rows // threads)
@@ -77,7 +78,7 @@ def _answer_by_rows(data, weights, shares, row0, col0, input_bits, bits, threads
         _answer(data, weights, shares, row0, col0, input_bits, bits, start, min(rows, start + step), out)
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@parallel()
 def _answer_by_weights(data, weights, shares, row0, col0, input_bits, bits, threads, out):  # type: ignore[no-untyped-def]
     count = weights.shape[0]
     planes = _planes_of(data, 0, data.shape[0], weights.shape[1], input_bits)
@@ -172,7 +173,7 @@ def _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, start, end, out
         pack_words(words, width, bits, out[t], 0)
 
 
-@njit(cache=True, parallel=True, nogil=True, error_model="numpy")
+@parallel(error_model="numpy")
 def _encrypt_together(x, divisors, target, fixed, pads, row0, col0, bits, threads, out, tau, shown):  # type: ignore[no-untyped-def]
     rows = x.shape[0]
     step = -(-rows // threads)
@@ -225,7 +226,7 @@ def _decrypt(data, mu, row0, col0, bits, shown, scale, bias, start, end, y):  # 
         _read_off(words, shares, inverse, scale[first:last], bias[first:last], y[t, first:last])
 
 
-@njit(cache=True, parallel=True, nogil=True, error_model="numpy")
+@parallel(error_model="numpy")
 def _decrypt_together(data, mu, row0, col0, bits, shown, scale, bias, pieces, threads, y):  # type: ignore[no-untyped-def]
     step = -(-pieces // threads)
     for job in prange(threads):

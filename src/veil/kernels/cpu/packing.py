@@ -9,6 +9,7 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numpy.typing import NDArray
 
+from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.vector import (
     I32,
     I64,
@@ -163,7 +164,7 @@ def _unpack(data, bits, out):  # type: ignore[no-untyped-def]
         _unpack_piece(data, t, 0, out.shape[1], bits, out)
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@parallel()
 def _pack_together(values, bits, out):  # type: ignore[no-untyped-def]
     rows, count = values.shape
     pieces = -(-count // _PIECE)
@@ -172,7 +173,7 @@ def _pack_together(values, bits, out):  # type: ignore[no-untyped-def]
         _pack_piece(values, job // pieces, first, min(count, first + _PIECE), bits, out)
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@parallel()
 def _unpack_together(data, bits, out):  # type: ignore[no-untyped-def]
     rows, count = out.shape
     pieces = -(-count // _PIECE)

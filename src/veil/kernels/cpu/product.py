@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from veil.kernels.cpu.dots import visit_1, visit_2, visit_3, visit_4, visit_6, weights_of
 from veil.kernels.cpu.one_row import PLANES, ROWS, add_one_row, has_byte_dots
+from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.planes import BYTES, PAIRS, STEP, form, take_apart
 from veil.kernels.memory import LINE_BYTES
 
@@ -155,7 +156,7 @@ def _multiply(weights, rows, first, last, start, end, bits, out):  # type: ignor
         add_products(weights, first, last, planes, padded, kept, out[t : t + some], 0)
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@parallel()
 def _multiply_together(weights, rows, threads, out):  # type: ignore[no-untyped-def]
     bits, count, many = _used_bits(rows), weights.shape[0], rows.shape[0]
     by_rows = many >= ROWS_APART * threads

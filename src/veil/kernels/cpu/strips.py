@@ -13,6 +13,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
 
+from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.transform import COLUMNS, forward, inverse
 from veil.kernels.cpu.vector import (
     I32,
@@ -153,7 +154,7 @@ def _switch(first, second, words, f1, f2, half, down, mask):  # type: ignore[no-
         words[j] = np.uint32((total >> down) & mask)
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@parallel()
 def prepare(low, high, batches, primes, negatives, factors1, factors2, fractions, bits, out):  # type: ignore[no-untyped-def]
     """``round(D·2^bits/Q)`` of B batches [B, 2, N, terms] (Montgomery form) → out [B, T, slots].
 
@@ -198,7 +199,7 @@ def _add_errors(out, errors):  # type: ignore[no-untyped-def]
         out[j] = np.uint32(out[j] + np.uint32(np.int32(errors[j])))
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@parallel()
 def pads(low, high, secret, errors, primes, negatives, factors1, factors2, shoup, out):  # type: ignore[no-untyped-def]
     """``A·s + e``: secret [2, m, k] (Montgomery form), errors int8 and out uint32 [T, elements·r]; see `Kernels.pads`.
 
@@ -240,7 +241,7 @@ def _low_bits(values, words, p, up):  # type: ignore[no-untyped-def]
         words[j] = np.uint32(np.uint32(v - (p if v > half else np.uint32(0))) << up)
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@parallel()
 def shares(points, secret, p, pn, factors, bits, out):  # type: ignore[no-untyped-def]
     """μ: points of a' [tiles, N·16], z's points [N] (Montgomery form) → out [T, slots]; see `Kernels.shares`."""
     rows, degree = out.shape[0], secret.size
@@ -268,7 +269,7 @@ def _split(strip, low, high):  # type: ignore[no-untyped-def]
             high[point, j] = np.uint8(v >> np.uint32(16))
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@parallel()
 def fill_hint(rows, low, high, primes, factors):  # type: ignore[no-untyped-def]
     """G of tiles: H [slots, n] int32 → low and high [tiles, 2, N, terms, 16]; factors [2, 2, N]."""
     tiles, degree, terms = low.shape[0], low.shape[2], low.shape[3]
@@ -289,7 +290,7 @@ def fill_hint(rows, low, high, primes, factors):  # type: ignore[no-untyped-def]
         _split(strip, low[tile, prime, :, term], high[tile, prime, :, term])
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@parallel()
 def load_inner(a, low, high, primes, factors):  # type: ignore[no-untyped-def]
     """Inner polynomials [elements, k, m] int32 → low and high [tiles, 2, m, k, 16]; factors [2, 2, m]."""
     tiles, degree, terms = low.shape[0], low.shape[2], low.shape[3]
@@ -305,7 +306,7 @@ def load_inner(a, low, high, primes, factors):  # type: ignore[no-untyped-def]
         _split(strip, low[tile, prime, :, term], high[tile, prime, :, term])
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@parallel()
 def load_public(table, p, factors, bits, points):  # type: ignore[no-untyped-def]
     """a' [T, slots] of words → points [tiles, N·16] modulo p."""
     rows, degree = table.shape[0], points.shape[1] // COLUMNS
@@ -321,7 +322,7 @@ def load_public(table, p, factors, bits, points):  # type: ignore[no-untyped-def
         forward(strip, factors, p)
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@parallel()
 def load_batches(values, out, primes, negatives, squares):  # type: ignore[no-untyped-def]
     """Points [B, terms, 2, degree] → [B, 2, degree, terms] in Montgomery form; ``squares`` are 2^64 mod p."""
     count, terms, degree = values.shape[0], values.shape[1], values.shape[3]
@@ -334,7 +335,7 @@ def load_batches(values, out, primes, negatives, squares):  # type: ignore[no-un
                 out[b, prime, point, term] = min(v, np.uint32(v - p))
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@parallel()
 def small_ntt(values, out, p, factors):  # type: ignore[no-untyped-def]
     """Small signed polynomials [16·tiles, degree] int64, |v| < p → flat strips [tiles, degree·16] of points below p."""
     degree = values.shape[1]
@@ -347,7 +348,7 @@ def small_ntt(values, out, p, factors):  # type: ignore[no-untyped-def]
         forward(strip, factors, p)
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@parallel()
 def gaussian(words, coarse, table, unclear, out, counts):  # type: ignore[no-untyped-def]
     """Samples of uniform 16-bit words by table, int8; ``coarse`` answers for a word's upper 12 bits where they decide.
 
