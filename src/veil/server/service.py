@@ -15,6 +15,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from veil import __version__
+from veil.bundle.fingerprint import fingerprint_of, header_of
 from veil.errors import BundleError, IncompatibleServer, ServerUnreachable, VeilError, WireError
 from veil.server.calls import OpenCall, OpenCalls
 from veil.server.engine import Engine
@@ -110,7 +111,7 @@ class Service:
             )
         served = self._bundle(request.bundle)
         model = served.engine.model
-        if request.fingerprint != methods.fingerprint(model.params, model.seed, model.manifest):
+        if request.fingerprint != fingerprint_of(model.params, model.seed, model.manifest):
             raise BundleError(
                 f"the client's half is not of the bundle that the server has as {request.bundle!r}; "
                 "fetch it again with 'veil pull', or name another bundle"
@@ -272,8 +273,8 @@ class Service:
             files = served.offer.files if served.offer else []
             reply.bundles.add(
                 name=name,
-                fingerprint=methods.fingerprint(model.params, model.seed, model.manifest),
-                header=methods.header_of(model.params, model.seed, model.manifest),
+                fingerprint=fingerprint_of(model.params, model.seed, model.manifest),
+                header=header_of(model.params, model.seed, model.manifest),
                 digest=served.digest,
                 files=[pb.File(path=file.path, size=file.size, sha256=file.sha256) for file in files],
             )
