@@ -221,7 +221,7 @@ def measure_shapes(name: str, shapes: Shapes, kernels: Kernels, params: Params, 
 
 def measure_whole(name: str, record: Record, folder: Path) -> None:
     """`veil bench` with both halves on the GPU: its record, and the rows of a prompt in this one."""
-    made = run.measure(run.Request(model=name, device="cuda", plaintext=True), print_progress)
+    made = run.measure(run.RunRequest(model=name, device="cuda", plaintext=True), print_progress)
     files.write(made, folder / f"card-{name}.json")
     for prompt in made.prompts:
         text = f"{name}, a row of a {prompt.rows}-row prompt"

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-
 SOURCE = Path(__file__).parents[1] / "src"
 SECRET = (
     "veil.random",

@@ -33,7 +33,7 @@ from veil.params import Params, packed_bytes
 from veil.seed import PublicSeed
 from veil.server.engine import Engine
 from veil.server.metrics import Metrics
-from veil.server.rows import RowStream
+from veil.server.rows import RowAnswers
 from veil.server.scheduler import OnlineTurns, PreparationWorker
 from veil.server.service import HostedBundle, Service, Shared
 from veil.server.store import Limits, SessionStore
@@ -177,7 +177,7 @@ def evaluate(data: bytes) -> None:
     zeros = bytes(PARAMS.batch_bytes)
     parts += [pb.PrepareRequest(batch=pb.PrepareBatch(number=number, data=zeros)) for number in range(2)]
     server().prepare(iter([seal(part) for part in parts]), "")
-    stream = RowStream(shared.store, shared.turns, shared.metrics, "", lambda: None)
+    stream = RowAnswers(shared.store, shared.turns, shared.metrics, "", lambda: None)
 
     def run() -> None:
         for piece in pieces(data):

@@ -41,7 +41,7 @@ from veil.runtime.router import Router
 from veil.server.engine import Engine
 
 if TYPE_CHECKING:
-    from veil.client.link import Link
+    from veil.network.link import Link
     from veil.runtime.speculation import Speculation
 
 _ROW_S = 0.05

@@ -22,7 +22,7 @@ from veil.server.engine import Engine
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
 from veil.server.offer import Offer
-from veil.server.rows import RowStream
+from veil.server.rows import RowAnswers
 from veil.server.scheduler import OnlineTurns, PreparationWorker
 from veil.server.store import SessionStore
 from veil.server.tokens import Tokens
@@ -179,11 +179,11 @@ class Service:
         finally:
             stream.end()
 
-    def stream(self, owner: str, cancel: Callable[[], object]) -> RowStream:
+    def stream(self, owner: str, cancel: Callable[[], object]) -> RowAnswers:
         """A new stream of rows of an owner."""
-        return RowStream(self._shared.store, self._shared.turns, self._shared.metrics, owner, cancel)
+        return RowAnswers(self._shared.store, self._shared.turns, self._shared.metrics, owner, cancel)
 
-    def lane_stream(self, session: str, ticket: str, cancel: Callable[[], object]) -> RowStream:
+    def lane_stream(self, session: str, ticket: str, cancel: Callable[[], object]) -> RowAnswers:
         """A stream of rows on the row lane for a session that ``ticket`` belongs to; `UnknownSession` for another."""
         stream = self.stream(self._shared.store.admit(session, ticket).owner, cancel)
         stream.adopt(session)
