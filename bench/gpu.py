@@ -26,6 +26,7 @@ from record import Measurement, Record
 from veil import noise
 from veil.bench import files, machine, run
 from veil.bundle.manifest import Group, Layer, Manifest
+from veil.bundle.server_half import ServerModel
 from veil.crypto.batch import BatchMaker
 from veil.crypto.hint import HintRows, ServerHint
 from veil.kernels.backend import kernels_for
@@ -34,7 +35,7 @@ from veil.kernels.reference import ReferenceKernels
 from veil.params import Params, packed_bytes
 from veil.random import SecretRng
 from veil.seed import PublicSeed
-from veil.server.engine import Engine, ServerModel
+from veil.server.engine import Engine
 from veil.wire.messages import BatchUpload
 
 BATCHES = 4
@@ -220,7 +221,7 @@ def measure_shapes(name: str, shapes: Shapes, kernels: Kernels, params: Params, 
 
 def measure_whole(name: str, record: Record, folder: Path) -> None:
     """`veil bench` with both halves on the GPU: its record, and the rows of a prompt in this one."""
-    made = run.measure(run.Request(model=name, device="cuda", plaintext=True), print_progress)
+    made = run.measure(run.RunRequest(model=name, device="cuda", plaintext=True), print_progress)
     files.write(made, folder / f"card-{name}.json")
     for prompt in made.prompts:
         text = f"{name}, a row of a {prompt.rows}-row prompt"

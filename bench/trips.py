@@ -21,10 +21,10 @@ import torch
 from processes import listening
 from record import Measurement, Record
 from veil import HybridFHEModel
-from veil.client.link import Link
 from veil.client.session import OfflineRows
 from veil.client.stats import Stats
 from veil.commands.models import compiled
+from veil.network.link import Link
 from veil.runtime.pace import Pace
 from veil.runtime.speculation import Speculation
 from veil.sources.models import Source, load_model

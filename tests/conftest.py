@@ -28,12 +28,12 @@ from transformers import (
 )
 
 from veil import noise
-from veil.bundle.constants import GroupConstants, scalings_of
+from veil.bundle.client_half import ClientModel
+from veil.bundle.constants import GroupConstants, row_norms, scalings_of, target_norm
 from veil.bundle.manifest import Group, Layer, Manifest
-from veil.client.maker import ClientModel
+from veil.bundle.server_half import ServerModel
 from veil.client.session import ClientSession
 from veil.client.stats import Stats
-from veil.compile.quantize import row_norms, target_norm
 from veil.crypto import public
 from veil.crypto.batch import BatchMaker, RowBatch
 from veil.crypto.hint import HintRows, ServerHint
@@ -43,7 +43,7 @@ from veil.kernels.ring import ring_of
 from veil.params import Params
 from veil.random import SecretRng
 from veil.seed import PublicSeed
-from veil.server.engine import Engine, ServerModel
+from veil.server.engine import Engine
 
 _COUNT = itertools.count()
 WORDS = ["<unk>", "<s>", "</s>", "<user>", "<reply>"] + [f"w{index}" for index in range(59)]

@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from veil.cli import app
-from veil.commands.chat import ChatRequest, Conversation, stats_of
+from veil.commands.chat import ChatOptions, Conversation, stats_of
 from veil.commands.model_choice import ModelChoice
 from veil.errors import ServerUnreachable
 from veil.gateway.served import ServedModel
@@ -42,7 +42,7 @@ def conversation(new_model: Callable[[str], Any], tiny_tokenizer: Any) -> Iterat
     hybrid.compile_model(torch.arange(1, 9).unsqueeze(0), params=Params.insecure_tiny(signal_db=60.0), device="cpu")
     hybrid.offline = OfflineRows(tokens=8, prompt_rows=8)
     hybrid.set_fhe_mode("execute")
-    request = ChatRequest(choice=ModelChoice(), max_tokens=5, temperature=0)
+    request = ChatOptions(choice=ModelChoice(), max_tokens=5, temperature=0)
     yield Conversation(ServedModel("tiny", hybrid, tiny_tokenizer), request)
     hybrid.close()
 

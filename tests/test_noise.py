@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veil import noise
-from veil.compile.quantize import row_norms, target_norm
+from veil.bundle.constants import row_norms, target_norm
 from veil.crypto import public
 from veil.kernels import reference
 from veil.kernels.interface import Rows, Scaling

@@ -12,7 +12,6 @@ from veil.client.connection import Address, Connection
 from veil.errors import ServerUnreachable
 from veil.network.timeouts import Timeouts
 from veil.server.tokens import Tokens, digest_of
-from veil.wire import methods
 
 QUICK = Timeouts(connect_s=1.0)
 
@@ -65,8 +64,8 @@ def test_a_proxy_of_the_environment_sees_nothing_in_clear(
     with serve(llama) as server:
         describe(Address(target=f"127.0.0.1:{server.port}", token="sesame-opens"))
         assert not proxy.seen
-        options = methods.client_options
-        monkeypatch.setattr(methods, "client_options", lambda keepalive_s: _Fixed(options(keepalive_s)))
+        options = connection.client_options
+        monkeypatch.setattr(connection, "client_options", lambda keepalive_s: _Fixed(options(keepalive_s)))
         with pytest.raises(ServerUnreachable):
             describe(Address(target=f"127.0.0.1:{server.port}", token="sesame-opens"))
         assert proxy.seen.startswith(b"CONNECT "), "without the rule the proxy is asked"

@@ -20,7 +20,7 @@ def tiny_record(new_model: Callable[[str], Any]) -> Record:
     """The tiny Llama with tiny parameters, in one process, with plaintext."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(machine, "READ_BYTES", 1 << 20)
-        request = run.Request(
+        request = run.RunRequest(
             prompts=PROMPTS, new_tokens=NEW_TOKENS, repeats=2, plaintext=True, params=Params.insecure_tiny()
         )
         return run.measure(request, lambda stage, done, total: None, Loaded("tiny", "a test", new_model("llama")))

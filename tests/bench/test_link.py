@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from veil.bench.link import Link, token_seconds
+from veil.bench.link import token_seconds
+from veil.network.link import Link
 
 
 def test_the_formula() -> None:

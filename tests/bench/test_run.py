@@ -88,7 +88,7 @@ def test_two_processes_measure_the_same_things_beside_a_busy_one(
     new_model: Callable[[str], Any], tiny_record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "READ_BYTES", 1 << 20)
-    request = run.Request(mode="remote", prompts=(5,), new_tokens=2, repeats=1, busy=1, params=PARAMS)
+    request = run.RunRequest(mode="remote", prompts=(5,), new_tokens=2, repeats=1, busy=1, params=PARAMS)
     made = run.measure(request, lambda stage, done, total: None, Loaded("tiny", "a test", new_model("llama")))
     assert made.model == tiny_record.model and made.settings.busy == 1
     assert made.bytes_per_token.total == tiny_record.bytes_per_token.total
@@ -104,16 +104,18 @@ def test_what_cannot_be_measured_is_refused_first(new_model: Callable[[str], Any
 
     loaded = Loaded("tiny", "a test", new_model("llama"))
     with pytest.raises(ValueError, match="128 positions; lower --prompt-rows"):
-        run.measure(run.Request(prompts=(100,), new_tokens=40), nothing, loaded)
+        run.measure(run.RunRequest(prompts=(100,), new_tokens=40), nothing, loaded)
     with pytest.raises(ValueError, match="128 positions; lower --prompt-rows"):
-        run.measure(run.Request(prompts=(8, 129), new_tokens=1), nothing, loaded)
+        run.measure(run.RunRequest(prompts=(8, 129), new_tokens=1), nothing, loaded)
     with pytest.raises(DeviceUnavailable):
-        run.measure(run.Request(device="cuda"), nothing, loaded)
+        run.measure(run.RunRequest(device="cuda"), nothing, loaded)
 
 
 @pytest.mark.gpu
 def test_both_halves_and_plaintext_are_measured_on_the_gpu(new_model: Callable[[str], Any]) -> None:
-    request = run.Request(device="cuda", prompts=(5, 20), new_tokens=4, repeats=2, plaintext=True, params=Params.default())
+    request = run.RunRequest(
+        device="cuda", prompts=(5, 20), new_tokens=4, repeats=2, plaintext=True, params=Params.default()
+    )
     made = run.measure(request, lambda stage, done, total: None, Loaded("tiny", "a test", new_model("llama")))
     assert made.machine.accelerator and made.settings.device == "cuda" and made.token_s.plaintext is not None
     assert [phase.name for phase in made.phases] == ["rows", "whole pass"]

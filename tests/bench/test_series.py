@@ -88,17 +88,17 @@ def test_other_widths_are_refused(width: int) -> None:
 
 
 def test_a_series_measures_each_width_in_turn(tiny_record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[str, run.Request]] = []
+    seen: list[tuple[str, run.RunRequest]] = []
     stages: list[str] = []
 
-    def measured(request: run.Request, progress: subjects.Progress, loaded: subjects.Loaded) -> Record:
+    def measured(request: run.RunRequest, progress: subjects.Progress, loaded: subjects.Loaded) -> Record:
         seen.append((loaded.name, request))
         progress("work", 0, 1)
         return replace(tiny_record, model=replace(tiny_record.model, hidden_size=loaded.hidden_size))
 
     monkeypatch.setattr(run, "measure", measured)
     with torch.device("meta"):
-        made = series.measure(run.Request(plaintext=True), (256, 512), lambda stage, done, total: stages.append(stage))
+        made = series.measure(run.RunRequest(plaintext=True), (256, 512), lambda stage, done, total: stages.append(stage))
     assert [name for name, _ in seen] == ["width-256", "width-512"]
     assert all(request.plaintext and request.prompts == (64,) for _, request in seen)
     assert stages == ["width 256: work", "width 512: work"]

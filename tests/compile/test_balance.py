@@ -14,6 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from veil import HybridFHEModel
+from veil.bundle.client_half import REMOTE
 from veil.bundle.terms import Terms
 from veil.compile.balance import LEAST_ROWS, Inputs, balanced, bias_correction, divisors_for
 from veil.compile.quantize import quantize_weight, rounded
@@ -237,7 +238,7 @@ def test_the_client_half_keeps_divisors_and_corrections(saved: tuple[HybridFHEMo
 @pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])
 def test_a_divisor_that_is_not_positive_is_refused(saved: tuple[HybridFHEModel, Path], bad: float) -> None:
     _, path = saved
-    file = path / "client" / saved_model.REMOTE
+    file = path / "client" / REMOTE
     arrays = load_file(file)
     name = next(name for name in arrays if name.startswith("divisors."))
     arrays[name][0] = bad

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veil.compile.quantize import GROUP, quantize_weight, row_norms, target_norm
+from veil.bundle.constants import row_norms, target_norm
+from veil.compile.quantize import GROUP, quantize_weight
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Rows, Scaling
 from veil.params import Params

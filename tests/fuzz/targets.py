@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from veil.bundle import header_file
+from veil.bundle.fingerprint import fingerprint_of
 from veil.bundle.manifest import Group, Layer, Manifest
+from veil.bundle.server_half import ServerModel
 from veil.client.connection import Address, _served
 from veil.commands.pull import _safe
 from veil.errors import VeilError
@@ -29,9 +31,9 @@ from veil.kernels.ring import ring_of
 from veil.network.frames import Frames
 from veil.params import Params, packed_bytes
 from veil.seed import PublicSeed
-from veil.server.engine import Engine, ServerModel
+from veil.server.engine import Engine
 from veil.server.metrics import Metrics
-from veil.server.rows import RowStream
+from veil.server.rows import RowAnswers
 from veil.server.scheduler import OnlineTurns, PreparationWorker
 from veil.server.service import HostedBundle, Service, Shared
 from veil.server.store import Limits, SessionStore
@@ -175,7 +177,7 @@ def evaluate(data: bytes) -> None:
     zeros = bytes(PARAMS.batch_bytes)
     parts += [pb.PrepareRequest(batch=pb.PrepareBatch(number=number, data=zeros)) for number in range(2)]
     server().prepare(iter([seal(part) for part in parts]), "")
-    stream = RowStream(shared.store, shared.turns, shared.metrics, "", lambda: None)
+    stream = RowAnswers(shared.store, shared.turns, shared.metrics, "", lambda: None)
 
     def run() -> None:
         for piece in pieces(data):
@@ -355,7 +357,7 @@ def examples(name: str) -> list[bytes]:
         ],
         "calls": [
             pb.OpenRequest(
-                protocol=methods.PROTOCOL, bundle="m", fingerprint=methods.fingerprint(PARAMS, seed, MANIFEST)
+                protocol=methods.PROTOCOL, bundle="m", fingerprint=fingerprint_of(PARAMS, seed, MANIFEST)
             ).SerializeToString()
         ],
         "frames": [b"\x03\x00\x00\x00abc\x00\x00\x00\x00"],

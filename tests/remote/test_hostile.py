@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
+from veil.bundle.fingerprint import fingerprint_of
 from veil.errors import BundleError
 from veil.network.frames import Frames
 from veil.params import packed_bytes
@@ -34,7 +35,7 @@ class Attack:
         self.server, self.client = server, client
         model = llama.engine.model
         self.params, self.manifest = model.params, model.manifest
-        self.fingerprint = methods.fingerprint(model.params, model.seed, model.manifest)
+        self.fingerprint = fingerprint_of(model.params, model.seed, model.manifest)
         self.ticket = ""
         self.session = self.open()
         self.width = self.manifest.groups[Q_GROUP].width
@@ -238,7 +239,7 @@ def test_files_that_are_not_offered_do_not_leave(llama: Any, serve: Any, raw: An
 def test_a_token_does_not_open_another_tokens_session(llama: Any, serve: Any, raw: Any) -> None:
     with serve(llama, tokens=Tokens([digest_of("one"), digest_of("two")])) as server, raw(server.port) as client:
         model = llama.engine.model
-        fingerprint = methods.fingerprint(model.params, model.seed, model.manifest)
+        fingerprint = fingerprint_of(model.params, model.seed, model.manifest)
         request = seal(pb.OpenRequest(protocol=methods.PROTOCOL, bundle="llama", fingerprint=fingerprint))
         one, two = ((("authorization", f"Bearer {name}"),) for name in ("one", "two"))
         session = unseal(client.unary("Open", request, metadata=one), pb.OpenReply).session

@@ -128,8 +128,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_bundle_that_suits_the_distance_is_fetched(
     choice: str, rtt_s: float, groups: int, fused: Any, llama: Any, serve: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from veil.client.link import Link
     from veil.commands.pull import cached
+    from veil.network.link import Link
 
     monkeypatch.setattr("veil.commands.pull.measure_link", lambda address, timeouts: Link(rtt_s=rtt_s, bytes_per_s=1e9))
     with serve(llama, fused, offer=True) as server:
@@ -183,7 +183,7 @@ def test_generate_says_what_a_token_cost(fused: Any, serve: Any) -> None:
 
 
 def test_what_goes_up_while_the_link_is_measured_is_counted(llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from veil.client.link import Link
+    from veil.network.link import Link
 
     def slow(address: Any, timeouts: Any) -> Link:
         time.sleep(0.5)

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
+from veil.bundle.client_half import ClientModel
 from veil.bundle.header_file import half_digest
 from veil.client.connection import Address
-from veil.client.maker import ClientModel
 from veil.client.remote import RemoteTransport
 from veil.client.session import ClientSession, OfflineRows
 from veil.client.stats import Stats

@@ -10,9 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from veil import HybridFHEModel, linear_modules
-from veil.bundle.constants import GroupConstants, scalings_of
+from veil.bundle.constants import GroupConstants, row_norms, scalings_of
 from veil.bundle.manifest import Group, Layer, Manifest
-from veil.compile.quantize import row_norms
 from veil.errors import NotCompiled
 from veil.kernels.backend import kernels_for
 from veil.params import Params, Spec

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from veil.report.drawing import Line, bars, lines
 from veil.report.inside import EIGHT_BIT
 from veil.report.layers import LayerQuality, WidthQuality
-from veil.report.measure import Costs, Fidelity, Report
+from veil.report.measure import Fidelity, ModelCosts, Report
 from veil.report.page import page
 
 
@@ -19,7 +19,7 @@ def fidelity(name: str, kl: float) -> Fidelity:
 def report() -> Report:
     modes = [fidelity("float", 0.0), fidelity("disable", 0.003), fidelity("simulate", 0.004), fidelity(EIGHT_BIT, 0.05)]
     layer = LayerQuality(name="a<b>&.q_proj", snr_db=48.5, predicted_db=48.4, eight_bit_db=-3.0, ratio=0.99)
-    costs = Costs(
+    costs = ModelCosts(
         up_online_bytes=295_488,
         down_online_bytes=460_512,
         up_offline_bytes=86_784,

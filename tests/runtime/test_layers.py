@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from veil import HybridFHEModel, noise
-from veil.compile.quantize import quantize_weight, row_norms, target_norm
+from veil.bundle.constants import row_norms, target_norm
+from veil.compile.quantize import quantize_weight
 from veil.params import Params
 
 TINY = Params.insecure_tiny()

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from veil import noise
-from veil.bundle.constants import GroupConstants, scalings_of
+from veil.bundle.constants import GroupConstants, row_norms, scalings_of, target_norm
 from veil.bundle.manifest import Group, Layer, Manifest
-from veil.compile.quantize import row_norms, target_norm
 from veil.errors import NotCompiled, NotFiniteActivation
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Kernels

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from veil.bench.link import Link, token_seconds
+from veil.bench.link import token_seconds
 from veil.bench.phases import PHASES
 from veil.bench.record import Record, SignalSeries, WidthSeries
 from veil.bench.report import milliseconds
 from veil.bench.series import predicted
 from veil.errors import VeilError
+from veil.network.link import Link
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,17 +9,9 @@ when its row was made offline. Making a batch of rows sends more bytes and waits
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, kw_only=True)
-class Link:
-    """A round-trip time and a bandwidth, the same in both directions."""
-
-    rtt_s: float
-    bytes_per_s: float
+from veil.network.link import Link
 
 
 def token_seconds(online_s: float, round_trips: float, nbytes: float, link: Link) -> float:
     """The formula: a token whose row is ready."""
-    return online_s + round_trips * link.rtt_s + nbytes / link.bytes_per_s
+    return online_s + round_trips * link.rtt_s + link.transfer_s(nbytes)

@@ -46,7 +46,7 @@ PROBE_BYTES = 1 << 28
 Parts = Mapping[str, float]
 
 
-class Batch(NamedTuple):
+class MadeBatch(NamedTuple):
     """Seconds a row of batches that were made at once, their parts, and the rows."""
 
     row_s: float
@@ -81,7 +81,7 @@ class Counted(NamedTuple):
     online: Stats
 
 
-class Meter:
+class PhaseMeter:
     """Measures one `Sides`."""
 
     def __init__(self, sides: Sides, prompt_rows: int, new_tokens: int) -> None:
@@ -136,7 +136,7 @@ class Meter:
         prefill(self.hybrid.model, random_prompt(self.hybrid.model, 1))
         return Counted(offline, stats - before)
 
-    def make(self, batches: int, *, full: bool) -> Batch:
+    def make(self, batches: int, *, full: bool) -> MadeBatch:
         """Make whole batches, with the head if ``full``."""
         hybrid, count = self.hybrid, batches * self._batch_rows
         before, ready = hybrid.stats.copy(), hybrid.rows_ready
@@ -150,7 +150,7 @@ class Meter:
         elapsed, spent = time.perf_counter() - start, hybrid.stats - before
         assert spent.rows_made == count
         parts = self._ahead_parts(elapsed, spent.seconds["prepare_server"])
-        return Batch(elapsed / count, {name: seconds / count for name, seconds in parts.items()}, count)
+        return MadeBatch(elapsed / count, {name: seconds / count for name, seconds in parts.items()}, count)
 
     def _ahead_parts(self, elapsed: float, other_side: float) -> Parts:
         if self.sides.on_gpu:

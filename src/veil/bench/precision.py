@@ -10,18 +10,20 @@ from numpy.typing import NDArray
 from veil import noise
 from veil.bench import machine
 from veil.bench.record import SignalPoint, SignalSeries
-from veil.bundle.constants import GroupConstants, scalings_of
+from veil.bundle.client_half import ClientModel
+from veil.bundle.constants import GroupConstants, row_norms, scalings_of
 from veil.bundle.manifest import Group, Layer, Manifest
-from veil.client.session import ClientModel, ClientSession
+from veil.bundle.server_half import ServerModel
+from veil.client.session import ClientSession
 from veil.client.stats import Stats
-from veil.compile.quantize import quantize_weight, row_norms
+from veil.compile.quantize import quantize_weight
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Kernels
 from veil.params import Params
 from veil.progress import Progress
 from veil.random import SecretRng
 from veil.seed import PublicSeed
-from veil.server.engine import Engine, ServerModel
+from veil.server.engine import Engine
 
 WIDTHS = (512, 2048, 8192, 14336, 28672)
 SLOTS = 64

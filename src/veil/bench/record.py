@@ -67,7 +67,7 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class RunSettings:
     """How it was measured. ``busy`` processes that want every core ran beside it, plaintext's time included."""
 
     mode: str
@@ -227,7 +227,7 @@ class Record:
     commit: str
     versions: dict[str, str]
     machine: Machine
-    settings: Settings
+    settings: RunSettings
     parameters: dict[str, Any]
     model: Subject
     token_s: TokenSeconds
@@ -271,7 +271,7 @@ class WidthSeries:
     commit: str
     versions: dict[str, str]
     machine: Machine
-    settings: Settings
+    settings: RunSettings
     points: tuple[WidthPoint, ...]
     format: int = FORMAT
     kind: str = "widths"

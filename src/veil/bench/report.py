@@ -5,8 +5,9 @@ from __future__ import annotations
 from rich.table import Table
 
 from veil.bench.files import AnyRecord
-from veil.bench.link import Link, token_seconds
+from veil.bench.link import token_seconds
 from veil.bench.record import Record, SignalSeries, Timing, WidthSeries
+from veil.network.link import Link
 
 TYPICAL_LINKS = (
     ("same rack, 0.2 ms, 10 Gbit/s", Link(rtt_s=0.0002, bytes_per_s=1.25e9)),

@@ -10,7 +10,7 @@ import torch
 
 from veil.bench import busy, limits, machine, peer, subjects
 from veil.bench.generation import generate, prefill, random_prompt
-from veil.bench.phases import Counted, Meter
+from veil.bench.phases import Counted, PhaseMeter
 from veil.bench.record import (
     BytesPerToken,
     Machine,
@@ -18,7 +18,7 @@ from veil.bench.record import (
     Peer,
     Ratio,
     Record,
-    Settings,
+    RunSettings,
     Timing,
     TokenSeconds,
 )
@@ -33,7 +33,7 @@ PROMPTS = (64, 512)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class RunRequest:
     """What to measure.
 
     The first of ``prompts`` (rows of each) is that of the generations too. ``peer`` needs its environment, or
@@ -62,7 +62,7 @@ class Plain:
     prompt_rows_s: dict[int, float] = field(default_factory=dict)
 
 
-def measure(request: Request, progress: Progress, loaded: Loaded | None = None) -> Record:
+def measure(request: RunRequest, progress: Progress, loaded: Loaded | None = None) -> Record:
     """Measure one model (``loaded``, or the one that the request names).
 
     Raises `ValueError` for rows that the model cannot take, `DeviceUnavailable`, `PeerUnavailable`, `ModelSourceError`.
@@ -87,7 +87,7 @@ def measure(request: Request, progress: Progress, loaded: Loaded | None = None) 
     return _with_comparisons(part, plain, other)
 
 
-def _check_rows(request: Request, loaded: Loaded) -> None:
+def _check_rows(request: RunRequest, loaded: Loaded) -> None:
     rows = max(request.prompts[0] + request.new_tokens + 1, *request.prompts)
     if loaded.most_rows is not None and rows > loaded.most_rows:
         raise ValueError(
@@ -96,7 +96,7 @@ def _check_rows(request: Request, loaded: Loaded) -> None:
         )
 
 
-def _plaintext(loaded: Loaded, request: Request, progress: Progress) -> Plain:
+def _plaintext(loaded: Loaded, request: RunRequest, progress: Progress) -> Plain:
     found, prompt, repeats = Plain(), random_prompt(loaded.model, request.prompts[0]), request.repeats
     for repeat in range(1 + repeats):
         progress("plaintext float32 generation", repeat, 1 + repeats)
@@ -112,13 +112,13 @@ def _plaintext(loaded: Loaded, request: Request, progress: Progress) -> Plain:
     return found
 
 
-def _encrypted(sides: Sides, loaded: Loaded, request: Request, this: Machine, progress: Progress) -> Record:
+def _encrypted(sides: Sides, loaded: Loaded, request: RunRequest, this: Machine, progress: Progress) -> Record:
     """The record without plaintext and peer."""
     hybrid = sides.hybrid
     params, manifest = hybrid.params, hybrid.manifest
     subject = subjects.describe(loaded, manifest)
     building_bytes = machine.resident_peak_bytes()
-    meter = Meter(sides, request.prompts[0], request.new_tokens)
+    meter = PhaseMeter(sides, request.prompts[0], request.new_tokens)
     machine.reset_high_water()
     samples = meter.generations(request.repeats, progress)
     memory = _memory(sides, request, subject.remote_weights, building_bytes)
@@ -131,7 +131,7 @@ def _encrypted(sides: Sides, loaded: Loaded, request: Request, this: Machine, pr
         commit=machine.commit(),
         versions=machine.versions(),
         machine=this,
-        settings=Settings(
+        settings=RunSettings(
             mode=request.mode,
             device=sides.device,
             prompt_rows=request.prompts[0],
@@ -203,7 +203,7 @@ def _bytes(counted: Counted, batch_rows: int, values: int) -> BytesPerToken:
     )
 
 
-def _memory(sides: Sides, request: Request, weights: int, building_bytes: int) -> Memory:
+def _memory(sides: Sides, request: RunRequest, weights: int, building_bytes: int) -> Memory:
     """The server's arrays are its hint, its weights and the shares of the batches that a generation holds."""
     hybrid = sides.hybrid
     params, segments = hybrid.params, hybrid.manifest.segments

@@ -74,7 +74,7 @@ def predicted(points: Sequence[WidthPoint], width: float) -> TokenSeconds:
     return TokenSeconds(total=online + offline, offline=offline, online=online, plaintext=plain)
 
 
-def measure(request: run.Request, widths: Sequence[int], progress: Progress) -> WidthSeries:
+def measure(request: run.RunRequest, widths: Sequence[int], progress: Progress) -> WidthSeries:
     """Measure every width, one after the other; one prompt, and no peer."""
     request = replace(request, prompts=request.prompts[:1], peer=False)
     records = []

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.compile.quantize import target_norm
 from veil.kernels.interface import Kernels, Scaling
-from veil.params import Params
+from veil.params import INNER_MODULUS_BITS, Params
 
 F32 = NDArray[np.float32]
+I8 = NDArray[np.int8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,3 +43,17 @@ def scalings_of(constants: Sequence[GroupConstants], params: Params, kernels: Ke
         )
         for own in constants
     ]
+
+
+def row_norms(weights: I8) -> NDArray[np.float64]:
+    """‖W_q,j‖₂ of each row [out]."""
+    wide = weights.astype(np.int32)
+    return np.sqrt(np.einsum("ij,ij->i", wide, wide, dtype=np.int64).astype(np.float64))
+
+
+def target_norm(params: Params, bound: float) -> float:
+    """The norm η·2^31 / bound that rows are scaled to, so that ``|W_q·x_q| < 2^31`` for any input.
+
+    ``bound`` is ``max_j ‖W_q,j‖₂`` by Cauchy–Schwarz, or ``max |W_q|`` for one-hot inputs.
+    """
+    return params.spec.headroom * 2.0 ** (INNER_MODULUS_BITS - 1) / max(bound, 1.0)

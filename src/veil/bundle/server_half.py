@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from veil.bundle import header_file
+from veil.bundle.manifest import Manifest
 from veil.errors import BundleError
 from veil.kernels.memory import in_one_block
-from veil.server.engine import ServerModel
+from veil.params import Params
+from veil.seed import PublicSeed
 
+I8 = NDArray[np.int8]
 WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class ServerModel:
+    """What the server half of a bundle holds: parameters, seed, manifest and each group's int8 weights [rows, width]."""
+
+    params: Params
+    seed: PublicSeed
+    manifest: Manifest
+    weights: tuple[I8, ...]
 
 
 def save_server(path: Path, model: ServerModel, client: str) -> None:

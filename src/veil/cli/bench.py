@@ -126,12 +126,12 @@ def command(
 
     Nothing else should run meanwhile. `gpt2` takes about three minutes, its peer two more.
     """
-    from veil.bench.run import Request
+    from veil.bench.run import RunRequest
     from veil.commands import bench
 
     bench.bench(
         bench.BenchRequest(
-            run=Request(
+            run=RunRequest(
                 model=model,
                 mode=mode.value,
                 device=device.value,

@@ -56,10 +56,10 @@ def command(
     Enter sends, Alt+Enter starts a line, Ctrl-C stops an answer, Ctrl-D leaves; `/reset`, `/retry`, `/stats`, `/help`.
     History lives in memory only. Without a terminal each line of standard input is a message and gets its answer.
     """
-    from veil.commands.chat import ChatRequest, run
+    from veil.commands.chat import ChatOptions, run
 
     run(
-        ChatRequest(
+        ChatOptions(
             choice=model_choice(
                 model,
                 bundle,

@@ -119,10 +119,10 @@ def command(
         raise ValueError("--speculate needs remote layers; leave out --mode torch")
     if top_p == 0.0:
         raise ValueError("--top-p has to be above 0; for the likeliest token every time use --temperature 0")
-    from veil.commands.generate import Request, run
+    from veil.commands.generate import GenerateRequest, run
 
     run(
-        Request(
+        GenerateRequest(
             prompt=read_input() if prompt == "-" else prompt,
             model=model or "smollm2",
             bits=bits or 8,

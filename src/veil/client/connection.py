@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from veil.errors import BundleError, CorruptMessage, IncompatibleServer, ServerUnreachable, VeilError
 from veil.network.certificates import client_context, read_authority
+from veil.network.grpc_options import client_options
 from veil.network.listening import is_loopback
 from veil.network.timeouts import Retries, Timeouts
 from veil.wire import failures, methods
@@ -59,7 +60,7 @@ class Address:
 
     def channel(self, keepalive_s: float) -> grpc.Channel:
         """A new channel; connecting happens with the first call."""
-        options = methods.client_options(keepalive_s)
+        options = client_options(keepalive_s)
         if not self.tls:
             options.append(("grpc.enable_http_proxy", 0))  # one that the environment names would see what is in clear
         if not self.tls:

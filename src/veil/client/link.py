@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from dataclasses import dataclass
 
 from veil.client.connection import Address, Connection
 from veil.errors import UnknownSession
+from veil.network.link import Link
 from veil.network.timeouts import Timeouts
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
@@ -17,18 +17,6 @@ _TRIES = 3
 _FAST_BYTES_PER_S = 1.25e9
 _OF_GRPC_S = 0.001
 """The most that a call takes beyond its round trip where nothing stands between; 0.2 to 0.5 ms on a loopback interface."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Link:
-    """Seconds of an empty round trip, and bytes a second towards the client."""
-
-    rtt_s: float
-    bytes_per_s: float
-
-    def transfer_s(self, size: float) -> float:
-        """Seconds that this many bytes add to round trips."""
-        return size / self.bytes_per_s
 
 
 def measure_link(address: Address, timeouts: Timeouts) -> Link:

@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from veil.bundle.manifest import Manifest
+from veil.bundle.client_half import ClientModel
 from veil.client.pool import RowPool
 from veil.client.stats import Stats
 from veil.crypto.batch import BatchMaker, RowBatch
 from veil.errors import CorruptMessage, QuotaExceeded, ServerUnreachable, UnknownSession
 from veil.kernels.interface import Kernels
 from veil.network.timeouts import Timeouts
-from veil.params import Params
 from veil.random import SecretRng
-from veil.seed import PublicSeed
 from veil.wire.messages import BatchUpload
 from veil.wire.transport import Transport
 
 MOST_AT_ONCE = 2
 """Batches of one upload: the server goes over its hint once for both; strips of more do not fit a core's cache."""
-
-
-@dataclass(frozen=True, eq=False)
-class ClientModel:
-    """What a session needs of the client half of a bundle: no weight, only public tables and what scales inputs.
-
-    ``tables`` are a' [T, slots up to whole blocks] by segment.
-    """
-
-    params: Params
-    seed: PublicSeed
-    manifest: Manifest
-    tables: dict[str, NDArray[np.uint32]]
 
 
 class RowMaker:

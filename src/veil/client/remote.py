@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from veil.bundle.client_half import ClientModel
+from veil.bundle.fingerprint import fingerprint_of
 from veil.client.connection import Address, Connection, OfferedBundle
-from veil.client.maker import ClientModel
 from veil.client.stats import Stats
 from veil.client.stream import GrpcStream, LaneStream, RowStream
 from veil.errors import BundleError, CorruptMessage, IncompatibleServer, ServerUnreachable, VeilError
@@ -55,7 +56,7 @@ class RemoteTransport:
         self._timeouts = timeouts
         self._half = half
         self._name = name
-        self._fingerprint = methods.fingerprint(model.params, model.seed, model.manifest)
+        self._fingerprint = fingerprint_of(model.params, model.seed, model.manifest)
         self._online = Connection(address, timeouts)
         self._offline = Connection(address, timeouts)
         self._lock = threading.Lock()

@@ -6,8 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from veil.bundle.client_half import ClientModel
 from veil.client.filler import Filler, OfflineRows, Ready
-from veil.client.maker import ClientModel, RowMaker
+from veil.client.maker import RowMaker
 from veil.client.pool import Part, RowPool
 from veil.client.stats import Stats
 from veil.client.supply import RowSupply
@@ -19,7 +20,7 @@ from veil.random import SecretRng
 from veil.wire.messages import Span
 from veil.wire.transport import Transport
 
-__all__ = ["ClientModel", "ClientSession", "OfflineRows", "Ready"]
+__all__ = ["ClientSession", "OfflineRows", "Ready"]
 
 _RECOVERIES = 3
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from veil.bundle import header_file
+from veil.bundle.client_half import TABLES
 from veil.bundle.terms import Terms
 from veil.client.connection import Address, Connection
 from veil.client.files import fetch_file
 from veil.errors import BundleError
 from veil.network.timeouts import Timeouts
 from veil.params import Params, packed_bytes
-from veil.runtime.saved_model import TABLES
 
 _HEADER_BYTES = 1 << 16
 

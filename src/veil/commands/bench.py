@@ -27,7 +27,7 @@ SERIES = ("widths", "signal")
 class BenchRequest:
     """The options of one `veil bench`. ``widths``, ``signal`` or ``records`` replace the model."""
 
-    run: run.Request
+    run: run.RunRequest
     widths: tuple[int, ...]
     signal: bool
     records: tuple[Path, ...]

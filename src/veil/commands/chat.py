@@ -37,7 +37,7 @@ Enter sends · Alt+Enter (or Esc, then Enter) starts a line · Ctrl-C stops an a
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatRequest:
+class ChatOptions:
     """The options of `veil chat`."""
 
     choice: ModelChoice
@@ -53,7 +53,7 @@ class Conversation:
     """The turns so far and how the next is answered. Not for several threads."""
 
     served: ServedModel
-    request: ChatRequest
+    request: ChatOptions
     generator: Generator = field(init=False)
     turns: list[tuple[str, str]] = field(default_factory=list)
     last: Account | None = None
@@ -111,7 +111,7 @@ class Conversation:
         )
 
 
-def run(request: ChatRequest) -> None:
+def run(request: ChatOptions) -> None:
     """Talk until end of file; a terminal gets an editor, anything else is read line by line. veil's errors."""
     with opened(request.choice) as served:
         conversation = Conversation(served, request)

@@ -10,11 +10,12 @@ from typing import Any
 import typer
 from rich.table import Table
 
+from veil.bundle.client_half import TABLES
 from veil.bundle.header_file import half_digest
 from veil.commands.models import compiled
 from veil.commands.terminal import Reporter, error_console
 from veil.runtime.experts import ExpertLeak
-from veil.runtime.saved_model import TABLES, TOKENIZER
+from veil.runtime.saved_model import TOKENIZER
 from veil.sources.models import Task, load_model
 
 

@@ -135,7 +135,7 @@ def _draft_tokens(draft_tokens: DraftTokens) -> str:
     )
 
 
-class Meter:
+class CostMeter:
     """Measures one generation by the clock and, when it is encrypted, by the model's counters.
 
     With a server (``remote``) rows are made while tokens come, so a token takes what the clock says, waiting included.

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from veil.bundle.terms import STRICT, Terms
 from veil.client.session import OfflineRows
-from veil.commands.costs import Costs, Meter
+from veil.commands.costs import CostMeter, Costs
 from veil.commands.models import connected, opened_model
 from veil.commands.stream import AnswerStreamer
 from veil.commands.terminal import Reporter, error_console
@@ -40,7 +40,7 @@ _TOKENS_OFFLINE = 15
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class GenerateRequest:
     """The options of one `veil generate`."""
 
     prompt: str
@@ -72,7 +72,7 @@ class _Ready:
     draft: Source | None
 
 
-def run(request: Request, *, as_json: bool) -> None:
+def run(request: GenerateRequest, *, as_json: bool) -> None:
     """Load, compile, generate; print the text as it comes and a table, or one JSON object.
 
     Raises `ModelSourceError`, `BundleError`, `ValueError` and veil's other errors, for the command line to show.
@@ -93,7 +93,7 @@ def run(request: Request, *, as_json: bool) -> None:
         error_console().print(costs.table(ready.origin, request.mode, security))
 
 
-def _draft(request: Request, progress: Progress) -> Source | None:
+def _draft(request: GenerateRequest, progress: Progress) -> Source | None:
     """The small model that drafts, if one is asked for."""
     if request.speculate in ("auto", "lookup", "off"):
         return None
@@ -103,7 +103,7 @@ def _draft(request: Request, progress: Progress) -> Source | None:
         raise ModelSourceError(f"--speculate is auto, lookup, off or a model, and as a model: {error}") from None
 
 
-def _prepare(request: Request, draft: Source | None, progress: Progress) -> _Ready:
+def _prepare(request: GenerateRequest, draft: Source | None, progress: Progress) -> _Ready:
     if request.server is not None:
         return _connect(request, request.server, draft, progress)
     place = "cuda" if kernels_for(request.device).name == "cuda" else "cpu"  # no GPU is told of before the long work
@@ -132,7 +132,7 @@ def _prepare(request: Request, draft: Source | None, progress: Progress) -> _Rea
     return _Ready(model=model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin, draft=draft)
 
 
-def _connect(request: Request, server: Address, draft: Source | None, progress: Progress) -> _Ready:
+def _connect(request: GenerateRequest, server: Address, draft: Source | None, progress: Progress) -> _Ready:
     hybrid, folder = connected(
         server,
         bundle=request.bundle,
@@ -148,7 +148,7 @@ def _connect(request: Request, server: Address, draft: Source | None, progress: 
 
 
 def _encode(
-    request: Request,
+    request: GenerateRequest,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     origin: str,
@@ -181,12 +181,12 @@ def _encode(
     return tokenizer, inputs
 
 
-def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) -> tuple[str, Costs]:
+def _generate(request: GenerateRequest, ready: _Ready, load_s: float, *, write: bool) -> tuple[str, Costs]:
     rows = int(ready.inputs["input_ids"].shape[1])
     encrypted = ready.hybrid is not None and request.mode in ("execute", "remote")
     remote = request.server is not None
     speculation = _speculation(request, ready)
-    meter = Meter(ready.hybrid if encrypted else None, remote=remote, draft_tokens=speculation is not None and encrypted)
+    meter = CostMeter(ready.hybrid if encrypted else None, remote=remote, draft_tokens=speculation is not None and encrypted)
     streamer = AnswerStreamer(ready.tokenizer, write=_write if write else None, on_token=meter.token)
     if request.seed is not None:
         torch.manual_seed(request.seed)
@@ -216,7 +216,7 @@ def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) ->
     return str(text), costs
 
 
-def _speculation(request: Request, ready: _Ready) -> Speculation | None:
+def _speculation(request: GenerateRequest, ready: _Ready) -> Speculation | None:
     """Speculation as the user asked; ``auto`` looks up in the text when a server answers, as the pace allows."""
     wanted = request.speculate
     if wanted == "auto":
@@ -229,7 +229,7 @@ def _speculation(request: Request, ready: _Ready) -> Speculation | None:
     return ready.hybrid.speculate(ready.draft.model)
 
 
-def _generation_config(request: Request, model: PreTrainedModel) -> GenerationConfig:
+def _generation_config(request: GenerateRequest, model: PreTrainedModel) -> GenerationConfig:
     model.generation_config = plain(model.generation_config)  # what a checkpoint says besides is not what was asked for
     config = copy.deepcopy(model.generation_config)
     changes: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "max_length": None, "min_length": None}

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from veil.bundle import header_file
+from veil.bundle.fingerprint import fingerprint_of
 from veil.bundle.manifest import Manifest
 from veil.bundle.terms import Terms
 from veil.cache import cache_folder
@@ -27,7 +28,6 @@ from veil.errors import BundleError
 from veil.network.timeouts import Timeouts
 from veil.params import Params
 from veil.seed import PublicSeed
-from veil.wire import methods
 
 _MOST_FILES = 1000
 _SUFFIXES = frozenset(
@@ -107,7 +107,7 @@ def _fetch_all(connection: Connection, bundle: OfferedBundle, out: Path, terms: 
                 target.parent.mkdir(parents=True, exist_ok=True)
                 fetch_file(connection, bundle.name, path, target, size=size, sha256=sha256)
             reporter.report("fetching", len(bundle.files), len(bundle.files))
-        if methods.fingerprint(*_read(partial, bundle, terms)[1:]) != bundle.fingerprint:
+        if fingerprint_of(*_read(partial, bundle, terms)[1:]) != bundle.fingerprint:
             raise BundleError("the client half is not of the bundle that the server serves; distrust the server")
         partial.rename(out)
     finally:

@@ -20,7 +20,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from veil import noise
-from veil.compile.quantize import quantize_weight, row_norms, target_norm
+from veil.bundle.constants import row_norms, target_norm
+from veil.compile.quantize import quantize_weight
 from veil.params import Params
 
 F32 = NDArray[np.float32]

@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from veil.bundle.constants import GroupConstants
+from veil.bundle.compiled import Compiled
+from veil.bundle.constants import GroupConstants, row_norms
 from veil.bundle.manifest import Group, Layer, Manifest, make_groups
 from veil.compile.balance import Inputs, bias_correction, divisors_for
 from veil.compile.fused_weights import quantize_fused
 from veil.compile.last_rows import last_row_layers
 from veil.compile.norm_fusion import Fusions, StreamWatch, fuse_groups
-from veil.compile.quantize import quantize_weight, row_norms
+from veil.compile.quantize import quantize_weight
 from veil.kernels.memory import side_by_side
 from veil.noise import wire_bits
 from veil.params import Params
@@ -31,22 +32,6 @@ F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
 FUSE_NORMS = ("auto", "on", "off")
 _KEPT_ROWS = 512
-
-
-@dataclass(frozen=True, eq=False)
-class Compiled:
-    """A compiled model: public parameters, seed and manifest; the client's constants; the server's weights.
-
-    ``weights`` is None where only the client half of a bundle is here.
-    """
-
-    params: Params
-    seed: PublicSeed
-    manifest: Manifest
-    constants: tuple[GroupConstants, ...]
-    weights: tuple[I8, ...] | None
-    unfused: tuple[str, ...] = ()
-    """Why norms stayed that fusing was tried on; known when a model is compiled, not kept in a bundle."""
 
 
 def compile_layers(

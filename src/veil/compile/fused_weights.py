@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from veil import noise
-from veil.bundle.constants import GroupConstants
+from veil.bundle.constants import GroupConstants, row_norms, target_norm
 from veil.bundle.manifest import Group
 from veil.compile.norm_fusion import FoundFusion
-from veil.compile.quantize import quantize_weight, row_norms, target_norm
+from veil.compile.quantize import quantize_weight
 from veil.params import Params
 from veil.runtime.layers import float_bias, float_weight, kind_of
 

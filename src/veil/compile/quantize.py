@@ -1,11 +1,9 @@
-"""Integer weights, and activations scaled to fill the modulus."""
+"""Integer weights: what is rounded, to which steps, with which scales."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-
-from veil.params import INNER_MODULUS_BITS, Params
 
 I8 = NDArray[np.int8]
 F32 = NDArray[np.float32]
@@ -58,17 +56,3 @@ def _coarse(values: F32, bits: int) -> F32:
     step = np.where(step > 0, step, 1.0)
     coarse: F32 = np.rint((groups - least) / step) * step + least
     return coarse.reshape(rows, -1)[:, :width]
-
-
-def row_norms(weights: I8) -> NDArray[np.float64]:
-    """‖W_q,j‖₂ of each row [out]."""
-    wide = weights.astype(np.int32)
-    return np.sqrt(np.einsum("ij,ij->i", wide, wide, dtype=np.int64).astype(np.float64))
-
-
-def target_norm(params: Params, bound: float) -> float:
-    """The norm η·2^31 / bound that rows are scaled to, so that ``|W_q·x_q| < 2^31`` for any input.
-
-    ``bound`` is ``max_j ‖W_q,j‖₂`` by Cauchy–Schwarz, or ``max |W_q|`` for one-hot inputs.
-    """
-    return params.spec.headroom * 2.0 ** (INNER_MODULUS_BITS - 1) / max(bound, 1.0)

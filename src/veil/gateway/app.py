@@ -211,12 +211,12 @@ def _add_tokens(app: FastAPI, gateway: Gateway) -> None:
     served = gateway.served
 
     @app.post("/tokenize", responses=_ERRORS)
-    async def tokenize(body: incoming.TokenizeRequest) -> schemas.Tokens:
+    async def tokenize(body: incoming.TokenizeRequest) -> schemas.TokenIds:
         """A text or a chat as token ids, as vLLM has it."""
         gateway.need_model(body.model or served.name, served.kind)
         ids = await asyncio.to_thread(tokens_asked, body, served)
         names = [shown(served.token_bytes.named(token)) for token in ids] if body.return_token_strs else None
-        return schemas.Tokens(count=len(ids), max_model_len=served.context_length, tokens=ids, token_strs=names)
+        return schemas.TokenIds(count=len(ids), max_model_len=served.context_length, tokens=ids, token_strs=names)
 
     @app.post("/detokenize", responses=_ERRORS)
     async def detokenize(body: incoming.DetokenizeRequest) -> schemas.Detokenized:

@@ -190,7 +190,7 @@ class CalledFunction(Request):
     arguments: Text
 
 
-class ToolCall(Request):
+class PastToolCall(Request):
     """A call in an assistant's turn."""
 
     id: Text
@@ -205,7 +205,7 @@ class Message(Request):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     name: Text | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=256)] | None = None
+    tool_calls: Annotated[list[PastToolCall], Field(max_length=256)] | None = None
     tool_call_id: Text | None = None
     refusal: Text | None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None

@@ -229,7 +229,7 @@ def _turn(message: incoming.Message, where: str) -> dict[str, Any]:
     return turn
 
 
-def _call(call: incoming.ToolCall, where: str) -> dict[str, Any]:
+def _call(call: incoming.PastToolCall, where: str) -> dict[str, Any]:
     """A call with its arguments as an object: templates write them as JSON themselves."""
     try:
         arguments = json.loads(call.function.arguments or "{}")

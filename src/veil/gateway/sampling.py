@@ -31,7 +31,7 @@ class Matcher(Protocol):
         """Go on by a token that was allowed."""
 
 
-class Grammar(Protocol):
+class Constraint(Protocol):
     """What answers must look like; `veil.gateway.grammar` makes them."""
 
     def matcher(self) -> Matcher:
@@ -65,7 +65,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     bias: Mapping[int, float] = field(default_factory=dict)
-    grammar: Grammar | None = None
+    grammar: Constraint | None = None
     written: frozenset[int] = frozenset()
 
 

@@ -292,7 +292,7 @@ class Status(Reply):
     totals: dict[str, int]
 
 
-class Tokens(Reply):
+class TokenIds(Reply):
     """``POST /tokenize``: the ids, how many there are and may be, and the tokens as text if asked for."""
 
     count: int

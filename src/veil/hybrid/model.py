@@ -13,11 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from veil.bundle.client_half import ClientModel
+from veil.bundle.compiled import Compiled
 from veil.bundle.constants import scalings_of
+from veil.bundle.server_half import ServerModel
 from veil.bundle.terms import STRICT, Terms
-from veil.client.session import ClientModel, ClientSession, OfflineRows, Ready
+from veil.client.session import ClientSession, OfflineRows, Ready
 from veil.client.stats import Stats
-from veil.compile.compiler import Compiled, compile_layers
+from veil.compile.compiler import compile_layers
 from veil.crypto.hint import hint_bytes
 from veil.errors import NotCompiled
 from veil.hybrid.token_graph import TokenGraph
@@ -37,10 +40,10 @@ from veil.runtime.modules import find_modules, replace_modules
 from veil.runtime.pace import Pace
 from veil.runtime.residual import ResidualStream
 from veil.runtime.router import Router
-from veil.server.engine import Engine, ServerModel
+from veil.server.engine import Engine
 
 if TYPE_CHECKING:
-    from veil.client.link import Link
+    from veil.network.link import Link
     from veil.runtime.speculation import Speculation
 
 _ROW_S = 0.05

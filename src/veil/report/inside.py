@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from veil.bundle.constants import row_norms
 from veil.bundle.manifest import Manifest
-from veil.compile.quantize import row_norms
 from veil.errors import NotCompiled
 from veil.hybrid.model import HybridFHEModel
 from veil.kernels.interface import Kernels, Scaling

@@ -36,7 +36,7 @@ class Fidelity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Costs:
+class ModelCosts:
     """Bytes for a token row, and what preparing and answering it took in this process; a batch serves ``batch_rows``."""
 
     up_online_bytes: float
@@ -67,7 +67,7 @@ class Report:
     widths: list[WidthQuality] = field(default_factory=list)
     by_bits: list[tuple[int, Fidelity]] = field(default_factory=list)
     fusion: list[Variant] = field(default_factory=list)
-    costs: Costs | None = None
+    costs: ModelCosts | None = None
     seconds: float = 0.0
 
 
@@ -119,14 +119,14 @@ def _compare(exact: torch.Tensor, got: torch.Tensor, truth: torch.Tensor) -> F64
     return np.array([float(loss), float(divergence), float(same)])
 
 
-def costs(hybrid: HybridFHEModel, run: Callable[[], Any], rows: int) -> Costs:
+def costs(hybrid: HybridFHEModel, run: Callable[[], Any], rows: int) -> ModelCosts:
     """What ``run``, a pass of ``rows`` token rows in ``execute``, cost for each row; making rows, over all made so far."""
     hybrid.set_fhe_mode("execute")
     before = hybrid.stats.copy()
     run()
     whole, params = hybrid.stats, hybrid.params
     stats = whole - before
-    return Costs(
+    return ModelCosts(
         up_online_bytes=stats.bytes_up_online / rows,
         down_online_bytes=stats.bytes_down_online / rows,
         up_offline_bytes=params.batch_bytes / params.T,

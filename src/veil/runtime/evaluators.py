@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil import noise
+from veil.bundle.constants import row_norms
 from veil.bundle.manifest import Manifest
-from veil.compile.quantize import row_norms
 from veil.errors import NotFiniteActivation
 from veil.kernels.interface import Array, Kernels, Rows, Scaling, first_slots
 from veil.params import Params

@@ -10,31 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file as load_arrays
-from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 from torch import nn
 
 from veil.bundle import header_file
-from veil.bundle.constants import GroupConstants
+from veil.bundle.client_half import load_constants, load_tables, save_arrays
+from veil.bundle.compiled import Compiled
 from veil.bundle.manifest import Manifest
-from veil.bundle.server_half import load_server, save_server
+from veil.bundle.server_half import ServerModel, load_server, save_server
 from veil.bundle.terms import EXPERT_LEAKS, ExpertLeak, Terms
-from veil.compile.compiler import Compiled
 from veil.errors import BundleError, one_line
-from veil.kernels.backend import kernels_for
-from veil.params import Params, packed_bytes
 from veil.runtime.experts import RemoteExperts, is_experts
 from veil.runtime.layers import RemoteLayer, float_weight_shape, kind_of
 from veil.runtime.modules import replace_modules
-from veil.server.engine import ServerModel
 from veil.sources.generation_settings import generation_settings
 from veil.sources.templates import bounded
 
 TENSORS = "tensors.safetensors"
-REMOTE = "remote.safetensors"
-TABLES = "tables.safetensors"
 TOKENIZER = "tokenizer"
 
 
@@ -94,8 +87,8 @@ def load_client(path: Path, terms: Terms, *, verify: bool = True) -> Opened:
     """Read the client half from the folder ``path``, on terms that its user chose; `BundleError`, `InsecureParameters`."""
     header, params, seed, manifest = header_file.read_client(path, terms, verify=verify)
     try:
-        constants = _load_constants(path, manifest, header["norms"])
-        tables = _load_tables(path, params, manifest)
+        constants = load_constants(path, manifest, header["norms"])
+        tables = load_tables(path, params, manifest)
         model, layers = _load_model(path, header, manifest)
         tokenizer = _load_tokenizer(path)
     except BundleError:
@@ -115,18 +108,7 @@ def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: 
     if tokenizer is not None:
         tokenizer.save_pretrained(path / TOKENIZER)
     save_tensors(_client_tensors(model), path / TENSORS)
-    arrays = {}
-    for index, group in enumerate(compiled.constants):
-        arrays[f"scale.{index}"] = group.scale
-        if group.bias.any():
-            arrays[f"bias.{index}"] = group.bias
-        if group.divisors is not None:
-            arrays[f"divisors.{index}"] = group.divisors
-        if group.shift is not None:
-            arrays[f"shift.{index}"] = group.shift
-    save_arrays(arrays, path / REMOTE)
-    bits, kernels = compiled.params.spec.public_bits, kernels_for("cpu")
-    save_arrays({name: kernels.pack(np.ascontiguousarray(table), bits) for name, table in tables.items()}, path / TABLES)
+    save_arrays(path, compiled, tables)
     mixtures = {name: part.leak for name, part in model.named_modules() if isinstance(part, RemoteExperts)}
     norms = [[group.bound, group.fixed_norm] for group in compiled.constants]
     fields = header_file.common_fields(compiled.params, compiled.seed, compiled.manifest)
@@ -152,39 +134,6 @@ def _inside(name: str, model: nn.Module) -> bool:
             return False
         module = child
     return isinstance(module, RemoteLayer)
-
-
-def _load_constants(path: Path, manifest: Manifest, norms: list[Any]) -> tuple[GroupConstants, ...]:
-    arrays = load_arrays(path / REMOTE)
-    constants = []
-    for index, group in enumerate(manifest.groups):
-        sizes = {"scale": group.rows, "bias": group.rows}
-        sizes |= {"shift": group.rows} if group.fusion else {}
-        sizes |= {"divisors": group.width} if group.fusion or f"divisors.{index}" in arrays else {}
-        arrays.setdefault(f"bias.{index}", np.zeros(group.rows, dtype=np.float32))
-        own = {name: arrays[f"{name}.{index}"] for name in sizes}
-        for name, size in sizes.items():
-            if own[name].dtype != np.float32 or own[name].shape != (size,):
-                raise BundleError(f"{path / REMOTE}: group {index} does not have {size} float32 values of {name}")
-        divisors = own.get("divisors")
-        if divisors is not None and not ((divisors > 0) & np.isfinite(divisors)).all():
-            raise BundleError(f"{path / REMOTE}: group {index} divides its inputs by something that is not positive")
-        bound, fixed = norms[index]
-        fixed_norm = None if fixed is None else float(fixed)
-        constants.append(GroupConstants(own["scale"], own["bias"], float(bound), fixed_norm, divisors, own.get("shift")))
-    return tuple(constants)
-
-
-def _load_tables(path: Path, params: Params, manifest: Manifest) -> dict[str, NDArray[np.uint32]]:
-    packed = load_arrays(path / TABLES)
-    bits, tables, kernels = params.spec.public_bits, {}, kernels_for("cpu")
-    for name, slots in manifest.segments.items():
-        count = params.blocks(slots) * params.w
-        shape = (params.T, packed_bytes(count, bits))
-        if packed[name].dtype != np.uint8 or packed[name].shape != shape:
-            raise BundleError(f"{path / TABLES}: {name} is not uint8 of shape {shape}")
-        tables[name] = kernels.unpack(packed[name], count, bits)
-    return tables
 
 
 def _load_model(path: Path, header: dict[str, Any], manifest: Manifest) -> tuple[nn.Module, dict[str, RemoteLayer]]:

@@ -11,33 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.bundle.manifest import Manifest
+from veil.bundle.fingerprint import fingerprint_of
+from veil.bundle.server_half import ServerModel
 from veil.crypto.hint import HintRows, ServerHint, share_bytes
 from veil.errors import UnknownSession, WireError
 from veil.kernels.interface import Array, Kernels, Rows
 from veil.kernels.ring import ring_of
-from veil.params import Params, packed_bytes
+from veil.params import packed_bytes
 from veil.progress import Progress
-from veil.seed import PublicSeed
 from veil.server.hint_files import load_hint, save_hint
 from veil.server.store import Session, SessionStore, record_bytes
 from veil.wire.messages import BatchUpload, Span, Upload, rows_of
-from veil.wire.methods import fingerprint
 
 I8 = NDArray[np.int8]
 
 MOST_BATCHES = 8
 """Batches of one upload."""
-
-
-@dataclass(frozen=True, eq=False)
-class ServerModel:
-    """What the server half of a bundle holds: parameters, seed, manifest and each group's int8 weights [rows, width]."""
-
-    params: Params
-    seed: PublicSeed
-    manifest: Manifest
-    weights: tuple[I8, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +107,7 @@ class Engine:
         On a GPU a hint is built quicker than read, so none is kept.
         """
         weights = kernels.load_weights(model.weights)
-        mark, kept = fingerprint(model.params, model.seed, model.manifest), None
+        mark, kept = fingerprint_of(model.params, model.seed, model.manifest), None
         folder = None if hints is None or kernels.name == "cuda" else hints / f"{mark[:32]}-{kernels.name}"
         if folder is not None:
             kept = load_hint(folder, model.params, model.manifest.segments, kernels, mark)

@@ -21,7 +21,7 @@ from veil.network.frames import Frames
 from veil.network.listening import listening
 from veil.server.calls import IDLE_S
 from veil.server.logs import event
-from veil.server.rows import RowStream
+from veil.server.rows import RowAnswers
 from veil.server.unproven import FIRST_S, Unproven, address_of
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
@@ -59,7 +59,7 @@ class RowLane:
         self,
         address: tuple[str, int],
         tls: tuple[Path, Path] | None,
-        stream: Callable[[str, str, Callable[[], object]], RowStream],
+        stream: Callable[[str, str, Callable[[], object]], RowAnswers],
         ended: Callable[[str], None],
         *,
         message_bytes: int,
@@ -173,7 +173,7 @@ class RowLane:
 
     def _answer(self, connection: _Connection, frames: Frames) -> str:
         """Serve one connection to its end; the result for the metrics."""
-        stream: RowStream | None = None
+        stream: RowAnswers | None = None
         try:
             hello = unseal(frames.receive(), pb.LaneHello)
             if hello.protocol != methods.PROTOCOL:

@@ -17,6 +17,7 @@ from grpc_health.v1 import health, health_pb2
 from veil.bundle.server_half import client_digest, load_server
 from veil.errors import BundleError
 from veil.kernels.interface import Kernels
+from veil.network.grpc_options import server_options
 from veil.network.listening import is_loopback, listening
 from veil.priority import in_thread_of_its_own
 from veil.process import raise_file_limit
@@ -161,7 +162,7 @@ class Server:
         self._grpc = grpc.server(
             self._pool,
             handlers=[self.service.handler(), self.service.health_handler(self._check_health)],
-            options=[*methods.server_options(message_bytes), *_against_floods(threads)],
+            options=[*server_options(message_bytes), *_against_floods(threads)],
             maximum_concurrent_rpcs=4 * threads,  # a moment's crowd waits for threads
         )
         self._ended = threading.Event()

@@ -20,7 +20,7 @@ _TELL_BYTES = 1 << 18
 """Bytes that move between two updates of the metrics."""
 
 
-class RowStream:
+class RowAnswers:
     """Answers sealed requests of one stream; a session's new stream ends its older one through ``cancel``."""
 
     def __init__(

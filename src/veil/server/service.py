@@ -15,13 +15,14 @@ import numpy as np
 from google.protobuf.message import Message
 
 from veil import __version__
+from veil.bundle.fingerprint import fingerprint_of, header_of
 from veil.errors import BundleError, IncompatibleServer, ServerUnreachable, VeilError, WireError
 from veil.server.calls import OpenCall, OpenCalls
 from veil.server.engine import Engine
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
 from veil.server.offer import Offer
-from veil.server.rows import RowStream
+from veil.server.rows import RowAnswers
 from veil.server.scheduler import OnlineTurns, PreparationWorker
 from veil.server.store import SessionStore
 from veil.server.tokens import Tokens
@@ -110,7 +111,7 @@ class Service:
             )
         served = self._bundle(request.bundle)
         model = served.engine.model
-        if request.fingerprint != methods.fingerprint(model.params, model.seed, model.manifest):
+        if request.fingerprint != fingerprint_of(model.params, model.seed, model.manifest):
             raise BundleError(
                 f"the client's half is not of the bundle that the server has as {request.bundle!r}; "
                 "fetch it again with 'veil pull', or name another bundle"
@@ -178,11 +179,11 @@ class Service:
         finally:
             stream.end()
 
-    def stream(self, owner: str, cancel: Callable[[], object]) -> RowStream:
+    def stream(self, owner: str, cancel: Callable[[], object]) -> RowAnswers:
         """A new stream of rows of an owner."""
-        return RowStream(self._shared.store, self._shared.turns, self._shared.metrics, owner, cancel)
+        return RowAnswers(self._shared.store, self._shared.turns, self._shared.metrics, owner, cancel)
 
-    def lane_stream(self, session: str, ticket: str, cancel: Callable[[], object]) -> RowStream:
+    def lane_stream(self, session: str, ticket: str, cancel: Callable[[], object]) -> RowAnswers:
         """A stream of rows on the row lane for a session that ``ticket`` belongs to; `UnknownSession` for another."""
         stream = self.stream(self._shared.store.admit(session, ticket).owner, cancel)
         stream.adopt(session)
@@ -272,8 +273,8 @@ class Service:
             files = served.offer.files if served.offer else []
             reply.bundles.add(
                 name=name,
-                fingerprint=methods.fingerprint(model.params, model.seed, model.manifest),
-                header=methods.header_of(model.params, model.seed, model.manifest),
+                fingerprint=fingerprint_of(model.params, model.seed, model.manifest),
+                header=header_of(model.params, model.seed, model.manifest),
                 digest=served.digest,
                 files=[pb.File(path=file.path, size=file.size, sha256=file.sha256) for file in files],
             )

@@ -72,7 +72,7 @@ def three_bytes(count: int, degree: int, terms: int) -> ThreeBytes:
 
 
 @dataclass(frozen=True, eq=False)
-class Constants:
+class CpuConstants:
     """`Ring` as the Numba kernels take it."""
 
     primes: U32
@@ -91,11 +91,11 @@ class Constants:
 
 
 @lru_cache(maxsize=8)
-def constants(ring: Ring) -> Constants:
+def constants(ring: Ring) -> CpuConstants:
     """The constants of a ring, once."""
     p2 = ring.primes[1]
     inverse_of_first = np.array([ring.crt[1]], dtype=np.uint32)
-    return Constants(
+    return CpuConstants(
         primes=np.array(ring.primes, dtype=np.uint32),
         negatives=np.array([_negative_inverse(p) for p in ring.primes], dtype=np.uint32),
         squares=np.array([(1 << 64) % p for p in ring.primes], dtype=np.uint32),
@@ -116,7 +116,7 @@ def _negative_inverse(p: int) -> int:
     return -pow(p, -1, 1 << 32) % (1 << 32)
 
 
-class HostErrors:
+class CpuErrors:
     """Rounded Gaussians from uniform words; the same samples as `reference.HostErrors`."""
 
     def __init__(self, rng: Words, sigma: float) -> None:
@@ -216,7 +216,7 @@ class CpuKernels:
     # The client's half, offline ------------------------------------------------------------------------------------
 
     def errors(self, rng: Words, sigma: float) -> Errors:
-        return HostErrors(rng, sigma)
+        return CpuErrors(rng, sigma)
 
     def encrypt_batch(self, a: U32, z: I8, secret: I8, errors: I8, ring: Ring) -> U8:
         message = errors.astype(np.int64)
