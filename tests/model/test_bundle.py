@@ -20,7 +20,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from veil import HybridFHEModel
-from veil.errors import BundleError, NotCompiled
+from veil.errors import BundleError, NotCompiled, RemoteWeightError
 from veil.model import bundle, folder
 from veil.model.layers import float_weight
 from veil.model.quantize import quantize_weight
@@ -200,7 +200,9 @@ def test_the_client_half_alone_cannot_multiply(whole: tuple[HybridFHEModel, Path
     opened = bundle.load_client(whole[1] / "client", WEAK)
     assert opened.compiled.weights is None
     for layer in opened.layers.values():
-        assert layer.weight is None
+        assert layer.inner is None
+        with pytest.raises(RemoteWeightError, match="on the server"):
+            layer.weight.tolist()
     shutil.copytree(whole[1] / "client", tmp_path / "client")
     with pytest.raises(NotCompiled, match="only the client half"):
         HybridFHEModel.load(tmp_path, terms=WEAK)

@@ -55,7 +55,7 @@ def run(
         "path": str(out),
         "bits": bits,
         "remote_modules": count,
-        "trips": len(hybrid.manifest.groups),
+        "trips": len(hybrid.manifest.forward),
         "folded_norms": len([group for group in hybrid.manifest.groups if group.fold]),
         "unfolded_norms": list(hybrid.unfolded),
         "security_bits": hybrid.params.security_bits,

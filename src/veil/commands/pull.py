@@ -177,7 +177,7 @@ def _suitable(served: list[ServedBundle], name: str | None, fold_norms: str, add
 
 
 def _layers(manifest: Manifest) -> set[tuple[str, int, int]]:
-    return {(layer.name, layer.in_features, layer.out_features) for group in manifest.groups for layer in group.layers}
+    return {(layer.name, layer.in_features, layer.out_features) for group in manifest.forward for layer in group.layers}
 
 
 def _show(bundle: ServedBundle) -> None:

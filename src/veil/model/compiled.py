@@ -22,6 +22,7 @@ from veil.model.last_rows import last_row_layers
 from veil.model.layers import RemoteLayer, float_bias, float_weight
 from veil.model.manifest import Group, Layer, Manifest, make_groups
 from veil.model.quantize import quantize_weight, row_norms
+from veil.model.transposed import transposed_constants, transposed_groups
 from veil.noise import wire_bits
 from veil.params import Params
 from veil.progress import Progress
@@ -59,14 +60,18 @@ def compile_layers(
     report: Progress,
     fold_norms: str = "off",
     sample: Any = None,
+    trainable: bool = False,
 ) -> Compiled:
     """Calibrate with one forward pass (``run``), group, and quantize every layer; ``fold_norms`` is auto, on or off.
 
-    ``sample`` are the token ids of that pass, where there are any.
+    ``sample`` are the token ids of that pass, where there are any. ``trainable`` adds the transposed groups.
 
     Raises `ValueError` for bits outside 2 to 8, a name in ``n_bits`` that is not remote, a weight that is not finite, a
     layer that computes something else or that the model goes around, or a norm that ``on`` wants folded and that cannot be.
     """
+    if trainable and fold_norms == "on":
+        raise ValueError("folded norms cannot be trained through; leave out fold_norms='on'")
+    fold_norms = "off" if trainable else fold_norms
     if fold_norms not in FOLD_NORMS:
         raise ValueError(f"fold_norms is {fold_norms!r}, expected one of {', '.join(FOLD_NORMS)}")
     bits = _bits_by_name(layers, n_bits)
@@ -112,6 +117,12 @@ def compile_layers(
         constants.append(parts)
         groups.append(_with_bits(group, matrix, params))
     manifest = Manifest(tuple(groups))
+    if trainable:
+        back = transposed_groups(manifest, weights, params)
+        sources = [group.transposed for group in back if group.transposed is not None]
+        constants += [transposed_constants(constants[source], weights[source]) for source in sources]
+        weights += [weights[source].T for source in sources]
+        manifest = Manifest((*groups, *back))
     report("quantizing", len(manifest.groups), len(manifest.groups))
     return Compiled(params, PublicSeed.fresh(), manifest, tuple(constants), side_by_side(weights), folds.reasons)
 
