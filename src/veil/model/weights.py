@@ -19,7 +19,7 @@ _ABOUT: frozenset[Any] = frozenset(
 class RemoteWeight(torch.Tensor):
     """The weight of the remote layer ``layer``; where the float weight is here it can be read, and never written to.
 
-    Raises `RemoteWeightError` for ``data`` and, on a client without weights, for every use of the values.
+    Raises `RemoteWeightError` for what would change it and, on a client without weights, for every use of the values.
     """
 
     layer: str
@@ -46,17 +46,35 @@ class RemoteWeight(torch.Tensor):
 
     @property
     def data(self) -> torch.Tensor:  # type: ignore[override]
-        """Raises: what is done to it would not reach the server."""
-        raise RemoteWeightError(
-            f"the weight of {self.layer} is on the server, so nothing can be merged into it; keep the adapter beside it, or "
-            "merge it into the float model and compile that"
-        )
+        """Itself, which cannot be written to."""
+        return self
+
+    @data.setter
+    def data(self, values: torch.Tensor) -> None:
+        self._refuse_change()
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Plain tensors come out; without the values, none."""
+        first = args[0] if args else None
+        if isinstance(first, RemoteWeight) and _writes(getattr(func, "__name__", "")):
+            first._refuse_change()
         absent = next((own for own in args if isinstance(own, RemoteWeight) and not own.here), None)
         if absent is not None and func not in _ABOUT:
             raise RemoteWeightError(f"the weight of {absent.layer} is on the server; what needs its values cannot run here")
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
+
+    def _refuse_change(self) -> None:
+        raise RemoteWeightError(
+            f"the weight of {self.layer} is on the server, so nothing can be merged into it; keep the adapter beside it, or "
+            "merge it into the float model and compile that"
+        )
+
+
+def _writes(name: str) -> bool:
+    """Whether a tensor's method of this name writes to it."""
+    own = name.startswith("__")
+    return (own and name.startswith("__i") and name not in ("__invert__", "__int__", "__index__")) or (
+        (name.endswith("_") and not own) or name in ("__setitem__", "set_data")
+    )
