@@ -47,9 +47,11 @@ def test_a_gradient_is_that_of_the_integer_layer(kind: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(40 if kind == "calibrated" else 3, 24) * torch.linspace(0.1, 8, 24)
     hybrid = compiled(nn.Sequential(nn.Linear(24, 10)), ["0"], x)
-    own, weights = hybrid._compiled.constants[0], hybrid._compiled.weights[0]
-    assert (own.divisors is not None) == (kind == "calibrated")
-    integer = own.scale[:, None] * weights / (1 if own.divisors is None else own.divisors)
+    own, weights = hybrid._compiled.constants[1], hybrid._compiled.weights[1]
+    assert (hybrid._compiled.constants[0].divisors is not None) == (kind == "calibrated")
+    integer = (own.scale[:, None] * weights).T
+    exact = hybrid.model[0].inner.weight.detach().numpy()
+    assert np.abs(integer - exact).max() <= 0.51 * np.abs(exact).max() / 127, "rounded for gradients, not for activations"
     given, wanted = x.clone().requires_grad_(), torch.randn(len(x), 10)
     hybrid.model(given).backward(wanted)
     expected = wanted.numpy() @ integer
@@ -148,7 +150,7 @@ def test_gradients_keep_the_precision_of_each_row() -> None:
     hybrid.model(x).backward(wanted * sizes)
     exact = (wanted * sizes) @ hybrid.model[0].inner.weight
     error = (x.grad - exact).norm(dim=1)[:3] / exact.norm(dim=1)[:3]
-    assert error.max() < 0.02 and not x.grad[3].any()
+    assert error.max() < 0.015 and not x.grad[3].any()
     hybrid.close()
 
 
@@ -170,7 +172,7 @@ def test_the_errors_of_gradients_are_unbiased_and_as_predicted() -> None:
     variance = noise.result(hybrid.params, row_norms(hybrid._compiled.weights[1]), bits)
     from veil.model.quantize import target_norm
 
-    tau = target_norm(hybrid.params, own.bound) / np.linalg.norm(wanted[0].numpy() / own.divisors)
+    tau = target_norm(hybrid.params, own.bound) / np.linalg.norm(wanted[0].numpy())
     sigma = np.sqrt(variance) / tau * own.scale
     assert np.abs(errors.mean(axis=0) / (sigma / 8)).max() < 5
     ratio = (errors**2).mean() / (sigma**2).mean()
@@ -192,7 +194,7 @@ def test_a_bundle_for_training_is_opened_again(twins: Any, tmp_path: Path, tiny_
     from safetensors import safe_open
 
     with safe_open(tmp_path / "b" / "server" / "weights.safetensors", "np") as file:
-        assert len(list(file.keys())) == len(opened.manifest.forward), "each weight is stored once"
+        assert len(list(file.keys())) == len(opened.manifest.groups)
 
 
 def test_folded_norms_and_training_do_not_go_together(tiny_llama: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from veil import __version__
-from veil.cli import bench, chat, compile, gateway, generate, params, pull, report, serve, token
+from veil.cli import bench, chat, compile, finetune, gateway, generate, params, pull, report, serve, token
 from veil.commands.terminal import EXIT_INTERRUPTED, one_line_errors
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ def veil(
 for _name, _module in {
     "generate": generate,
     "compile": compile,
+    "finetune": finetune,
     "serve": serve,
     "pull": pull,
     "gateway": gateway,

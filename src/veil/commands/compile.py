@@ -28,6 +28,7 @@ def run(
     as_json: bool,
     task: Task = "auto",
     expert_leak: ExpertLeak = "none",
+    trainable: bool = False,
 ) -> None:
     """Compile ``model`` into the folder ``out`` and say what it holds.
 
@@ -47,6 +48,7 @@ def run(
             progress=reporter.report,
             fold_norms=fold_norms,
             expert_leak=expert_leak,
+            trainable=trainable,
         )
         count = len(hybrid.module_names)
         hybrid.save(out, tokenizer=source.tokenizer)
@@ -58,6 +60,7 @@ def run(
         "trips": len(hybrid.manifest.forward),
         "folded_norms": len([group for group in hybrid.manifest.groups if group.fold]),
         "unfolded_norms": list(hybrid.unfolded),
+        "trainable": trainable,
         "security_bits": hybrid.params.security_bits,
         "digest": half_digest(out / "client"),
         "client_bytes": _bytes_under(out / "client"),

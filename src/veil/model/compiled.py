@@ -22,7 +22,7 @@ from veil.model.last_rows import last_row_layers
 from veil.model.layers import RemoteLayer, float_bias, float_weight
 from veil.model.manifest import Group, Layer, Manifest, make_groups
 from veil.model.quantize import quantize_weight, row_norms
-from veil.model.transposed import transposed_constants, transposed_groups
+from veil.model.transposed import gradients_seen, transposed
 from veil.noise import wire_bits
 from veil.params import Params
 from veil.progress import Progress
@@ -118,11 +118,17 @@ def compile_layers(
         groups.append(_with_bits(group, matrix, params))
     manifest = Manifest(tuple(groups))
     if trainable:
-        back = transposed_groups(manifest, weights, params)
-        sources = [group.transposed for group in back if group.transposed is not None]
-        constants += [transposed_constants(constants[source], weights[source]) for source in sources]
-        weights += [weights[source].T for source in sources]
-        manifest = Manifest((*groups, *back))
+        gradients = gradients_seen(model, layers, run, sample)
+        for index, group in reversed(list(enumerate(manifest.groups))):  # the last first: gradients go that way
+            report("quantizing for gradients", len(manifest.groups) - 1 - index, len(manifest.groups))
+            if group.layers[0].kind == "embedding":
+                continue
+            own, matrix, parts = transposed(index, group, modules, gradients, params)
+            groups.append(own)
+            weights.append(matrix)
+            constants.append(parts)
+        report("quantizing for gradients", len(manifest.groups), len(manifest.groups))
+        manifest = Manifest(tuple(groups))
     report("quantizing", len(manifest.groups), len(manifest.groups))
     return Compiled(params, PublicSeed.fresh(), manifest, tuple(constants), side_by_side(weights), folds.reasons)
 

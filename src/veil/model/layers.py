@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from veil.errors import RemoteWeightError
 from veil.model.manifest import Kind
 from veil.model.router import Router
 from veil.model.weights import RemoteWeight
@@ -69,10 +70,20 @@ class RemoteLayer(nn.Module):
             return RemoteWeight.absent(self.name, (self.out_features, self.in_features), self.dtype)
         return RemoteWeight.of(self.name, self.inner.weight)  # type: ignore[arg-type]
 
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        if not isinstance(value, RemoteWeight):  # peft assigns what it read when it takes an adapter off
+            RemoteWeight.absent(self.name, (1, 1), self.dtype).data = value  # which refuses
+
     @property
     def bias(self) -> Any:
         """The float bias, where there is one."""
         return None if self.inner is None else getattr(self.inner, "bias", None)
+
+    @bias.setter
+    def bias(self, value: Any) -> None:
+        if value is not self.bias:
+            raise RemoteWeightError(f"the bias of {self.name} is part of what was compiled; change it before compiling")
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
@@ -83,10 +94,14 @@ class RemoteLinear(RemoteLayer, nn.Linear):  # type: ignore[override]
     """A remote layer that counts as ``nn.Linear``, so that peft and others attach adapters to it."""
 
     @property
-    def weight(self) -> Any:  # type: ignore[override]
+    def weight(self) -> Any:
         """See `RemoteLayer.weight`; [out, in] whatever the float module stores."""
         weight = RemoteLayer.weight.fget(self)  # type: ignore[attr-defined]
         return RemoteWeight.of(self.name, weight.T) if self.kind == "conv1d" and self.inner is not None else weight
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        RemoteLayer.weight.fset(self, value)  # type: ignore[attr-defined]
 
 
 def remote_layer(

@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 from veil.errors import BundleError
 from veil.kernels.memory import in_one_block
 from veil.model import folder
-from veil.model.manifest import Manifest
 from veil.server.engine import ServerModel
 
 WEIGHTS = "weights.safetensors"
@@ -23,8 +22,7 @@ WEIGHTS = "weights.safetensors"
 def save_server(path: Path, model: ServerModel, client: str) -> None:
     """Write the server half into the folder ``path``; ``client`` is the digest of the client half that goes with it."""
     path.mkdir(parents=True)
-    there = model.weights[: len(model.manifest.forward)]
-    save_file({f"group.{i}": np.ascontiguousarray(w) for i, w in enumerate(there)}, path / WEIGHTS)
+    save_file({f"group.{i}": np.ascontiguousarray(w) for i, w in enumerate(model.weights)}, path / WEIGHTS)
     fields = folder.common_fields(model.params, model.seed, model.manifest)
     folder.write_header(path, "server", fields | {"client": client})
 
@@ -47,32 +45,29 @@ def load_server(path: Path, *, verify: bool = True) -> ServerModel:
     try:
         with safe_open(path / WEIGHTS, framework="np") as file:
             names = set(file.keys())
-            for index, group in enumerate(manifest.forward):
+            for index, group in enumerate(manifest.groups):
                 name = f"group.{index}"
                 expected = [group.rows, group.width]
                 view = file.get_slice(name) if name in names else None
                 if view is None or view.get_shape() != expected or view.get_dtype() != "I8":
                     raise BundleError(f"{path / WEIGHTS}: {name} is not int8 of shape {expected}")
-        weights = _read(path / WEIGHTS, manifest)
+        weights = _read(path / WEIGHTS, [(group.rows, group.width) for group in manifest.groups])
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{path / WEIGHTS} cannot be read: {error}") from None
     return ServerModel(params, seed, manifest, weights)
 
 
-def _read(path: Path, manifest: Manifest) -> tuple[NDArray[np.int8], ...]:
-    """The tensors of a file that `safe_open` found to be in order, and transposed ones made of them, in one block of memory.
+def _read(path: Path, shapes: list[tuple[int, int]]) -> tuple[NDArray[np.int8], ...]:
+    """The tensors of a file that `safe_open` found to be in order, in one block of memory.
 
     NumPy asks for huge pages for a block; a core multiplies from those a tenth faster than from a mapped file's small ones.
     """
-    shapes = [(group.rows, group.width) for group in manifest.groups]
     places, weights = _places(path), in_one_block(shapes, np.int8)
     with path.open("rb") as file:
-        for index, matrix in enumerate(weights[: len(manifest.forward)]):
+        for index, matrix in enumerate(weights):
             file.seek(places[f"group.{index}"])
             if file.readinto(matrix.reshape(-1).data) != matrix.size:
                 raise BundleError(f"{path} ends early")
-    for source, index in manifest.back.items():
-        weights[index][:] = weights[source].T
     return weights
 
 

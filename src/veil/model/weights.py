@@ -45,7 +45,7 @@ class RemoteWeight(torch.Tensor):
         return f"<weight of {self.layer}>"
 
     @property
-    def data(self) -> torch.Tensor:  # type: ignore[override]
+    def data(self) -> torch.Tensor:
         """Itself, which cannot be written to."""
         return self
 
