@@ -90,7 +90,7 @@ class RemoteLayer(nn.Module):
         return f"{self.name}, {self.kind}, {self.in_features} -> {self.out_features}"
 
 
-class RemoteLinear(RemoteLayer, nn.Linear):  # type: ignore[override]
+class RemoteLinear(RemoteLayer, nn.Linear):
     """A remote layer that counts as ``nn.Linear``, so that peft and others attach adapters to it."""
 
     @property

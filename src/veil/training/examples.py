@@ -141,7 +141,9 @@ def _chat(turns: list[dict[str, Any]], place: str, tokenizer: Any) -> Example:
         own = turn["role"] == "assistant"
         start = _template(tokenizer, turns[: count - 1], own, place)
         whole = _template(tokenizer, turns[:count], False, place)
-        if start[: len(ids)] != ids or (own and whole[: len(start)] != start):
+        if own and whole[: len(start)] != start:  # a template that writes answers otherwise than it asks for them
+            whole = [*start, *_words(tokenizer, turn["content"]), *_end(tokenizer)]
+        if start[: len(ids)] != ids:
             raise ValueError(f"{place}: the chat template changes what came before; give the example as text")
         ids, labels = whole, [*labels, *[IGNORED] * (len(start) - len(labels)), *(whole[len(start) :] if own else [])]
         labels += [IGNORED] * (len(ids) - len(labels))
@@ -169,6 +171,10 @@ def _pieces(ids: Sequence[int], tokens: int) -> tuple[Example, ...]:
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     return [int(token) for token in tokenizer(text)["input_ids"]]
+
+
+def _words(tokenizer: Any, text: str) -> list[int]:
+    return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
 def _end(tokenizer: Any) -> list[int]:

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class FineTuning:
         self.step = 0
         self._padding = padding
         self._stats = stats or Stats()
+        self._beside_remote = stats is not None
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not self._parameters:
             raise ValueError("nothing of the model requires gradients; add an adapter first")
@@ -93,21 +94,26 @@ class FineTuning:
         schedule, done = self.schedule, []
         first = self.validate() if before is None and self.step == 0 else before
         last = first
-        source = batches(self.data.training, schedule.batch, schedule.seed)
-        for _ in range(self.step * schedule.accumulate):
-            next(source)
-        self.model.train()
-        while self.step < schedule.steps:
-            last_one = self.step + 1 == schedule.steps
-            step = self._step([next(source) for _ in range(schedule.accumulate)])
-            if last_one or _due(self.step, schedule.validate_every):
+        for step in self.steps():
+            last_one = step.number == schedule.steps
+            if last_one or _due(step.number, schedule.validate_every):
                 last = self.validate()
-                step = Step(**asdict(step) | {"validation": last})
-            if folder is not None and (last_one or _due(self.step, schedule.save_every)):
+                step = replace(step, validation=last)
+            if folder is not None and (last_one or _due(step.number, schedule.save_every)):
                 self.save(folder, first)
             done.append(step)
             told(step)
         return Outcome(steps=tuple(done), validation_before=first, validation_after=last)
+
+    def steps(self) -> Iterator[Step]:
+        """Take one step after another, to the end of the schedule."""
+        schedule = self.schedule
+        source = batches(self.data.training, schedule.batch, schedule.seed)
+        for _ in range(self.step * schedule.accumulate):
+            next(source)
+        while self.step < schedule.steps:
+            self.model.train()
+            yield self._step([next(source) for _ in range(schedule.accumulate)])
 
     def validate(self) -> float | None:
         """The mean loss of a token over the validation examples."""
@@ -173,7 +179,7 @@ class FineTuning:
             group["lr"] = schedule.rate(self.step)
         learned = [_learned(part) for part in parts]
         loss = 0.0
-        with _repeatable(schedule.seed, self.step):
+        with _repeatable(schedule.seed, self.step), self._threads():
             for part, count in zip(parts, learned, strict=True):
                 if not count:
                     continue
@@ -188,6 +194,17 @@ class FineTuning:
         moved = self._stats - before
         total = moved.bytes_up_online + moved.bytes_down_online + moved.bytes_up_ahead + moved.bytes_down_ahead
         return Step(number=self.step, loss=loss, seconds=time.perf_counter() - start, bytes=total)
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Beside remote layers torch's pool has one thread: it would spin on the cores that multiply, or a server's."""
+        threads = torch.get_num_threads()
+        if self._beside_remote:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def _loss(self, batch: Sequence[Example]) -> torch.Tensor:
         loss: torch.Tensor = self.model(**tensors(batch, self._padding)).loss
