@@ -22,7 +22,9 @@ from veil.client.session import Ahead
 from veil.gateway.app import Gateway, Settings, build_app
 from veil.gateway.guard import Access
 from veil.gateway.listen import Listener
+from veil.gateway.sampling import Sampler
 from veil.gateway.served import ServedModel
+from veil.gateway.tools import Use
 from veil.model.hybrid import HybridFHEModel
 from veil.model.modules import select_modules
 from veil.params import Params
@@ -282,3 +284,30 @@ class Page:
 def page_of() -> Callable[..., Page]:
     """`Page`, for tests that cannot import it."""
     return Page
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The answers to come from a gateway, token by token, whatever a grammar allows: the texts, then the model's own."""
+
+    grammar = Use.grammar
+
+    def write(running: Running, *texts: str) -> None:
+        tokenizer = running.gateway.served.tokenizer
+        waiting = [iter(tokenizer(text + "<|end|>")["input_ids"]) for text in texts]
+        call, mine = Sampler.__call__, "_scripted"
+
+        def draw(self: Any, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            if not hasattr(self, mine):
+                setattr(self, mine, waiting.pop(0) if waiting else None)
+            made = call(self, input_ids, scores)
+            if getattr(self, mine) is None:
+                return made
+            only = torch.full_like(made, -torch.inf)
+            only[0, next(getattr(self, mine))] = 0
+            return only
+
+        monkeypatch.setattr(Sampler, "__call__", draw)
+        monkeypatch.setattr(Use, "grammar", lambda *given: None if waiting else grammar(*given))
+
+    return write

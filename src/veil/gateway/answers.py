@@ -80,7 +80,13 @@ class Answers:
 
 
 def texts(
-    line: Line, caller: str, generator: Generator, prompts: Sequence[list[int]], n: int, sampling: Sampling
+    line: Line,
+    caller: str,
+    generator: Generator,
+    prompts: Sequence[list[int]],
+    n: int,
+    sampling: Sampling,
+    owner: str = "",
 ) -> Answers:
     """``n`` answers to each prompt; answer ``j`` to prompt ``i`` has the index ``i·n + j``."""
 
@@ -92,7 +98,7 @@ def texts(
                 def emit(piece: Piece, index: int = index) -> None:
                     answers.emit(Event(index, piece))
 
-                end = generator.answer(ids, sampling, branch, answers.account, answers.job.cancelled, emit)
+                end = generator.answer(ids, sampling, branch, answers.account, answers.job.cancelled, emit, owner)
                 answers.emit(Event(index, end))
 
     return Answers(line, caller, work)

@@ -14,6 +14,7 @@ from veil.errors import ModelSourceError
 from veil.gateway.checkpoint import ends_of, plain, preferences_of
 from veil.gateway.failures import ApiError, bad_parameter, too_long
 from veil.gateway.grammar import Grammars
+from veil.gateway.health import ServerHealth
 from veil.gateway.tokens import TokenBytes
 from veil.gateway.tools import OURS, Form, form_of
 from veil.model.hybrid import HybridFHEModel
@@ -42,6 +43,8 @@ class ServedModel:
         self.net = cast(Any, hybrid.model)
         self.tokenizer = tokenizer
         self.server = server
+        self.health: ServerHealth | None = None
+        """Whether the server answers, where somebody watches it."""
         self.kind: Literal["text", "encoder"] = "text" if self.net.can_generate() else "encoder"
         if getattr(self.net, "main_input_name", "input_ids") != "input_ids":
             raise ModelSourceError(f"{name} takes {self.net.main_input_name}, not text; use it from Python")
@@ -64,6 +67,11 @@ class ServedModel:
     def mode(self) -> str:
         """The mode of the hybrid model."""
         return self.hybrid.fhe_mode
+
+    @property
+    def lost_s(self) -> float | None:
+        """For how many seconds the server has not answered; None while it does, or nobody looks."""
+        return None if self.health is None else self.health.lost_s
 
     @property
     def security_bits(self) -> float:
