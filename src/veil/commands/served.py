@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from veil.client.session import Ahead
+from veil.commands.choice import ModelChoice
 from veil.commands.models import connected, opened_model
 from veil.commands.terminal import Reporter
+from veil.gateway.health import ServerHealth
 from veil.gateway.served import ServedModel
 from veil.kernels.backend import kernels_for
+from veil.model.folder import HEADER
 from veil.model.hybrid import HybridFHEModel
 from veil.model.sources import name_of
-from veil.model.terms import STRICT, Terms
 from veil.process import keep_out_of_dumps
 from veil.progress import Progress
 
@@ -23,17 +26,11 @@ if TYPE_CHECKING:
     from veil.client.connection import Address
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelChoice:
-    """Which model answers: a server's, with a bundle's client half; a bundle's, or a model's, in this process."""
+def server_answers(server: Address) -> bool:
+    """Whether a server answers its health service within two seconds, over a connection that is made now."""
+    from veil.client.reach import answers
 
-    model: str = "smollm2"
-    bundle: Path | None = None
-    device: str = "auto"
-    server: Address | None = None
-    server_bundle: str | None = None
-    fold_norms: str = "auto"
-    terms: Terms = STRICT
+    return answers(server)
 
 
 @contextmanager
@@ -43,8 +40,12 @@ def opened(choice: ModelChoice) -> Iterator[ServedModel]:
     with Reporter() as reporter:
         served = _open(choice, reporter.report)
     try:
+        if served.health is not None:
+            served.health.start()
         yield served
     finally:
+        if served.health is not None:
+            served.health.close()
         served.hybrid.close()
 
 
@@ -54,13 +55,13 @@ def _open(choice: ModelChoice, progress: Progress) -> ServedModel:
     kernels_for(choice.device)  # an absent GPU is told of before the long work
     if choice.bundle is not None:
         hybrid = HybridFHEModel.load(choice.bundle, device=choice.device, progress=progress, terms=choice.terms)
-        name, tokenizer = choice.bundle.resolve().name, hybrid.tokenizer
+        name, tokenizer = _said(choice.bundle) or choice.bundle.resolve().name, hybrid.tokenizer
     else:
         hybrid, _ = opened_model(choice.model, bits=8, modules="linear", device=choice.device, progress=progress)
         name, tokenizer = name_of(choice.model), hybrid.tokenizer
     hybrid.ahead = Ahead()
     hybrid.set_fhe_mode("execute")
-    return ServedModel(name, hybrid, tokenizer)
+    return ServedModel(choice.name or name, hybrid, tokenizer)
 
 
 def _connect(choice: ModelChoice, server: Address, progress: Progress) -> ServedModel:
@@ -73,8 +74,41 @@ def _connect(choice: ModelChoice, server: Address, progress: Progress) -> Served
         ahead=Ahead(),
         progress=progress,
     )
-    name = choice.server_bundle or (_name_there(folder, server) if choice.bundle is None else _name_of(folder))
-    return ServedModel(name, hybrid, hybrid.tokenizer, server.target)
+    name = choice.name or choice.server_bundle or _said(folder)
+    name = name or (_name_there(folder, server) if choice.bundle is None else _name_of(folder))
+    served = ServedModel(name, hybrid, hybrid.tokenizer, server.target)
+    served.health = _health(server, served)
+    return served
+
+
+def _health(server: Address, served: ServedModel) -> ServerHealth:
+    """What looks after the server of a model, and tells the operator on standard error."""
+    stats = served.hybrid.stats
+
+    def told(answers: bool) -> None:
+        if answers:
+            print(f"veil: {server.target} answers again", file=sys.stderr, flush=True)
+            served.expect(0, 1)  # rows that could not be made are made now
+        else:
+            print(
+                f"veil: {server.target} does not answer; {served.name} waits for it and goes on when it is back",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    return ServerHealth(lambda: server_answers(server), lambda: (stats.trips + stats.rows_made, stats.reconnects), told)
+
+
+def _said(folder: Path) -> str | None:
+    """What the model of a bundle is called by whoever compiled it; None where nobody said."""
+    from veil.wire.failures import printable
+
+    half = folder / "client" if (folder / "client").is_dir() else folder
+    try:
+        said = json.loads((half / HEADER).read_text()).get("model")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return printable(said) or None if isinstance(said, str) else None
 
 
 def _name_there(folder: Path, server: Address) -> str:

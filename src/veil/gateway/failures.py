@@ -94,6 +94,12 @@ def busy(waiting: int) -> ApiError:
     return ApiError(429, message, kind="rate_limit_error", code="queue_full")
 
 
+def server_lost(server: str, seconds: float) -> ApiError:
+    """The server has not answered for a while (503)."""
+    message = f"{server} has not answered for {seconds:.0f} s; the gateway goes on asking it, so try again soon"
+    return ApiError(503, message, "server_error", code="server_unreachable")
+
+
 def stopping() -> ApiError:
     """The gateway ends and takes its answers with it (503)."""
     return ApiError(503, "the gateway is stopping; try again later", "server_error", code="stopping")

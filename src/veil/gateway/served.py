@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from veil.errors import ModelSourceError
 from veil.gateway.checkpoint import ends_of, plain, preferences_of
-from veil.gateway.failures import ApiError, bad_parameter, too_long
+from veil.gateway.failures import ApiError, bad_parameter, server_lost, too_long
 from veil.gateway.grammar import Grammars
-from veil.gateway.health import ServerHealth
+from veil.gateway.health import GIVE_UP_S, ServerHealth
 from veil.gateway.tokens import TokenBytes
 from veil.gateway.tools import OURS, Form, form_of
 from veil.model.hybrid import HybridFHEModel
@@ -72,6 +72,11 @@ class ServedModel:
     def lost_s(self) -> float | None:
         """For how many seconds the server has not answered; None while it does, or nobody looks."""
         return None if self.health is None else self.health.lost_s
+
+    def in_vain(self) -> ApiError | None:
+        """Why nobody should wait for an answer: a server that has been lost for a while (503)."""
+        lost_s = self.lost_s
+        return None if lost_s is None or lost_s < GIVE_UP_S else server_lost(self.server or "the server", lost_s)
 
     @property
     def security_bits(self) -> float:
