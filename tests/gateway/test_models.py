@@ -132,3 +132,31 @@ def test_any_page_needs_a_key() -> None:
     with pytest.raises(ValueError, match="--api-key"):
         Access(origins=("*",))
     assert Access(origins=("*",), api_key="k").allows("https://anywhere.example")
+
+
+# Metrics ---------------------------------------------------------------------------------------------------------------
+
+
+def test_metrics(http: Any) -> None:
+    body = {"model": "small", "messages": [{"role": "user", "content": "abcdefghij"}], "max_tokens": 2}
+
+    def values() -> dict[str, float]:
+        lines = [line for line in http.get("/metrics").text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+    before = values()
+    prompt = http.post("/v1/chat/completions", json=body).json()["usage"]["prompt_tokens"]
+    http.get("/v1/models/abcdefghij")
+    http.get("/abcdefghij")
+    after = values()
+
+    def grew(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    assert grew('veil_gateway_tokens_total{kind="prompt",model="bytes"}') == prompt
+    assert grew('veil_gateway_tokens_total{kind="new",model="bytes"}') == 2
+    assert grew('veil_gateway_replies_total{route="/v1/chat/completions",status="200"}') == 1
+    assert grew('veil_gateway_replies_total{route="/v1/models/{model:path}",status="404"}') == 1
+    assert grew('veil_gateway_replies_total{route="other",status="404"}') == 1
+    assert after['veil_gateway_server_up{model="bytes"}'] == 1 and after["veil_gateway_running"] == 0
+    assert not any("abcdefghij" in name for name in after)

@@ -40,6 +40,7 @@ def test_the_document_names_everything(document: Any) -> None:
         "/detokenize",
         "/health",
         "/version",
+        "/metrics",
         "/veil/status",
         "/veil/expect",
     }

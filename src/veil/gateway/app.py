@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from veil import __version__
-from veil.gateway import incoming, page, schemas, vectors
+from veil.gateway import incoming, metrics, page, schemas, vectors
 from veil.gateway.answers import Answers, texts
 from veil.gateway.failures import ApiError
 from veil.gateway.generation import Generator
@@ -145,6 +145,7 @@ def build_app(
     responses.add_to(app, gateway)
     messages.add_to(app, gateway)
     page.add_to(app)
+    metrics.add_to(app, gateway)
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
     app.add_middleware(Guard, access=access)
     return app

@@ -67,6 +67,8 @@ class Generator:
     def __init__(self, served: ServedModel, callers: int = 1) -> None:
         self.served = served
         self.totals = Stats()
+        self.counted = {"prompt": 0, "cached": 0, "new": 0}
+        """Tokens of prompts, those of them that were not sent again, and tokens that were made."""
         self._lock = TurnLock()
         self._turn: _Turn | None = None
         self._prefixes = PrefixStore(_PREFIX_BYTES // max(1, callers))
@@ -93,6 +95,8 @@ class Generator:
             if branch == 0:
                 account.prompt_tokens += len(ids)
                 account.cached_tokens += known
+                self.counted["prompt"] += len(ids)
+                self.counted["cached"] += known
             served.hybrid.expect(prompt_rows=len(ids) - known, new_tokens=room)
             sampler = Sampler(sampling, served.ends, branch, matcher)
             transcript = Transcript(served.tokenizer, sampling.stop, served.token_bytes, sampling.written)
@@ -180,6 +184,10 @@ class _Turn:
         """`Cancelled` if nobody waits for the answer."""
         self._generator.check()
 
+    def count(self, kind: str, tokens: int) -> None:
+        """Add tokens to what was made in all."""
+        self._generator.counted[kind] += tokens
+
     def _begin(self) -> None:
         self._before = self._hybrid.stats.copy()
         self._generator._turn = self
@@ -223,6 +231,7 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
 
     def _take(self, token: int) -> None:
         self._turn.account.token()
+        self._turn.count("new", 1)
         if token in self._ends:
             self.ended = True
             self._transcript.close(token)

@@ -131,9 +131,8 @@ def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: 
     norms = [[group.bound, group.fixed_norm] for group in compiled.constants]
     fields = folder.common_fields(compiled.params, compiled.seed, compiled.manifest)
     places = {name: part.name for name, part in model.named_modules(remove_duplicate=False) if isinstance(part, RemoteLayer)}
-    folder.write_header(
-        path, "client", fields | {"class": type(model).__name__, "norms": norms, "places": places, "experts": mixtures}
-    )
+    about = {"class": type(model).__name__, "model": str(getattr(model.config, "_name_or_path", "") or "")}
+    folder.write_header(path, "client", fields | about | {"norms": norms, "places": places, "experts": mixtures})
 
 
 def _client_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
