@@ -25,6 +25,7 @@ from veil.cli.options import (
     WhichFusion,
     model_choice,
 )
+from veil.cli.reach import sign_of_life
 
 
 def command(
@@ -56,20 +57,22 @@ def command(
     Enter sends, Alt+Enter starts a line, Ctrl-C stops an answer, Ctrl-D leaves; `/reset`, `/retry`, `/stats`, `/help`.
     History lives in memory only. Without a terminal each line of standard input is a message and gets its answer.
     """
+    choice = model_choice(
+        model,
+        bundle,
+        server,
+        name,
+        fuse_norms,
+        device,
+        (token, tls, tls_ca, allow_no_tls),
+        (expert_leak, allow_no_cryptography, digest),
+    )
+    sign_of_life()
     from veil.commands.chat import ChatOptions, run
 
     run(
         ChatOptions(
-            choice=model_choice(
-                model,
-                bundle,
-                server,
-                name,
-                fuse_norms,
-                device,
-                (token, tls, tls_ca, allow_no_tls),
-                (expert_leak, allow_no_cryptography, digest),
-            ),
+            choice=choice,
             system=system,
             max_tokens=max_new_tokens,
             temperature=temperature,

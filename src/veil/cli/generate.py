@@ -28,9 +28,12 @@ from veil.cli.options import (
     WhichFusion,
     address,
     check_fuse_norms,
+    check_model,
     terms,
 )
+from veil.cli.reach import sign_of_life
 from veil.cli.streams import read_input
+from veil.errors import ModelSourceError
 
 
 class Mode(str, Enum):
@@ -121,8 +124,19 @@ def command(
     check_fuse_norms(fuse_norms, server, bundle)
     if mode is Mode.torch and speculate not in ("auto", "off"):
         raise ValueError("--speculate needs remote layers; leave out --mode torch")
+    if mode is Mode.torch and bundle is not None:
+        raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or --model")
+    check_model(model or "smollm2")
+    if speculate not in ("auto", "lookup", "off"):
+        try:
+            check_model(speculate)
+        except ModelSourceError as error:
+            raise ModelSourceError(f"--speculate is auto, lookup, off or a model, and as a model: {error}") from None
     if top_p == 0.0:
         raise ValueError("--top-p has to be above 0; for the likeliest token every time use --temperature 0")
+    consent = terms(expert_leak, allow_no_cryptography, digest, half=bundle is not None or server is not None)
+    where = None if server is None else address(server, token, tls, tls_ca, allow_no_tls)
+    sign_of_life()
     from veil.commands.generate import GenerateRequest, run
 
     run(
@@ -139,8 +153,8 @@ def command(
             top_p=top_p,
             seed=seed,
             raw=raw,
-            server=None if server is None else address(server, token, tls, tls_ca, allow_no_tls),
-            terms=terms(expert_leak, allow_no_cryptography, digest, half=bundle is not None or server is not None),
+            server=where,
+            terms=consent,
             server_bundle=name,
             speculate=speculate,
             fuse_norms=fuse_norms.value,

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from veil.errors import ModelSourceError
+
 if TYPE_CHECKING:
     from veil.bundle.terms import Terms
     from veil.client.connection import Address
-    from veil.commands.model_choice import ModelChoice
+    from veil.commands.choice import ModelChoice
 
 
 class Device(str, Enum):
@@ -125,10 +127,27 @@ Digest = Annotated[
 
 
 def address(server: str, token: str | None, tls: bool, tls_ca: Path | None, allow_no_tls: bool) -> Address:
-    """Where a server is and how it is reached; `ValueError` for options that do not fit."""
+    """Where a server is and how it is reached, which is tried at once: `ServerUnreachable` if nobody is there.
+
+    `ValueError` for options that do not fit.
+    """
+    from veil.cli.reach import try_to_reach
     from veil.client.connection import Address
 
-    return Address(target=server, token=token, tls=tls_ca or tls, allow_no_tls=allow_no_tls)
+    made = Address(target=server, token=token, tls=tls_ca or tls, allow_no_tls=allow_no_tls)
+    try_to_reach(made.target, proxied=bool(made.tls))
+    return made
+
+
+def check_model(source: str) -> None:
+    """`ModelSourceError` for a path to nothing, before anything heavy is loaded to read it."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return
+    if path.suffix.lower() == ".gguf":
+        raise ModelSourceError(f"there is no file {path}; check the path")
+    if source.startswith((".", "/", "~")):
+        raise ModelSourceError(f"there is no folder or file {source!r}; check the path, or use `smollm2`")
 
 
 def terms(expert_leak: ExpertLeak, no_cryptography: bool, digest: str | None, *, half: bool = True) -> Terms:
@@ -162,7 +181,8 @@ def model_choice(
     if model is not None and (bundle is not None or server is not None):
         raise ValueError("--bundle and --server have their own model; leave out --model")
     check_fuse_norms(fuse_norms, server, bundle)
-    from veil.commands.model_choice import ModelChoice
+    check_model(model or "smollm2")
+    from veil.commands.choice import ModelChoice
 
     return ModelChoice(
         model=model or "smollm2",
