@@ -36,6 +36,7 @@ from veil.params import Params, packed_bytes
 from veil.random import SecretRng
 from veil.seed import PublicSeed
 from veil.server.engine import Engine
+from veil.server.local import LocalServer
 from veil.wire.messages import BatchUpload
 
 BATCHES = 4
@@ -122,7 +123,8 @@ class Model:
         tables = hint.public_tables(self.seed, params)
         manifest = self.manifest
         self.maker = BatchMaker(params, self.seed, manifest.widths, manifest.segments, tables, kernels, SecretRng())
-        self.session = self.engine.open()
+        self.server = LocalServer(self.engine)
+        self.session = self.server.open()
         self.made = 0
 
     @property
@@ -144,8 +146,8 @@ class Model:
         numbers = [self.made + place for place in range(len(uploads))]
         self.made += len(uploads)
         renamed = [BatchUpload(number, upload.data) for number, upload in zip(numbers, uploads, strict=True)]
-        self.engine.prepare(self.session, renamed, tuple(self.manifest.segments))
-        self.engine.release(self.session, numbers)
+        self.server.prepare(self.session, renamed, tuple(self.manifest.segments))
+        self.server.release(self.session, numbers)
 
     def token(self) -> list[Any]:
         """One packed row of each group [1, bytes]."""

@@ -39,6 +39,7 @@ from veil.runtime.pace import Pace
 from veil.runtime.residual import ResidualStream
 from veil.runtime.router import Router
 from veil.server.engine import Engine
+from veil.server.local import LocalServer
 
 if TYPE_CHECKING:
     from veil.network.link import Link
@@ -434,12 +435,13 @@ class HybridFHEModel:
     def _open_session(self) -> ClientSession:
         engine, compiled = self._need_engine(), self._need_compiled()
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, self._tables)
+        server = LocalServer(engine)
         session = ClientSession(
-            model, engine, self._kernels, self._scalings, SecretRng(), self.stats, offline_rows=self.offline_rows
+            model, server, self._kernels, self._scalings, SecretRng(), self.stats, offline_rows=self.offline_rows
         )
         if self._kernels.name == "cuda":
             assert self._router is not None
-            self._graph = TokenGraph(self._model_forward, self._router, session, engine)
+            self._graph = TokenGraph(self._model_forward, self._router, session, server)
         return session
 
     def _active(self) -> ClientSession | None:
