@@ -8,7 +8,7 @@ import pytest
 
 import veil
 
-NAMES = {"HybridFHEModel", "Params", "Spec", "Terms", "VeilError", "__version__", "linear_modules"}
+NAMES = {"HybridFHEMode", "HybridFHEModel", "Params", "Spec", "Terms", "VeilError", "__version__", "linear_modules"}
 
 
 def test_all_is_exact() -> None:

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from veil.hybrid.model import HybridFHEModel as HybridFHEModel
     from veil.params import Params as Params
     from veil.params import Spec as Spec
+    from veil.runtime.concrete import HybridFHEMode as HybridFHEMode
     from veil.runtime.modules import linear_modules as linear_modules
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "HybridFHEMode": "veil.runtime.concrete",
     "HybridFHEModel": "veil.hybrid.model",
     "Params": "veil.params",
     "Spec": "veil.params",
@@ -27,7 +29,7 @@ _HOMES = {
     "linear_modules": "veil.runtime.modules",
 }
 
-__all__ = ["HybridFHEModel", "Params", "Spec", "Terms", "VeilError", "__version__", "linear_modules"]
+__all__ = ["HybridFHEMode", "HybridFHEModel", "Params", "Spec", "Terms", "VeilError", "__version__", "linear_modules"]
 
 
 def __getattr__(name: str) -> Any:

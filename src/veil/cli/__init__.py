@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from veil import __version__
-from veil.cli import bench, chat, compile, gateway, generate, params, pull, report, serve, token
+from veil.cli import bench, chat, compile, doctor, gateway, generate, params, pull, report, serve, token
 from veil.cli.streams import use_utf8
 from veil.commands.terminal import EXIT_INTERRUPTED, one_line_errors
 
@@ -58,6 +58,7 @@ for _name, _module in {
     "bench": bench,
     "report": report,
     "params": params,
+    "doctor": doctor,
 }.items():
     app.command(_name)(one_line_errors(_module.command))
 

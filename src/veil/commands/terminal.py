@@ -26,6 +26,20 @@ def error_console() -> Console:
     return Console(file=sys.stderr)
 
 
+_EXTRAS = {
+    "server": ("grpc_health", "prometheus_client"),
+    "gateway": ("fastapi", "uvicorn", "pydantic", "pydantic_core", "llguidance", "prompt_toolkit", "starlette"),
+    "bench": ("matplotlib",),
+    "cuda": ("triton",),
+}
+
+
+def extra_of(module: str | None) -> str | None:
+    """The extra that installs a module which is missing, None for one that no extra installs."""
+    top = (module or "").partition(".")[0]
+    return next((extra for extra, modules in _EXTRAS.items() if top in modules), None)
+
+
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Turn a command's expected errors into one line on standard error and exit code 2, and Ctrl-C into 130.
 
@@ -40,6 +54,11 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt:
             typer.echo("veil: interrupted", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
+        except ModuleNotFoundError as error:
+            if (extra := extra_of(error.name)) is None:
+                raise
+            typer.echo(f"veil: {error.name} is not installed: pip install 'veil-llm[{extra}]'", err=True)
+            raise typer.Exit(EXIT_ERROR) from None
         except (VeilError, ValueError, TypeError) as error:
             if not isinstance(error, VeilError) and not _raised_by_veil(error.__traceback__):
                 raise

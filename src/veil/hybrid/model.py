@@ -31,6 +31,8 @@ from veil.network.timeouts import Timeouts
 from veil.params import Params
 from veil.progress import Progress
 from veil.random import SecretRng
+from veil.runtime.concrete import mode_name, split_mode
+from veil.runtime.concrete_names import ConcreteNames, takes_concrete_arguments, takes_concrete_options
 from veil.runtime.evaluators import ClearLayers, SimulatedLayers
 from veil.runtime.experts import EXPERT_LEAKS, ExpertLeak
 from veil.runtime.layers import RemoteLayer
@@ -51,7 +53,7 @@ _ROW_S = 0.05
 MODES = ("torch", "disable", "simulate", "execute", "remote")
 
 
-class HybridFHEModel:
+class HybridFHEModel(ConcreteNames):
     """A torch model with remote layers, under the names that Concrete ML's users know.
 
     ``model`` is changed in place: each module of ``module_names`` (one name or several, of nn.Linear, transformers'
@@ -65,6 +67,7 @@ class HybridFHEModel:
     called before every evaluation of a remote layer; what it raises ends the forward pass.
     """
 
+    @takes_concrete_arguments
     def __init__(
         self, model: nn.Module, module_names: str | list[str] | tuple[str, ...], *, expert_leak: ExpertLeak = "none"
     ) -> None:
@@ -109,6 +112,7 @@ class HybridFHEModel:
 
     # Compiling ---------------------------------------------------------------------------------------------------------
 
+    @takes_concrete_options
     def compile_model(
         self,
         x: Any,
@@ -284,6 +288,7 @@ class HybridFHEModel:
         half is where the model is, on the GPU (``model.to("cuda")``) or on this processor. ``remote``: the server that
         `connect` reached. ``execute`` builds the server's hint at its first use, and makes a session with fresh keys.
         """
+        mode = str(mode_name(mode))
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
         if mode == "torch":
@@ -376,6 +381,7 @@ class HybridFHEModel:
 
     def __call__(self, *args: Any, fhe: str | None = None, **kwargs: Any) -> Any:
         """One forward pass, in mode ``fhe`` if given (the mode in force comes back afterwards)."""
+        args, fhe = split_mode(args, fhe)
         before = self._mode
         if fhe is not None and fhe != before:
             self.set_fhe_mode(fhe)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from veil.bundle.manifest import Kind
+from veil.runtime.concrete import ModelWide
 from veil.runtime.router import Router
 
 F32 = NDArray[np.float32]
@@ -17,6 +18,8 @@ F32 = NDArray[np.float32]
 
 class RemoteLayer(nn.Module):
     """Stands for one remote module. Without a router it runs the float module (mode ``torch``)."""
+
+    fhe_local_mode = ModelWide()
 
     def __init__(
         self,
