@@ -23,6 +23,7 @@ from veil.client.stats import Stats
 from veil.compile.compiler import compile_layers
 from veil.crypto.hint import hint_bytes
 from veil.errors import NotCompiled
+from veil.hybrid.concrete_names import ConcreteNames, takes_concrete_arguments, takes_concrete_options
 from veil.hybrid.token_graph import TokenGraph
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Array, Kernels, Scaling
@@ -32,7 +33,6 @@ from veil.params import Params
 from veil.progress import Progress
 from veil.random import SecretRng
 from veil.runtime.concrete import mode_name, split_mode
-from veil.runtime.concrete_names import ConcreteNames, takes_concrete_arguments, takes_concrete_options
 from veil.runtime.evaluators import ClearLayers, SimulatedLayers
 from veil.runtime.experts import EXPERT_LEAKS, ExpertLeak
 from veil.runtime.layers import RemoteLayer
