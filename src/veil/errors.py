@@ -18,6 +18,7 @@
     ├── ModelSourceError          a model that cannot be found or read
     ├── NotCompiled               a mode that needs ``compile_model`` first
     ├── StreamChanged             a fused model whose residual stream is not what it was compiled for
+    ├── RemoteWeightError         something that needs, or would change, a weight that only the server has
     ├── NotFiniteActivation       NaN or infinity reached a remote layer; generation stops on the client
     └── DeviceUnavailable         a device that was asked for and is not there
 
@@ -50,6 +51,10 @@ class CorruptMessage(WireError):
 
 class UnknownSession(WireError):
     """The server does not (or no longer) know the session."""
+
+
+class RemoteWeightError(VeilError):
+    """Something that needs, or would change, a weight that only the server has."""
 
 
 class UnknownBatch(WireError):

@@ -189,7 +189,7 @@ def test_groups_that_are_not_level_take_their_rows_apart(gpu: Gpu, monkeypatch: 
     session: Any = gpu.hybrid._session
     begin = session.begin_forward
 
-    def uneven() -> None:
+    def uneven(training: bool = False) -> None:
         begin()
         session.evaluate(0, np.ones((1, 32), dtype=np.float32))
 

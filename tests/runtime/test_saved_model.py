@@ -24,7 +24,7 @@ from veil.bundle import header_file
 from veil.bundle.server_half import load_server
 from veil.bundle.terms import Terms
 from veil.compile.quantize import quantize_weight
-from veil.errors import BundleError, NotCompiled
+from veil.errors import BundleError, NotCompiled, RemoteWeightError
 from veil.params import Params
 from veil.runtime import saved_model
 from veil.runtime.layers import float_weight
@@ -201,7 +201,9 @@ def test_the_client_half_alone_cannot_multiply(whole: tuple[HybridFHEModel, Path
     opened = saved_model.load_client(whole[1] / "client", WEAK)
     assert opened.compiled.weights is None
     for layer in opened.layers.values():
-        assert layer.weight is None
+        assert layer.inner is None
+        with pytest.raises(RemoteWeightError, match="on the server"):
+            layer.weight.tolist()
     shutil.copytree(whole[1] / "client", tmp_path / "client")
     with pytest.raises(NotCompiled, match="only the client half"):
         HybridFHEModel.load(tmp_path, terms=WEAK)

@@ -89,15 +89,15 @@ def layer_shapes(model: nn.Module) -> tuple[tuple[int, int, int], ...]:
 
 def describe(loaded: Loaded, manifest: Manifest) -> Subject:
     """The record's part about the model, from what was compiled."""
-    layers = [layer for group in manifest.groups for layer in group.layers]
+    layers = [layer for group in manifest.forward for layer in group.layers]
     counts = Counter((layer.in_features, layer.out_features) for layer in layers)
     return Subject(
         name=loaded.name,
         origin=loaded.origin,
         parameters=loaded.parameters,
-        remote_weights=sum(group.rows * group.width for group in manifest.groups),
+        remote_weights=sum(group.rows * group.width for group in manifest.forward),
         remote_layers=len(layers),
-        round_trips=len(manifest.groups),
+        round_trips=len(manifest.forward),
         inputs=manifest.total_inputs,
         outputs=manifest.total_slots,
         hidden_size=loaded.hidden_size,

@@ -3,20 +3,21 @@
 A group is a set of layers that read the same tensor: its input goes up once and one reply carries all outputs. Groups
 belong to a segment: ``body``, or ``head`` for the output embedding, which most prompt rows do not need. A group with a
 `NormFusion` reads the residual stream and a layer's input together, and answers for the layers behind the next norm as well.
+A model compiled for training has, behind all others, the transposed groups of segment ``back``, which gradients go through.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 from veil.errors import BundleError
 
 Kind = Literal["linear", "conv1d", "embedding"]
-SEGMENTS = ("body", "head")
+SEGMENTS = ("body", "head", "back")
 
 MAX_WIDTH = 1 << 20
 MAX_SLOTS = 1 << 24
@@ -62,6 +63,8 @@ class Group:
     fusion: NormFusion | None = None
     input_bits: int = 24
     result_bits: int = 16
+    transposed: int | None = field(default=None, kw_only=True)
+    """Of a group of segment ``back``: which group's weights it multiplies with, transposed."""
 
     @property
     def name(self) -> str:
@@ -110,12 +113,22 @@ class Manifest:
     def by_layer(self) -> dict[str, tuple[int, slice]]:
         """For each layer its group's index and its part of the group's outputs."""
         places = {}
-        for index, group in enumerate(self.groups):
+        for index, group in enumerate(self.forward):
             first = 0
             for layer in group.layers:
                 places[layer.name] = (index, slice(first, first + layer.out_features))
                 first += layer.out_features
         return places
+
+    @cached_property
+    def forward(self) -> tuple[Group, ...]:
+        """The groups that a forward pass asks: all but the transposed ones, which stand behind them."""
+        return tuple(group for group in self.groups if group.transposed is None)
+
+    @cached_property
+    def back(self) -> dict[int, int]:
+        """For each group that has a transposed one, the index of that; empty unless compiled for training."""
+        return {group.transposed: index for index, group in enumerate(self.groups) if group.transposed is not None}
 
     @property
     def widths(self) -> list[int]:
@@ -133,10 +146,11 @@ class Manifest:
         return sum(self.widths)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """As JSON types; ``fusion`` is there only where there is one."""
+        """As JSON types; ``fusion`` and ``transposed`` are there only where there is one."""
         return [
             {"segment": g.segment, "bits": [g.input_bits, g.result_bits], "layers": [asdict(layer) for layer in g.layers]}
             | ({"fusion": asdict(g.fusion)} if g.fusion else {})
+            | ({"transposed": g.transposed} if g.transposed is not None else {})
             for g in self.groups
         ]
 
@@ -150,6 +164,7 @@ class Manifest:
                     g["segment"],
                     NormFusion(**g["fusion"]) if "fusion" in g else None,
                     *g["bits"],
+                    **({"transposed": g["transposed"]} if "transposed" in g else {}),
                 )
                 for g in value
             )
@@ -164,8 +179,9 @@ class Manifest:
         names = [layer.name for group in self.groups for layer in group.layers]
         if len(set(names)) != len(names):
             raise BundleError("the manifest names a layer twice")
-        for group in self.groups:
+        for index, group in enumerate(self.groups):
             _check_group(group)
+            check_transposed(self.groups, index)
         if not 0 < self.total_slots <= MAX_SLOTS:
             raise BundleError(f"the manifest has {self.total_slots} outputs, expected 1 to {MAX_SLOTS}")
 
@@ -193,6 +209,23 @@ def _check_group(group: Group) -> None:
             raise BundleError(f"the manifest has a layer named {layer.name!r} of kind {layer.kind!r}")
         if not (1 <= layer.in_features <= MAX_WIDTH and 1 <= layer.out_features <= MAX_SLOTS and 2 <= layer.bits <= 8):
             raise BundleError(f"layer {layer.name!r} has sizes {sizes}, outside the limits")
+
+
+def check_transposed(groups: Sequence[Group], index: int) -> None:
+    """Raise `BundleError` for a group of segment ``back`` that is not the transpose of one before, or before another."""
+    group, source = groups[index], groups[index].transposed
+    if (source is not None) != (group.segment == "back"):
+        raise BundleError(f"group {group.name!r} is in segment {group.segment!r} and transposes {source!r}")
+    if source is None:
+        if index and groups[index - 1].transposed is not None:
+            raise BundleError(f"group {group.name!r} stands behind a transposed one")
+        return
+    if type(source) is not int or not 0 <= source < index or groups[source].transposed is not None:
+        raise BundleError(f"group {group.name!r} transposes {source!r}, which is no group before it")
+    if source in [other.transposed for other in groups[:index]]:
+        raise BundleError(f"group {group.name!r} transposes one that another transposes already")
+    if len(group.layers) != 1 or (group.width, group.rows) != (groups[source].rows, groups[source].width) or group.fusion:
+        raise BundleError(f"group {group.name!r} is not the transpose of {groups[source].name!r}")
 
 
 def _check_fusion(group: Group) -> None:

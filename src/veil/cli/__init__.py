@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from veil import __version__
-from veil.cli import bench, chat, compile, doctor, gateway, generate, params, pull, report, serve, token
+from veil.cli import bench, chat, compile, doctor, finetune, gateway, generate, params, pull, report, serve, token
 from veil.cli.streams import use_utf8
 from veil.commands.terminal import EXIT_INTERRUPTED, one_line_errors
 
@@ -50,6 +50,7 @@ def veil(
 for _name, _module in {
     "generate": generate,
     "compile": compile,
+    "finetune": finetune,
     "serve": serve,
     "pull": pull,
     "gateway": gateway,

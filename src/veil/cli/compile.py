@@ -40,6 +40,12 @@ def command(
             "which shows the server which they are."
         ),
     ] = ExpertLeak.none,
+    trainable: Annotated[
+        bool,
+        typer.Option(
+            "--trainable", help="For `veil finetune` as well: the server keeps the weights twice, and more hint. Norms stay."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Split a model into a bundle: `OUT/client` for you, `OUT/server` for the machine that computes.
@@ -56,5 +62,6 @@ def command(
         fuse_norms=fuse_norms.value,
         task=task.value,
         expert_leak=expert_leak.value,
+        trainable=trainable,
         as_json=as_json,
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from veil.cli.options import (
+    Adapter,
     Bundle,
     Device,
     Digest,
@@ -31,6 +32,7 @@ def command(
     model: OtherModel = None,
     bundle: Bundle = None,
     server: Server = None,
+    adapter: Adapter = None,
     name: ServerBundle = None,
     fuse_norms: WhichFusion = FuseNorms.auto,
     host: Annotated[
@@ -61,7 +63,8 @@ def command(
     """Answer the OpenAI API and a chat page on this machine; the model may be on another that sees ciphertexts only.
 
     Programs that speak the OpenAI API use `http://127.0.0.1:8470/v1` as their base URL and any API key; people open
-    `http://127.0.0.1:8470`. Keys, tokenizer and sampling stay in this process. Prompts and answers are not logged.
+    `http://127.0.0.1:8470`. With `--adapter`, which may be repeated, the model also answers under the name `MODEL:ADAPTER`.
+    Keys, tokenizer and sampling stay in this process. Prompts and answers are not logged.
     """
     from veil.commands.gateway import GatewayRequest, run
     from veil.gateway.app import Settings
@@ -78,6 +81,7 @@ def command(
                 device,
                 (token, tls, tls_ca, allow_no_tls),
                 (expert_leak, allow_no_cryptography, digest),
+                adapter or (),
             ),
             access=Access(host=host, api_key=api_key, hosts=tuple(name.lower() for name in allow_host or ())),
             settings=Settings(at_once=at_once, most_waiting=queue, answer_tokens=answer_tokens),

@@ -77,6 +77,10 @@ def command(
             "--server the client's half stays on the processor."
         ),
     ] = Device.auto,
+    adapter: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="A PEFT adapter, such as `veil finetune` makes; it stays on this machine."),
+    ] = None,
     server: Server = None,
     name: ServerBundle = None,
     token: Token = None,
@@ -140,6 +144,7 @@ def command(
             server_bundle=name,
             speculate=speculate,
             fuse_norms=fuse_norms.value,
+            adapter=adapter,
         ),
         as_json=as_json,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -60,6 +61,11 @@ ServingDevice = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+
+Adapter = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[NAME=]FOLDER", help="A PEFT adapter, such as `veil finetune` makes; it stays on this machine."),
+]
 
 # A server elsewhere ---------------------------------------------------------------------------------------------------
 
@@ -150,6 +156,7 @@ def model_choice(
     device: Device,
     access: tuple[str | None, bool, Path | None, bool],
     consent: tuple[ExpertLeak, bool, str | None],
+    adapters: Sequence[str] = (),
 ) -> ModelChoice:
     """Which model answers, of those that `veil gateway` and `veil chat` can have."""
     if model is not None and (bundle is not None or server is not None):
@@ -165,4 +172,5 @@ def model_choice(
         server_bundle=name,
         fuse_norms=fuse_norms.value,
         terms=terms(*consent, half=bundle is not None or server is not None),
+        adapters=tuple(adapters),
     )

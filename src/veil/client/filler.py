@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 from veil.client.maker import RowMaker
 from veil.client.pool import Part, RowPool
 from veil.errors import ServerUnreachable
 from veil.priority import lower_thread_priority
 
+LineName = Literal["prompt", "full", "back"]
 _IDLE_S = 0.5
 
 _MOST_ANNOUNCED_TOKENS = 64
@@ -32,10 +34,11 @@ class OfflineRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """Rows that are ready: ``tokens`` for rows with logits, ``prompt_rows`` for the others."""
+    """Rows that are ready: ``tokens`` for rows with logits, ``prompt_rows`` for the others, ``back`` for gradients."""
 
     tokens: int = 0
     prompt_rows: int = 0
+    back: int = 0
 
 
 @dataclass(eq=False)
@@ -59,6 +62,7 @@ class Filler:
         self._tokens = min(offline_rows.tokens, self._room)
         self._prompt_rows = max(0, min(offline_rows.prompt_rows, self._room - self._tokens))
         self._announced = _Announced()
+        self._step_rows = 0
         self._wanted: tuple[int, int, int] | None = None
         self._error: Exception | None = None
         self._paused = False
@@ -99,6 +103,13 @@ class Filler:
             self._paused = False
             self._pool.changed.notify_all()
 
+    def expect_step(self, rows: int) -> None:
+        """Note that training runs, in steps of this many rows: those of the next one are kept ready, both ways."""
+        with self._pool.changed:
+            if rows != self._step_rows:
+                self._step_rows, self._paused = rows, False
+                self._pool.changed.notify_all()
+
     def rows(self, count: int) -> None:
         """Note that a forward pass of this many rows runs: several are the announced prompt's, one is a token's."""
         with self._pool.changed:
@@ -131,32 +142,39 @@ class Filler:
                     work = self._next()
             if work is None or self._stopping:
                 return
-            rows, full = work
+            rows, line = work
             try:
-                self._maker.make(rows, full=full)
+                if line == "back":
+                    self._maker.make_back(rows)
+                else:
+                    self._maker.make(rows, full=line == "full")
             except Exception as error:
                 self._failed(error)
 
-    def _next(self) -> tuple[int, bool] | None:
-        """(rows, with the head or not) of the next upload."""
+    def _next(self) -> tuple[int, LineName] | None:
+        """Rows of the next upload, and the line that they are for."""
         if self._paused:
             return None
         if self._wanted is not None:
             missing = self._pool.missing(*self._wanted)
+            if missing.back:
+                return missing.back, "back"
             if missing:
                 whole = missing.prompt // self._batch_rows * self._batch_rows
-                return (whole, False) if whole else (missing.prompt + missing.full, True)
+                return (whole, "prompt") if whole else (missing.prompt + missing.full, "full")
         return self._missing()
 
-    def _missing(self) -> tuple[int, bool] | None:
+    def _missing(self) -> tuple[int, LineName] | None:
         """One batch of what the pool lacks beside what is waited for."""
         tokens, prompt_rows = self._levels()
         ready, ready_prompt = self._pool.unused(full=True), self._pool.unused(full=False)
         if self._announced.prompt_rows and ready and ready_prompt < prompt_rows:
-            return self._batch_rows, False
+            return self._batch_rows, "prompt"
         if ready < tokens:
-            return self._batch_rows, True
-        return (self._batch_rows, False) if ready_prompt < prompt_rows else None
+            return self._batch_rows, "full"
+        if self._pool.unused_back < min(self._step_rows, self._room):
+            return self._batch_rows, "back"
+        return (self._batch_rows, "prompt") if ready_prompt < prompt_rows else None
 
     def _levels(self) -> tuple[int, int]:
         """Rows to keep ready, (with the head, without), within the memory; batches are whole, so there may be more.
@@ -166,7 +184,7 @@ class Filler:
         announced = self._announced
         least = 0 if announced.tokens and not self._idle else self._tokens
         held, held_prompt = self._pool.unused(full=True), self._pool.unused(full=False)
-        tokens = max(least, min(announced.tokens, _MOST_ANNOUNCED_TOKENS))
+        tokens = max(least, min(announced.tokens, _MOST_ANNOUNCED_TOKENS), self._step_rows)
         prompt_rows = max(self._prompt_rows if self._idle else 0, announced.prompt_rows)
         return min(tokens, self._room - held_prompt), min(prompt_rows, self._room - max(tokens, held))
 

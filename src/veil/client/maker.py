@@ -42,7 +42,16 @@ class RowMaker:
         self._pool = pool
         self._timeouts = timeouts
         manifest = model.manifest
-        self.batches = BatchMaker(model.params, model.seed, manifest.widths, manifest.segments, model.tables, kernels, rng)
+        self.batches = BatchMaker(
+            model.params,
+            model.seed,
+            manifest.widths,
+            manifest.segments,
+            model.tables,
+            kernels,
+            rng,
+            back=len(manifest.back),
+        )
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._made = 0
@@ -51,9 +60,16 @@ class RowMaker:
 
     def make(self, rows: int, *, full: bool) -> None:
         """Make batches for this many rows, with the head if ``full``; they are in the pool when the server has them."""
-        segments = tuple(self._model.manifest.segments)
+        segments = tuple(name for name in self._model.manifest.segments if name != "back")
         if not full:
             segments = tuple(name for name in segments if name != "head") or segments
+        self._make_all(rows, segments, full)
+
+    def make_back(self, rows: int) -> None:
+        """Make batches for this many rows of gradients; they are in the pool when the server has them."""
+        self._make_all(rows, ("back",), False)
+
+    def _make_all(self, rows: int, segments: tuple[str, ...], full: bool) -> None:
         count = -(-rows // self._model.params.T)
         while count > 0:
             with self._lock:
@@ -102,7 +118,7 @@ class RowMaker:
                 raise
             else:
                 self._release_abandoned(session)
-                self._pool.add(session, made, full=full)
+                self._pool.add(session, made, full=full, back="back" in segments)
                 return count
 
     def _send(self, session: str, count: int, segments: tuple[str, ...]) -> list[RowBatch]:

@@ -1,6 +1,7 @@
-"""Rows ready for use, in two lines of batches, and which batch each group takes its next rows from.
+"""Rows ready for use, in lines of batches, and which batch each group takes its next rows from.
 
-The *prompt* line holds batches without the head, for prompt rows; the *full* line holds batches for rows that need logits.
+The *prompt* line holds batches without the head, for prompt rows; the *full* line holds batches for rows that need logits;
+the *back* line, of a model compiled for training, those for gradients.
 Each group takes the oldest rows of a line that it has not used. At the start of a forward pass the groups are brought
 level, so that a layer that was skipped, or called twice, does not hold rows back.
 """
@@ -105,9 +106,10 @@ class Missing:
 
     prompt: int
     full: int
+    back: int = 0
 
     def __bool__(self) -> bool:
-        return self.prompt > 0 or self.full > 0
+        return self.prompt > 0 or self.full > 0 or self.back > 0
 
 
 class RowPool:
@@ -117,9 +119,11 @@ class RowPool:
     """
 
     def __init__(self, manifest: Manifest, clock: Callable[[], float] = time.monotonic) -> None:
-        groups = range(len(manifest.groups))
+        groups = range(len(manifest.forward))
+        back = sorted(manifest.back.values())
         body = [group for group in groups if manifest.groups[group].segment == "body"]
-        self._prompt, self._full = _Line(body, body), _Line(groups, body)
+        self._prompt, self._full, self._back = _Line(body, body), _Line(groups, body), _Line(back, back)
+        self._back_groups = frozenset(back)
         self._clock = clock
         self.session = ""
         self.keep_s = float("inf")
@@ -131,16 +135,17 @@ class RowPool:
         with self.changed:
             self._prompt.clear()
             self._full.clear()
+            self._back.clear()
             self._dropped = []
             self.session, self.keep_s = session, keep_s
             self.changed.notify_all()
 
-    def add(self, session: str, batches: Sequence[RowBatch], *, full: bool) -> bool:
+    def add(self, session: str, batches: Sequence[RowBatch], *, full: bool = False, back: bool = False) -> bool:
         """Append batches of a session to a line; False, and nothing is added, if that session is over."""
         with self.changed:
             if session != self.session:
                 return False
-            (self._full if full else self._prompt).add(batches, self._clock())
+            (self._back if back else self._full if full else self._prompt).add(batches, self._clock())
             self.changed.notify_all()
             return True
 
@@ -150,10 +155,19 @@ class RowPool:
             self._expire()
             return (self._full if full else self._prompt).unused()
 
+    @property
+    def unused_back(self) -> int:
+        """Rows for gradients that no group has used."""
+        with self.changed:
+            self._expire()
+            return self._back.unused()
+
     def missing(self, group: int, rows: int, prompt_rows: int) -> Missing:
         """What `take` with the same arguments lacks. Of ``rows``, up to ``prompt_rows`` may come from the prompt line."""
         with self.changed:
             self._expire()
+            if group in self._back_groups:
+                return Missing(0, 0, max(0, rows - self._back.ready(group)))
             prompt, full = self._prompt.ready(group), self._full.ready(group)
             wanted_full = rows - min(prompt_rows, rows)
             lacks = max(0, rows - min(prompt, prompt_rows) - full)
@@ -164,6 +178,8 @@ class RowPool:
         """The session and the next rows for a group, spent for it, from the prompt line first; None if short."""
         with self.changed:
             self._expire()
+            if group in self._back_groups:
+                return (self.session, self._back.take(group, rows)) if self._back.ready(group) >= rows else None
             if rows == 1 and not prompt_rows:  # the step of decoding, a hundred times a token
                 part = self._full.take_one(group)
                 return None if part is None else (self.session, [part])
@@ -182,7 +198,7 @@ class RowPool:
         """Start a forward pass; the session, and the numbers of batches that will not be used again."""
         with self.changed:
             self._expire()
-            gone = self._dropped + self._prompt.level() + self._full.level()
+            gone = self._dropped + self._prompt.level() + self._full.level() + self._back.level()
             self._dropped = []
             return self.session, gone
 
@@ -190,4 +206,5 @@ class RowPool:
         if self.keep_s == _FOR_EVER:
             return
         before = self._clock() - self.keep_s
-        self._dropped += self._prompt.drop_older(before) + self._full.drop_older(before)
+        lines = (self._prompt, self._full, self._back)
+        self._dropped += [number for line in lines for number in line.drop_older(before)]

@@ -84,9 +84,12 @@ class ClientSession:
         self._sent: Array | None = None
         self._unchecked: list[tuple[int, Array]] = []
 
-    def begin_forward(self) -> None:
-        """Tell the session that a forward pass starts: groups are brought level, used batches are forgotten."""
-        session, gone = self._supply.begin_forward()
+    def begin_forward(self, training: bool = False) -> None:
+        """Tell the session that a forward pass starts: groups are brought level, used batches are forgotten.
+
+        Gradients come back through a pass of ``training``.
+        """
+        session, gone = self._supply.begin_forward(training)
         if gone:
             try:
                 self._transport.release(session, gone)
@@ -102,9 +105,9 @@ class ClientSession:
         if unchecked and not self.kernels.finite(self.kernels.concatenate([scales for _, scales in unchecked])):
             self._refuse(next(group for group, scales in unchecked if not self.kernels.finite(scales)))
 
-    def reserve(self, body: int = 0, full: int = 0) -> None:
-        """Have at least ``body`` rows without the head and ``full`` rows with it ready; returns when they are."""
-        self._supply.reserve(body, full)
+    def reserve(self, body: int = 0, full: int = 0, back: int = 0) -> None:
+        """Have at least ``body`` rows without the head, ``full`` rows with it and ``back`` for gradients; returns then."""
+        self._supply.reserve(body, full, back)
 
     def expect(self, prompt_rows: int, new_tokens: int) -> None:
         """Begin to prepare in the background for a generation of about this size; nothing without a background."""

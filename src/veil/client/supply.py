@@ -35,18 +35,25 @@ class RowSupply:
         self._body_rows = 0
         self._head_rows = 0
         self._expect_head = False
+        self._training = False
 
-    def begin_forward(self) -> tuple[str, list[int]]:
-        """Bring the groups level; the session, and the numbers of batches that will not be used again."""
-        if self._body_rows > 1:  # a pass of one row says nothing about the next one of many
+    def begin_forward(self, training: bool = False) -> tuple[str, list[int]]:
+        """Bring the groups level; the session, and the numbers of batches that will not be used again.
+
+        A pass of ``training`` asks for the logits of every row, and a pass of gradients through as many rows follows.
+        """
+        self._training = training
+        if training:
+            self._expect_head = True
+        elif self._body_rows > 1:  # a pass of one row says nothing about the next one of many
             self._expect_head = self._head_rows >= self._body_rows
         self._body_rows = self._head_rows = 0
         if self._filler is not None:
             self._filler.forward()
         return self._pool.level()
 
-    def reserve(self, body: int, full: int) -> None:
-        """Have at least ``body`` rows without the head and ``full`` rows with it ready; returns when they are."""
+    def reserve(self, body: int, full: int, back: int = 0) -> None:
+        """Have at least ``body`` rows without the head, ``full`` rows with it and ``back`` for gradients; returns then."""
         body = max(0, body - self._pool.unused(full=False)) if "body" in self._manifest.segments else 0
         full = max(0, full - self._pool.unused(full=True))
         with self._stats.phase("wait"):
@@ -54,15 +61,22 @@ class RowSupply:
                 self._maker.make(body, full=False)
             if full:
                 self._maker.make(full, full=True)
+            if back > self._pool.unused_back:
+                self._maker.make_back(back - self._pool.unused_back)
 
     @property
     def ready(self) -> Ready:
         """Rows that are ready now."""
-        return Ready(tokens=self._pool.unused(full=True), prompt_rows=self._pool.unused(full=False))
+        return Ready(
+            tokens=self._pool.unused(full=True), prompt_rows=self._pool.unused(full=False), back=self._pool.unused_back
+        )
 
     def count(self, group: int, rows: int, *, prompt: bool = False) -> int:
         """Count a call's rows; how many of them may use rows without the head: all but the last, or all of a ``prompt``."""
-        head = self._manifest.groups[group].segment == "head"
+        segment = self._manifest.groups[group].segment
+        if segment == "back":
+            return 0
+        head = segment == "head"
         self._body_rows = max(self._body_rows, 0 if head else rows)
         self._head_rows += rows if head else 0
         if group == 0:
@@ -70,6 +84,8 @@ class RowSupply:
             self._stats.rows_ready += rows
             if self._filler is not None:
                 self._filler.rows(rows)
+                if self._training:
+                    self._filler.expect_step(rows)
         return 0 if head or self._expect_head else rows if prompt else max(0, rows - 1)
 
     def take(self, group: int, rows: int, prompt_rows: int) -> tuple[str, list[Part]]:
@@ -102,6 +118,9 @@ class RowSupply:
         return part
 
     def _make(self, missing: Missing) -> None:
+        if missing.back:
+            self._maker.make_back(missing.back)
+            return
         body, full = lines(missing, self._batch_rows)
         if body:
             self._maker.make(body, full=False)

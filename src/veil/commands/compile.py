@@ -29,6 +29,7 @@ def run(
     as_json: bool,
     task: Task = "auto",
     expert_leak: ExpertLeak = "none",
+    trainable: bool = False,
 ) -> None:
     """Compile ``model`` into the folder ``out`` and say what it holds.
 
@@ -48,6 +49,7 @@ def run(
             progress=reporter.report,
             fuse_norms=fuse_norms,
             expert_leak=expert_leak,
+            trainable=trainable,
         )
         count = len(hybrid.module_names)
         hybrid.save(out, tokenizer=source.tokenizer)
@@ -56,9 +58,10 @@ def run(
         "path": str(out),
         "bits": bits,
         "remote_modules": count,
-        "trips": len(hybrid.manifest.groups),
+        "trips": len(hybrid.manifest.forward),
         "fused_norms": len([group for group in hybrid.manifest.groups if group.fusion]),
         "unfused_norms": list(hybrid.unfused),
+        "trainable": trainable,
         "security_bits": hybrid.params.security_bits,
         "digest": half_digest(out / "client"),
         "client_bytes": _bytes_under(out / "client"),

@@ -147,7 +147,7 @@ class CostMeter:
         self._remote = remote
         self._draft_tokens = draft_tokens
         self._link = hybrid.link if hybrid and remote else None
-        self._groups = len(hybrid.manifest.groups) if hybrid else 1
+        self._groups = len(hybrid.manifest.forward) if hybrid else 1
         self._stats = hybrid.stats if hybrid else Stats()
         self._offline = self._online = Stats()
         self._start = self._first = self._last = 0.0

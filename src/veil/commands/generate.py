@@ -60,6 +60,7 @@ class GenerateRequest:
     speculate: str = "off"
     fuse_norms: str = "auto"
     terms: Terms = STRICT
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,7 @@ def run(request: GenerateRequest, *, as_json: bool) -> None:
     with Reporter() as reporter:
         draft = _draft(request, reporter.report)
         ready = _prepare(request, draft, reporter.report)
+        _adapt(request, ready)
     load_s = time.perf_counter() - start
     text, costs = _generate(request, ready, load_s, write=not as_json)
     security = float(ready.hybrid.params.security_bits) if ready.hybrid and request.mode in ("execute", "remote") else 0.0
@@ -91,6 +93,16 @@ def run(request: GenerateRequest, *, as_json: bool) -> None:
         typer.echo(json.dumps({"text": text} | costs.to_json(security)))
     else:
         error_console().print(costs.table(ready.origin, request.mode, security))
+
+
+def _adapt(request: GenerateRequest, ready: _Ready) -> None:
+    """Put the adapter that was asked for around the model's layers, remote or not."""
+    if request.adapter is None:
+        return
+    from veil.training.adapters import Adapters
+
+    adapters = Adapters(ready.model)
+    adapters.use(adapters.load(Path(request.adapter), "default"))
 
 
 def _draft(request: GenerateRequest, progress: Progress) -> Source | None:

@@ -34,6 +34,7 @@ class ModelChoice:
     server_bundle: str | None = None
     fuse_norms: str = "auto"
     terms: Terms = STRICT
+    adapters: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -43,6 +44,10 @@ def opened(choice: ModelChoice) -> Iterator[ServedModel]:
     with Reporter() as reporter:
         served = _open(choice, reporter.report)
     try:
+        if choice.adapters:
+            from veil.training.adapters import load_adapters
+
+            served.adapters = load_adapters(served.net, choice.adapters)
         yield served
     finally:
         served.hybrid.close()

@@ -31,6 +31,7 @@ def compiled(
     progress: Progress | None = None,
     fuse_norms: str = "off",
     expert_leak: ExpertLeak = "none",
+    trainable: bool = False,
 ) -> HybridFHEModel:
     """Compile a loaded model, on a fixed sample of tokens so that nothing of a prompt enters a bundle."""
     tokens = sample_tokens(source).to(source.model.device)
@@ -41,31 +42,47 @@ def compiled(
     hybrid = HybridFHEModel(source.model, module_names=names, expert_leak=expert_leak)
     with quiet():
         hybrid.compile_model(
-            sample, n_bits=bits, use_dynamic_quantization=True, device=device, progress=progress, fuse_norms=fuse_norms
+            sample,
+            n_bits=bits,
+            use_dynamic_quantization=True,
+            device=device,
+            progress=progress,
+            fuse_norms=fuse_norms,
+            trainable=trainable,
         )
     return hybrid
 
 
 def opened_model(
-    name: str, *, bits: int, modules: str, device: str, progress: Progress, place: str = "cpu"
+    name: str,
+    *,
+    bits: int,
+    modules: str,
+    device: str,
+    progress: Progress,
+    place: str = "cpu",
+    trainable: bool = False,
+    floats: bool = False,
 ) -> tuple[HybridFHEModel, str]:
     """The compiled model of a name, from the cache where it was compiled before; and its origin, in words.
 
-    Its tokenizer is ``tokenizer``. Its local layers are on ``place``, cpu or cuda.
+    Its tokenizer is ``tokenizer``. Its local layers are on ``place``, cpu or cuda. With ``floats`` it has the float layers
+    as well, which no cache keeps.
     """
 
     def make() -> tuple[HybridFHEModel, Any, str]:
         source = load_model(name, progress=progress)
         source.model.to(place)
-        hybrid = compiled(source, bits=bits, modules=modules, device=device, progress=progress)
+        hybrid = compiled(source, bits=bits, modules=modules, device=device, progress=progress, trainable=trainable)
         hybrid.tokenizer = source.tokenizer
         return hybrid, source.tokenizer, source.origin
 
     files = files_of(name)
-    if files is None:
+    if files is None or floats:
         hybrid, _, origin = make()
     else:
         settings = {"name": name, "bits": bits, "modules": modules, "device": kernels_for(device).name}
+        settings |= {"trainable": True} if trainable else {}
         hybrid, origin = kept_model(content_key(files, settings), make, device, progress)
     hybrid.model.to(place)
     return hybrid, origin

@@ -177,7 +177,7 @@ def _suitable(served: list[OfferedBundle], name: str | None, fuse_norms: str, ad
 
 
 def _layers(manifest: Manifest) -> set[tuple[str, int, int]]:
-    return {(layer.name, layer.in_features, layer.out_features) for group in manifest.groups for layer in group.layers}
+    return {(layer.name, layer.in_features, layer.out_features) for group in manifest.forward for layer in group.layers}
 
 
 def _show(bundle: OfferedBundle) -> None:

@@ -26,6 +26,7 @@ from veil.params import Params
 from veil.progress import Progress
 from veil.runtime.experts import calibrating
 from veil.runtime.layers import RemoteLayer, float_bias, float_weight
+from veil.runtime.transposed import gradients_seen, transposed
 from veil.seed import PublicSeed
 
 F32 = NDArray[np.float32]
@@ -44,14 +45,18 @@ def compile_layers(
     report: Progress,
     fuse_norms: str = "off",
     sample: Any = None,
+    trainable: bool = False,
 ) -> Compiled:
     """Calibrate with one forward pass (``run``), group, and quantize every layer; ``fuse_norms`` is auto, on or off.
 
-    ``sample`` are the token ids of that pass, where there are any.
+    ``sample`` are the token ids of that pass, where there are any. ``trainable`` adds the transposed groups.
 
     Raises `ValueError` for bits outside 2 to 8, a name in ``n_bits`` that is not remote, a weight that is not finite, a
     layer that computes something else or that the model goes around, or a norm that ``on`` wants fused and that cannot be.
     """
+    if trainable and fuse_norms == "on":
+        raise ValueError("fused norms cannot be trained through; leave out fuse_norms='on'")
+    fuse_norms = "off" if trainable else fuse_norms
     if fuse_norms not in FUSE_NORMS:
         raise ValueError(f"fuse_norms is {fuse_norms!r}, expected one of {', '.join(FUSE_NORMS)}")
     bits = _bits_by_name(layers, n_bits)
@@ -97,6 +102,18 @@ def compile_layers(
         constants.append(parts)
         groups.append(_with_bits(group, matrix, params))
     manifest = Manifest(tuple(groups))
+    if trainable:
+        gradients = gradients_seen(model, layers, run, sample)
+        for index, group in reversed(list(enumerate(manifest.groups))):  # the last first: gradients go that way
+            report("quantizing for gradients", len(manifest.groups) - 1 - index, len(manifest.groups))
+            if group.layers[0].kind == "embedding":
+                continue
+            own, matrix, parts = transposed(index, group, modules, gradients, params)
+            groups.append(own)
+            weights.append(matrix)
+            constants.append(parts)
+        report("quantizing for gradients", len(manifest.groups), len(manifest.groups))
+        manifest = Manifest(tuple(groups))
     report("quantizing", len(manifest.groups), len(manifest.groups))
     return Compiled(params, PublicSeed.fresh(), manifest, tuple(constants), side_by_side(weights), fusions.reasons)
 

@@ -71,7 +71,11 @@ class RowBatch:
 
 
 class BatchMaker:
-    """Makes batches from a bundle's public side: the inner polynomials of all groups and the tables a'."""
+    """Makes batches from a bundle's public side: the inner polynomials of all groups and the tables a'.
+
+    The last ``back`` groups are those of segment ``back``. Gradients come when the forward pass is over, so their rows are
+    those of other batches.
+    """
 
     def __init__(
         self,
@@ -82,6 +86,7 @@ class BatchMaker:
         tables: dict[str, U32],
         kernels: Kernels,
         rng: SecretRng,
+        back: int = 0,
     ) -> None:
         self._params = params
         self._ring = ring_of(params)
@@ -90,10 +95,11 @@ class BatchMaker:
         self._slots = slots
         self._groups = len(widths)
         polynomials = [public.inner_polynomials(seed, params, group, width) for group, width in enumerate(widths)]
-        counts = [len(part) for part in polynomials]
-        self._elements = sum(counts)
-        self._starts = [int(start) * params.r for start in np.cumsum([0, *counts[:-1]])]
-        self._inner = kernels.load_inner(np.concatenate(polynomials), self._ring)
+        there = len(polynomials) - back
+        sides = {False: polynomials[:there], True: polynomials[there:]}
+        self._starts = [start * params.r for side in sides.values() for start in _before([len(part) for part in side])]
+        self._elements = {which: sum(len(part) for part in side) for which, side in sides.items()}
+        self._inner = {which: kernels.load_inner(np.concatenate(side), self._ring) for which, side in sides.items() if side}
         self._outer = kernels.asarray(public.outer_polynomials(seed, params))
         self._public = {name: kernels.load_public(table, self._ring) for name, table in tables.items()}
         self._inner_errors = kernels.errors(rng, params.spec.inner_sigma)
@@ -105,25 +111,28 @@ class BatchMaker:
 
     @property
     def pad_words(self) -> int:
-        """Words of a row's pads, for the inputs of all groups."""
-        return self._elements * self._params.r
+        """Words of a row's pads, for the inputs of all groups of a forward pass."""
+        return self._elements[False] * self._params.r
 
     @property
     def batch_bytes(self) -> int:
-        """Bytes of memory that a batch takes here, with all segments."""
-        return 4 * self._params.T * (self.pad_words + sum(self._slots.values()))
+        """Bytes of memory that a batch for forward passes takes here, with all their segments."""
+        return 4 * self._params.T * (self.pad_words + sum(self._slots[name] for name in self._slots if name != "back"))
 
     def make(self, number: int, segments: Sequence[str]) -> tuple[Array, RowBatch]:
         """A batch under fresh secrets s and z: what goes to the server, packed [bytes] uint8, and what stays here.
 
-        s hides the batch's rows; z encrypts s, once, and is forgotten.
+        s hides the batch's rows; z encrypts s, once, and is forgotten. A batch is for forward passes, or for segment
+        ``back`` alone: of the other groups it has no pads.
         """
         params, ring, kernels = self._params, self._ring, self._kernels
+        back = "back" in segments
+        assert not back or list(segments) == ["back"]
         secret = self._rng.ternary(params.n).reshape(params.k, params.m)
         z = self._rng.ternary(params.N)
         upload = kernels.encrypt_batch(self._outer, z, secret, self._outer_errors.draw(params.terms, params.N), ring)
-        errors = self._inner_errors.draw(params.T, self.pad_words)
-        pads = kernels.pads(self._inner, secret, errors, ring)
+        errors = self._inner_errors.draw(params.T, self._elements[back] * params.r)
+        pads = kernels.pads(self._inner[back], secret, errors, ring)
         shares = {name: kernels.shares(self._public[name], z, self._slots[name], ring) for name in segments}
         return upload, RowBatch(number, pads, shares, self._groups, params.T)
 
@@ -132,3 +141,8 @@ class BatchMaker:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("what makes secrets cannot be pickled or copied")
+
+
+def _before(counts: Sequence[int]) -> list[int]:
+    """How much stands before each of some parts."""
+    return [int(start) for start in np.cumsum([0, *counts[:-1]])] if counts else []

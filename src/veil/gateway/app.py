@@ -71,17 +71,17 @@ class Gateway:
         self.line = FairQueue(settings.at_once, settings.most_waiting)
         self._expected = 0.0
 
-    def card(self) -> schemas.ModelCard:
-        """The model as `GET /v1/models` lists it."""
+    def card(self, name: str | None = None) -> schemas.ModelCard:
+        """The model under one of its names, as `GET /v1/models` lists it."""
         served = self.served
         return schemas.ModelCard(
-            id=served.name, created=self.created, context_length=served.context_length, kind=served.kind
+            id=name or served.name, created=self.created, context_length=served.context_length, kind=served.kind
         )
 
     def need_model(self, name: str, kind: str) -> None:
         """`ApiError` unless this model is served and of this kind."""
-        if name != self.served.name:
-            raise unknown_model(name, self.served.name)
+        if name not in self.served.names:
+            raise unknown_model(name, *self.served.names)
         self.served.need(kind)
 
     def expect(self, characters: int, new_tokens: int) -> bool:
@@ -147,15 +147,15 @@ def _add_openai(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/models", responses=_ERRORS)
     async def models() -> schemas.ModelList:
-        """The model that is served."""
-        return schemas.ModelList(data=[gateway.card()])
+        """The model that is served, as it is and with each adapter."""
+        return schemas.ModelList(data=[gateway.card(name) for name in served.names])
 
     @app.get("/v1/models/{model:path}", responses=_ERRORS)
     async def model(model: str) -> schemas.ModelCard:
         """One model."""
-        if model != served.name:
-            raise unknown_model(model, served.name)
-        return gateway.card()
+        if model not in served.names:
+            raise unknown_model(model, *served.names)
+        return gateway.card(model)
 
     @app.post("/v1/chat/completions", response_model=schemas.ChatReply, responses=_ERRORS)
     async def chat(body: incoming.ChatRequest, request: Request) -> Response:
@@ -243,7 +243,14 @@ def _replies(
     scored = bool(body.logprobs) if isinstance(body, incoming.ChatRequest) else getattr(body, "logprobs", None) is not None
     usage = bool(body.stream and body.stream_options and body.stream_options.include_usage)
     return Replies(
-        served, answers, chat=chat, scored=scored, usage=usage, trace=bool(body.veil and body.veil.trace), use=use
+        served,
+        answers,
+        chat=chat,
+        scored=scored,
+        usage=usage,
+        trace=bool(body.veil and body.veil.trace),
+        use=use,
+        model=body.model,
     )
 
 

@@ -62,10 +62,13 @@ def bad_parameter(param: str, message: str, code: str | None = None) -> ApiError
     return ApiError(400, message, param=param, code=code)
 
 
-def unknown_model(asked: str, served: str) -> ApiError:
+def unknown_model(asked: str, *served: str) -> ApiError:
     """A model that is not served here (404). The name is shortened: it is whatever a client sent."""
     return ApiError(
-        404, f"the model {asked[:80]!r} is not served here; {served!r} is", param="model", code="model_not_found"
+        404,
+        f"the model {asked[:80]!r} is not served here; {', '.join(map(repr, served))} {'is' if len(served) == 1 else 'are'}",
+        param="model",
+        code="model_not_found",
     )
 
 

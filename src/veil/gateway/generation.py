@@ -74,11 +74,12 @@ class Generator:
 
         ``branch`` numbers the answers of one request; the prompt is counted with the first.
         """
-        served, turn = self.served, _Turn(self, account, cancelled)
+        served, adapter = self.served, sampling.adapter
+        turn = _Turn(self, account, cancelled, adapter)
         room = min(sampling.max_tokens, served.room(len(ids)))
         matcher = sampling.grammar.matcher() if sampling.grammar else None
         with turn:
-            known, cache = (0, None) if served.two_sided else self._prefixes.take(ids)
+            known, cache = (0, None) if served.two_sided else self._prefixes.take(ids, adapter)
             if branch == 0:
                 account.prompt_tokens += len(ids)
                 account.cached_tokens += known
@@ -103,7 +104,7 @@ class Generator:
                 **({} if cache is None else {_cache_name(served.net): cache}),
             )
             if not served.two_sided:
-                self._prefixes.keep(output.sequences[0].tolist(), output.get(_cache_name(served.net)))
+                self._prefixes.keep(output.sequences[0].tolist(), output.get(_cache_name(served.net)), adapter)
         watch.finish()
         return End("stop" if watch.ended else "length")
 
@@ -137,8 +138,11 @@ class Generator:
 class _Turn:
     """The right to use the model, handed on between tokens, and the counters of the time when it was held."""
 
-    def __init__(self, generator: Generator, account: Account, cancelled: threading.Event) -> None:
+    def __init__(
+        self, generator: Generator, account: Account, cancelled: threading.Event, adapter: str | None = None
+    ) -> None:
         self._generator = generator
+        self._adapter = adapter
         self._lock = generator._lock
         self._hybrid = generator.served.hybrid
         self.account = account
@@ -170,6 +174,7 @@ class _Turn:
     def _begin(self) -> None:
         self._before = self._hybrid.stats.copy()
         self._generator._turn = self
+        self._generator.served.adapt(self._adapter)
         self._hybrid.cancel_check = self._generator.check
 
     def _end(self) -> None:

@@ -22,6 +22,7 @@ class _Entry:
     ids: tuple[int, ...]
     cache: DynamicCache
     bytes: int
+    adapter: str | None = None
 
 
 class PrefixStore:
@@ -32,10 +33,10 @@ class PrefixStore:
         self._entries: deque[_Entry] = deque()
         self._lock = threading.Lock()
 
-    def take(self, ids: Sequence[int]) -> tuple[int, DynamicCache | None]:
-        """How many of the first tokens of a prompt are known, at most all but the last, and their state."""
+    def take(self, ids: Sequence[int], adapter: str | None = None) -> tuple[int, DynamicCache | None]:
+        """How many of the first tokens of a prompt are known, at most all but the last, and their state under an adapter."""
         with self._lock:
-            lengths = [_common(entry.ids, ids) for entry in self._entries]
+            lengths = [_common(entry.ids, ids) if entry.adapter == adapter else 0 for entry in self._entries]
             best = max(range(len(lengths)), key=lengths.__getitem__, default=None)
             if best is None or lengths[best] == 0:
                 return 0, None
@@ -44,7 +45,7 @@ class PrefixStore:
             self._entries.append(entry)
         return lengths[best], _copy(entry.cache, lengths[best])
 
-    def keep(self, ids: Sequence[int], cache: Any) -> None:
+    def keep(self, ids: Sequence[int], cache: Any, adapter: str | None = None) -> None:
         """Remember the state after a generation: ``ids`` are prompt and answer, the state may lack the last of them.
 
         States that cannot be cut (sliding windows, recurrent layers) are not kept.
@@ -52,11 +53,14 @@ class PrefixStore:
         if not isinstance(cache, DynamicCache) or not all(type(layer) is DynamicLayer for layer in cache.layers):
             return
         length, size = cache.get_seq_length(), 2 * sum(layer.keys.nbytes for layer in cache.layers)
-        entry = _Entry(tuple(ids[:length]), cache, size)
+        entry = _Entry(tuple(ids[:length]), cache, size, adapter)
         if size > self._most_bytes or length > len(ids):
             return
         with self._lock:
-            self._entries = deque(old for old in self._entries if _common(old.ids, entry.ids, 0) < len(old.ids))
+            others = [
+                old for old in self._entries if old.adapter != adapter or _common(old.ids, entry.ids, 0) < len(old.ids)
+            ]
+            self._entries = deque(others)
             self._entries.append(entry)
             while sum(old.bytes for old in self._entries) > self._most_bytes:
                 self._entries.popleft()

@@ -94,6 +94,7 @@ class Replies:
         usage: bool = False,
         trace: bool = False,
         use: Use | None = None,
+        model: str | None = None,
     ) -> None:
         self._served = served
         self._answers = answers
@@ -106,7 +107,7 @@ class Replies:
         self._common: dict[str, Any] = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
             "created": int(time.time()),
-            "model": served.name,
+            "model": model or served.name,
             "system_fingerprint": f"veil-{__version__}",
         }
 

@@ -53,6 +53,7 @@ def sampling_of(body: incoming.SamplingRequest, served: ServedModel, most_tokens
         presence_penalty=body.presence_penalty or 0.0,
         bias=served.biases(body.logit_bias or {}),
         grammar=grammar_of(body, served, use),
+        adapter=served.adapter_of(body.model),
         written=frozenset(
             token for text, token in served.special_tokens if use and text in f"{use.form.before}{use.form.after}"
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +17,9 @@ from veil.gateway.grammar import Grammars
 from veil.gateway.tokens import TokenBytes
 from veil.gateway.tools import OURS, Form, form_of
 from veil.hybrid.model import HybridFHEModel
+
+if TYPE_CHECKING:
+    from veil.training.adapters import Adapters
 
 SAMPLE_BYTES = 96
 """Bytes of the last packed rows that are shown to those who ask what the server saw."""
@@ -42,6 +45,7 @@ class ServedModel:
         self.net = cast(Any, hybrid.model)
         self.tokenizer = tokenizer
         self.server = server
+        self.adapters: Adapters | None = None
         self.kind: Literal["text", "encoder"] = "text" if self.net.can_generate() else "encoder"
         if getattr(self.net, "main_input_name", "input_ids") != "input_ids":
             raise ModelSourceError(f"{name} takes {self.net.main_input_name}, not text; use it from Python")
@@ -59,6 +63,23 @@ class ServedModel:
             self.net.generation_config = plain(said)
         self.token_bytes = TokenBytes(tokenizer)
         self.grammars = Grammars(tokenizer, self.vocabulary, self.ends)
+
+    @property
+    def names(self) -> list[str]:
+        """What requests may call it: its name, and that with each adapter's behind a colon."""
+        return [self.name, *(f"{self.name}:{adapter}" for adapter in self._adapters())]
+
+    def _adapters(self) -> list[str]:
+        return self.adapters.names if self.adapters is not None and self.kind == "text" else []
+
+    def adapter_of(self, name: str | None) -> str | None:
+        """The adapter in a name of `names`; None for the model as it is."""
+        return name[len(self.name) + 1 :] or None if name and name != self.name else None
+
+    def adapt(self, adapter: str | None) -> None:
+        """Put an adapter in force, or none, for the passes that come."""
+        if self.adapters is not None:
+            self.adapters.use(adapter)
 
     @property
     def mode(self) -> str:

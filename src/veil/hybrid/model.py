@@ -123,6 +123,7 @@ class HybridFHEModel(ConcreteNames):
         device: str = "auto",
         progress: Progress | None = None,
         fuse_norms: str = "off",
+        trainable: bool = False,
     ) -> None:
         """Calibrate on ``x`` (a tensor, or a dict of keyword arguments) and quantize the remote layers to ``n_bits``.
 
@@ -132,7 +133,9 @@ class HybridFHEModel(ConcreteNames):
         private; fewer rows are used for the order of the layers only. ``progress(stage, done, total)`` is told of long work,
         now and later. ``fuse_norms`` halves the round trips of a model over a network, for about twice the weights: ``auto``
         fuses the norms that can be, ``on`` raises `ValueError` unless all can; outliers are balanced by what ``x`` shows,
-        so ``x`` should be ordinary text of a hundred tokens or more. Raises `RuntimeError` when called twice.
+        so ``x`` should be ordinary text of a hundred tokens or more. ``trainable`` adds the transposed weights, so that
+        ``loss.backward()`` goes through remote layers; the server needs more memory. Raises `RuntimeError` when called
+        twice, `ValueError` for what does not fit.
         """
         if self._compiled is not None:
             raise RuntimeError("the model is compiled already; make a new HybridFHEModel to compile with other settings")
@@ -149,6 +152,7 @@ class HybridFHEModel(ConcreteNames):
             progress or (lambda stage, done, total: None),
             fuse_norms,
             x.get("input_ids") if hasattr(x, "get") else x,
+            trainable,
         )
         self._adopt(compiled, kernels)
 
@@ -192,6 +196,11 @@ class HybridFHEModel(ConcreteNames):
     def unfused(self) -> tuple[str, ...]:
         """Why norms were not fused that `compile_model` was asked to fuse; empty for a bundle from disk."""
         return self._need_compiled().unfused
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether it was compiled for training."""
+        return bool(self._need_compiled().manifest.back)
 
     @property
     def is_fused(self) -> bool:
@@ -322,12 +331,15 @@ class HybridFHEModel(ConcreteNames):
         rng = np.random.default_rng()
         return SimulatedLayers(compiled.manifest, self._weights, self._scalings, kernels, compiled.params, rng)
 
-    def reserve(self, rows_body: int = 0, rows_full: int = 0) -> None:
-        """Have rows ready: ``rows_body`` for prompt rows, ``rows_full`` for rows with logits; whole batches are made."""
+    def reserve(self, rows_body: int = 0, rows_full: int = 0, rows_back: int = 0) -> None:
+        """Have rows ready: ``rows_body`` for prompt rows, ``rows_full`` for rows with logits, ``rows_back`` for gradients.
+
+        Whole batches are made.
+        """
         session = self._active()
         if session is None:
             raise NotCompiled("rows need a session; call set_fhe_mode('execute') first")
-        session.reserve(rows_body, rows_full)
+        session.reserve(rows_body, rows_full, rows_back)
 
     @property
     def link(self) -> Link | None:
@@ -349,7 +361,7 @@ class HybridFHEModel(ConcreteNames):
         from veil.runtime.speculation import Speculation
 
         compiled, session = self._need_compiled(), self._active()
-        fixed_s = len(compiled.manifest.groups) * self.link.rtt_s if self._mode == "remote" and self.link else 0.0
+        fixed_s = len(compiled.manifest.forward) * self.link.rtt_s if self._mode == "remote" and self.link else 0.0
         pace = Pace(fixed_s=fixed_s, row_s=_ROW_S, most=most)
         ready = (lambda: session.ready.tokens) if session is not None else (lambda: most + 1)
         return Speculation(self.model, draft, self.stats, pace, ready)
@@ -486,14 +498,16 @@ class HybridFHEModel(ConcreteNames):
             return self._model_forward(*args, **kwargs)
         self._router.begin_forward()
         self._router.cancel_check = self.cancel_check
-        self._router.last_row_only = self._asks_last_row(kwargs)
+        training = torch.is_grad_enabled() and self.is_trainable
+        self._router.last_row_only = not training and self._asks_last_row(kwargs)
         session = self._active()
         if session is not None:
-            session.begin_forward()
+            session.begin_forward(training)
         start, before = time.perf_counter(), dict(self.stats.seconds)
-        result = self._graph(kwargs) if self._graph is not None and self._mode == "execute" and not args else None
+        graph = self._graph if self._mode == "execute" and not args and not training else None
+        result = None if graph is None else graph(kwargs)
         if result is None:
-            with nullcontext() if self._on_gpu else _one_torch_thread(), torch.no_grad():
+            with nullcontext() if self._on_gpu else _one_torch_thread(), torch.set_grad_enabled(training):
                 result = self._model_forward(*args, **kwargs)
         if session is not None:
             session.end_forward()

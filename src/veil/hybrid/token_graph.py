@@ -44,8 +44,9 @@ class _FixedRow:
         kernels, manifest = session.kernels, session.model.manifest
         self._pads = kernels.zeros(1, session.pad_words)
         params = session.model.params
-        self._mu = {name: kernels.zeros(1, slots) for name, slots in manifest.segments.items()}
-        self._h = {name: kernels.zeros(1, params.blocks(slots) * params.w) for name, slots in manifest.segments.items()}
+        segments = {name: slots for name, slots in manifest.segments.items() if name != "back"}
+        self._mu = {name: kernels.zeros(1, slots) for name, slots in segments.items()}
+        self._h = {name: kernels.zeros(1, params.blocks(slots) * params.w) for name, slots in segments.items()}
         self.groups: list[int] = []
         self.scales: list[tuple[int, Array]] = []
 

@@ -99,7 +99,7 @@ def width_quality(hybrid: HybridFHEModel, widths: Sequence[int] = WIDTHS) -> lis
     The norm of the largest row grows with the root of the width; the factor is the median of this model's layers.
     """
     inside = Inside.of(hybrid)
-    groups = zip(inside.manifest.groups, inside.norms, strict=True)
+    groups = zip(inside.manifest.forward, inside.norms, strict=False)
     factors = [norms.max(initial=1.0) / np.sqrt(g.width) for g, norms in groups if g.layers[0].kind != "embedding"]
     factor, params, found = float(np.median(factors or [1.0])), inside.params, []
     for width in widths:

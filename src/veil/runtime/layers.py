@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from veil.bundle.manifest import Kind
+from veil.errors import RemoteWeightError
 from veil.runtime.concrete import ModelWide
 from veil.runtime.router import Router
+from veil.runtime.weights import RemoteWeight
 
 F32 = NDArray[np.float32]
 
@@ -29,10 +31,10 @@ class RemoteLayer(nn.Module):
         shape: tuple[int, int],
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not nn.Linear's, which makes a weight
         self.name = name
         self.kind = kind
-        self.inner = inner
+        self._held = [inner]
         self.in_features, self.out_features = shape
         self.dtype = dtype
         self.router: Router | None = None
@@ -50,23 +52,72 @@ class RemoteLayer(nn.Module):
         return self.router.linear(self.name, x).to(x.dtype)
 
     @property
+    def inner(self) -> nn.Module | None:
+        """The float module, where it is here. It is no child: adapters and optimizers do not find what does not train."""
+        return self._held[0]
+
+    @inner.setter
+    def inner(self, module: None) -> None:
+        self._held[0] = module
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        if recurse and self.inner is not None:
+            self.inner._apply(fn)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    @property
     def weight(self) -> Any:
-        """The float weight, where there is one: transformers looks at its dtype and device."""
+        """What stands for the weight: transformers looks at its dtype and device, adapters at its shape."""
         self.weight_read = True
-        return None if self.inner is None else self.inner.weight
+        if self.inner is None:
+            return RemoteWeight.absent(self.name, (self.out_features, self.in_features), self.dtype)
+        return RemoteWeight.of(self.name, self.inner.weight)  # type: ignore[arg-type]
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        if not isinstance(value, RemoteWeight):  # peft assigns what it read when it takes an adapter off
+            RemoteWeight.absent(self.name, (1, 1), self.dtype).data = value  # which refuses
 
     @property
     def bias(self) -> Any:
         """The float bias, where there is one."""
         return None if self.inner is None else getattr(self.inner, "bias", None)
 
+    @bias.setter
+    def bias(self, value: Any) -> None:
+        if value is not self.bias:
+            raise RemoteWeightError(f"the bias of {self.name} is part of what was compiled; change it before compiling")
+
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
         return f"{self.name}, {self.kind}, {self.in_features} -> {self.out_features}"
 
 
+class RemoteLinear(RemoteLayer, nn.Linear):
+    """A remote layer that counts as ``nn.Linear``, so that peft and others attach adapters to it."""
+
+    @property
+    def weight(self) -> Any:
+        """See `RemoteLayer.weight`; [out, in] whatever the float module stores."""
+        weight = RemoteLayer.weight.fget(self)  # type: ignore[attr-defined]
+        return RemoteWeight.of(self.name, weight.T) if self.kind == "conv1d" and self.inner is not None else weight
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        RemoteLayer.weight.fset(self, value)  # type: ignore[attr-defined]
+
+
+def remote_layer(
+    name: str, kind: Kind, inner: nn.Module | None, shape: tuple[int, int], dtype: torch.dtype = torch.float32
+) -> RemoteLayer:
+    """What stands for a module of this kind; ``shape`` is (in, out)."""
+    return (RemoteLayer if kind == "embedding" else RemoteLinear)(name, kind, inner, shape, dtype)
+
+
 def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a module that can be remote, else None."""
+    if isinstance(module, RemoteLayer):
+        return None
     if isinstance(module, nn.Linear):
         return "linear"
     if isinstance(module, nn.Embedding):

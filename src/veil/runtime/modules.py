@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from veil.bundle.terms import is_one_expert
+from veil.runtime.adapters import plain_name, within_adapters
 from veil.runtime.experts import ExpertLeak, RemoteExperts, is_experts
-from veil.runtime.layers import RemoteLayer, float_weight_shape, kind_of
+from veil.runtime.layers import RemoteLayer, float_weight_shape, kind_of, remote_layer
 
 _NOT_TOKENS = re.compile(r"pos|wpe|type|relative", re.IGNORECASE)
 
@@ -58,7 +59,9 @@ def nearest_names(name: str, candidates: list[str]) -> str:
 
 
 def _supported(model: nn.Module) -> dict[str, nn.Module]:
-    return {name: module for name, module in model.named_modules() if kind_of(module) is not None or is_experts(module)}
+    adapters = within_adapters(model)
+    found = {name: module for name, module in model.named_modules() if kind_of(module) is not None or is_experts(module)}
+    return {name: module for name, module in found.items() if name not in adapters}
 
 
 def _head(model: nn.Module) -> nn.Module | None:
@@ -140,7 +143,17 @@ def replace_modules(model: nn.Module, modules: dict[str, nn.Module], leak: Exper
         stand_in = same or _stand_in(name, module)
         layers[stand_in.name] = stand_in
         _put(model, module, stand_in)
+    _freeze(model, layers.values())
     return layers
+
+
+def _freeze(model: nn.Module, layers: Iterable[RemoteLayer]) -> None:
+    """Remote weights do not train, but for one that a local module has too."""
+    local = {id(parameter) for parameter in model.parameters()}
+    for layer in layers:
+        for parameter in layer.inner.parameters() if layer.inner is not None else ():
+            if id(parameter) not in local:
+                parameter.requires_grad_(False)
 
 
 def _stand_in(name: str, module: nn.Module) -> RemoteLayer:
@@ -149,7 +162,7 @@ def _stand_in(name: str, module: nn.Module) -> RemoteLayer:
     out_features, in_features = float_weight_shape(module, kind)
     dtype = module.weight.dtype
     assert isinstance(dtype, torch.dtype)
-    return RemoteLayer(name, kind, module, (in_features, out_features), dtype)
+    return remote_layer(plain_name(name), kind, module, (in_features, out_features), dtype)
 
 
 def _put(model: nn.Module, module: nn.Module, stand_in: nn.Module) -> None:
@@ -159,6 +172,14 @@ def _put(model: nn.Module, module: nn.Module, stand_in: nn.Module) -> None:
         for child_name, child in list(parent._modules.items()):
             if child is module:
                 parent._modules[child_name] = stand_in
+                _turn(parent)
+
+
+def _turn(adapter: nn.Module) -> None:
+    """Tell an adapter around a Conv1D, and its parts, that the stand-in's weight is [out, in]."""
+    for part in adapter.modules() if hasattr(adapter, "base_layer") else ():
+        if getattr(part, "fan_in_fan_out", False):
+            part.fan_in_fan_out = False  # type: ignore[assignment]
 
 
 def _same_table(layer: RemoteLayer, module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -13,6 +14,7 @@ from veil.bundle.manifest import Manifest, NormFusion
 from veil.errors import NotCompiled, StreamChanged
 from veil.kernels.interface import Kernels
 from veil.runtime.evaluators import Evaluator
+from veil.runtime.gradient import encrypted_product
 from veil.runtime.residual import REMEDY, ResidualStream
 from veil.runtime.sighting import Sighting
 
@@ -98,7 +100,12 @@ class Router:
     def _output(self, name: str, source: Tensor, evaluate: Callable[[], Tensor]) -> Tensor:
         group, part = self.manifest.by_layer[name]
         pending = self._pending.get(group)
-        if pending is None or not pending.source.holds(source) or name in pending.claimed:
+        if (
+            pending is None
+            or not pending.source.holds(source)
+            or name in pending.claimed
+            or pending.outputs.requires_grad != self._trains(group, source)
+        ):
             pending = self._pending[group] = _Pending(Sighting(source), evaluate(), set())
         pending.claimed.add(name)
         if len(pending.claimed) == len(self.manifest.groups[group].layers):
@@ -144,12 +151,22 @@ class Router:
 
     def _evaluate(self, group: int, x: Tensor, slots: int | None = None) -> Tensor:
         """A group's outputs [R, rows] for its rows x [R, width]; the first ``slots`` of them for rows of a prompt."""
-        if self.evaluator is None:
-            raise NotCompiled("call set_fhe_mode first")
         if self.cancel_check is not None:
             self.cancel_check()
         if not len(x):
             return x.new_empty((0, self.manifest.groups[group].rows))
+        if self._trains(group, x):
+            back = self.manifest.back[group]
+            return encrypted_product(x, partial(self._ask, group), partial(self._ask, back))
+        return self._ask(group, x, slots)
+
+    def _trains(self, group: int, x: Tensor) -> bool:
+        """Whether a gradient may come back through the group to ``x``."""
+        return x.requires_grad and torch.is_grad_enabled() and group in self.manifest.back
+
+    def _ask(self, group: int, x: Tensor, slots: int | None = None) -> Tensor:
+        if self.evaluator is None:
+            raise NotCompiled("call set_fhe_mode first")
         outputs = self._kernels.to_torch(self.evaluator.evaluate(group, self._kernels.from_torch(x), slots))
         if self.observer is not None:
             self.observer(group, x, outputs)
@@ -164,7 +181,7 @@ def _columns(outputs: Tensor, part: slice) -> Tensor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x.detach().reshape(-1, x.shape[-1]).to(torch.float32).contiguous()
+    return x.reshape(-1, x.shape[-1]).to(torch.float32).contiguous()
 
 
 def _one_hot(ids: Tensor, width: int) -> Tensor:

@@ -21,8 +21,9 @@ from veil.bundle.manifest import Manifest
 from veil.bundle.server_half import ServerModel, load_server, save_server
 from veil.bundle.terms import EXPERT_LEAKS, ExpertLeak, Terms
 from veil.errors import BundleError, one_line
+from veil.runtime.adapters import base_of, plain_name, within_adapters
 from veil.runtime.experts import RemoteExperts, is_experts
-from veil.runtime.layers import RemoteLayer, float_weight_shape, kind_of
+from veil.runtime.layers import RemoteLayer, float_weight_shape, kind_of, remote_layer
 from veil.runtime.modules import replace_modules
 from veil.sources.generation_settings import generation_settings
 from veil.sources.templates import bounded
@@ -52,6 +53,7 @@ def save(
     """Write both halves under ``path``, which must be new or empty; a failure leaves nothing behind."""
     from transformers import PreTrainedModel
 
+    model = base_of(model)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"a bundle needs a transformers model, this is a {type(model).__name__}")
     if compiled.weights is None:
@@ -112,7 +114,8 @@ def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: 
     mixtures = {name: part.leak for name, part in model.named_modules() if isinstance(part, RemoteExperts)}
     norms = [[group.bound, group.fixed_norm] for group in compiled.constants]
     fields = header_file.common_fields(compiled.params, compiled.seed, compiled.manifest)
-    places = {name: part.name for name, part in model.named_modules(remove_duplicate=False) if isinstance(part, RemoteLayer)}
+    named = model.named_modules(remove_duplicate=False)
+    places = {plain_name(name): part.name for name, part in named if isinstance(part, RemoteLayer)}
     header_file.write_header(
         path, "client", fields | {"class": type(model).__name__, "norms": norms, "places": places, "experts": mixtures}
     )
@@ -121,7 +124,12 @@ def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: 
 def _client_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer outside the remote layers; buffers that are not persistent as well."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: tensor.detach().clone().contiguous() for name, tensor in named if not _inside(name, model)}
+    adapters = within_adapters(model)
+    return {
+        plain_name(name): tensor.detach().clone().contiguous()
+        for name, tensor in named
+        if not _inside(name, model) and name.rpartition(".")[0] not in adapters and name not in adapters
+    }
 
 
 def _inside(name: str, model: nn.Module) -> bool:
@@ -149,7 +157,7 @@ def _load_model(path: Path, header: dict[str, Any], manifest: Manifest) -> tuple
         model = model_class._from_config(config)  # type: ignore[attr-defined]
     mixtures = _empty_experts(model, header["experts"])
     layers = {}
-    for group in manifest.groups:
+    for group in manifest.forward:
         for layer in group.layers:
             if layer.name in mixtures:
                 layers[layer.name] = mixtures[layer.name]
@@ -164,7 +172,7 @@ def _load_model(path: Path, header: dict[str, Any], manifest: Manifest) -> tuple
             if kind_of(module) != layer.kind or float_weight_shape(module, layer.kind) != shape:
                 raise BundleError(f"{path}: the model's {layer.name!r} is not the {layer.kind} of the manifest")
             sizes, dtype = (layer.in_features, layer.out_features), module.weight.dtype
-            layers[layer.name] = RemoteLayer(layer.name, layer.kind, None, sizes, dtype)
+            layers[layer.name] = remote_layer(layer.name, layer.kind, None, sizes, dtype)
     for place, name in places.items():
         parent, _, child = place.rpartition(".")
         model.get_submodule(parent)._modules[child] = layers[name]

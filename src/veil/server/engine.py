@@ -140,7 +140,8 @@ class Engine:
 
     def prefetch_after(self, group: int) -> Iterator[object]:
         """Steps that bring the weights of the group behind this one into the caches: a pass takes groups in their order."""
-        return self.kernels.prefetch(self.weights[(group + 1) % len(self._places)])
+        there = len(self.model.manifest.forward)
+        return self.kernels.prefetch(self.weights[0 if group + 1 == there else (group + 1) % len(self._places)])
 
     def work(self, claim: Claim) -> int:
         """Multiply-adds of a claim."""

@@ -1,0 +1,1 @@
+"""Training adapters through remote layers: examples, the loop, and adapters at inference. Client only."""
