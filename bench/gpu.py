@@ -1,6 +1,6 @@
 """One GPU: offline rows, the server's work for a token, and whole models with both halves there, in one record.
 
-    python bench/gpu.py [--models gpt2,llama-1b,llama-8b] [--out bench/results/gpu.json]
+    python -m bench gpu [--models gpt2,llama-1b,llama-8b] [--out bench/results/gpu.json]
 
 The first two are measured through `veil.kernels.interface.Kernels` for models' shapes, with weights made on the GPU (the
 work does not depend on values): batches as a client makes them and an engine prepares them, and every group's answer for one
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from record import Measurement, Record
+from bench.record import Measurement, Record
 from veil import noise
 from veil.bench import files, machine, run
 from veil.bundle.manifest import Group, Layer, Manifest
@@ -93,7 +93,7 @@ class Clock:
 
         replay, samples = capture(step), []
         for _ in range(2 + self._repeats):
-            before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             before.record()
             replay()
             after.record()
@@ -224,7 +224,7 @@ def measure_shapes(name: str, shapes: Shapes, kernels: Kernels, params: Params, 
 def measure_whole(name: str, record: Record, folder: Path) -> None:
     """`veil bench` with both halves on the GPU: its record, and the rows of a prompt in this one."""
     made = run.measure(run.RunRequest(model=name, device="cuda", plaintext=True), print_progress)
-    files.write(made, folder / f"card-{name}.json")
+    files.write(made, folder / f"gpu-{name}.json")
     for prompt in made.prompts:
         text = f"{name}, a row of a {prompt.rows}-row prompt"
         target = "≤ 0.25 ms" if (name, prompt.rows) == ("llama-1b", 512) else ""

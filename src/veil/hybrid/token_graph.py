@@ -30,7 +30,7 @@ class _Recorded:
     kept: dict[str, Any]  # the cache among them: while this lives, no other has its identity
     output: list[Any]
     groups: list[int]
-    replay: Callable[[], None]
+    replay: Callable[[], object]
 
 
 class _FixedRow:
