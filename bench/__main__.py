@@ -3,11 +3,13 @@
 Then the plots and the tables of the README and the docs are made from the records. Names choose some of them, such as
 ``python -m bench cpu-smollm2 widths``; ``--list`` shows all. On two cores everything takes about an hour and a half: a few
 minutes each for the models and widths, more for `quality` and the four `trips`. Nothing else should run meanwhile.
-`bench/gpu.py` and ``veil bench --device cuda`` need a GPU.
+``python -m bench PROGRAM [OPTIONS]`` runs one program of this folder, such as ``python -m bench trips gpt2 --mbit 100``;
+`bench/gpu.py`, `bench/gpu_kernels.py` and ``veil bench --device cuda`` need a GPU.
 """
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PLOTS = HERE.parent / "docs" / "plots"
 MODELS = ("smollm2", "gpt2", "llama-1b")
+PROGRAMS = ("drafts", "gateway", "gpu", "gpu_kernels", "quality", "remote", "security", "tables", "training", "trips")
 PEER = ("--peer", "concrete-ml", "--install-peer")
 
 
@@ -26,7 +29,7 @@ def veil_bench(name: str, *options: str) -> list[str]:
 
 def script(name: str, *arguments: str, out: str) -> list[str]:
     """A program of this folder into the record of a name."""
-    return [f"{HERE}/{name}.py", *arguments, "--out", f"{RESULTS}/{out}.json"]
+    return ["-m", "bench", name, *arguments, "--out", f"{RESULTS}/{out}.json"]
 
 
 MEASUREMENTS: dict[str, list[str]] = {
@@ -59,11 +62,15 @@ def drawings() -> list[list[str]]:
         (["--from", str(path)], path.stem) for path in (RESULTS / "widths.json", RESULTS / "signal.json") if path.exists()
     ]
     made = [["-m", "veil", "bench", *of, "--figure", name, "--plot", f"{PLOTS}/{name}.png"] for of, name in plots]
-    return [*made, [f"{HERE}/tables.py"]]
+    return [*made, ["-m", "bench", "tables"]]
 
 
 def main(names: list[str]) -> int:
-    """Measure, draw, write tables; the highest exit code."""
+    """Run one program; or measure, draw and write tables, and give the highest exit code."""
+    if names and names[0] in PROGRAMS and not set(names) <= set(MEASUREMENTS):
+        sys.argv = [f"{HERE}/{names[0]}.py", *names[1:]]
+        runpy.run_module(f"bench.{names[0]}", run_name="__main__", alter_sys=True)
+        return 0
     unknown = [name for name in names if name not in MEASUREMENTS]
     if unknown:
         print("\n".join(MEASUREMENTS), file=sys.stdout if unknown == ["--list"] else sys.stderr)

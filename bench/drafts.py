@@ -1,6 +1,6 @@
 """Draft tokens on SmolLM2: the same greedy text on ten prompts, and how many tokens a pass brings when a text is summarised.
 
-    python bench/drafts.py [--mode disable|execute] [--out bench/results/drafts.json]
+    python -m bench drafts [--mode disable|execute] [--out bench/results/drafts.json]
 
 The integer layers in clear (``disable``) make the comparison exact up to float rounding in attention; ``execute`` adds
 noise, with which near ties fall either way from run to run. Every pass drafts four tokens, whatever it costs, so that the
@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from record import Measurement, Record
-from trips import REPEATING
+from bench.record import Measurement, Record
+from bench.trips import REPEATING
 from veil.commands.models import compiled
 from veil.runtime.pace import Pace
 from veil.runtime.speculation import Speculation
@@ -69,6 +69,7 @@ def main() -> None:
     hybrid.set_fhe_mode(args.mode)
     record = Record(benchmark=f"draft tokens, {args.mode}", parameters={"draft_tokens": DRAFT_TOKENS, "new_tokens": TOKENS})
     same = 0
+    assert source.tokenizer is not None
     for prompt in PROMPTS:
         plain, _ = tokens_of(hybrid, source.tokenizer, prompt, speculate=False)
         drafted, passes = tokens_of(hybrid, source.tokenizer, prompt, speculate=True)

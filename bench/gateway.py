@@ -1,6 +1,6 @@
 """The gateway beside `veil generate`, against one `veil serve` on the loopback interface: SmolLM2.
 
-    python bench/gateway.py [--bundle FOLDER] [--rounds 3] [--out bench/results/gateway-smollm2.json]
+    python -m bench gateway [--bundle FOLDER] [--rounds 3] [--out bench/results/gateway-smollm2.json]
 
 Every round starts a fresh `veil generate` and a fresh `veil gateway` that is asked as soon as it listens, so that rows
 are made while the answer comes in both. The gateway's seconds are its client's: from the request to the first piece of
@@ -17,8 +17,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-from processes import VEIL, compiled, listening
-from record import Measurement, Record
+from bench.processes import VEIL, compiled, listening
+from bench.record import Measurement, Record
 
 PROMPT = "Explain in a few paragraphs why people encrypt their letters."
 TOKENS = 33

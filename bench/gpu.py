@@ -1,6 +1,6 @@
 """One GPU: offline rows, the server's work for a token, and whole models with both halves there, in one record.
 
-    python bench/gpu.py [--models gpt2,llama-1b,llama-8b] [--out bench/results/gpu.json]
+    python -m bench gpu [--models gpt2,llama-1b,llama-8b] [--out bench/results/gpu.json]
 
 The first two are measured through `veil.kernels.interface.Kernels` for models' shapes, with weights made on the GPU (the
 work does not depend on values): batches as a client makes them and an engine prepares them, and every group's answer for one
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from record import Measurement, Record
+from bench.record import Measurement, Record
 from veil import noise
 from veil.bench import files, machine, run
 from veil.bundle.manifest import Group, Layer, Manifest
@@ -36,6 +36,7 @@ from veil.params import Params, packed_bytes
 from veil.random import SecretRng
 from veil.seed import PublicSeed
 from veil.server.engine import Engine
+from veil.server.local import LocalServer
 from veil.wire.messages import BatchUpload
 
 BATCHES = 4
@@ -92,7 +93,7 @@ class Clock:
 
         replay, samples = capture(step), []
         for _ in range(2 + self._repeats):
-            before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             before.record()
             replay()
             after.record()
@@ -122,7 +123,8 @@ class Model:
         tables = hint.public_tables(self.seed, params)
         manifest = self.manifest
         self.maker = BatchMaker(params, self.seed, manifest.widths, manifest.segments, tables, kernels, SecretRng())
-        self.session = self.engine.open()
+        self.server = LocalServer(self.engine)
+        self.session = self.server.open()
         self.made = 0
 
     @property
@@ -144,8 +146,8 @@ class Model:
         numbers = [self.made + place for place in range(len(uploads))]
         self.made += len(uploads)
         renamed = [BatchUpload(number, upload.data) for number, upload in zip(numbers, uploads, strict=True)]
-        self.engine.prepare(self.session, renamed, tuple(self.manifest.segments))
-        self.engine.release(self.session, numbers)
+        self.server.prepare(self.session, renamed, tuple(self.manifest.segments))
+        self.server.release(self.session, numbers)
 
     def token(self) -> list[Any]:
         """One packed row of each group [1, bytes]."""
@@ -222,7 +224,7 @@ def measure_shapes(name: str, shapes: Shapes, kernels: Kernels, params: Params, 
 def measure_whole(name: str, record: Record, folder: Path) -> None:
     """`veil bench` with both halves on the GPU: its record, and the rows of a prompt in this one."""
     made = run.measure(run.RunRequest(model=name, device="cuda", plaintext=True), print_progress)
-    files.write(made, folder / f"card-{name}.json")
+    files.write(made, folder / f"gpu-{name}.json")
     for prompt in made.prompts:
         text = f"{name}, a row of a {prompt.rows}-row prompt"
         target = "≤ 0.25 ms" if (name, prompt.rows) == ("llama-1b", 512) else ""

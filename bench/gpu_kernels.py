@@ -1,6 +1,6 @@
 """Check and time the CUDA kernels on this machine's GPU: a batch's offline work, and rows, for models' shapes.
 
-    python bench/gpu_kernels.py --out bench/results/gpu-h100.json [check offline rows prompts hint tune]
+    python -m bench gpu_kernels --out bench/results/gpu-h100.json [check offline rows prompts hint tune]
 
 Weights and polynomials are random: the work does not depend on their values. Results are compared with NumPy, exactly.
 Times are medians between events; those of single rows are of CUDA graph replays. "Share" is the least bytes that must move
@@ -13,16 +13,14 @@ import argparse
 import itertools
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from veil.crypto import public
 from veil.kernels.cuda import ntt_domain, product
@@ -74,7 +72,7 @@ def timed(step: Callable[[], Any], repeats: int = 10) -> float:
     torch.cuda.synchronize()
     times = []
     for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         step()
         end.record()
@@ -188,7 +186,7 @@ def _prepare(model: str, blocks: int) -> None:
     hint = random_hint(blocks)
     for count in (1, 2, 4, 8):
         batches = K.asarray(random_ntt(count))
-        ms = timed(lambda batches=batches: K.prepare(hint, batches, 32, RING), 5)
+        ms = timed(partial(K.prepare, hint, batches, 32, RING), 5)
         least = (hint.nbytes + count * 4 * T * blocks * RING.w) / BYTES_PER_S
         note("offline", f"{model} prepare {count}", ms=ms, us_a_row=1e3 * ms / count / T, share=1e3 * least / ms)
     if model == "gpt2":
@@ -342,14 +340,14 @@ def hint() -> None:
         for shape, times in (*((shape, layers) for shape in shapes), (head, 1)):
             weights = int8(*shape)
             a = np.zeros((PARAMS.elements(shape[1]), RING.k, RING.m), dtype=np.uint32)
-            ms = timed(lambda weights=weights, a=a: K.inner_hint(weights, a, RING), 3)
+            ms = timed(partial(K.inner_hint, weights, a, RING), 3)
             total += times * ms
             share = 8e3 * shape[0] * shape[1] * RING.n / OPERATIONS_PER_S / ms
             note("hint", f"{model} inner {shape}", ms=ms, share=share)
         slots = sum(rows for rows, _ in groups(model))
         own = torch.randint(-(1 << 19), 1 << 19, (4096 * RING.w, RING.n), dtype=torch.int32, device="cuda")
         room = K.new_hint(4096, RING)
-        ms = timed(lambda own=own, room=room: K.fill_hint(room, 0, own, RING), 3) * PARAMS.blocks(slots) / 4096
+        ms = timed(partial(K.fill_hint, room, 0, own, RING), 3) * PARAMS.blocks(slots) / 4096
         note("hint", f"{model} all", inner_s=total / 1e3, fill_s=ms / 1e3)
 
 
@@ -390,10 +388,10 @@ def main() -> None:
     steps: dict[str, list[Callable[[], None]]] = {
         "check": [check],
         "tune": [tune],
-        "offline": [lambda model=model: offline(model) for model in models],
-        "rows": [lambda model=model: rows(model) for model in models],
+        "offline": [partial(offline, model) for model in models],
+        "rows": [partial(rows, model) for model in models],
         "layers": [layers],
-        "prompts": [lambda model=model: prompts(model) for model in models if model != "llama-8b"],
+        "prompts": [partial(prompts, model) for model in models if model != "llama-8b"],
         "hint": [hint],
     }
     for section in options.sections:

@@ -1,7 +1,7 @@
 """Accuracy of SmolLM2 under veil: tokens, KL divergence, perplexity, and every layer's noise against its prediction.
 
-    python bench/quality.py [--out bench/results/quality.json]
-    python bench/quality.py --fuse-norms --out bench/results/quality-fused.json
+    python -m bench quality [--out bench/results/quality.json]
+    python -m bench quality --fuse-norms --out bench/results/quality-fused.json
 
 Ten short questions, float layers against integer ones; greedy decoding in ``execute`` against ``disable``; KL and perplexity
 of ``simulate`` against float over the prose in ``veil/report``; error variance of each group in ``execute`` and in
@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from questions import ANSWER_TOKENS, QUESTIONS, is_right
-from record import Measurement, Record
+from bench.questions import ANSWER_TOKENS, QUESTIONS, is_right
+from bench.record import Measurement, Record
 from veil import HybridFHEModel
 from veil.compile.sample import sample_tokens
 from veil.report import measure
@@ -44,6 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     source = load_model("smollm2")
     model, tokenizer = source.model, source.tokenizer
+    assert tokenizer is not None
     prose = resources.files("veil.report").joinpath("prose.txt").read_text(encoding="utf-8")
     ids = tokenizer(prose, return_tensors="pt").input_ids[:, :1100]
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
@@ -99,13 +100,14 @@ def layers(hybrid: HybridFHEModel, ids: torch.Tensor, record: Record) -> None:
 def questions(hybrid: HybridFHEModel, tokenizer: Any, record: Record) -> None:
     """Greedy answers to ten short questions: how many are right, and how many of the integer layers are those of float."""
     answers: dict[str, list[str]] = {}
+    model: Any = hybrid.model
     for mode in ("torch", "disable"):
         hybrid.set_fhe_mode(mode)
         answers[mode] = []
         for question, _ in QUESTIONS:
             turns = [{"role": "user", "content": question}]
             chat = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-            done = hybrid.model.generate(**chat, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+            done = model.generate(**chat, max_new_tokens=ANSWER_TOKENS, do_sample=False)
             answers[mode].append(tokenizer.decode(done[0, chat["input_ids"].shape[1] :], skip_special_tokens=True))
     for mode, name in (("torch", "float"), ("disable", "integer layers")):
         right = sum(is_right(number, answer) for number, answer in enumerate(answers[mode]))
@@ -118,7 +120,7 @@ def questions(hybrid: HybridFHEModel, tokenizer: Any, record: Record) -> None:
 
 def greedy(hybrid: HybridFHEModel, tokenizer: Any, record: Record) -> None:
     """32 greedy tokens for three prompts; a difference is listed with the logit gap and the noise of that gap."""
-    same = 0
+    same, model = 0, cast(Any, hybrid.model)
     for number, prompt in enumerate(PROMPTS, 1):
         chat = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -126,7 +128,7 @@ def greedy(hybrid: HybridFHEModel, tokenizer: Any, record: Record) -> None:
         texts = {}
         for mode in ("disable", "execute"):
             hybrid.set_fhe_mode(mode)
-            done = hybrid.model.generate(
+            done = model.generate(
                 **chat, max_new_tokens=32, do_sample=False, output_scores=True, return_dict_in_generate=True
             )
             texts[mode] = (done.sequences[0, chat["input_ids"].shape[1] :].tolist(), done.scores)

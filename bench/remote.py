@@ -1,6 +1,6 @@
 """Encrypted generation over the network, on the loopback interface, beside the same in one process: SmolLM2.
 
-    python bench/remote.py [--bundle FOLDER] [--part tokens|first|clients] [--out bench/results/remote-smollm2.json]
+    python -m bench remote [--bundle FOLDER] [--part tokens|first|clients] [--out bench/results/remote-smollm2.json]
 
 The server is a process of its own (`veil serve`), and so is each of the four clients that run at once. A part that runs
 alone replaces its rows in the record, if that is of the same commit and machine.
@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from processes import compiled, listening
-from record import Measurement, Record
+from bench.processes import compiled, listening
+from bench.record import Measurement, Record
 from veil import HybridFHEModel
 from veil.client.session import OfflineRows
 
@@ -114,7 +115,8 @@ class Clock:
 def generate(hybrid: HybridFHEModel, ids: torch.Tensor, count: int = TOKENS) -> tuple[list[int], list[float]]:
     """The new tokens, and the time of the start and of each."""
     clock = Clock()
-    output = hybrid.model.generate(
+    model: Any = hybrid.model
+    output = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count,
         do_sample=False, streamer=clock, pad_token_id=0,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Tables of the README and the docs, written from bench/results between markers.
 
-    python bench/tables.py            rewrite them
-    python bench/tables.py --check    exit with 1 if one is stale (a test does this)
+    python -m bench tables            rewrite them
+    python -m bench tables --check    exit with 1 if one is stale (a test does this)
 
 A table stands between ``<!-- results: NAME -->`` and ``<!-- end of results -->``. To add one, write a function from the
 results folder to rows of cells, the first one the header, put it into `TABLES`, and put the markers where it should appear.
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from record import Record as Measured
+from bench.record import Record as Measured
 from veil.bench import files
 from veil.bench.link import token_seconds
 from veil.bench.record import Prompt, Record, SignalSeries, WidthSeries
@@ -116,9 +116,9 @@ def peer(results: Path) -> Rows:
     header = ["", "veil", "concrete-ml-extensions", "plaintext float32"]
     rows = [header]
     for r in _records(results):
-        if r.peer is None:
-            continue
         name, size = NAMES[r.model.name], r.bytes_per_token
+        if r.peer is None or size.peer is None:
+            continue
         cells = [f"{r.token_s.total:.3f} s", f"{r.peer.token_s:,.0f} s", _ms(r.token_s.plaintext)]
         rows.append([f"{name}, a token", *cells])
         rows.append([f"{name}, bytes a token", *(f"{v / 1e6:.2f} MB" for v in (size.total, size.peer, size.clear_float32))])
@@ -243,7 +243,7 @@ def gpu(results: Path) -> Rows:
 
 def gpu_models(results: Path) -> Rows:
     """`veil bench --device cuda`: both halves and plaintext on one GPU."""
-    records = [files.read(results / f"card-{name}.json", Record) for name in ("gpt2", "llama-1b")]
+    records = [files.read(results / f"gpu-{name}.json", Record) for name in ("gpt2", "llama-1b")]
     lines: list[tuple[str, Callable[[Record], str]]] = [
         ("plaintext float32 `generate`, a token", lambda r: _ms(r.token_s.plaintext)),
         ("encrypted, a token, everything", lambda r: f"**{_ms(r.token_s.total)}**"),
@@ -340,6 +340,10 @@ def markdown(rows: Rows) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _stays(place: Path, name: str, error: object) -> None:
+    print(f"{place}: {name} stays as it is: {error}")
+
+
 def main() -> int:
     """Rewrite, or check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -349,13 +353,13 @@ def main() -> int:
     for path in documents():
         before = path.read_text()
         place = path.relative_to(ROOT)
-        after = rewritten(before, missing=lambda name, error, place=place: print(f"{place}: {name} stays as it is: {error}"))
+        after = rewritten(before, missing=partial(_stays, place))
         if before != after:
             stale.append(place)
             if not check:
                 path.write_text(after)
     for path in stale:
-        print(f"{path}: {'stale; run python bench/tables.py' if check else 'rewritten'}")
+        print(f"{path}: {'stale; run python -m bench tables' if check else 'rewritten'}")
     return 1 if check and stale else 0
 
 

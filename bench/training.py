@@ -1,8 +1,8 @@
 """Training through encrypted layers: a validation loss against plain PyTorch's, and what a step costs.
 
-    python bench/training.py curve [--steps 200] [--minutes 30] [--out bench/results/training-curve.json]
-    python bench/training.py step [--model llama-1b] [--rows 4x16] [--out bench/results/training-llama-1b.json]
-    python bench/training.py signal [--out bench/results/training-signal.json]
+    python -m bench training curve [--steps 200] [--minutes 30] [--out bench/results/training-curve.json]
+    python -m bench training step [--model llama-1b] [--rows 4x16] [--out bench/results/training-llama-1b.json]
+    python -m bench training signal [--out bench/results/training-signal.json]
 
 ``curve``: SmolLM2, LoRA r = 8 on q and v, on the prose in ``veil/report``, the same seed and order of examples for float
 and encrypted; ``--plot`` draws both. ``step``: one batch forward, backward and step, plaintext and encrypted in one run.
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from record import Measurement, Record
+from bench.record import Measurement, Record
 from veil import HybridFHEModel, noise
 from veil.bench.subjects import Loaded, load, release_floats
 from veil.bundle.constants import row_norms

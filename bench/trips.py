@@ -1,6 +1,6 @@
 """Seconds a token over a network: plain, with fused norms, and with draft tokens as well, on SmolLM2 and GPT-2's shapes.
 
-    python bench/trips.py smollm2 --mbit 1000 --out bench/results/trips-smollm2-1000.json
+    python -m bench trips smollm2 --mbit 1000 --out bench/results/trips-smollm2-1000.json
 
 A server in a process of its own answers over loopback. Each round trip is held back as the link would hold it: it takes a
 round-trip time and its bytes at the given bandwidth longer. ``--bundles FOLDER`` keeps the compiled bundles between runs.
@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from processes import listening
-from record import Measurement, Record
+from bench.processes import listening
+from bench.record import Measurement, Record
 from veil import HybridFHEModel
 from veil.client.session import OfflineRows
 from veil.client.stats import Stats
@@ -151,9 +151,12 @@ def generation(
     hybrid.reserve(rows_body=prompt.shape[1] - 1, rows_full=1 + tokens)
     before, clock = hybrid.stats.copy(), Clock()
     hybrid.cancel_check = HeldBack(link, hybrid.stats) if link else None
-    speculation = speculating(hybrid, link) if speculate and link else nullcontext({})
+    model: Any = hybrid.model
+    speculation: AbstractContextManager[dict[str, Any]] = (
+        speculating(hybrid, link) if speculate and link else nullcontext({})
+    )
     with quiet(), torch.no_grad(), speculation as options:
-        hybrid.model.generate(
+        model.generate(
             prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=1 + tokens, streamer=clock,
             min_new_tokens=1 + tokens, pad_token_id=0, **options,
         )  # fmt: skip

@@ -44,6 +44,7 @@ from veil.params import Params
 from veil.random import SecretRng
 from veil.seed import PublicSeed
 from veil.server.engine import Engine
+from veil.server.local import LocalServer
 
 _COUNT = itertools.count()
 WORDS = ["<unk>", "<s>", "</s>", "<user>", "<reply>"] + [f"w{index}" for index in range(59)]
@@ -289,6 +290,7 @@ class Pair:
         self.weights = tuple(draw.integers(-127, 128, size, dtype=np.int8) for size in sizes)
         self.server_model = ServerModel(params, self.seed, self.manifest, self.weights)
         self.engine = Engine.build(self.server_model, self.kernels)
+        self.server = LocalServer(self.engine)
         tables = self.engine.hint.public_tables(self.seed, params)
         self.client_model = ClientModel(params, self.seed, self.manifest, tables)
         constants = [
@@ -299,7 +301,7 @@ class Pair:
 
     def session(self, transport: Any = None, seed: int = 3, **options: Any) -> ClientSession:
         rng = SecretRng.insecure_for_tests(seed)
-        other = transport or self.engine
+        other = transport or self.server
         return ClientSession(self.client_model, other, self.kernels, self.scalings, rng, Stats(), **options)
 
     def inputs(self, group: int, rows: int, seed: int = 0) -> np.ndarray:
@@ -333,19 +335,19 @@ class Call:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """Every call of a client to an engine, in order, as it is made."""
+    """Every call of a client to a server in process, in order, as it is made."""
     seen: list[Call] = []
     for method in ("open", "prepare", "evaluate", "release", "close"):
-        monkeypatch.setattr(Engine, method, _recorded(method, getattr(Engine, method), seen))
+        monkeypatch.setattr(LocalServer, method, _recorded(method, getattr(LocalServer, method), seen))
     return seen
 
 
 def _recorded(method: str, original: Callable[..., Any], seen: list[Call]) -> Callable[..., Any]:
-    def wrapper(engine: Engine, *args: Any) -> Any:
+    def wrapper(server: LocalServer, *args: Any) -> Any:
         call = Call(method, args)
         seen.append(call)
         try:
-            call.reply = original(engine, *args)
+            call.reply = original(server, *args)
         except Exception as error:
             call.reply = error
             raise

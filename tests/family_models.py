@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 START, END = "<!-- table: start -->", "<!-- table: end -->"
 
 VOCABULARY = 72

@@ -23,7 +23,8 @@ ARROWS = {
     "runtime": {"bundle", "client", "kernels", "sources"},
     "compile": {"bundle", "kernels", "runtime", "sources"},
     "hybrid": {"bundle", "client", "compile", "crypto", "kernels", "network", "random", "runtime", "server", "wire"},
-    "gateway": {"client", "hybrid", "veil"},
+    "training": {"client"},
+    "gateway": {"client", "hybrid", "training", "veil"},
     "report": {"bundle", "hybrid", "kernels", "runtime"},
     "bench": {
         "bundle",
@@ -41,9 +42,9 @@ ARROWS = {
     },
     "commands": {
         *("bench", "bundle", "client", "compile", "gateway", "hybrid", "kernels", "network", "report", "runtime", "server"),
-        *("sources", "veil"),
+        *("sources", "training", "veil"),
     },
-    "cli": {"bench", "bundle", "client", "commands", "gateway", "server", "veil"},
+    "cli": {"bench", "bundle", "client", "commands", "gateway", "server", "training", "veil"},
     "veil": {"bundle", "hybrid", "runtime"},
     "__main__": {"cli"},
 }

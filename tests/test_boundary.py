@@ -73,9 +73,10 @@ def test_a_serving_engine_reaches_no_secret_key_code() -> None:
         "from veil.seed import PublicSeed\n"
         "from veil.bundle.server_half import ServerModel\n"
         "from veil.server.engine import Engine\n"
+        "from veil.server.local import LocalServer\n"
         "manifest = Manifest((Group((Layer('a', 'linear', 5, 3, 8, False),), 'body'),))\n"
         "model = ServerModel(Params.insecure_tiny(), PublicSeed(bytes(32)), manifest, (np.ones((3, 5), np.int8),))\n"
-        "Engine.build(model, kernels_for('reference')).open()\n"
+        "LocalServer(Engine.build(model, kernels_for('reference'))).open()\n"
     )
     assert "veil.kernels.reference" in modules
     assert within(modules, *SECRET) == []

@@ -88,18 +88,18 @@ def rows_of(sequences: int, prompt: int, more: int) -> int:
 
 def test_a_row_is_spent_before_its_bytes_leave(pair: Any, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The transport fails while rows are on their way: they stay spent, and a retry takes fresh ones."""
-    session, engine = pair.session(), type(pair.engine)
+    session, server = pair.session(), type(pair.server)
     x = pair.inputs(0, 2)
-    working = engine.evaluate
+    working = server.evaluate
 
     def broken(self: Any, *args: Any) -> Any:
         working(self, *args)
         raise ConnectionError("the reply was lost")
 
-    monkeypatch.setattr(engine, "evaluate", broken)
+    monkeypatch.setattr(server, "evaluate", broken)
     with pytest.raises(ConnectionError):
         session.evaluate(0, x)
-    monkeypatch.setattr(engine, "evaluate", working)
+    monkeypatch.setattr(server, "evaluate", working)
     session.evaluate(0, x)
     assert_fresh(calls, 4)
     session.close()
@@ -113,30 +113,31 @@ def test_a_second_use_raises_on_the_server(pair: Any, calls: list[Any]) -> None:
     name, group, spans, data, slots = call.args
     for other in (data, data ^ np.uint8(1)):
         with pytest.raises(RowReused):
-            pair.engine.evaluate(name, group, spans, other, slots)
-    own = pair.engine.store.find(name)
+            pair.server.evaluate(name, group, spans, other, slots)
+    own = pair.server.store.find(name)
     with pytest.raises(RowReused):
-        pair.engine.claim(own, group, spans, data ^ np.uint8(1), slots)
+        pair.server.admission.claim(own, group, spans, data ^ np.uint8(1), slots)
     session.close()
 
 
 def test_identical_bytes_get_the_identical_reply(pair: Any) -> None:
     """Over a network a reply can be lost: the same request again, and nothing else, is answered again."""
     session = pair.session()
-    engine = pair.engine
+    server, engine = pair.server, pair.engine
+    claim = server.admission.claim
 
     class Network:
         """The engine, as a service that lets the same bytes come again."""
 
-        batch_ttl_s = engine.batch_ttl_s
-        open, prepare, release, stop, close = engine.open, engine.prepare, engine.release, engine.stop, engine.close
+        batch_ttl_s = server.batch_ttl_s
+        open, prepare, release, stop, close = server.open, server.prepare, server.release, server.stop, server.close
 
         def evaluate(self, name: str, group: int, spans: Any, data: Any, slots: int) -> Any:
-            own = engine.store.find(name)
-            first, second = (np.array(engine.answer([engine.claim(own, group, spans, data, slots)])[0]) for _ in range(2))
+            own = server.store.find(name)
+            first, second = (np.array(engine.answer([claim(own, group, spans, data, slots)])[0]) for _ in range(2))
             np.testing.assert_array_equal(first, second)
             with pytest.raises(RowReused):
-                engine.claim(own, group, spans, data ^ np.uint8(128), slots)
+                claim(own, group, spans, data ^ np.uint8(128), slots)
             return first
 
     session.close()

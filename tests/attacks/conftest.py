@@ -96,16 +96,16 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> An
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """What a curious server writes down: (group, rows) of every request, in order."""
-    from veil.server.engine import Engine
+    from veil.server.admission import Admission
 
     seen: list[tuple[int, int]] = []
-    original = Engine.claim
+    original = Admission.claim
 
-    def claim(engine: Engine, session: Any, group: int, spans: Any, *rest: Any, **options: Any) -> Any:
+    def claim(admission: Admission, session: Any, group: int, spans: Any, *rest: Any, **options: Any) -> Any:
         seen.append((group, rows_of(spans)))
-        return original(engine, session, group, spans, *rest, **options)
+        return original(admission, session, group, spans, *rest, **options)
 
-    monkeypatch.setattr(Engine, "claim", claim)
+    monkeypatch.setattr(Admission, "claim", claim)
     return seen
 
 

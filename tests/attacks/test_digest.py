@@ -221,8 +221,7 @@ def test_a_damaged_list_is_not_guessed_at(text: str | bytes, tmp_path: Path) -> 
 
 def test_a_server_does_not_start_with_a_half_that_is_another_bundles(llama: Any, forged: Callable[..., Any]) -> None:
     from veil.kernels import cpu
-    from veil.server.store import SessionStore
 
     bad = forged(llama, evil_template)
     with pytest.raises(BundleError, match="is not the client half that was compiled with"):
-        build_bundles({"llama": llama.path / "server"}, {"llama": bad.path / "client"}, cpu, SessionStore())
+        build_bundles({"llama": llama.path / "server"}, {"llama": bad.path / "client"}, cpu)

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
+from bench import gpu
 from veil.kernels.backend import kernels_for
 from veil.params import Params
 
 TINY = Params.insecure_tiny()
 
 
-@pytest.fixture(scope="module")
-def gpu() -> Iterator[ModuleType]:
-    """`bench/gpu.py`, with its folder on the path as it has when it runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).resolve().parents[2] / "bench")
-        yield importlib.import_module("gpu")
-
-
-def test_rows_offline_and_a_token_are_measured(gpu: Any, tmp_path: Path) -> None:
+def test_rows_offline_and_a_token_are_measured(tmp_path: Path) -> None:
     kernels = kernels_for("cpu")
     shapes = gpu.Shapes(body=((70, 51), (64, 100), (48, 33)), head=(70, 90), token_ms=1.0)
     record = gpu.Record(benchmark="one GPU", parameters={})
@@ -40,7 +29,7 @@ def test_rows_offline_and_a_token_are_measured(gpu: Any, tmp_path: Path) -> None
     assert gpu.Record.read(tmp_path / "gpu.json") == record
 
 
-def test_a_wrong_answer_is_noticed(gpu: Any) -> None:
+def test_a_wrong_answer_is_noticed() -> None:
     shapes = gpu.Shapes(body=((70, 51),), head=(70, 90), token_ms=1.0)
     model = gpu.Model(shapes, kernels_for("cpu"), TINY)
     data, shares = model.token(), model.shares()
@@ -50,7 +39,7 @@ def test_a_wrong_answer_is_noticed(gpu: Any) -> None:
         gpu.check(model, data, shares)
 
 
-def test_shapes_are_those_of_the_models(gpu: Any) -> None:
+def test_shapes_are_those_of_the_models() -> None:
     def sums(name: str) -> tuple[int, int]:
         sizes = [*gpu.MODELS[name].body, gpu.MODELS[name].head]
         return sum(rows for _, rows in sizes), sum(width * rows for width, rows in sizes)

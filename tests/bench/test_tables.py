@@ -2,57 +2,41 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from bench import tables
 from veil.bench import files
 from veil.bench.record import Record, SignalPoint, SignalSeries
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def tables() -> Iterator[ModuleType]:
-    """`bench/tables.py`, with its folder on the path as it has when it runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "bench")
-        spec = importlib.util.spec_from_file_location("bench_tables", ROOT / "bench" / "tables.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, "bench_tables", module)
-        spec.loader.exec_module(module)
-        yield module
-
-
 def marked(name: str, body: str = "old\n") -> str:
     return f"before\n<!-- results: {name} -->\n{body}<!-- end of results -->\nafter\n"
 
 
-def test_no_table_is_stale(tables: ModuleType) -> None:
+def test_no_table_is_stale() -> None:
     for path in tables.documents():
         text = path.read_text()
-        assert tables.rewritten(text) == text, f"{path.name} is stale; run python bench/tables.py"
+        assert tables.rewritten(text) == text, f"{path.name} is stale; run python -m bench tables"
 
 
-def test_every_table_that_stands_somewhere_is_known(tables: ModuleType) -> None:
+def test_every_table_that_stands_somewhere_is_known() -> None:
     placed = {name for path in tables.documents() for name in re.findall(r"<!-- results: ([\w-]+) -->", path.read_text())}
     assert placed <= set(tables.TABLES)
 
 
-def test_every_start_has_its_end(tables: ModuleType) -> None:
+def test_every_start_has_its_end() -> None:
     for path in tables.documents():
         text = path.read_text()
         assert len(re.findall(r"<!-- results: ", text)) == len(re.findall(r"<!-- end of results -->", text))
 
 
-def test_a_changed_record_makes_a_table_stale(tables: ModuleType, tiny_record: Record, tmp_path: Path) -> None:
+def test_a_changed_record_makes_a_table_stale(tiny_record: Record, tmp_path: Path) -> None:
     path = tmp_path / "cpu-gpt2.json"
     files.write(replace(tiny_record, model=replace(tiny_record.model, name="gpt2")), path)
     first = tables.rewritten(marked("cpu"), tmp_path)
@@ -62,7 +46,7 @@ def test_a_changed_record_makes_a_table_stale(tables: ModuleType, tiny_record: R
     assert tables.rewritten(first, tmp_path) != first
 
 
-def test_the_main_table_has_every_ratio(tables: ModuleType, tiny_record: Record, tmp_path: Path) -> None:
+def test_the_main_table_has_every_ratio(tiny_record: Record, tmp_path: Path) -> None:
     prompts = tuple(replace(prompt, rows=rows) for prompt, rows in zip(tiny_record.prompts, (64, 512), strict=True))
     record = replace(tiny_record, model=replace(tiny_record.model, name="smollm2"), prompts=prompts)
     files.write(record, tmp_path / "cpu-smollm2.json")
@@ -81,7 +65,7 @@ def test_the_main_table_has_every_ratio(tables: ModuleType, tiny_record: Record,
     assert row[0] == "SmolLM2-135M" and row[5] == f"{record.bytes_per_token.total:,.0f}"
 
 
-def test_a_table_without_its_record_stays_and_is_told_of(tables: ModuleType, tmp_path: Path) -> None:
+def test_a_table_without_its_record_stays_and_is_told_of(tmp_path: Path) -> None:
     told: list[str] = []
     for name in tables.TABLES:
         assert tables.rewritten(marked(name), tmp_path, lambda name, error: told.append(name)) == marked(name)
@@ -90,7 +74,7 @@ def test_a_table_without_its_record_stays_and_is_told_of(tables: ModuleType, tmp
     assert tables.rewritten(marked("signal"), tmp_path) == marked("signal")
 
 
-def test_the_signal_table(tables: ModuleType, tmp_path: Path) -> None:
+def test_the_signal_table(tmp_path: Path) -> None:
     point = SignalPoint(
         width=28672, slots=64, rows=64, input_bits=27, result_bits=13,
         measured_db=44.91, predicted_db=45.02, largest_slot_db=46.0, error_ratio=1.0,
@@ -100,7 +84,7 @@ def test_the_signal_table(tables: ModuleType, tmp_path: Path) -> None:
     assert "| 28,672 | 44.9 dB | 45.0 dB | 27 / 13 |" in tables.rewritten(marked("signal"), tmp_path)
 
 
-def test_an_unknown_table_is_an_error(tables: ModuleType) -> None:
+def test_an_unknown_table_is_an_error() -> None:
     with pytest.raises(ValueError, match="no table 'nothing'"):
         tables.rewritten(marked("nothing"))
 

@@ -11,7 +11,7 @@ import pytest
 from veil.client.filler import OfflineRows
 from veil.errors import NotFiniteActivation, QuotaExceeded, ServerUnreachable, UnknownBatch, UnknownSession
 from veil.network.timeouts import Timeouts
-from veil.server.engine import Engine
+from veil.server.local import LocalServer
 from veil.server.store import Limits, SessionStore
 from veil.wire.messages import BatchUpload
 
@@ -97,15 +97,15 @@ def test_whole_batches_of_prompt_rows_are_prepared_without_the_head(pair: Any, c
 
 def test_used_batches_are_released_at_the_next_forward_pass(pair: Any, calls: Any) -> None:
     session = pair.session()
-    before = pair.engine.store.batch_count
+    before = pair.server.store.batch_count
     session.begin_forward()
     session.evaluate(0, pair.inputs(0, 19))
-    made = pair.engine.store.batch_count - before
+    made = pair.server.store.batch_count - before
     session.begin_forward()
     used = {span.batch for call in calls if call.method == "evaluate" for span in call.args[2] if span.count == 8}
     released = [number for call in calls if call.method == "release" for number in call.args[1]]
     assert sorted(released) == sorted(used)
-    assert pair.engine.store.batch_count - before == made - len(used) == 1
+    assert pair.server.store.batch_count - before == made - len(used) == 1
     session.close()
 
 
@@ -125,14 +125,14 @@ def test_reserve_makes_rows_offline(pair: Any, calls: Any) -> None:
 
 
 def test_close_forgets_batches_on_both_sides(pair: Any) -> None:
-    sessions, memory = pair.engine.store.count, pair.engine.store.used_bytes
+    sessions, memory = pair.server.store.count, pair.server.store.used_bytes
     session = pair.session()
     session.reserve(full=3)
-    assert pair.engine.store.count == sessions + 1
+    assert pair.server.store.count == sessions + 1
     session.close()
     assert session.ready.tokens == 0
-    assert pair.engine.store.count == sessions
-    assert pair.engine.store.used_bytes == memory
+    assert pair.server.store.count == sessions
+    assert pair.server.store.used_bytes == memory
 
 
 def test_a_closed_session_makes_no_more_rows(pair: Any) -> None:
@@ -159,22 +159,22 @@ def test_batches_of_an_upload_whose_answer_was_lost_are_released(
 ) -> None:
     """They arrived, but the client cannot know; it makes others, and the server keeps those only."""
     session = pair.session()
-    before = pair.engine.store.batch_count
-    prepare, failures = type(pair.engine).prepare, [lost]
+    before = pair.server.store.batch_count
+    prepare, failures = type(pair.server).prepare, [lost]
 
     def lose(engine: Any, *args: Any) -> None:
         prepare(engine, *args)
         if failures:
             raise failures.pop()
 
-    monkeypatch.setattr(type(pair.engine), "prepare", lose)
+    monkeypatch.setattr(type(pair.server), "prepare", lose)
     session.reserve(full=3)
     uploads = [[batch.number for batch in call.args[1]] for call in calls if call.method == "prepare"]
     data = [batch.data.tobytes() for call in calls if call.method == "prepare" for batch in call.args[1]]
     assert [call.args[1] for call in calls if call.method == "release"] == [uploads[0]]
     assert len(uploads) == 2 and uploads[0] != uploads[1]
     assert len(set(data)) == len(data), "not a byte of the first upload goes again"
-    assert pair.engine.store.batch_count == before + 1
+    assert pair.server.store.batch_count == before + 1
     session.close()
 
 
@@ -195,7 +195,7 @@ def rows_sent(calls: Any) -> list[tuple[str, int, int, int]]:
 @pytest.mark.parametrize("forget", ["session", "batches"])
 def test_a_server_that_forgot_gets_fresh_rows(pair: Any, calls: Any, forget: str) -> None:
     """Another session with other secrets; what was under way is encrypted anew under rows that were never used."""
-    session, store = pair.session(), pair.engine.store
+    session, store = pair.session(), pair.server.store
     session.evaluate(0, pair.inputs(0, 3))
     name = session._pool.session
     own = store.find(name)
@@ -225,7 +225,7 @@ def test_a_server_that_forgets_every_time_is_an_error(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(Engine, "evaluate", fail)
+    monkeypatch.setattr(LocalServer, "evaluate", fail)
     with pytest.raises(type(error), match="gone"):
         session.evaluate(0, pair.inputs(0, 1))
     assert session.stats.sessions_lost == 2
@@ -233,7 +233,7 @@ def test_a_server_that_forgets_every_time_is_an_error(
 
 
 def test_a_session_that_is_lost_while_rows_are_made_is_replaced(pair: Any) -> None:
-    session, store = pair.session(), pair.engine.store
+    session, store = pair.session(), pair.server.store
     store.close(store.find(session._pool.session))
     session.reserve(full=1)
     assert session.stats.sessions_lost == 1
@@ -242,9 +242,8 @@ def test_a_session_that_is_lost_while_rows_are_made_is_replaced(pair: Any) -> No
 
 
 def test_a_quota_is_an_error_and_not_tried_again(pair: Any, calls: Any) -> None:
-    engine = pair.engine
     store = SessionStore(Limits(max_batches_per_session=1))
-    session = pair.session(Engine(engine.model, engine.hint, engine.weights, engine.kernels, store))
+    session = pair.session(LocalServer(pair.engine, store))
     session.reserve(full=8)
     with pytest.raises(QuotaExceeded, match="1 batches of rows wait and 1 more"):
         session.reserve(full=9)

@@ -31,6 +31,7 @@ from veil.kernels.ring import ring_of
 from veil.network.frames import Frames
 from veil.params import Params, packed_bytes
 from veil.seed import PublicSeed
+from veil.server.admission import Admission
 from veil.server.engine import Engine
 from veil.server.metrics import Metrics
 from veil.server.rows import RowAnswers
@@ -81,10 +82,19 @@ def server() -> Service:
     weights = tuple(draw.integers(-127, 128, (g.rows, g.width), dtype=np.int8) for g in MANIFEST.groups)
     store = SessionStore(Limits(memory_bytes=MEMORY, max_batches_per_session=6))
     model = ServerModel(PARAMS, PublicSeed(bytes(32)), MANIFEST, weights)
-    engine = Engine.build(model, KERNELS, None, store)
+    engine = Engine.build(model, KERNELS)
     size = methods.largest_message([(PARAMS, MANIFEST)])
+    admission = Admission(store)
     shared = Shared(
-        {"m": HostedBundle(engine, "0" * 64)}, store, PreparationWorker(), OnlineTurns(), Metrics(), None, size, 5.0, 8
+        {"m": HostedBundle(engine, "0" * 64)},
+        admission,
+        PreparationWorker(admission),
+        OnlineTurns(),
+        Metrics(),
+        None,
+        size,
+        5.0,
+        8,
     )
     return Service(shared)
 
@@ -177,7 +187,7 @@ def evaluate(data: bytes) -> None:
     zeros = bytes(PARAMS.batch_bytes)
     parts += [pb.PrepareRequest(batch=pb.PrepareBatch(number=number, data=zeros)) for number in range(2)]
     server().prepare(iter([seal(part) for part in parts]), "")
-    stream = RowAnswers(shared.store, shared.turns, shared.metrics, "", lambda: None)
+    stream = RowAnswers(shared.admission, shared.turns, shared.metrics, "", lambda: None)
 
     def run() -> None:
         for piece in pieces(data):

@@ -64,10 +64,9 @@ class Bundle:
     local: HybridFHEModel
     engine: Engine
 
-    def served(self, store: SessionStore, offer: bool = False) -> HostedBundle:
-        own, half = self.engine, self.path / "client"
-        engine = Engine(own.model, own.hint, own.weights, own.kernels, store)
-        return HostedBundle(engine, half_digest(half), Offer(half) if offer else None)
+    def served(self, offer: bool = False) -> HostedBundle:
+        half = self.path / "client"
+        return HostedBundle(self.engine, half_digest(half), Offer(half) if offer else None)
 
     def connect(self, target: int | str, **options: Any) -> HybridFHEModel:
         address = f"127.0.0.1:{target}" if isinstance(target, int) else target
@@ -113,7 +112,7 @@ def running(*bundles: Bundle, limits: Limits | None = None, offer: bool = False,
     """A server on a free port of the loopback interface."""
     store = SessionStore(limits or server_limits())
     config = ServerConfig(**({"port": 0, "limits": store.limits, "sweep_s": 0.2} | options))
-    server = Server({bundle.name: bundle.served(store, offer) for bundle in bundles}, store, config)
+    server = Server({bundle.name: bundle.served(offer) for bundle in bundles}, store, config)
     server.start()
     try:
         yield server

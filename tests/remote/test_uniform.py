@@ -71,9 +71,9 @@ def test_received_batches_are_uniform(llama: Any, serve: Any) -> None:
     """Residues of what a client uploads, as shares of their primes, in 256 bins; uniform ones fail once in a million."""
     seen: list[Upload] = []
     with serve(llama) as server:
-        engine = server.service._shared.bundles["llama"].engine
-        admit = engine.admit
-        engine.admit = lambda session, upload: (seen.append(upload), admit(session, upload))[1]
+        admission, engine = server.service._shared.admission, llama.engine
+        admit = admission.admit
+        admission.admit = lambda session, upload: (seen.append(upload), admit(session, upload))[1]
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
         remote.reserve(rows_full=32)
         remote.close()
@@ -89,11 +89,11 @@ def test_received_batches_are_uniform(llama: Any, serve: Any) -> None:
 
 
 def _spy_on(server: Any, received: list[bytes]) -> None:
-    engine = server.service._shared.bundles["llama"].engine
-    claim = engine.claim
+    admission = server.service._shared.admission
+    claim = admission.claim
 
     def spy(session: Any, group: int, spans: Any, data: Any, slots: int) -> Any:
         received.append(data.tobytes())
         return claim(session, group, spans, data, slots)
 
-    engine.claim = spy
+    admission.claim = spy

@@ -19,7 +19,8 @@ from veil.kernels.ring import ring_of
 from veil.params import packed_bytes
 from veil.random import SecretRng
 from veil.server import store
-from veil.server.engine import MOST_BATCHES, Engine
+from veil.server.engine import MOST_BATCHES, record_bytes
+from veil.server.local import LocalServer
 from veil.wire.messages import BatchUpload, Span, Upload
 
 BOTH = ("body", "head")
@@ -29,9 +30,9 @@ class Client:
     """A hand-made client of one session: it makes uploads and rows, right or wrong."""
 
     def __init__(self, pair: Any, seed: int = 1) -> None:
-        self.pair, self.params, self.engine = pair, pair.params, pair.engine
+        self.pair, self.params, self.server, self.engine = pair, pair.params, pair.server, pair.engine
         self.rng = SecretRng.insecure_for_tests(seed)
-        self.name = self.engine.open()
+        self.name = self.server.open()
 
     def batch(self, number: int) -> BatchUpload:
         params, kernels = self.params, self.pair.kernels
@@ -44,7 +45,7 @@ class Client:
         return Upload(tuple(self.batch(number) for number in numbers), tuple(segments))
 
     def prepare(self, upload: Upload) -> None:
-        self.engine.prepare(self.name, upload.batches, upload.segments)
+        self.server.prepare(self.name, upload.batches, upload.segments)
 
     def row_bytes(self, group: int) -> int:
         info = self.pair.manifest.groups[group]
@@ -61,7 +62,7 @@ class Client:
     def evaluate(self, group: int, spans: list[Span], data: np.ndarray, slots: int | None = None) -> np.ndarray:
         """As a service does: the same bytes may come again."""
         slots = self.slots(group) if slots is None else slots
-        claim = self.engine.claim(self.engine.store.find(self.name), group, spans, data, slots)
+        claim = self.server.admission.claim(self.server.store.find(self.name), group, spans, data, slots)
         return np.array(self.engine.answer([claim])[0])
 
 
@@ -75,7 +76,7 @@ def client(pair: Any) -> Iterator[Client]:
     client.prepare(client.upload(1000, 1001))
     spans = [Span(1000, 0, 1), Span(1001, 3, 1)]
     assert client.evaluate(2, spans, client.rows(2, 2)).shape == (2, packed_bytes(90, 17))
-    client.engine.close(client.name)
+    client.server.close(client.name)
 
 
 # What works -----------------------------------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ def test_replies_are_the_product_less_the_rows_of_the_shares(pair: Any, client: 
     client.prepare(client.upload(1, 2))
     spans = [Span(2, 3, 2), Span(0, 0, 1), Span(1, 7, 1)]
     data, info = client.rows(group, 4), pair.manifest.groups[group]
-    session = client.engine.store.find(client.name)
+    session = client.server.store.find(client.name)
     found = client.evaluate(group, spans, data)
     own = [Rows(session.batches[span.batch].shares[info.segment], span.first, span.count) for span in spans]
     bits = info.input_bits, info.result_bits
@@ -102,13 +103,13 @@ def test_a_row_s_answer_does_not_depend_on_the_rows_beside_it(client: Client) ->
     other.prepare(other.upload(0))
     alone = [other.evaluate(1, [Span(0, row, 1)], rows[row : row + 1]) for row in range(4)]
     np.testing.assert_array_equal(np.concatenate(alone), together)
-    other.engine.close(other.name)
+    other.server.close(other.name)
 
 
 def test_claims_are_answered_together_and_each_gets_its_own(client: Client) -> None:
-    engine, session = client.engine, client.engine.store.find(client.name)
+    server, engine, session = client.server, client.engine, client.server.store.find(client.name)
     parts = [(Span(0, 0, 2), client.rows(1, 2, 1)), (Span(0, 2, 1), client.rows(1, 1, 2))]
-    claims = [engine.claim(session, 1, [span], data, 300) for span, data in parts]
+    claims = [server.admission.claim(session, 1, [span], data, 300) for span, data in parts]
     together = [np.array(own) for own in engine.answer(claims, serial=True)]
     for (span, data), own in zip(parts, together, strict=True):
         np.testing.assert_array_equal(own, client.evaluate(1, [span], data))
@@ -138,13 +139,13 @@ def test_the_same_bytes_give_the_same_reply(client: Client) -> None:
 
 def test_nothing_comes_twice_where_nothing_can_be_lost(client: Client) -> None:
     """In process there is no resend: the same bytes again are a second use."""
-    engine, rows = client.engine, client.rows(1)
-    engine.evaluate(client.name, 1, [Span(0, 0, 1)], rows, 300)
+    server, rows = client.server, client.rows(1)
+    server.evaluate(client.name, 1, [Span(0, 0, 1)], rows, 300)
     with pytest.raises(RowReused):
-        engine.evaluate(client.name, 1, [Span(0, 0, 1)], rows, 300)
+        server.evaluate(client.name, 1, [Span(0, 0, 1)], rows, 300)
     with pytest.raises(RowReused):
         client.evaluate(1, [Span(0, 0, 1)], rows)
-    assert engine.evaluate(client.name, 1, [Span(0, 1, 1)], rows, 300).shape == (1, packed_bytes(300, 15))
+    assert server.evaluate(client.name, 1, [Span(0, 1, 1)], rows, 300).shape == (1, packed_bytes(300, 15))
 
 
 def test_no_rows_give_no_bytes(client: Client) -> None:
@@ -164,18 +165,18 @@ def test_a_batch_without_the_head_answers_the_body(client: Client) -> None:
 
 def test_released_batches_are_gone(client: Client) -> None:
     client.prepare(client.upload(1, 2))
-    client.engine.release(client.name, [1])
+    client.server.release(client.name, [1])
     with pytest.raises(UnknownBatch, match="batch 1 is not prepared"):
         client.evaluate(0, [Span(1, 0, 1)], client.rows(0))
     assert client.evaluate(0, [Span(2, 0, 1)], client.rows(0)).size
-    client.engine.release(client.name, [1, 77])
+    client.server.release(client.name, [1, 77])
 
 
 def test_one_row_is_spent_for_all_groups_at_once(pair: Any, client: Client) -> None:
     """What a pass that is replayed as a whole asks for."""
-    engine, span = client.engine, Span(0, 0, 1)
-    found = engine.claim_row(client.name, [0, 1, 2], span)
-    batch = engine.store.find(client.name).batches[0]
+    server, span = client.server, Span(0, 0, 1)
+    found = server.claim_row(client.name, [0, 1, 2], span)
+    batch = server.store.find(client.name).batches[0]
     assert set(found) == {"body", "head"}
     for name, rows in found.items():
         assert rows.material is batch.shares[name] and (rows.first, rows.count) == (0, 1)
@@ -187,24 +188,24 @@ def test_one_row_is_spent_for_all_groups_at_once(pair: Any, client: Client) -> N
 def test_a_closed_session_is_gone(pair: Any) -> None:
     other = Client(pair)
     other.prepare(other.upload(0))
-    other.engine.close(other.name)
+    other.server.close(other.name)
     for call in (
         lambda: other.evaluate(0, [Span(0, 0, 1)], other.rows(0)),
-        lambda: other.engine.evaluate(other.name, 0, [Span(0, 0, 1)], other.rows(0), 51),
+        lambda: other.server.evaluate(other.name, 0, [Span(0, 0, 1)], other.rows(0), 51),
         lambda: other.prepare(other.upload(1)),
-        lambda: other.engine.release(other.name, [0]),
-        lambda: other.engine.claim_row(other.name, [0], Span(0, 0, 1)),
+        lambda: other.server.release(other.name, [0]),
+        lambda: other.server.claim_row(other.name, [0], Span(0, 0, 1)),
     ):
         with pytest.raises(UnknownSession):
             call()
 
 
 def test_session_names_cannot_be_guessed(pair: Any) -> None:
-    names = {pair.engine.open() for _ in range(20)}
+    names = {pair.server.open() for _ in range(20)}
     assert len(names) == 20
     assert all(len(bytes.fromhex(name)) == 16 for name in names)
     for name in names:
-        pair.engine.close(name)
+        pair.server.close(name)
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------
@@ -240,7 +241,7 @@ def test_one_row_twice_in_a_request_is_refused(client: Client, second: int) -> N
     data = np.concatenate([client.rows(1), client.rows(1, seed=second)])
     spans = [Span(0, 0, 1), Span(0, 0, 1)]
     with pytest.raises(RowReused):
-        client.engine.evaluate(client.name, 1, spans, data, 300)
+        client.server.evaluate(client.name, 1, spans, data, 300)
     if second:
         with pytest.raises(RowReused):
             client.evaluate(2, spans, np.concatenate([client.rows(2), client.rows(2, seed=second)]))
@@ -294,16 +295,16 @@ def test_another_session_s_batch_is_refused(pair: Any, client: Client) -> None:
     with pytest.raises(UnknownBatch, match="batch 7 is not prepared"):
         client.evaluate(0, [Span(7, 0, 1)], client.rows(0))
     assert stranger.evaluate(0, [Span(7, 0, 1)], client.rows(0)).size
-    stranger.engine.close(stranger.name)
+    stranger.server.close(stranger.name)
 
 
 @pytest.mark.parametrize("name", ["", "00" * 16, "nonsense"])
 def test_an_unknown_session_is_refused(client: Client, name: str) -> None:
     for call in (
-        lambda: client.engine.evaluate(name, 0, [Span(0, 0, 1)], client.rows(0), 51),
-        lambda: client.engine.prepare(name, client.upload(1).batches, BOTH),
-        lambda: client.engine.claim_row(name, [0], Span(0, 0, 1)),
-        lambda: client.engine.close(name),
+        lambda: client.server.evaluate(name, 0, [Span(0, 0, 1)], client.rows(0), 51),
+        lambda: client.server.prepare(name, client.upload(1).batches, BOTH),
+        lambda: client.server.claim_row(name, [0], Span(0, 0, 1)),
+        lambda: client.server.close(name),
     ):
         with pytest.raises(UnknownSession, match="does not know this session"):
             call()
@@ -314,7 +315,7 @@ def test_an_unknown_session_is_refused(client: Client, name: str) -> None:
 
 def refused(client: Client, upload: Upload, message: str) -> None:
     """A `WireError` that names the fault, no memory taken, and no batch kept."""
-    store = client.engine.store
+    store = client.server.store
     before = store.used_bytes, store.batch_count
     with pytest.raises(WireError, match=message):
         client.prepare(upload)
@@ -332,7 +333,7 @@ def test_batch_numbers_grow(client: Client, numbers: tuple[int, int]) -> None:
     """A number is a batch for ever: rows of one that was released do not come back under it."""
     refused(client, client.upload(*numbers), "batch numbers do not grow")
     client.prepare(client.upload(5))
-    client.engine.release(client.name, [5])
+    client.server.release(client.name, [5])
     refused(client, client.upload(5), "batch numbers do not grow")
     refused(client, client.upload(4), "batch numbers do not grow")
 
@@ -341,9 +342,9 @@ def test_more_batches_than_an_upload_has_are_refused(client: Client) -> None:
     empty = BatchUpload(1, np.zeros(client.params.batch_bytes, np.uint8))
     too_many = tuple(dataclasses.replace(empty, number=number) for number in range(1, MOST_BATCHES + 2))
     refused(client, Upload(too_many, BOTH), f"{MOST_BATCHES + 1} batches at once, expected up to {MOST_BATCHES}")
-    session = client.engine.store.find(client.name)
+    session = client.server.store.find(client.name)
     with pytest.raises(WireError, match="-1 batches at once"):
-        client.engine.check_header(session, BOTH, -1)
+        client.server.admission.check_header(session, BOTH, -1)
     client.prepare(Upload(too_many[:MOST_BATCHES], BOTH))
 
 
@@ -375,27 +376,27 @@ def test_one_bad_batch_spoils_its_upload_and_no_other(client: Client) -> None:
 
 
 def test_closing_gives_all_memory_back(pair: Any) -> None:
-    before = pair.engine.store.used_bytes
+    before = pair.server.store.used_bytes
     other = Client(pair)
     other.prepare(other.upload(0, 1))
-    assert pair.engine.store.used_bytes == before + 2 * pair.engine.batch_bytes(BOTH)
-    other.engine.close(other.name)
-    assert pair.engine.store.used_bytes == before
+    assert pair.server.store.used_bytes == before + 2 * pair.engine.batch_bytes(BOTH)
+    other.server.close(other.name)
+    assert pair.server.store.used_bytes == before
 
 
 def test_memory_is_promised_before_anything_is_made(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch is counted with all that it will hold: shares of whole blocks, and the record of its rows."""
     engine = pair.engine
     limits = store.Limits(memory_bytes=2 * engine.batch_bytes(["body"]) + 10)
-    small = Engine(engine.model, engine.hint, engine.weights, engine.kernels, store.SessionStore(limits))
+    small = LocalServer(engine, store.SessionStore(limits))
     client = Client(pair)
-    client.engine, client.name = small, small.open()
+    client.server, client.name = small, small.open()
     client.prepare(client.upload(0, 1, segments=["body"]))
     held = small.store.find(client.name).batches.values()
     shares = sum(own.nbytes for batch in held for own in batch.shares.values())
     assert shares < small.store.used_bytes == 2 * engine.batch_bytes(["body"])
-    assert engine.batch_bytes(["body"]) == 4 * 8 * 22 * 16 + store.record_bytes(8, 3)
-    monkeypatch.setattr(small.hint, "prepare", None)
+    assert engine.batch_bytes(["body"]) == 4 * 8 * 22 * 16 + record_bytes(8, 3)
+    monkeypatch.setattr(engine.hint, "prepare", None)
     with pytest.raises(QuotaExceeded, match="1 more batches of rows take"):
         client.prepare(client.upload(2))
 
@@ -419,7 +420,7 @@ class Two:
     """Two sessions, each with an upload of two batches admitted for one pass."""
 
     def __init__(self, pair: Any) -> None:
-        self.engine, self.store = pair.engine, pair.engine.store
+        self.engine, self.server, self.store = pair.engine, pair.server, pair.server.store
         self.clients = [Client(pair, seed) for seed in (1, 2)]
         for client in self.clients:
             client.prepare(client.upload(0))
@@ -427,7 +428,7 @@ class Two:
         self.before = [session.nbytes for session in self.sessions]
         self.uploads = [client.upload(1, 2) for client in self.clients]
         self.items = [
-            self.engine.admit(session, upload) for session, upload in zip(self.sessions, self.uploads, strict=True)
+            self.server.admission.admit(session, upload) for session, upload in zip(self.sessions, self.uploads, strict=True)
         ]
 
     def served(self, which: int) -> None:
@@ -446,7 +447,7 @@ class Two:
 
 @pytest.fixture
 def two(pair: Any) -> Iterator[Two]:
-    before = pair.engine.store.used_bytes
+    before = pair.server.store.used_bytes
     two = Two(pair)
     yield two
     for session in two.sessions:
@@ -459,7 +460,7 @@ def test_an_upload_that_cannot_be_read_fails_alone(two: Two, monkeypatch: pytest
     with monkeypatch.context() as patch:
         kernels = two.engine.kernels
         patch.setattr(kernels, "decode_batches", after(0, error, kernels.decode_batches))
-        assert two.engine.make(two.items) == [error, None]
+        assert two.server.admission.make(two.items) == [error, None]
     two.given_back(0)
     two.served(1)
 
@@ -468,7 +469,7 @@ def test_an_upload_that_cannot_be_read_fails_alone(two: Two, monkeypatch: pytest
 def test_a_pass_that_fails_gives_every_promise_back(two: Two, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     with monkeypatch.context() as patch, pytest.raises(type(error)):
         patch.setattr(two.engine.hint, "prepare", after(0, error, two.engine.hint.prepare))
-        two.engine.make(two.items)
+        two.server.admission.make(two.items)
     two.given_back(0)
     two.given_back(1)
 
@@ -477,14 +478,14 @@ def test_an_upload_whose_batches_cannot_be_kept_fails_alone(two: Two, monkeypatc
     error = MemoryError()
     with monkeypatch.context() as patch:
         patch.setattr(store, "Batch", after(3, error, store.Batch))
-        assert two.engine.make(two.items) == [None, error]
+        assert two.server.admission.make(two.items) == [None, error]
     two.served(0)
     two.given_back(1)
 
 
 def test_a_session_that_was_closed_meanwhile_fails_alone(two: Two) -> None:
     two.store.close(two.sessions[0])
-    (error, none) = two.engine.make(two.items)
+    (error, none) = two.server.admission.make(two.items)
     assert isinstance(error, UnknownSession) and none is None
     assert two.sessions[0].waiting == 0
     two.served(1)
@@ -499,7 +500,7 @@ def test_a_session_may_be_closed_while_its_batches_are_made(two: Two, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(two.engine.hint, "prepare", close_meanwhile)
-        two.engine.make(two.items)
+        two.server.admission.make(two.items)
     assert (two.sessions[0].waiting, two.sessions[0].nbytes, two.sessions[0].batches) == (0, 0, {})
     two.served(1)
 

@@ -12,7 +12,8 @@ import pytest
 from veil.errors import QuotaExceeded, ServerUnreachable, VeilError, WireError
 from veil.kernels.interface import Rows
 from veil.kernels.reference import ReferenceKernels
-from veil.server.engine import Admitted, Claim
+from veil.server.admission import Admitted
+from veil.server.engine import Claim
 from veil.server.scheduler import OnlineTurns, PreparationWorker
 from veil.server.store import Session
 from veil.wire.messages import BatchUpload, Upload
@@ -73,9 +74,9 @@ def engine() -> Any:
 
 
 def test_waiting_sessions_share_a_pass_and_stay_in_order(engine: Any) -> None:
-    worker = PreparationWorker(most_batches=4)
+    worker = PreparationWorker(engine, most_batches=4)
     engine.gate.clear()
-    first = worker.submit(engine, item("x", 0))
+    first = worker.submit(item("x", 0))
     assert engine.started.wait(30)
     waiting = [
         item("a", 0, 2),
@@ -84,7 +85,7 @@ def test_waiting_sessions_share_a_pass_and_stay_in_order(engine: Any) -> None:
         item("c", 0, 2),
         item("d", 0, 2),
     ]
-    futures = [worker.submit(engine, one) for one in waiting]
+    futures = [worker.submit(one) for one in waiting]
     assert worker.waiting == 8
     engine.gate.set()
     for future in [first, *futures]:
@@ -94,12 +95,12 @@ def test_waiting_sessions_share_a_pass_and_stay_in_order(engine: Any) -> None:
 
 
 def test_one_bad_upload_fails_alone(engine: Any) -> None:
-    worker = PreparationWorker(most_batches=4)
+    worker = PreparationWorker(engine, most_batches=4)
     engine.gate.clear()
-    worker.submit(engine, item("x", 0))
+    worker.submit(item("x", 0))
     assert engine.started.wait(30)
-    good = worker.submit(engine, item("a", 0))
-    bad = [worker.submit(engine, item(str(epoch), epoch)) for epoch in BAD]
+    good = worker.submit(item("a", 0))
+    bad = [worker.submit(item(str(epoch), epoch)) for epoch in BAD]
     engine.gate.set()
     good.result(30)
     for future, kind, message in zip(
@@ -115,41 +116,41 @@ def test_one_bad_upload_fails_alone(engine: Any) -> None:
 
 
 def test_a_failure_is_reported_and_the_worker_goes_on(engine: Any, caplog: pytest.LogCaptureFixture) -> None:
-    worker = PreparationWorker()
+    worker = PreparationWorker(engine)
     engine.failure = RuntimeError("kernel")
     with pytest.raises(VeilError, match="its log says why"):
-        worker.submit(engine, item("a", 0)).result(30)
+        worker.submit(item("a", 0)).result(30)
     engine.failure = MemoryError()
     with pytest.raises(VeilError, match="out of memory"):
-        worker.submit(engine, item("a", 0)).result(30)
+        worker.submit(item("a", 0)).result(30)
     engine.failure = None
-    worker.submit(engine, item("a", 0)).result(30)
+    worker.submit(item("a", 0)).result(30)
     worker.stop()
     assert "preparing failed" in caplog.text
     assert engine.given_back == []  # `make` did it
 
 
 def test_what_comes_after_the_stop_is_refused_and_given_back(engine: Any) -> None:
-    worker = PreparationWorker()
+    worker = PreparationWorker(engine)
     worker.stop()
     with pytest.raises(ServerUnreachable, match="shutting down"):
-        worker.submit(engine, item("a", 0)).result(30)
+        worker.submit(item("a", 0)).result(30)
     assert engine.given_back == ["a"]
 
 
 def test_a_pass_that_gets_no_thread_is_given_back_and_the_worker_goes_on(engine: Any, no_thread: Any) -> None:
-    worker = PreparationWorker()
+    worker = PreparationWorker(engine)
     with no_thread("veil-work"), pytest.raises(ServerUnreachable, match="short of threads"):
-        worker.submit(engine, item("a", 0)).result(30)
+        worker.submit(item("a", 0)).result(30)
     assert (engine.given_back, engine.batches) == (["a"], [])
-    worker.submit(engine, item("b", 0)).result(30)
+    worker.submit(item("b", 0)).result(30)
     worker.stop()
     assert engine.batches == [[("b", 0)]]
 
 
 def test_stopping_finishes_what_waits(engine: Any) -> None:
-    worker = PreparationWorker(most_batches=1)
-    futures = [worker.submit(engine, item(str(number), 0)) for number in range(5)]
+    worker = PreparationWorker(engine, most_batches=1)
+    futures = [worker.submit(item(str(number), 0)) for number in range(5)]
     worker.stop()
     assert all(future.done() for future in futures)
 
@@ -242,9 +243,9 @@ def test_a_failing_product_fails_those_who_asked() -> None:
 
 
 def test_online_work_does_not_wait_for_preparation(engine: Any) -> None:
-    worker, turns = PreparationWorker(), OnlineTurns()
+    worker, turns = PreparationWorker(engine), OnlineTurns()
     engine.gate.clear()
-    slow = worker.submit(engine, item("a", 0))
+    slow = worker.submit(item("a", 0))
     assert engine.started.wait(30)
     assert turns.answer(engine, claim(0, 3)) == bytes([3, 3])
     assert not slow.done()

@@ -11,7 +11,8 @@ import pytest
 
 from veil.errors import QuotaExceeded, RowReused, UnknownBatch, UnknownSession, WireError
 from veil.kernels.interface import Rows
-from veil.server.store import Limits, Session, SessionStore, record_bytes
+from veil.server.engine import record_bytes
+from veil.server.store import Limits, Session, SessionStore
 from veil.wire.messages import Span
 
 LIMITS = Limits(
@@ -43,7 +44,7 @@ def store(clock: Clock) -> SessionStore:
 
 
 def keep(store: SessionStore, session: Session, number: int, nbytes: int = 100) -> None:
-    store.reserve(session, 1, nbytes)
+    store.reserve(session, [session.highest + 1], nbytes)
     store.keep(session, {number: {"body": np.arange(40, dtype=np.uint32).reshape(8, 5)}}, nbytes)
 
 
@@ -103,7 +104,7 @@ def test_a_session_expires_without_use_and_says_so(store: SessionStore, clock: C
 
 def test_a_session_with_batches_under_way_does_not_expire(store: SessionStore, clock: Clock) -> None:
     session = store.open("a", None)
-    store.reserve(session, 1, 100)
+    store.reserve(session, [session.highest + 1], 100)
     clock.now = 100.0
     store.expire()
     assert store.count == 1
@@ -125,13 +126,13 @@ def test_batch_and_memory_quotas(store: SessionStore) -> None:
     for number in range(4):
         keep(store, session, number)
     with pytest.raises(QuotaExceeded, match=r"4 batches of rows wait and 1 more .* use a shorter prompt or a smaller pool"):
-        store.reserve(session, 1, 1)
+        store.reserve(session, [session.highest + 1], 1)
     other = store.open("b", None)
     with pytest.raises(QuotaExceeded, match=r"memory for them, .* try again later"):
-        store.reserve(other, 1, 601)
+        store.reserve(other, [other.highest + 1], 601)
     with pytest.raises(QuotaExceeded, match=r"2 more batches of rows take 1.0 MiB .* ask its operator for more"):
-        store.reserve(other, 2, 1 << 20)
-    store.reserve(other, 1, 600)
+        store.reserve(other, [other.highest + 1, other.highest + 2], 1 << 20)
+    store.reserve(other, [other.highest + 1], 600)
     assert store.used_bytes == 1000
     store.unreserve(other, 1, 600)
     store.release(session, [0, 1, 77])
@@ -139,12 +140,12 @@ def test_batch_and_memory_quotas(store: SessionStore) -> None:
     store.close(session)
     assert store.used_bytes == 0
     with pytest.raises(UnknownSession):
-        store.reserve(session, 1, 1)
+        store.reserve(session, [session.highest + 1], 1)
 
 
 def test_a_batch_that_is_ready_after_its_session_was_closed_is_dropped(store: SessionStore) -> None:
     session = store.open("a", None)
-    store.reserve(session, 1, 100)
+    store.reserve(session, [session.highest + 1], 100)
     store.close(session)
     store.keep(session, {0: {"body": np.zeros(1, dtype=np.uint32)}}, 100)
     assert session.batches == {}

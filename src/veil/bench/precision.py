@@ -24,6 +24,7 @@ from veil.progress import Progress
 from veil.random import SecretRng
 from veil.seed import PublicSeed
 from veil.server.engine import Engine
+from veil.server.local import LocalServer
 
 WIDTHS = (512, 2048, 8192, 14336, 28672)
 SLOTS = 64
@@ -60,7 +61,8 @@ def of_width(params: Params, kernels: Kernels, width: int) -> SignalPoint:
     engine = Engine.build(ServerModel(params, seed, manifest, (weights,)), kernels)
     client = ClientModel(params, seed, manifest, engine.hint.public_tables(seed, params))
     constants = GroupConstants(scale, np.zeros(SLOTS, dtype=np.float32), float(norms.max()))
-    session = ClientSession(client, engine, kernels, scalings_of([constants], params, kernels), SecretRng(), Stats())
+    server = LocalServer(engine)
+    session = ClientSession(client, server, kernels, scalings_of([constants], params, kernels), SecretRng(), Stats())
     session.begin_forward()
     outputs = kernels.to_numpy(session.evaluate(0, kernels.asarray(x))).astype(np.float64)
     session.end_forward()

@@ -79,7 +79,7 @@ def main(half: str, device: str) -> None:
 
     limits = server_limits()
     store = SessionStore(limits)
-    bundles = build_bundles({"bench": Path(half)}, {}, kernels_for(device), store)
+    bundles = build_bundles({"bench": Path(half)}, {}, kernels_for(device))
     server = Server(bundles, store, ServerConfig(port=0, limits=limits))
     server.start()
     registry = server.metrics.registry

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from veil.cli.options import (
     AsJson,
     Bundle,
     Digest,
+    Mode,
     NoCryptography,
     NoTls,
     Server,
@@ -26,15 +26,6 @@ from veil.cli.options import (
 )
 from veil.cli.options import Device as Device
 from veil.cli.options import ExpertLeak as ExpertLeak
-
-
-class Mode(str, Enum):
-    """How the remote layers are computed."""
-
-    torch = "torch"
-    disable = "disable"
-    simulate = "simulate"
-    execute = "execute"
 
 
 def command(
@@ -98,12 +89,12 @@ def command(
         raise ValueError("--server uses encryption; leave out --mode")
     if bundle is not None and mode is Mode.torch:
         raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or MODEL")
-    from veil.commands.finetune import Request, run
+    from veil.commands.finetune import FinetuneRequest, run
     from veil.training.adapters import LoraSettings
     from veil.training.loop import Schedule
 
     run(
-        Request(
+        FinetuneRequest(
             model=model or "smollm2",
             bundle=bundle,
             data=data,

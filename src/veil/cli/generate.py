@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from veil.cli.options import (
     ExpertLeak,
     FuseNorms,
     Leak,
+    Mode,
     NoCryptography,
     NoTls,
     OtherModel,
@@ -34,15 +34,6 @@ from veil.cli.options import (
 from veil.cli.reach import sign_of_life
 from veil.cli.streams import read_input
 from veil.errors import ModelSourceError
-
-
-class Mode(str, Enum):
-    """How the remote layers are computed."""
-
-    torch = "torch"
-    disable = "disable"
-    simulate = "simulate"
-    execute = "execute"
 
 
 def command(

@@ -25,6 +25,15 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+class Mode(str, Enum):
+    """How the remote layers are computed."""
+
+    torch = "torch"
+    disable = "disable"
+    simulate = "simulate"
+    execute = "execute"
+
+
 class FuseNorms(str, Enum):
     """Whether layers on both sides of a norm share a round trip."""
 

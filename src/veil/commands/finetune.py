@@ -32,7 +32,7 @@ _REMEDY = "make one with 'veil compile --trainable'"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class FinetuneRequest:
     """The options of one `veil finetune`."""
 
     model: str
@@ -51,7 +51,7 @@ class Request:
     terms: Terms = STRICT
 
 
-def run(request: Request, *, as_json: bool) -> None:
+def run(request: FinetuneRequest, *, as_json: bool) -> None:
     """Open the model, train, and write the adapter; a table, or one JSON object.
 
     Raises `ValueError` for data and folders that do not fit, and veil's errors.
@@ -74,14 +74,14 @@ def run(request: Request, *, as_json: bool) -> None:
         error_console().print(f"veil: trained {trained:,} parameters beside {origin}", markup=False, soft_wrap=True)
 
 
-def _check_folder(request: Request) -> None:
+def _check_folder(request: FinetuneRequest) -> None:
     if request.out.exists() and not request.out.is_dir():
         raise ValueError(f"{request.out} is a file; choose a folder")
     if not request.resume and request.out.exists() and any(request.out.iterdir()):
         raise ValueError(f"{request.out} is not empty; go on with --resume, or choose another folder")
 
 
-def _open(request: Request, progress: Progress) -> tuple[HybridFHEModel, str]:
+def _open(request: FinetuneRequest, progress: Progress) -> tuple[HybridFHEModel, str]:
     if request.server is not None:
         hybrid, folder = connected(
             request.server,
@@ -117,7 +117,7 @@ def _open(request: Request, progress: Progress) -> tuple[HybridFHEModel, str]:
     return hybrid, origin
 
 
-def _train(request: Request, hybrid: HybridFHEModel) -> tuple[Outcome, int]:
+def _train(request: FinetuneRequest, hybrid: HybridFHEModel) -> tuple[Outcome, int]:
     tokenizer: Any = hybrid.tokenizer
     net: Any = hybrid.model
     if tokenizer is None:
@@ -153,7 +153,7 @@ def _train(request: Request, hybrid: HybridFHEModel) -> tuple[Outcome, int]:
     return outcome, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _summary(request: Request, outcome: Outcome, trained: int) -> dict[str, Any]:
+def _summary(request: FinetuneRequest, outcome: Outcome, trained: int) -> dict[str, Any]:
     steps = outcome.steps
     return {
         "adapter": str(request.out),

@@ -68,7 +68,7 @@ def run(request: ServeRequest) -> None:
     _log_to_stderr()
     store = SessionStore(limits)
     with Reporter() as reporter:
-        bundles = build_bundles(_named(request.bundles), _named(request.offers), kernels, store, reporter.report)
+        bundles = build_bundles(_named(request.bundles), _named(request.offers), kernels, reporter.report)
     server = Server(bundles, store, config)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -20,13 +20,13 @@ from veil.compile.fused_weights import quantize_fused
 from veil.compile.last_rows import last_row_layers
 from veil.compile.norm_fusion import Fusions, StreamWatch, fuse_groups
 from veil.compile.quantize import quantize_weight
+from veil.compile.transposed import gradients_seen, transposed
 from veil.kernels.memory import side_by_side
 from veil.noise import wire_bits
 from veil.params import Params
 from veil.progress import Progress
 from veil.runtime.experts import calibrating
 from veil.runtime.layers import RemoteLayer, float_bias, float_weight
-from veil.runtime.transposed import gradients_seen, transposed
 from veil.seed import PublicSeed
 
 F32 = NDArray[np.float32]

@@ -23,6 +23,7 @@ from veil.client.stats import Stats
 from veil.compile.compiler import compile_layers
 from veil.crypto.hint import hint_bytes
 from veil.errors import NotCompiled
+from veil.hybrid.concrete_names import ConcreteNames, takes_concrete_arguments, takes_concrete_options
 from veil.hybrid.token_graph import TokenGraph
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Array, Kernels, Scaling
@@ -32,7 +33,6 @@ from veil.params import Params
 from veil.progress import Progress
 from veil.random import SecretRng
 from veil.runtime.concrete import mode_name, split_mode
-from veil.runtime.concrete_names import ConcreteNames, takes_concrete_arguments, takes_concrete_options
 from veil.runtime.evaluators import ClearLayers, SimulatedLayers
 from veil.runtime.experts import EXPERT_LEAKS, ExpertLeak
 from veil.runtime.layers import RemoteLayer
@@ -41,6 +41,7 @@ from veil.runtime.pace import Pace
 from veil.runtime.residual import ResidualStream
 from veil.runtime.router import Router
 from veil.server.engine import Engine
+from veil.server.local import LocalServer
 
 if TYPE_CHECKING:
     from veil.network.link import Link
@@ -452,12 +453,13 @@ class HybridFHEModel(ConcreteNames):
     def _open_session(self) -> ClientSession:
         engine, compiled = self._need_engine(), self._need_compiled()
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, self._tables)
+        server = LocalServer(engine)
         session = ClientSession(
-            model, engine, self._kernels, self._scalings, SecretRng(), self.stats, offline_rows=self.offline_rows
+            model, server, self._kernels, self._scalings, SecretRng(), self.stats, offline_rows=self.offline_rows
         )
         if self._kernels.name == "cuda":
             assert self._router is not None
-            self._graph = TokenGraph(self._model_forward, self._router, session, engine)
+            self._graph = TokenGraph(self._model_forward, self._router, session, server)
         return session
 
     def _active(self) -> ClientSession | None:

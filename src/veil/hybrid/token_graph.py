@@ -16,7 +16,8 @@ import torch
 from veil.client.session import ClientSession
 from veil.kernels.interface import Array, Rows
 from veil.runtime.router import Router
-from veil.server.engine import Claim, Engine
+from veil.server.engine import Claim
+from veil.server.local import LocalServer
 from veil.wire.messages import Span
 
 _log = logging.getLogger("veil")
@@ -29,7 +30,7 @@ class _Recorded:
     kept: dict[str, Any]  # the cache among them: while this lives, no other has its identity
     output: list[Any]
     groups: list[int]
-    replay: Callable[[], None]
+    replay: Callable[[], object]
 
 
 class _FixedRow:
@@ -37,9 +38,9 @@ class _FixedRow:
     recorded.
     """
 
-    def __init__(self, session: ClientSession, engine: Engine) -> None:
+    def __init__(self, session: ClientSession, server: LocalServer) -> None:
         self._session = session
-        self._engine = engine
+        self._server = server
         kernels, manifest = session.kernels, session.model.manifest
         self._pads = kernels.zeros(1, session.pad_words)
         params = session.model.params
@@ -57,7 +58,7 @@ class _FixedRow:
         info, scaling = session.model.manifest.groups[group], session.scalings[group]
         column, start = session.pad_column(group), session.model.manifest.starts[group]
         data, scales = kernels.encrypt(x, scaling, [Rows(self._pads, 0, 1)], column, info.input_bits)
-        (reply,) = self._engine.answer([Claim(group, data, [Rows(self._h[info.segment], 0, 1)], info.rows)])
+        (reply,) = self._server.engine.answer([Claim(group, data, [Rows(self._h[info.segment], 0, 1)], info.rows)])
         self.groups.append(group)
         self.scales.append((group, scales))
         return kernels.decrypt(reply, scaling, [Rows(self._mu[info.segment], 0, 1)], start, info.result_bits, scales)
@@ -68,7 +69,7 @@ class _FixedRow:
         if taken is None:
             return False
         name, part = taken
-        shares = self._engine.claim_row(name, groups, Span(part.batch.number, part.first, 1))
+        shares = self._server.claim_row(name, groups, Span(part.batch.number, part.first, 1))
         self._pads.copy_(part.batch.pads[part.first : part.first + 1])
         for segment, own in part.batch.shares.items():
             self._mu[segment].copy_(own[part.first : part.first + 1])
@@ -83,13 +84,13 @@ class _FixedRow:
 
 
 class TokenGraph:
-    """Runs one-row passes of ``forward`` with the steps of a session and of the engine beside it in them."""
+    """Runs one-row passes of ``forward`` with the steps of a session and of the server beside it in them."""
 
-    def __init__(self, forward: Callable[..., Any], router: Router, session: ClientSession, engine: Engine) -> None:
+    def __init__(self, forward: Callable[..., Any], router: Router, session: ClientSession, server: LocalServer) -> None:
         self._forward = forward
         self._router = router
         self._session = session
-        self._row = _FixedRow(session, engine)
+        self._row = _FixedRow(session, server)
         self._seen: tuple[Any, ...] | None = None
         self._refused: tuple[Any, ...] | None = None
         self._recorded: _Recorded | None = None

@@ -1,6 +1,6 @@
 """Concrete ML's names for modes and arguments: what means something here is taken, the rest is refused in one line.
 
-Nothing of veil is imported; `veil.runtime.concrete_names` holds the methods.
+Nothing of veil is imported; `veil.hybrid.concrete_names` holds the methods.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from veil.network.listening import is_loopback, listening
 from veil.priority import in_thread_of_its_own
 from veil.process import raise_file_limit
 from veil.progress import Progress
+from veil.server.admission import Admission
 from veil.server.engine import Engine
 from veil.server.lane import RowLane
 from veil.server.logs import event
@@ -95,7 +96,6 @@ def build_bundles(
     halves: dict[str, Path],
     offers: dict[str, Path],
     kernels: Kernels,
-    store: SessionStore,
     progress: Progress | None = None,
     hints: Path | None = None,
 ) -> dict[str, HostedBundle]:
@@ -113,7 +113,7 @@ def build_bundles(
                 f"{offers[name]} is not the client half that was compiled with {path}: its digest is {offer.digest}, not "
                 f"{digest}; offer the one beside it"
             )
-        engine = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, store, hints))
+        engine = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, hints))
         bundles[name] = HostedBundle(engine, digest, offer)
     return bundles
 
@@ -136,7 +136,8 @@ class Server:
         self.config = config
         self.store = store
         self.metrics = Metrics()
-        self._worker = PreparationWorker(config.most_batches, self.metrics.computed)
+        admission = Admission(store)
+        self._worker = PreparationWorker(admission, config.most_batches, self.metrics.computed)
         models = [served.engine.model for served in bundles.values()]
         message_bytes = methods.largest_message((model.params, model.manifest) for model in models)
         threads = 4 * min(config.limits.max_sessions, 64) + 16
@@ -146,7 +147,7 @@ class Server:
         self.service = Service(
             Shared(
                 bundles,
-                store,
+                admission,
                 self._worker,
                 turns,
                 self.metrics,

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 from veil.errors import WireError
 from veil.network.busy_poll import NOTHING
+from veil.server.admission import Admission
 from veil.server.engine import Claim
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
 from veil.server.scheduler import OnlineTurns
-from veil.server.store import Session, SessionStore
+from veil.server.store import Session
 from veil.wire import codec
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
@@ -24,9 +25,10 @@ class RowAnswers:
     """Answers sealed requests of one stream; a session's new stream ends its older one through ``cancel``."""
 
     def __init__(
-        self, store: SessionStore, turns: OnlineTurns, metrics: Metrics, owner: str, cancel: Callable[[], object]
+        self, admission: Admission, turns: OnlineTurns, metrics: Metrics, owner: str, cancel: Callable[[], object]
     ) -> None:
-        self._store, self._turns, self._metrics = store, turns, metrics
+        self._admission, self._store = admission, admission.store
+        self._turns, self._metrics = turns, metrics
         self._owner = owner
         self._cancel = cancel
         self._session: Session | None = None
@@ -51,15 +53,13 @@ class RowAnswers:
             self._tell()
         return reply
 
-    @staticmethod
-    def _claim(session: Session, request: pb.EvaluateRequest) -> Claim:
+    def _claim(self, session: Session, request: pb.EvaluateRequest) -> Claim:
         spans, manifest = codec.spans_from(request.spans), session.engine.model.manifest
         if request.group >= len(manifest.groups):
             raise WireError(f"group {request.group} is not one of {len(manifest.groups)}")
         group = manifest.groups[request.group]
         data = codec.rows_from(request.rows, rows_of(spans), group.width, group.input_bits)
-        claim: Claim = session.engine.claim(session, request.group, spans, data, request.slots or group.rows)
-        return claim
+        return self._admission.claim(session, request.group, spans, data, request.slots or group.rows)
 
     def adopt(self, name: str) -> Session:
         """Make a session this stream's; `UnknownSession` if it is not its owner's."""

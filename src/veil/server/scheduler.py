@@ -12,7 +12,8 @@ from functools import partial
 
 from veil.errors import QuotaExceeded, ServerUnreachable, VeilError
 from veil.priority import cores, in_thread_of_its_own
-from veil.server.engine import Admitted, Claim, Engine
+from veil.server.admission import Admission, Admitted
+from veil.server.engine import Claim, Engine
 
 _LOG = logging.getLogger("veil.server")
 
@@ -29,7 +30,6 @@ def _unobserved(kind: str, count: int, seconds: float) -> None: ...
 @dataclass(eq=False)
 class _Job:
     item: Admitted
-    engine: Engine
     done: Future[None] = field(default_factory=Future)
 
 
@@ -39,7 +39,8 @@ class PreparationWorker:
     On Linux each pass, and with it the kernels' threads that it starts, yields the cores to online work.
     """
 
-    def __init__(self, most_batches: int = 2, observer: Observer = _unobserved) -> None:
+    def __init__(self, admission: Admission, most_batches: int = 2, observer: Observer = _unobserved) -> None:
+        self._admission = admission
         self._most_batches = most_batches
         self._observe = observer
         self._jobs: list[_Job] = []
@@ -54,12 +55,12 @@ class PreparationWorker:
         with self._changed:
             return sum(len(job.item.upload.batches) for job in self._jobs)
 
-    def submit(self, engine: Engine, item: Admitted) -> Future[None]:
+    def submit(self, item: Admitted) -> Future[None]:
         """Queue an admitted upload; the future is done when its rows are usable."""
-        job = _Job(item, engine)
+        job = _Job(item)
         with self._changed:
             if self._stopping:
-                engine.give_back(item)
+                self._admission.give_back(item)
                 job.done.set_exception(ServerUnreachable("the server is shutting down"))
             else:
                 self._jobs.append(job)
@@ -86,7 +87,7 @@ class PreparationWorker:
             except Exception as error:  # no thread could be started; `_make` itself raises none
                 _LOG.error("preparing failed: %s", error)
                 for job in batch:
-                    job.engine.give_back(job.item)
+                    self._admission.give_back(job.item)
                     job.done.set_exception(ServerUnreachable("the server is short of threads; try again later"))
 
     def _take(self) -> list[_Job]:
@@ -97,7 +98,8 @@ class PreparationWorker:
         batches = 0
         for job in list(self._jobs):
             count, session = len(job.item.upload.batches), job.item.session.name
-            fits = job.engine is first.engine and job.item.upload.segments == first.item.upload.segments
+            same = job.item.session.engine is first.item.session.engine
+            fits = same and job.item.upload.segments == first.item.upload.segments
             if fits and session not in passed and (not batch or batches + count <= self._most_batches):
                 batch.append(job)
                 batches += count
@@ -110,7 +112,7 @@ class PreparationWorker:
         start = time.perf_counter()
         errors: list[Exception | None]
         try:
-            errors = batch[0].engine.make([job.item for job in batch])
+            errors = self._admission.make([job.item for job in batch])
             batches = sum(len(job.item.upload.batches) for job in batch)
             self._observe("prepare", batches, time.perf_counter() - start)
         except Exception as failure:

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from veil import __version__
 from veil.bundle.fingerprint import fingerprint_of, header_of
 from veil.errors import BundleError, IncompatibleServer, ServerUnreachable, VeilError, WireError
+from veil.server.admission import Admission
 from veil.server.calls import OpenCall, OpenCalls
 from veil.server.engine import Engine
 from veil.server.logs import alias, event
@@ -49,7 +50,7 @@ class Shared:
     """What all calls use."""
 
     bundles: dict[str, HostedBundle]
-    store: SessionStore
+    admission: Admission
     worker: PreparationWorker
     turns: OnlineTurns
     metrics: Metrics
@@ -61,6 +62,11 @@ class Shared:
 
     most_waiting: int = 16
     """Calls before their first message."""
+
+    @property
+    def store(self) -> SessionStore:
+        """All sessions."""
+        return self.admission.store
 
 
 class Service:
@@ -141,7 +147,7 @@ class Service:
         header = _part(next(messages, b""), "header").header
         session = self._shared.store.find(header.session, owner)
         segments = tuple(header.segments)
-        session.engine.check_header(session, segments, header.batches)
+        self._shared.admission.check_header(session, segments, header.batches)
         received = 0
         batches: list[BatchUpload] = []
         for data in messages:
@@ -154,7 +160,7 @@ class Service:
             raise WireError(f"{len(batches)} batches came, {header.batches} were announced")
         upload = Upload(tuple(batches), segments)
         start = time.perf_counter()
-        done = self._shared.worker.submit(session.engine, session.engine.admit(session, upload))
+        done = self._shared.worker.submit(self._shared.admission.admit(session, upload))
         try:
             done.result(self._shared.call_s)
         except TimeoutError:
@@ -181,7 +187,7 @@ class Service:
 
     def stream(self, owner: str, cancel: Callable[[], object]) -> RowAnswers:
         """A new stream of rows of an owner."""
-        return RowAnswers(self._shared.store, self._shared.turns, self._shared.metrics, owner, cancel)
+        return RowAnswers(self._shared.admission, self._shared.turns, self._shared.metrics, owner, cancel)
 
     def lane_stream(self, session: str, ticket: str, cancel: Callable[[], object]) -> RowAnswers:
         """A stream of rows on the row lane for a session that ``ticket`` belongs to; `UnknownSession` for another."""

@@ -14,10 +14,10 @@ from typing import Any
 
 from veil.errors import QuotaExceeded, RowReused, UnknownBatch, UnknownSession, WireError
 from veil.kernels.interface import Array, Rows
+from veil.server.engine import Engine
 from veil.wire.messages import Span
 
 _REMEMBERED = 1024
-_RECORD_BYTES = 192  # of Python objects for each group and row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +65,13 @@ class Session:
     """One client's batches.
 
     ``batches``, ``waiting``, ``nbytes`` and ``closed`` change under the store's lock; whoever reads one of them without it
-    reads it once. ``highest`` changes under the lock of the engine's `admit`. No lock guards ``touched``, a time that any
+    reads it once, as is ``highest``. No lock guards ``touched``, a time that any
     call writes, nor ``on_close``, which the session's newest stream of rows replaces.
     """
 
     name: str
     owner: str
-    engine: Any
+    engine: Engine
     touched: float
     highest: int = -1
     batches: dict[int, Batch] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class SessionStore:
         with self._lock:
             return sum(len(session.batches) for session in self._sessions.values())
 
-    def open(self, owner: str, engine: Any) -> Session:
+    def open(self, owner: str, engine: Engine) -> Session:
         """A new session with an unguessable name; `QuotaExceeded` when there are as many as allowed.
 
         ``owner`` is empty for everybody where nobody shows a token; then the limit for one owner does not hold.
@@ -183,13 +183,19 @@ class SessionStore:
         with self._lock:
             self._refuse(session, batches, nbytes)
 
-    def reserve(self, session: Session, batches: int, nbytes: int) -> None:
-        """Promise memory for an upload before it is made; `QuotaExceeded` names the limit that it would pass."""
+    def reserve(self, session: Session, numbers: Sequence[int], nbytes: int) -> None:
+        """Promise memory for an upload of these batches before it is made; the order of uploads is set here.
+
+        `QuotaExceeded` names the limit that it would pass; numbers that do not grow raise `WireError`.
+        """
         with self._lock:
-            self._refuse(session, batches, nbytes)
+            if any(number <= before for before, number in zip([session.highest, *numbers], numbers, strict=False)):
+                raise WireError("batch numbers do not grow")
+            self._refuse(session, len(numbers), nbytes)
             self._used_bytes += nbytes
             session.nbytes += nbytes
-            session.waiting += batches
+            session.waiting += len(numbers)
+            session.highest = max([session.highest, *numbers])
 
     def unreserve(self, session: Session, batches: int, nbytes: int) -> None:
         """Take back a promise that `reserve` made."""
@@ -275,8 +281,3 @@ class SessionStore:
 
 def _mib(nbytes: int) -> str:
     return f"{nbytes / (1 << 20):.1f} MiB"
-
-
-def record_bytes(rows: int, groups: int) -> int:
-    """Bytes of what is noted of a batch's rows, beside its shares."""
-    return _RECORD_BYTES * rows * groups

@@ -1,7 +1,6 @@
 """The seam between client and server: a handful of calls that carry packed arrays.
 
-`veil.server.engine.Engine` has these methods itself, so an engine is the in-process transport; `veil.client.remote` has
-its twin over a network.
+`veil.server.local.LocalServer` has them in the client's own process, `veil.client.remote.RemoteTransport` over a network.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from veil.kernels.cuda.device import interpreted
 
 
-def capture(step: Callable[[], None], pool: Any = None, *, warm: bool = True) -> Callable[[], None]:
+def capture(step: Callable[[], object], pool: Any = None, *, warm: bool = True) -> Callable[[], object]:
     """Record the launches of ``step`` (fixed shapes, fixed buffers) as one CUDA graph; the result replays it.
 
     The step runs once before, unless all that it launches is known to be ``warm`` (False). Graphs of one ``pool``
