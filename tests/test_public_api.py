@@ -8,7 +8,8 @@ import pytest
 
 import veil
 
-NAMES = {"HybridFHEModel", "Params", "Spec", "Terms", "VeilError", "__version__", "linear_modules"}
+NAMES = {"HybridFHEModel", "LoraTrainer", "Params", "Spec", "Terms", "VeilError", "__version__"}
+NAMES |= {"get_remote_names", "linear_modules"}
 
 
 def test_all_is_exact() -> None:

@@ -15,19 +15,33 @@ if TYPE_CHECKING:
     from veil.model.terms import Terms as Terms
     from veil.params import Params as Params
     from veil.params import Spec as Spec
+    from veil.training.concrete import LoraTrainer as LoraTrainer
+    from veil.training.concrete import get_remote_names as get_remote_names
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "HybridFHEModel": "veil.model.hybrid",
+    "LoraTrainer": "veil.training.concrete",
     "Params": "veil.params",
     "Spec": "veil.params",
     "Terms": "veil.model.terms",
     "VeilError": "veil.errors",
+    "get_remote_names": "veil.training.concrete",
     "linear_modules": "veil.model.modules",
 }
 
-__all__ = ["HybridFHEModel", "Params", "Spec", "Terms", "VeilError", "__version__", "linear_modules"]
+__all__ = [
+    "HybridFHEModel",
+    "LoraTrainer",
+    "Params",
+    "Spec",
+    "Terms",
+    "VeilError",
+    "__version__",
+    "get_remote_names",
+    "linear_modules",
+]
 
 
 def __getattr__(name: str) -> Any:
