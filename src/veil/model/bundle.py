@@ -16,6 +16,7 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 from torch import nn
 
+from veil.disk import writing
 from veil.errors import BundleError, one_line
 from veil.kernels.backend import kernels_for
 from veil.model import folder
@@ -67,9 +68,10 @@ def save(
         raise BundleError(f"{path} is not empty; choose a new folder")
     path.mkdir(parents=True, exist_ok=True)
     try:
-        _save_client(path / "client", compiled, tables, model, tokenizer)
-        server = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
-        save_server(path / "server", server, folder.half_digest(path / "client"))
+        with writing(path):
+            _save_client(path / "client", compiled, tables, model, tokenizer)
+            server = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
+            save_server(path / "server", server, folder.half_digest(path / "client"))
     except BaseException:
         for half in ("client", "server"):
             shutil.rmtree(path / half, ignore_errors=True)
