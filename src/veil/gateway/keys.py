@@ -6,7 +6,7 @@ import hmac
 from pathlib import Path
 
 from veil.errors import AccessDenied
-from veil.server.tokens import Tokens, digest_of
+from veil.network.tokens import Tokens, digest_of
 
 
 class Keys:
