@@ -38,6 +38,8 @@ from veil.server.engine import Engine, ServerModel
 from veil.wire.patience import Patience
 
 if TYPE_CHECKING:
+    from veil.checks.files import Vectors
+    from veil.checks.rows import AnswerChecks
     from veil.client.link import Link
     from veil.model.speculation import Speculation
 
@@ -87,6 +89,7 @@ class HybridFHEModel:
         self._kernels: Kernels
         self._scalings: list[Scaling]
         self._graph: TokenGraph | None = None
+        self._vectors: Vectors | None = None
         self._address: Any = None
         self._link: Link | None = None
         self._mode = "torch"
@@ -212,6 +215,7 @@ class HybridFHEModel:
         ahead: Ahead | None = None,
         patience: Patience | None = None,
         device: str = "cpu",
+        checked: str = "auto",
     ) -> HybridFHEModel:
         """The model of a bundle's client half in mode ``remote``: its remote layers run on the server at ``HOST:PORT``.
 
@@ -219,9 +223,12 @@ class HybridFHEModel:
         without TLS the server is on this machine, unless ``allow_no_tls``. ``name`` chooses among the server's bundles.
         ``terms`` say what the half may be and do beyond the defaults, which allow no leak and no weak parameters.
         Rows are made ready in the background as far as ``ahead`` says. A half without the public tables fetches them
-        from a server that offers them, once. Raises `ServerUnreachable`, `AccessDenied`,
-        `IncompatibleServer`, `BundleError`.
+        from a server that offers them, once. Every answer is checked where ``veil check`` made vectors for the half: always
+        with ``checked`` ``require``, if there are some with ``auto``, never with ``off``. Raises `ServerUnreachable`,
+        `AccessDenied`, `IncompatibleServer`, `BundleError`, `Unchecked`, and `WrongAnswer` for a server that was caught.
         """
+        from veil.checks.choice import chosen_vectors
+        from veil.client.caught import CaughtServers
         from veil.client.connection import Address
         from veil.client.remote import RemoteTransport
         from veil.client.tables import fetch_tables
@@ -232,6 +239,8 @@ class HybridFHEModel:
             target=server, token=token, tls=tls if isinstance(tls, bool) else Path(tls), allow_no_tls=allow_no_tls
         )
         folder = Path(bundle) / "client" if (Path(bundle) / "client").is_dir() else Path(bundle)
+        caught = CaughtServers()
+        caught.check(address.target)
         fetch_tables(folder, address, patience or Patience(), terms)
         opened = bundles.load_client(folder, terms)
         hybrid = cls.__new__(cls)
@@ -242,7 +251,10 @@ class HybridFHEModel:
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, opened.tables)
         patience = patience or Patience()
         hybrid._address = address
-        transport = RemoteTransport(model, address, hybrid._kernels, hybrid.stats, patience, half_digest(folder), name)
+        half = half_digest(folder)
+        hybrid._vectors = chosen_vectors(checked, half, compiled.manifest, folder)
+        checks = hybrid._answer_checks(lambda _: caught.add(address.target))
+        transport = RemoteTransport(model, address, hybrid._kernels, hybrid.stats, patience, half, name)
         hybrid._remote = ClientSession(
             model,
             transport,
@@ -252,9 +264,33 @@ class HybridFHEModel:
             hybrid.stats,
             ahead=ahead or Ahead(),
             patience=patience,
+            checks=checks,
         )
         hybrid.set_fhe_mode("remote")
         return hybrid
+
+    @property
+    def checked_against(self) -> str | None:
+        """The model whose weights every answer is checked against; None where answers are unchecked."""
+        session = self._active()
+        return None if session is None or session.checks is None else session.checks.against
+
+    def check_answers(self, against: str) -> None:
+        """Check mode ``execute`` from its first use on, against the weights that are here, called ``against``.
+
+        Raises `RuntimeError` where that mode was used already, `NotCompiled` without weights.
+        """
+        from veil.checks.files import Vectors
+        from veil.checks.vectors import make_vectors
+
+        compiled = self._need_compiled()
+        if self._session is not None:
+            raise RuntimeError("mode 'execute' was used already; check_answers comes before it")
+        if compiled.weights is None:
+            raise NotCompiled("this needs the weights, and only the client half of the bundle is here")
+        rng = SecretRng()
+        groups = zip(compiled.manifest.groups, compiled.weights, strict=True)
+        self._vectors = Vectors(against, [make_vectors(group, weights, rng) for group, weights in groups])
 
     def close(self) -> None:
         """End the sessions, in process and remote, and forget their keys."""
@@ -431,11 +467,22 @@ class HybridFHEModel:
     def _open_session(self) -> ClientSession:
         engine, compiled = self._need_engine(), self._need_compiled()
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, self._tables)
-        session = ClientSession(model, engine, self._kernels, self._scalings, SecretRng(), self.stats, ahead=self.ahead)
-        if self._kernels.name == "cuda":
+        checks = self._answer_checks()
+        session = ClientSession(
+            model, engine, self._kernels, self._scalings, SecretRng(), self.stats, ahead=self.ahead, checks=checks
+        )
+        if self._kernels.name == "cuda" and checks is None:
             assert self._router is not None
             self._graph = TokenGraph(self._model_forward, self._router, session, engine)
         return session
+
+    def _answer_checks(self, caught: Callable[[str], None] | None = None) -> AnswerChecks | None:
+        from veil.checks.rows import AnswerChecks
+
+        vectors, compiled = self._vectors, self._need_compiled()
+        if vectors is None:
+            return None
+        return AnswerChecks(vectors.groups, compiled.manifest, compiled.params, self._kernels, vectors.against, caught)
 
     def _active(self) -> ClientSession | None:
         """The session of the mode in force."""
