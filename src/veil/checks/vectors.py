@@ -7,6 +7,7 @@ A group's slots are cut into chunks: over more slots the noise of the sum hides 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,17 +66,35 @@ def make_vectors(group: Group, weights: I8, rng: SecretRng) -> GroupVectors:
     """Fresh vectors of a group for its weights [rows, width]; `ValueError` for weights of another shape."""
     if weights.shape != (group.rows, group.width):
         raise ValueError(f"group {group.name!r} has weights of {weights.shape}, expected {(group.rows, group.width)}")
-    edges, count = edges_of(group), vectors_of(group)
-    signs = _signs(count, group.rows, rng)
-    chunks = len(edges) - 1
-    sums = np.empty((chunks, count, group.width), dtype=np.int16)
-    overlap = np.empty((chunks, count, count), dtype=np.int32)
-    for chunk in range(chunks):
-        part = slice(edges[chunk], edges[chunk + 1])
-        own = signs[:, part].astype(np.float32)
-        sums[chunk] = own @ weights[part].astype(np.float32)  # whole numbers below 2^15, exact
-        overlap[chunk] = _overlap(own, weights[part])
-    return GroupVectors(signs, sums, overlap)
+    made = VectorMaker(group, rng)
+    for first, last in made.chunks:
+        made.add(weights[first:last])
+    return made.done()
+
+
+class VectorMaker:
+    """Makes fresh vectors of a group from its weights, which come a chunk at a time: `chunks` are their slots."""
+
+    def __init__(self, group: Group, rng: SecretRng) -> None:
+        edges, count = edges_of(group), vectors_of(group)
+        self.chunks = [(int(first), int(last)) for first, last in itertools.pairwise(edges)]
+        self._signs = _signs(count, group.rows, rng)
+        self._sums = np.empty((len(self.chunks), count, group.width), dtype=np.int16)
+        self._overlap = np.empty((len(self.chunks), count, count), dtype=np.int32)
+        self._added = 0
+
+    def add(self, weights: I8) -> None:
+        """The weights [slots, width] of the next chunk."""
+        first, last = self.chunks[self._added]
+        own = self._signs[:, first:last].astype(np.float32)
+        self._sums[self._added] = own @ weights.astype(np.float32)  # whole numbers below 2^15, exact
+        self._overlap[self._added] = _overlap(own, weights)
+        self._added += 1
+
+    def done(self) -> GroupVectors:
+        """The vectors, when all chunks were added."""
+        assert self._added == len(self.chunks)
+        return GroupVectors(self._signs, self._sums, self._overlap)
 
 
 def _signs(count: int, slots: int, rng: SecretRng) -> I8:
