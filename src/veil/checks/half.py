@@ -26,7 +26,7 @@ from veil.model.fold_weights import fold_parts, folded_matrix
 from veil.model.folder import read_header
 from veil.model.manifest import Group, Layer
 from veil.model.norms import norm_of
-from veil.model.quantize import quantize_weight, row_norms, rounded, target_norm
+from veil.model.quantize import quantize_weight, rounded, row_norms, target_norm
 from veil.model.terms import Terms
 from veil.progress import Progress
 from veil.random import SecretRng
@@ -67,7 +67,7 @@ def check_half(
     """
     opened = load_client(folder, terms)
     mixtures = read_header(folder, "client", verify=False)["experts"]
-    manifest, params = opened.compiled.manifest, opened.compiled.params
+    manifest = opened.compiled.manifest
     weights = trusted_weights(source, opened.model, manifest, mixtures, progress)
     findings = Findings(origin=weights.origin, bits=min(layer.bits for g in manifest.groups for layer in g.layers))
     findings.trusted += check_rest(opened, source, weights, progress)
@@ -197,7 +197,7 @@ class _Group:
 
 
 def _least_change(vectors: GroupVectors, group: Group, constants: GroupConstants, opened: Opened) -> float:
-    """The change of one slot, in root mean squares of a slot of the largest norm, that no honest noise brings below the bound.
+    """The change of one slot that is as large as the bound, in root mean squares of a slot of the largest norm.
 
     Of the chunk with the most noise; a slot of inputs of random signs has the mean square (norm·target)²/width.
     """

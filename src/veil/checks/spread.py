@@ -50,4 +50,5 @@ def on_kernels(vectors: GroupVectors, group: Group, spread: F64, slots: int, ker
         signs=kernels.asarray(np.ascontiguousarray(vectors.signs[:, :slots])),
         sums=kernels.asarray(np.ascontiguousarray(vectors.sums[:chunks])),
         inverse=kernels.asarray(np.ascontiguousarray(1.0 / deviations)),
+        longest=int(np.diff(edges[: chunks + 1]).max()),
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from veil import __version__
-from veil.cli import bench, chat, compile, gateway, generate, params, pull, report, serve, token
+from veil.cli import bench, chat, check, compile, gateway, generate, params, pull, report, serve, token
 from veil.commands.terminal import EXIT_INTERRUPTED, one_line_errors
 
 app = typer.Typer(
@@ -51,6 +51,7 @@ for _name, _module in {
     "compile": compile,
     "serve": serve,
     "pull": pull,
+    "check": check,
     "gateway": gateway,
     "chat": chat,
     "token": token,

@@ -8,6 +8,7 @@ import typer
 
 from veil.cli.options import (
     Bundle,
+    Checked,
     Device,
     Digest,
     ExpertLeak,
@@ -22,6 +23,7 @@ from veil.cli.options import (
     Tls,
     TlsCa,
     Token,
+    WhichChecked,
     WhichFold,
     model_choice,
 )
@@ -50,6 +52,7 @@ def command(
     digest: Digest = None,
     allow_no_cryptography: NoCryptography = False,
     expert_leak: Leak = ExpertLeak.none,
+    checked: WhichChecked = Checked.auto,
 ) -> None:
     """Talk to a model in the terminal; rows are made while you type.
 
@@ -69,6 +72,7 @@ def command(
                 device,
                 (token, tls, tls_ca, allow_no_tls),
                 (expert_leak, allow_no_cryptography, digest),
+                checked,
             ),
             system=system,
             max_tokens=max_new_tokens,

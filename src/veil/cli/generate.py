@@ -13,6 +13,7 @@ from veil.cli.options import (
     BITS_HELP,
     MODULES_HELP,
     AsJson,
+    Checked,
     Device,
     Digest,
     ExpertLeak,
@@ -26,6 +27,7 @@ from veil.cli.options import (
     Tls,
     TlsCa,
     Token,
+    WhichChecked,
     WhichFold,
     address,
     check_fold_norms,
@@ -86,6 +88,7 @@ def command(
     digest: Digest = None,
     allow_no_cryptography: NoCryptography = False,
     expert_leak: Leak = ExpertLeak.none,
+    checked: WhichChecked = Checked.auto,
     speculate: Annotated[
         str,
         typer.Option(
@@ -107,14 +110,17 @@ def command(
 
     With `--json`: `text`, `prompt_tokens`, `new_tokens`, `security_bits` (0 when nothing is encrypted), `seconds` with
     `load`, `prompt` (until the first token), `per_token` (each one after it, its row included), `prepare`, `online`,
-    `client` (a generated token's shares), `trips_per_token`, with `--server` also `remote`, with guesses `guesses`, and
-    `bytes_per_token` with `up_ahead`, `down_ahead`, `up_online`, `down_online`.
+    `client` (a generated token's shares), `trips_per_token`, `checked` (the model whose weights the answers were checked
+    against, or null), with `--server` also `remote`, with guesses `guesses`, and `bytes_per_token` with `up_ahead`,
+    `down_ahead`, `up_online`, `down_online`.
     """
     if bundle is not None and (model, bits, modules) != (None, None, None):
         raise ValueError("--bundle has its own model; leave out --model, --bits and --modules")
     if server is not None and (mode is not Mode.execute or (model, bits, modules) != (None, None, None)):
         raise ValueError("--server uses a bundle and encryption; leave out --mode, --model, --bits and --modules")
     check_fold_norms(fold_norms, server, bundle)
+    if checked is Checked.require and mode is not Mode.execute:
+        raise ValueError("--checked require is about encrypted answers; leave out --mode")
     if mode is Mode.torch and speculate not in ("auto", "off"):
         raise ValueError("--speculate needs remote layers; leave out --mode torch")
     if top_p == 0.0:
@@ -140,6 +146,7 @@ def command(
             server_bundle=name,
             speculate=speculate,
             fold_norms=fold_norms.value,
+            checked=checked.value,
         ),
         as_json=as_json,
     )

@@ -30,6 +30,14 @@ class FoldNorms(str, Enum):
     off = "off"
 
 
+class Checked(str, Enum):
+    """Whether answers are checked."""
+
+    require = "require"
+    auto = "auto"
+    off = "off"
+
+
 class ExpertLeak(str, Enum):
     """What the server may learn of a mixture's routing."""
 
@@ -117,6 +125,15 @@ Digest = Annotated[
     ),
 ]
 
+WhichChecked = Annotated[
+    Checked,
+    typer.Option(
+        "--checked",
+        help="Check every answer of the server against weights that you trust: `auto` where `veil check` made vectors "
+        "for the half, `require` fails without them, `off` never.",
+    ),
+]
+
 
 def address(server: str, token: str | None, tls: bool, tls_ca: Path | None, allow_no_tls: bool) -> Address:
     """Where a server is and how it is reached; `ValueError` for options that do not fit."""
@@ -150,6 +167,7 @@ def model_choice(
     device: Device,
     access: tuple[str | None, bool, Path | None, bool],
     consent: tuple[ExpertLeak, bool, str | None],
+    checked: Checked = Checked.auto,
 ) -> ModelChoice:
     """Which model answers, of those that `veil gateway` and `veil chat` can have."""
     if model is not None and (bundle is not None or server is not None):
@@ -165,4 +183,5 @@ def model_choice(
         server_bundle=name,
         fold_norms=fold_norms.value,
         terms=terms(*consent, half=bundle is not None or server is not None),
+        checked=checked.value,
     )

@@ -14,7 +14,7 @@ _LINE = re.compile(r"(\S+) (\S+)")
 
 
 class CaughtServers:
-    """The file ``caught_servers``: a line for each server, with its address and the day. A file that is damaged is refused."""
+    """The file ``caught_servers``: a line for each server, with its address and the day; a damaged one is refused."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path or data_folder() / "caught_servers"

@@ -15,6 +15,7 @@ import torch
 import typer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from veil.checks.words import answers_words
 from veil.client.session import Ahead
 from veil.commands.costs import Costs, Meter
 from veil.commands.models import connected, opened_model
@@ -60,6 +61,7 @@ class Request:
     speculate: str = "off"
     fold_norms: str = "auto"
     terms: Terms = STRICT
+    checked: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +87,16 @@ def run(request: Request, *, as_json: bool) -> None:
         draft = _draft(request, reporter.report)
         ready = _prepare(request, draft, reporter.report)
     load_s = time.perf_counter() - start
+    checked = ready.hybrid.checked_against if ready.hybrid else None
     text, costs = _generate(request, ready, load_s, write=not as_json)
     security = float(ready.hybrid.params.security_bits) if ready.hybrid and request.mode in ("execute", "remote") else 0.0
     if as_json:
-        typer.echo(json.dumps({"text": text} | costs.to_json(security)))
+        typer.echo(json.dumps({"text": text, "checked": checked} | costs.to_json(security)))
     else:
-        error_console().print(costs.table(ready.origin, request.mode, security))
+        table = costs.table(ready.origin, request.mode, security)
+        if security:
+            table.add_row("answers", answers_words(request.mode, checked))
+        error_console().print(table)
 
 
 def _draft(request: Request, progress: Progress) -> Source | None:
@@ -126,6 +132,8 @@ def _prepare(request: Request, draft: Source | None, progress: Progress) -> _Rea
         )
         model = hybrid.model
         tokenizer, inputs = _encode(request, model, hybrid.tokenizer, origin, draft)
+    if hybrid is not None and request.checked == "require":
+        hybrid.check_answers(origin)
     if hybrid is not None:
         hybrid.set_fhe_mode(request.mode)
     inputs = {name: tensor.to(place) for name, tensor in inputs.items()}
@@ -141,6 +149,7 @@ def _connect(request: Request, server: Address, draft: Source | None, progress: 
         fold_norms=request.fold_norms,
         ahead=Ahead(tokens=0, prompt_rows=0),
         progress=progress,
+        checked=request.checked,
     )
     origin = f"{server.target}, bundle {folder}"
     tokenizer, inputs = _encode(request, hybrid.model, hybrid.tokenizer, origin, draft)

@@ -80,6 +80,7 @@ def connected(
     fold_norms: str,
     ahead: Ahead,
     progress: Progress,
+    checked: str = "auto",
 ) -> tuple[HybridFHEModel, Path]:
     """A model in mode ``remote``, and the folder of its client half: ``bundle``, or what the server offers, cached.
 
@@ -104,6 +105,7 @@ def connected(
         allow_no_tls=server.allow_no_tls,
         terms=terms,
         ahead=ahead,
+        checked=checked,
     )
     progress(stage, 1, 1)
     return hybrid, folder

@@ -34,6 +34,7 @@ class ModelChoice:
     server_bundle: str | None = None
     fold_norms: str = "auto"
     terms: Terms = STRICT
+    checked: str = "auto"
 
 
 @contextmanager
@@ -59,6 +60,8 @@ def _open(choice: ModelChoice, progress: Progress) -> ServedModel:
         hybrid, _ = opened_model(choice.model, bits=8, modules="linear", device=choice.device, progress=progress)
         name, tokenizer = name_of(choice.model), hybrid.tokenizer
     hybrid.ahead = Ahead()
+    if choice.checked == "require":
+        hybrid.check_answers(name)
     hybrid.set_fhe_mode("execute")
     return ServedModel(name, hybrid, tokenizer)
 
@@ -72,6 +75,7 @@ def _connect(choice: ModelChoice, server: Address, progress: Progress) -> Served
         fold_norms=choice.fold_norms,
         ahead=Ahead(),
         progress=progress,
+        checked=choice.checked,
     )
     name = choice.server_bundle or (_name_there(folder, server) if choice.bundle is None else _name_of(folder))
     return ServedModel(name, hybrid, hybrid.tokenizer, server.target)

@@ -105,6 +105,7 @@ class Gateway:
             mode=served.mode,
             server=served.server,
             security_bits=served.security_bits,
+            checked=served.checked,
             rows_ready=ready.tokens,
             prompt_rows_ready=ready.prompt_rows,
             running=self.line.running,

@@ -69,10 +69,14 @@ class Seconds(Reply):
 
 
 class VeilUsage(Reply):
-    """What a request cost and sent: token rows, those made ahead, payload bytes, security (0: nothing encrypted)."""
+    """What a request cost and sent: token rows, those made ahead, payload bytes, security (0: nothing encrypted).
+
+    ``checked`` is the model against whose weights the server's answers were checked, null where they were not.
+    """
 
     mode: str
     security_bits: float
+    checked: str | None
     rows: int
     rows_ready: int
     rows_made: int
@@ -284,6 +288,7 @@ class Status(Reply):
     mode: str
     server: str | None
     security_bits: float
+    checked: str | None
     rows_ready: int
     prompt_rows_ready: int
     running: int

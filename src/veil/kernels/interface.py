@@ -60,7 +60,7 @@ class Scaling:
 class SignVectors:
     """Secret signs that check a group's results, in chunks of slots; arrays of the backend. See docs/protocol.md.
 
-    ``edges`` int32 [chunks + 1] are the slots where chunks begin and end, ``signs`` int8 [J, slots] the vectors r_j, ``sums``
+    ``edges`` int32 [chunks + 1] are the slots where chunks begin and end, ``signs`` int8 [J, slots] the vectors, ``sums``
     int16 [chunks, J, width] what they make of the weights, ``inverse`` float64 [chunks, J] one over the deviations.
     """
 
@@ -68,6 +68,8 @@ class SignVectors:
     signs: Array
     sums: Array
     inverse: Array
+    longest: int
+    """Slots of the longest chunk."""
 
     @property
     def count(self) -> int:
