@@ -113,5 +113,3 @@ def simulated() -> Simulated:
 def other_shape() -> Any:
     """Makes a `Simulated` of other slots."""
     return lambda slots, seed=3: Simulated(seed, slots)
-
-

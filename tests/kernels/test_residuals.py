@@ -48,7 +48,9 @@ def held(kernels: Kernels, own: SignVectors) -> SignVectors:
 
 @pytest.mark.parametrize("places", PLACES)
 @pytest.mark.parametrize(("slots", "width", "edges"), [(1, 1, [0, 1]), (9, 5, [0, 4, 9]), (70, 33, [0, 64, 65, 70])])
-def test_residuals(kernels: Kernels, slots: int, width: int, edges: list[int], places: str, draw: np.random.Generator) -> None:
+def test_residuals(
+    kernels: Kernels, slots: int, width: int, edges: list[int], places: str, draw: np.random.Generator
+) -> None:
     weights = draw.integers(-127, 128, (slots, width), dtype=np.int64).astype(np.int8)
     host_words = [draw.integers(0, 1 << 32, (8, slots + 9), dtype=np.uint32) for _ in range(3)]
     device_words = [kernels.asarray(words) for words in host_words]

@@ -38,8 +38,11 @@ I8 = NDArray[np.int8]
 MOST_LOSS = 16.0
 """How many times what plain rounding loses of weights a half's divisors may lose, the worth of two bits."""
 
-MOST_CORRECTION = 12.0
-"""How far a bias's correction may stick out of its group's, in root mean squares, each beside what rounding loses there."""
+MOST_CORRECTION = 24.0
+"""How many times the median of its group a bias's correction may be, each beside what rounding loses in its row."""
+
+_FEW = 16
+"""Rows of a group below which a median says little; the root mean square stands in for it."""
 
 _BOUND = 8.0
 
@@ -129,8 +132,8 @@ class _Group:
         if lost > MOST_LOSS * plain:
             raise self._differs(f"loses {lost / plain:.0f} times what rounding its weights loses")
         found = np.concatenate(corrections)
-        spread = float(np.sqrt(np.mean(found**2))) if len(found) else 0.0
-        if spread and float(np.abs(found).max()) > MOST_CORRECTION * spread:
+        middle = np.sqrt(np.mean(found**2)) if len(found) < _FEW else np.median(np.abs(found))
+        if float(np.abs(found).max(initial=0.0)) > MOST_CORRECTION * float(middle):
             raise self._differs("has a bias that no correction of rounding explains")
 
     def _pieces(self, first: int, last: int) -> Iterator[tuple[Layer, slice, int, int]]:

@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 
 from veil.checks.files import save_vectors
-from veil.checks.half import check_half
 from veil.client.caught import CaughtServers
 from veil.commands.terminal import Reporter, error_console
 from veil.errors import BundleError
@@ -24,6 +23,8 @@ def run(model: str, half: Path, *, terms: Terms, as_json: bool) -> None:
 
     Raises `HalfDiffers`, `ModelSourceError`, `BundleError`.
     """
+    from veil.checks.half import check_half
+
     folder = half / "client" if (half / "client").is_dir() else half
     if not (folder / HEADER).is_file():
         raise BundleError(f"{half} holds no client half; fetch one with 'veil pull', or name a bundle's folder")
