@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def draw() -> np.random.Generator:
 def vectors(draw: np.random.Generator, weights: Any, edges: list[int], count: int) -> SignVectors:
     signs = (2 * draw.integers(0, 2, (count, len(weights))) - 1).astype(np.int8)
     wide = weights.astype(np.int64)
-    sums = [signs[:, a:b].astype(np.int64) @ wide[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    sums = [signs[:, a:b].astype(np.int64) @ wide[a:b] for a, b in itertools.pairwise(edges)]
     inverse = np.exp2(draw.integers(-4, 4, (len(sums), count)))
     longest = int(np.diff(edges).max())
     return SignVectors(np.array(edges, np.int32), signs, np.stack(sums).astype(np.int16), inverse, longest)
