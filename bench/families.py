@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from family_check import Family
-from small_models import architectures
+from bench.family_check import Family
+from bench.small_models import architectures
 from veil.bench import machine as host
 from veil.bench.record import FORMAT
 
@@ -93,7 +93,7 @@ class Worker:
         if not answer or self._tried >= _PER_PROCESS:
             self.close()
         if not answer:
-            why = f"no answer within {LIMIT_S:.0f} s" if late.finished.is_set() and late.function else "its process ended"
+            why = f"no answer within {LIMIT_S:.0f} s" if late.finished.is_set() else "its process ended"
             return Family(kind=kind, verdict="fails", reason=why, seconds=LIMIT_S)
         return Family(**json.loads(answer))
 
@@ -106,13 +106,15 @@ class Worker:
 
     def _begin(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "family_check.py")],
+            [sys.executable, "-m", "bench.family_check"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if self._loud else subprocess.DEVNULL,
             text=True,
             preexec_fn=_limit_memory,
-            env=os.environ | _ONE_THREAD,
+            env=os.environ
+            | _ONE_THREAD
+            | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])},
             cwd=tempfile.gettempdir(),
         )
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from small_models import NotBuilt, architectures, small_model
+from bench.small_models import NotBuilt, architectures, small_model
 from veil import HybridFHEModel, linear_modules
 from veil.bundle.terms import Terms
 from veil.errors import VeilError

@@ -193,7 +193,7 @@ def _made(model_class: Any, config: Any) -> nn.Module:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or (parameter.ndim == 1 and "norm" in name.lower()):
-                parameter += 0.1 * torch.randn_like(parameter)
+                parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 

@@ -8,6 +8,7 @@ import typer
 
 from veil.cli.options import (
     Bundle,
+    Checked,
     Device,
     Digest,
     ExpertLeak,
@@ -22,6 +23,7 @@ from veil.cli.options import (
     Tls,
     TlsCa,
     Token,
+    WhichChecked,
     WhichFusion,
     model_choice,
 )
@@ -51,6 +53,7 @@ def command(
     digest: Digest = None,
     allow_no_cryptography: NoCryptography = False,
     expert_leak: Leak = ExpertLeak.none,
+    checked: WhichChecked = Checked.auto,
 ) -> None:
     """Talk to a model in the terminal; rows are made while you type.
 
@@ -66,6 +69,7 @@ def command(
         device,
         (token, tls, tls_ca, allow_no_tls),
         (expert_leak, allow_no_cryptography, digest),
+        checked=checked,
     )
     sign_of_life()
     from veil.commands.chat import ChatOptions, run

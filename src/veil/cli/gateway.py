@@ -11,6 +11,7 @@ import typer
 from veil.cli.options import (
     MODEL_HELP,
     Adapter,
+    Checked,
     Device,
     Digest,
     ExpertLeak,
@@ -23,6 +24,7 @@ from veil.cli.options import (
     Tls,
     TlsCa,
     Token,
+    WhichChecked,
     WhichFusion,
 )
 from veil.cli.reach import sign_of_life
@@ -90,6 +92,7 @@ def command(
     digest: Digest = None,
     allow_no_cryptography: NoCryptography = False,
     expert_leak: Leak = ExpertLeak.none,
+    checked: WhichChecked = Checked.auto,
 ) -> None:
     """Answer the OpenAI API and a chat page on this machine; the model may be on another that sees ciphertexts only.
 
@@ -123,6 +126,7 @@ def command(
         if len(choices) > 1:
             raise ValueError("--adapter is for one model; start a gateway for each model that has adapters")
         choices = (replace(choices[0], adapters=tuple(adapter)),)
+    choices = tuple(replace(choice, checked=checked.value) for choice in choices)
     sign_of_life()
     from veil.commands.gateway import GatewayRequest, run
     from veil.gateway.app import Settings

@@ -11,6 +11,7 @@ from veil.cli.options import (
     BITS_HELP,
     MODULES_HELP,
     AsJson,
+    Checked,
     Device,
     Digest,
     ExpertLeak,
@@ -25,6 +26,7 @@ from veil.cli.options import (
     Tls,
     TlsCa,
     Token,
+    WhichChecked,
     WhichFusion,
     address,
     check_fuse_norms,
@@ -86,6 +88,7 @@ def command(
     digest: Digest = None,
     allow_no_cryptography: NoCryptography = False,
     expert_leak: Leak = ExpertLeak.none,
+    checked: WhichChecked = Checked.auto,
     speculate: Annotated[
         str,
         typer.Option(
@@ -121,8 +124,9 @@ def command(
 
     With `--json`: `text`, `prompt_tokens`, `new_tokens`, `security_bits` (0 when nothing is encrypted), `seconds` with
     `load`, `prompt` (until the first token), `per_token` (each one after it, its row included), `prepare`, `online`,
-    `client` (a generated token's shares), `trips_per_token`, with `--server` also `remote`, with draft tokens
-    `draft_tokens`, and `bytes_per_token` with `up_offline`, `down_offline`, `up_online`, `down_online`.
+    `client` (a generated token's shares), `trips_per_token`, `checked` (the model whose weights the answers were checked
+    against, or null), with `--server` also `remote`, with draft tokens `draft_tokens`, and `bytes_per_token` with
+    `up_offline`, `down_offline`, `up_online`, `down_online`.
     """
     if (prompt is None) == (batch is None):
         raise ValueError("give a prompt, or prompts by --batch FILE.jsonl")
@@ -140,6 +144,8 @@ def command(
     if server is not None and (mode is not Mode.execute or (model, bits, modules) != (None, None, None)):
         raise ValueError("--server uses a bundle and encryption; leave out --mode, --model, --bits and --modules")
     check_fuse_norms(fuse_norms, server, bundle)
+    if checked is Checked.require and mode is not Mode.execute:
+        raise ValueError("--checked require is about encrypted answers; leave out --mode")
     if mode is Mode.torch and speculate not in ("auto", "off"):
         raise ValueError("--speculate needs remote layers; leave out --mode torch")
     if mode is Mode.torch and bundle is not None:
@@ -180,6 +186,7 @@ def command(
             json_schema=json_schema,
             stop=tuple(stop or ()),
             batch=batch,
+            checked=checked.value,
         ),
         as_json=as_json,
     )

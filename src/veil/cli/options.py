@@ -42,6 +42,14 @@ class FuseNorms(str, Enum):
     off = "off"
 
 
+class Checked(str, Enum):
+    """Whether answers are checked."""
+
+    require = "require"
+    auto = "auto"
+    off = "off"
+
+
 class ExpertLeak(str, Enum):
     """What the server may learn of a mixture's routing."""
 
@@ -134,6 +142,15 @@ Digest = Annotated[
     ),
 ]
 
+WhichChecked = Annotated[
+    Checked,
+    typer.Option(
+        "--checked",
+        help="Check every answer of the server against weights that you trust: `auto` where `veil check` made vectors "
+        "for the half, `require` fails without them, `off` never.",
+    ),
+]
+
 
 def address(server: str, token: str | None, tls: bool, tls_ca: Path | None, allow_no_tls: bool) -> Address:
     """Where a server is and how it is reached, which is tried at once: `ServerUnreachable` if nobody is there.
@@ -185,6 +202,7 @@ def model_choice(
     access: tuple[str | None, bool, Path | None, bool],
     consent: tuple[ExpertLeak, bool, str | None],
     adapters: Sequence[str] = (),
+    checked: Checked = Checked.auto,
 ) -> ModelChoice:
     """Which model answers, of those that `veil gateway` and `veil chat` can have."""
     if model is not None and (bundle is not None or server is not None):
@@ -202,4 +220,5 @@ def model_choice(
         fuse_norms=fuse_norms.value,
         terms=terms(*consent, half=bundle is not None or server is not None),
         adapters=tuple(adapters),
+        checked=checked.value,
     )

@@ -18,6 +18,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
+from veil.checks.words import answers_words
 from veil.commands import chat_files
 from veil.commands.choice import ModelChoice
 from veil.commands.interrupts import interrupts_set
@@ -260,6 +261,8 @@ def stats_of(conversation: Conversation) -> dict[str, Any]:
         "all_bytes_up": total.bytes_up_online + total.bytes_up_offline,
         "all_bytes_down": total.bytes_down_online + total.bytes_down_offline,
         "security_bits": served.security_bits,
+        "checked": served.hybrid.checked_against,
+        "answers": answers_words(served.mode, served.hybrid.checked_against),
     }
 
 
@@ -277,7 +280,8 @@ class _Terminal:
         served = self._conversation.served
         place = f"on {served.server}" if served.server else "in this process"
         bits = f"{served.security_bits:g} bits" if served.security_bits else "nothing is encrypted"
-        self._console.print(Text(f"{served.name} {place} · {bits} · /help", style="dim"))
+        answers = answers_words(served.mode, served.hybrid.checked_against)
+        self._console.print(Text(f"{served.name} {place} · {bits} · {answers} · /help", style="dim"))
         while True:
             try:
                 words = session.prompt().strip()
@@ -359,7 +363,8 @@ def _shown(text: str) -> Markdown:
 def _summary(stats: dict[str, Any]) -> str:
     traffic = (stats["bytes_up"] + stats["bytes_down"]) / 1e6
     ready = f"{stats['rows_ready']} of {stats['rows']} rows found theirs ready"
-    return f"{stats['first_token_s']:.1f} s, then {stats['per_token_s']:.3f} s a token · {traffic:.1f} MB · {ready}"
+    checked = f" · checked against {stats['checked']}" if stats["checked"] else ""
+    return f"{stats['first_token_s']:.1f} s, then {stats['per_token_s']:.3f} s a token · {traffic:.1f} MB · {ready}{checked}"
 
 
 def _table(stats: dict[str, Any]) -> Table:
@@ -377,6 +382,7 @@ def _table(stats: dict[str, Any]) -> Table:
             f"{stats['all_rows']} rows, {stats['all_bytes_up']:,} bytes up, {stats['all_bytes_down']:,} down",
         ),
         ("security", f"{stats['security_bits']:g} bits" if stats["security_bits"] else "none: nothing is encrypted"),
+        ("answers", stats["answers"]),
     ):
         table.add_row(name, value)
     return table

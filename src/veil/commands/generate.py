@@ -16,6 +16,7 @@ import typer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from veil.bundle.terms import STRICT, Terms
+from veil.checks.words import answers_words
 from veil.client.session import OfflineRows
 from veil.commands import batch
 from veil.commands.costs import CostMeter, Costs
@@ -67,6 +68,7 @@ class GenerateRequest:
     json_schema: Path | None = None
     stop: tuple[str, ...] = ()
     batch: Path | None = None
+    checked: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +99,16 @@ def run(request: GenerateRequest, *, as_json: bool) -> None:
     if entries is not None:
         _answer_all(request, ready, entries)
         return
+    checked = ready.hybrid.checked_against if ready.hybrid else None
     text, costs = _generate(request, ready, load_s, write=not as_json)
     security = float(ready.hybrid.params.security_bits) if ready.hybrid and request.mode in ("execute", "remote") else 0.0
     if as_json:
-        typer.echo(json.dumps({"text": text} | costs.to_json(security)))
+        typer.echo(json.dumps({"text": text, "checked": checked} | costs.to_json(security)))
     else:
-        error_console().print(costs.table(ready.origin, request.mode, security))
+        table = costs.table(ready.origin, request.mode, security)
+        if security:
+            table.add_row("answers", answers_words(request.mode, checked))
+        error_console().print(table)
 
 
 def _adapt(request: GenerateRequest, ready: _Ready) -> None:
@@ -148,6 +154,8 @@ def _prepare(request: GenerateRequest, draft: Source | None, progress: Progress)
         )
         model = hybrid.model
         tokenizer, inputs = _encode(request, model, hybrid.tokenizer, origin, draft)
+    if hybrid is not None and request.checked == "require":
+        hybrid.check_answers(origin)
     if hybrid is not None:
         hybrid.set_fhe_mode(request.mode)
     inputs = {name: tensor.to(place) for name, tensor in inputs.items()}
@@ -163,6 +171,7 @@ def _connect(request: GenerateRequest, server: Address, draft: Source | None, pr
         fuse_norms=request.fuse_norms,
         offline_rows=OfflineRows(tokens=0, prompt_rows=0),
         progress=progress,
+        checked=request.checked,
     )
     origin = f"{server.target}, bundle {folder}"
     tokenizer, inputs = _encode(request, hybrid.model, hybrid.tokenizer, origin, draft)

@@ -45,6 +45,7 @@ class ReportRequest:
     fused: bool
     device: str
     html: Path | None
+    checked: bool = True
 
 
 def run(request: ReportRequest, *, as_json: bool) -> None:
@@ -101,6 +102,8 @@ def _measured(request: ReportRequest, source: Source, ids: torch.Tensor, reporte
     few = ids[:, : min(request.sample, WINDOW)]
     if few.shape[1] > 1:
         reporter.report("building the server's half", 0, 1)
+        if request.checked:
+            hybrid.check_answers(source.name)
         hybrid.set_fhe_mode("execute")
         reporter.report("building the server's half", 1, 1)
         every = ("disable", "simulate", "execute", EIGHT_BIT)
