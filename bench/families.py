@@ -79,7 +79,13 @@ class Worker:
             self._begin()
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
-        late = threading.Timer(LIMIT_S, process.kill)
+        too_late = threading.Event()
+
+        def end() -> None:
+            too_late.set()
+            process.kill()
+
+        late = threading.Timer(LIMIT_S, end)
         late.start()
         try:
             process.stdin.write(kind + "\n")
@@ -93,7 +99,7 @@ class Worker:
         if not answer or self._tried >= _PER_PROCESS:
             self.close()
         if not answer:
-            why = f"no answer within {LIMIT_S:.0f} s" if late.finished.is_set() else "its process ended"
+            why = f"no answer within {LIMIT_S:.0f} s" if too_late.is_set() else "its process ended"
             return Family(kind=kind, verdict="fails", reason=why, seconds=LIMIT_S)
         return Family(**json.loads(answer))
 

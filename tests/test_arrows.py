@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "veil"
-GROUND = {"cache", "errors", "noise", "params", "priority", "process", "progress", "seed"}
+GROUND = {"cache", "disk", "errors", "noise", "params", "priority", "process", "progress", "seed"}
 """Modules without a room, which every room may import; ``random`` is not one of them: it makes secrets."""
 
 ARROWS = {
@@ -18,13 +18,26 @@ ARROWS = {
     "crypto": {"kernels", "random"},
     "bundle": {"kernels"},
     "wire": {"bundle", "kernels"},
+    "checks": {"bundle", "kernels", "random"},
     "server": {"bundle", "crypto", "kernels", "network", "veil", "wire"},
-    "client": {"bundle", "crypto", "kernels", "network", "random", "wire"},
+    "client": {"bundle", "checks", "crypto", "kernels", "network", "random", "wire"},
     "runtime": {"bundle", "client", "kernels", "sources"},
-    "compile": {"bundle", "kernels", "runtime", "sources"},
-    "hybrid": {"bundle", "client", "compile", "crypto", "kernels", "network", "random", "runtime", "server", "wire"},
-    "training": {"client"},
-    "gateway": {"client", "hybrid", "training", "veil"},
+    "compile": {"bundle", "checks", "kernels", "random", "runtime", "sources"},
+    "hybrid": {
+        "bundle",
+        "checks",
+        "client",
+        "compile",
+        "crypto",
+        "kernels",
+        "network",
+        "random",
+        "runtime",
+        "server",
+        "wire",
+    },
+    "training": {"client", "hybrid", "runtime"},
+    "gateway": {"client", "hybrid", "network", "training", "veil"},
     "report": {"bundle", "hybrid", "kernels", "runtime"},
     "bench": {
         "bundle",
@@ -41,11 +54,24 @@ ARROWS = {
         "veil",
     },
     "commands": {
-        *("bench", "bundle", "client", "compile", "gateway", "hybrid", "kernels", "network", "report", "runtime", "server"),
-        *("sources", "training", "veil"),
+        *(
+            "bench",
+            "bundle",
+            "checks",
+            "client",
+            "compile",
+            "gateway",
+            "hybrid",
+            "kernels",
+            "network",
+            "report",
+            "runtime",
+            "server",
+        ),
+        *("sources", "training", "veil", "wire"),
     },
-    "cli": {"bench", "bundle", "client", "commands", "gateway", "server", "training", "veil"},
-    "veil": {"bundle", "hybrid", "runtime"},
+    "cli": {"bench", "bundle", "client", "commands", "gateway", "network", "training", "veil"},
+    "veil": {"bundle", "hybrid", "runtime", "training"},
     "__main__": {"cli"},
 }
 

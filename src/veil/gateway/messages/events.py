@@ -20,7 +20,7 @@ from veil.gateway.tools import Use
 Told = tuple[str, dict[str, Any]]
 
 
-class Writer:
+class MessagesWriter:
     """Writes one message."""
 
     def __init__(self, served: ServedModel, answers: Answers, use: Use | None) -> None:

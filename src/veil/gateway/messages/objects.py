@@ -67,7 +67,7 @@ class MessagesError(Reply):
     request_id: str | None = None
 
 
-class Counted(Reply):
+class CountedTokens(Reply):
     """``POST /v1/messages/count_tokens``."""
 
     input_tokens: int

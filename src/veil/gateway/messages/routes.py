@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from veil.gateway import incoming as chats
 from veil.gateway.failures import bad_parameter
-from veil.gateway.messages.events import Writer
+from veil.gateway.messages.events import MessagesWriter
 from veil.gateway.messages.incoming import CountRequest, MessagesRequest, chat_of
-from veil.gateway.messages.objects import Counted, MessageReply, MessagesError
+from veil.gateway.messages.objects import CountedTokens, MessageReply, MessagesError
 from veil.gateway.requests import chat_prompt, tools_of
 from veil.gateway.sending import streamed, whole
 from veil.gateway.statuses import ERRORS
@@ -32,18 +32,18 @@ def add_to(app: FastAPI, gateway: Gateway) -> None:
         """The model's turn, whole or as events, in Anthropic's shape; errors too."""
         chat = _chat(body)
         answers, use, served = await chat_answers(gateway, chat, request, stop=tuple(body.stop_sequences or ()))
-        writer = Writer(served, answers, use)
+        writer = MessagesWriter(served, answers, use)
         if body.stream:
             return await streamed(request, answers, writer.events())
         return await whole(request, answers, writer.whole)
 
     @app.post("/v1/messages/count_tokens", responses=_ERRORS)
-    async def count(body: CountRequest) -> Counted:
+    async def count(body: CountRequest) -> CountedTokens:
         """How many tokens a request's prompt has."""
         chat = _chat(body)
         served = gateway.models.need(chat.model, "text").served
         use = tools_of(chat.tools, chat.tool_choice, served, chat.parallel_tool_calls)
-        return Counted(input_tokens=len(await asyncio.to_thread(chat_prompt, chat.messages, served, use)))
+        return CountedTokens(input_tokens=len(await asyncio.to_thread(chat_prompt, chat.messages, served, use)))
 
 
 def _chat(body: CountRequest) -> chats.ChatRequest:

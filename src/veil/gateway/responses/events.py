@@ -29,7 +29,7 @@ from veil.gateway.tools import Use
 Fields = dict[str, Any]
 
 
-class Writer:
+class ResponsesWriter:
     """Writes one response. ``done`` is called with it when it is complete, before anybody is told so."""
 
     def __init__(self, reply: ResponseReply, served: ServedModel, answers: Answers, use: Use | None, done: Any) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from veil.gateway import incoming as chats
 from veil.gateway.failures import bad_parameter
-from veil.gateway.responses.events import Writer
+from veil.gateway.responses.events import ResponsesWriter
 from veil.gateway.responses.incoming import ResponseRequest, chat_of, messages_of
 from veil.gateway.responses.kept import KeptResponses
 from veil.gateway.responses.objects import Deleted, OutputCall, OutputMessage, ResponseReply, begun
@@ -46,7 +46,7 @@ def add_to(app: FastAPI, gateway: Gateway) -> None:
             if body.store is not False:
                 kept.keep(made.id, made.model_dump(mode="json"), [*said, *_turns(made)], owner)
 
-        writer = Writer(reply, served, answers, use, done)
+        writer = ResponsesWriter(reply, served, answers, use, done)
         if body.stream:
             return await streamed(request, answers, writer.events())
         return await whole(request, answers, writer.whole)

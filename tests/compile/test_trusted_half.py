@@ -17,10 +17,10 @@ from transformers import AutoTokenizer, BertConfig, BertModel, MixtralConfig, Mi
 from veil import HybridFHEModel
 from veil.bundle import header_file
 from veil.bundle.terms import Terms
-from veil.checks import trusted
 from veil.checks.files import load_vectors, save_vectors
-from veil.checks.half import check_half
 from veil.checks.vectors import make_vectors
+from veil.compile import trusted_weights as trusted
+from veil.compile.trusted_half import check_half
 from veil.errors import HalfDiffers
 from veil.params import Params
 from veil.random import SecretRng

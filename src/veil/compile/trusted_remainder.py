@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from veil.checks.trusted import TrustedWeights
+from veil.compile.trusted_weights import TrustedWeights
 from veil.errors import HalfDiffers, one_line
 from veil.progress import Progress
 from veil.runtime.saved_model import Opened

@@ -18,13 +18,13 @@ from veil.bundle.header_file import read_header
 from veil.bundle.manifest import Group, Layer
 from veil.bundle.terms import Terms
 from veil.checks.files import Vectors
-from veil.checks.remainder import check_rest
 from veil.checks.spread import covariance
-from veil.checks.trusted import TrustedWeights, trusted_weights
 from veil.checks.vectors import GroupVectors, VectorMaker, edges_of
 from veil.compile.compiler import with_bits
 from veil.compile.fused_weights import fused_matrix, fusion_parts
 from veil.compile.quantize import quantize_weight, rounded
+from veil.compile.trusted_remainder import check_rest
+from veil.compile.trusted_weights import TrustedWeights, trusted_weights
 from veil.errors import HalfDiffers
 from veil.progress import Progress
 from veil.random import SecretRng
