@@ -6,33 +6,14 @@ from typing import Annotated
 
 import typer
 
-from veil.cli.options import (
-    Bundle,
-    Device,
-    Digest,
-    ExpertLeak,
-    FuseNorms,
-    Leak,
-    NoCryptography,
-    NoTls,
-    OtherModel,
-    Server,
-    ServerBundle,
-    ServingDevice,
-    Tls,
-    TlsCa,
-    Token,
-    WhichFusion,
-    model_choice,
-)
+from veil.cli.groups import grouped
+from veil.cli.options import Access, Answering, Consent
 
 
+@grouped
 def command(
-    model: OtherModel = None,
-    bundle: Bundle = None,
-    server: Server = None,
-    name: ServerBundle = None,
-    fuse_norms: WhichFusion = FuseNorms.auto,
+    *,
+    answering: Answering,
     system: Annotated[str, typer.Option(help="Instructions for the model.")] = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 512,
     temperature: Annotated[
@@ -42,14 +23,8 @@ def command(
         float, typer.Option(min=0.01, max=1.0, help="Sample among the likeliest tokens of this total probability.")
     ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.", show_default="random")] = None,
-    device: ServingDevice = Device.auto,
-    token: Token = None,
-    tls: Tls = False,
-    tls_ca: TlsCa = None,
-    allow_no_tls: NoTls = False,
-    digest: Digest = None,
-    allow_no_cryptography: NoCryptography = False,
-    expert_leak: Leak = ExpertLeak.none,
+    access: Access,
+    consent: Consent,
 ) -> None:
     """Talk to a model in the terminal; rows are made while you type.
 
@@ -60,16 +35,7 @@ def command(
 
     run(
         ChatOptions(
-            choice=model_choice(
-                model,
-                bundle,
-                server,
-                name,
-                fuse_norms,
-                device,
-                (token, tls, tls_ca, allow_no_tls),
-                (expert_leak, allow_no_cryptography, digest),
-            ),
+            choice=answering.choice(access, consent),
             system=system,
             max_tokens=max_new_tokens,
             temperature=temperature,

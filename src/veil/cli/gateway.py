@@ -6,35 +6,15 @@ from typing import Annotated
 
 import typer
 
-from veil.cli.options import (
-    Adapter,
-    Bundle,
-    Device,
-    Digest,
-    ExpertLeak,
-    FuseNorms,
-    Leak,
-    NoCryptography,
-    NoTls,
-    OtherModel,
-    Server,
-    ServerBundle,
-    ServingDevice,
-    Tls,
-    TlsCa,
-    Token,
-    WhichFusion,
-    model_choice,
-)
+from veil.cli.groups import grouped
+from veil.cli.options import Access, Adapter, Answering, Consent
 
 
+@grouped
 def command(
-    model: OtherModel = None,
-    bundle: Bundle = None,
-    server: Server = None,
+    *,
+    answering: Answering,
     adapter: Adapter = None,
-    name: ServerBundle = None,
-    fuse_norms: WhichFusion = FuseNorms.auto,
     host: Annotated[
         str, typer.Option(help="The address to listen on; one that others reach needs --api-key.")
     ] = "127.0.0.1",
@@ -50,15 +30,9 @@ def command(
     answer_tokens: Annotated[
         int, typer.Option(min=1, help="The most tokens of an answer whose request sets no limit.")
     ] = 2048,
-    device: ServingDevice = Device.auto,
     open_page: Annotated[bool, typer.Option("--open", help="Open the chat page in the browser.")] = False,
-    token: Token = None,
-    tls: Tls = False,
-    tls_ca: TlsCa = None,
-    allow_no_tls: NoTls = False,
-    digest: Digest = None,
-    allow_no_cryptography: NoCryptography = False,
-    expert_leak: Leak = ExpertLeak.none,
+    access: Access,
+    consent: Consent,
 ) -> None:
     """Answer the OpenAI API and a chat page on this machine; the model may be on another that sees ciphertexts only.
 
@@ -72,17 +46,7 @@ def command(
 
     run(
         GatewayRequest(
-            choice=model_choice(
-                model,
-                bundle,
-                server,
-                name,
-                fuse_norms,
-                device,
-                (token, tls, tls_ca, allow_no_tls),
-                (expert_leak, allow_no_cryptography, digest),
-                adapter or (),
-            ),
+            choice=answering.choice(access, consent, adapter or ()),
             access=Access(host=host, api_key=api_key, hosts=tuple(name.lower() for name in allow_host or ())),
             settings=Settings(at_once=at_once, most_waiting=queue, answer_tokens=answer_tokens),
             port=port,

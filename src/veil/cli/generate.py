@@ -7,33 +7,28 @@ from typing import Annotated
 
 import typer
 
+from veil.cli.groups import grouped
 from veil.cli.options import (
     BITS_HELP,
     MODULES_HELP,
+    Access,
     AsJson,
+    Consent,
     Device,
-    Digest,
-    ExpertLeak,
     FuseNorms,
-    Leak,
     Mode,
-    NoCryptography,
-    NoTls,
     OtherModel,
     Server,
     ServerBundle,
-    Tls,
-    TlsCa,
-    Token,
     WhichFusion,
-    address,
     check_fuse_norms,
-    terms,
 )
 from veil.cli.streams import read_input
 
 
+@grouped
 def command(
+    *,
     prompt: Annotated[str, typer.Argument(help="The prompt, or `-` to read it from standard input.")],
     model: OtherModel = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to generate.")] = 128,
@@ -74,13 +69,8 @@ def command(
     ] = None,
     server: Server = None,
     name: ServerBundle = None,
-    token: Token = None,
-    tls: Tls = False,
-    tls_ca: TlsCa = None,
-    allow_no_tls: NoTls = False,
-    digest: Digest = None,
-    allow_no_cryptography: NoCryptography = False,
-    expert_leak: Leak = ExpertLeak.none,
+    access: Access,
+    consent: Consent,
     speculate: Annotated[
         str,
         typer.Option(
@@ -130,8 +120,8 @@ def command(
             top_p=top_p,
             seed=seed,
             raw=raw,
-            server=None if server is None else address(server, token, tls, tls_ca, allow_no_tls),
-            terms=terms(expert_leak, allow_no_cryptography, digest, half=bundle is not None or server is not None),
+            server=None if server is None else access.address(server),
+            terms=consent.terms(half=bundle is not None or server is not None),
             server_bundle=name,
             speculate=speculate,
             fuse_norms=fuse_norms.value,

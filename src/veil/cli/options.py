@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -133,53 +134,71 @@ Digest = Annotated[
 ]
 
 
-def address(server: str, token: str | None, tls: bool, tls_ca: Path | None, allow_no_tls: bool) -> Address:
-    """Where a server is and how it is reached; `ValueError` for options that do not fit."""
-    from veil.client.connection import Address
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """How a server is reached."""
 
-    return Address(target=server, token=token, tls=tls_ca or tls, allow_no_tls=allow_no_tls)
+    token: Token = None
+    tls: Tls = False
+    tls_ca: TlsCa = None
+    allow_no_tls: NoTls = False
+
+    def address(self, server: str) -> Address:
+        """Where a server is and how it is reached; `ValueError` for options that do not fit."""
+        from veil.client.connection import Address
+
+        return Address(target=server, token=self.token, tls=self.tls_ca or self.tls, allow_no_tls=self.allow_no_tls)
 
 
-def terms(expert_leak: ExpertLeak, no_cryptography: bool, digest: str | None, *, half: bool = True) -> Terms:
-    """On what terms a client half is used; `ValueError` where there is no ``half``, or for what is no digest."""
-    from veil.bundle.terms import Terms
+@dataclass(frozen=True, kw_only=True)
+class Consent:
+    """What a client half may be and do."""
 
-    made = Terms(expert_leak=expert_leak.value, no_cryptography=no_cryptography, digest=digest)
-    if made != Terms() and not half:
-        raise ValueError("--digest, --expert-leak and --allow-no-cryptography are about a --bundle or a --server's")
-    return made
+    digest: Digest = None
+    allow_no_cryptography: NoCryptography = False
+    expert_leak: Leak = ExpertLeak.none
+
+    def terms(self, *, half: bool = True) -> Terms:
+        """On what terms a client half is used; `ValueError` where there is no ``half``, or for what is no digest."""
+        from veil.bundle.terms import Terms
+
+        made = Terms(expert_leak=self.expert_leak.value, no_cryptography=self.allow_no_cryptography, digest=self.digest)
+        if made != Terms() and not half:
+            raise ValueError("--digest, --expert-leak and --allow-no-cryptography are about a --bundle or a --server's")
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """Which model answers: one here, or one whose other half is on a server."""
+
+    model: OtherModel = None
+    bundle: Bundle = None
+    server: Server = None
+    name: ServerBundle = None
+    fuse_norms: WhichFusion = FuseNorms.auto
+    device: ServingDevice = Device.auto
+
+    def choice(self, access: Access, consent: Consent, adapters: Sequence[str] = ()) -> ModelChoice:
+        """What `veil gateway` and `veil chat` open."""
+        if self.model is not None and (self.bundle is not None or self.server is not None):
+            raise ValueError("--bundle and --server have their own model; leave out --model")
+        check_fuse_norms(self.fuse_norms, self.server, self.bundle)
+        from veil.commands.model_choice import ModelChoice
+
+        return ModelChoice(
+            model=self.model or "smollm2",
+            bundle=self.bundle,
+            device=self.device.value,
+            server=None if self.server is None else access.address(self.server),
+            server_bundle=self.name,
+            fuse_norms=self.fuse_norms.value,
+            terms=consent.terms(half=self.bundle is not None or self.server is not None),
+            adapters=tuple(adapters),
+        )
 
 
 def check_fuse_norms(fuse_norms: FuseNorms, server: str | None, bundle: Path | None) -> None:
     """`ValueError` unless a half is fetched that can be chosen."""
     if fuse_norms is not FuseNorms.auto and (server is None or bundle is not None):
         raise ValueError("--fuse-norms chooses what to fetch from a --server; a model is fused by 'veil compile'")
-
-
-def model_choice(
-    model: str | None,
-    bundle: Path | None,
-    server: str | None,
-    name: str | None,
-    fuse_norms: FuseNorms,
-    device: Device,
-    access: tuple[str | None, bool, Path | None, bool],
-    consent: tuple[ExpertLeak, bool, str | None],
-    adapters: Sequence[str] = (),
-) -> ModelChoice:
-    """Which model answers, of those that `veil gateway` and `veil chat` can have."""
-    if model is not None and (bundle is not None or server is not None):
-        raise ValueError("--bundle and --server have their own model; leave out --model")
-    check_fuse_norms(fuse_norms, server, bundle)
-    from veil.commands.model_choice import ModelChoice
-
-    return ModelChoice(
-        model=model or "smollm2",
-        bundle=bundle,
-        device=device.value,
-        server=None if server is None else address(server, *access),
-        server_bundle=name,
-        fuse_norms=fuse_norms.value,
-        terms=terms(*consent, half=bundle is not None or server is not None),
-        adapters=tuple(adapters),
-    )
