@@ -24,7 +24,7 @@ ARROWS = {
     "compile": {"bundle", "kernels", "runtime", "sources"},
     "hybrid": {"bundle", "client", "compile", "crypto", "kernels", "network", "random", "runtime", "server", "wire"},
     "training": {"client"},
-    "gateway": {"client", "hybrid", "training", "veil"},
+    "gateway": {"client", "hybrid", "network", "training", "veil"},
     "report": {"bundle", "hybrid", "kernels", "runtime"},
     "bench": {
         "bundle",
@@ -42,9 +42,9 @@ ARROWS = {
     },
     "commands": {
         *("bench", "bundle", "client", "compile", "gateway", "hybrid", "kernels", "network", "report", "runtime", "server"),
-        *("sources", "training", "veil"),
+        *("sources", "training", "veil", "wire"),
     },
-    "cli": {"bench", "bundle", "client", "commands", "gateway", "server", "training", "veil"},
+    "cli": {"bench", "bundle", "client", "commands", "gateway", "network", "training", "veil"},
     "veil": {"bundle", "hybrid", "runtime"},
     "__main__": {"cli"},
 }

@@ -21,10 +21,10 @@ import pytest
 from veil.client.connection import Address, Connection
 from veil.errors import QuotaExceeded, ServerUnreachable
 from veil.network.timeouts import Timeouts
+from veil.network.tokens import Tokens, digest_of
 from veil.server import calls, lane
 from veil.server.calls import OpenCalls
 from veil.server.service import Service
-from veil.server.tokens import Tokens, digest_of
 from veil.server.unproven import Unproven, address_of
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb

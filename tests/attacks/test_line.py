@@ -11,7 +11,7 @@ from veil.client import connection
 from veil.client.connection import Address, Connection
 from veil.errors import ServerUnreachable
 from veil.network.timeouts import Timeouts
-from veil.server.tokens import Tokens, digest_of
+from veil.network.tokens import Tokens, digest_of
 
 QUICK = Timeouts(connect_s=1.0)
 

@@ -29,6 +29,7 @@ from veil.errors import VeilError
 from veil.kernels.backend import kernels_for
 from veil.kernels.ring import ring_of
 from veil.network.frames import Frames
+from veil.network.tokens import Tokens
 from veil.params import Params, packed_bytes
 from veil.seed import PublicSeed
 from veil.server.admission import Admission
@@ -38,7 +39,6 @@ from veil.server.rows import RowAnswers
 from veil.server.scheduler import OnlineTurns, PreparationWorker
 from veil.server.service import HostedBundle, Service, Shared
 from veil.server.store import Limits, SessionStore
-from veil.server.tokens import Tokens
 from veil.wire import codec, failures, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,9 @@ from veil.client.session import OfflineRows
 from veil.gateway.app import Gateway, Settings, build_app
 from veil.gateway.guard import Access
 from veil.gateway.listen import Listener
+from veil.gateway.sampling import Sampler
 from veil.gateway.served import ServedModel
+from veil.gateway.tools import Use
 from veil.hybrid.model import HybridFHEModel
 from veil.network.listening import listening as free_socket
 from veil.params import Params
@@ -282,3 +285,57 @@ class Page:
 def page_of() -> Callable[..., Page]:
     """`Page`, for tests that cannot import it."""
     return Page
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The answers to come from a gateway, token by token, whatever a grammar allows: the texts, then the model's own."""
+
+    grammar = Use.grammar
+
+    def write(running: Running, *texts: str) -> None:
+        tokenizer = running.gateway.served.tokenizer
+        waiting = [iter(tokenizer(text + "<|end|>")["input_ids"]) for text in texts]
+        call, mine = Sampler.__call__, "_scripted"
+
+        def draw(self: Any, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            if not hasattr(self, mine):
+                setattr(self, mine, waiting.pop(0) if waiting else None)
+            made = call(self, input_ids, scores)
+            if getattr(self, mine) is None:
+                return made
+            only = torch.full_like(made, -torch.inf)
+            only[0, next(getattr(self, mine))] = 0
+            return only
+
+        monkeypatch.setattr(Sampler, "__call__", draw)
+        monkeypatch.setattr(Use, "grammar", lambda *given: None if waiting else grammar(*given))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tls_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for ``localhost`` that signs itself, and its key, as PEM files."""
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    folder = tmp_path_factory.mktemp("tls")
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, pkcs8, plain))
+    return folder / "cert.pem", folder / "key.pem"

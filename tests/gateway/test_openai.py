@@ -210,11 +210,6 @@ def test_errors_are_openais(client: OpenAI, options: dict[str, Any], status: int
     assert streamed.value.status_code == status, "an error before the first token has its status in a stream too"
 
 
-def test_embeddings_need_an_encoder(client: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="makes text"):
-        client.embeddings.create(model="tiny", input="w1")
-
-
 def test_many_at_once_each_get_their_own_answer(running: Any) -> None:
     prompts = [f"w{index} w{index + 1} w{index + 2}" for index in range(0, 24, 3)]
     expected = [greedy(running, running.gateway.served.chat_ids([("user", prompt)]), 5) for prompt in prompts]

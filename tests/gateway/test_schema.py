@@ -31,10 +31,16 @@ def test_the_document_names_everything(document: Any) -> None:
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/embeddings",
+        "/v1/rerank",
+        "/v1/responses",
+        "/v1/responses/{id}",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
         "/tokenize",
         "/detokenize",
         "/health",
         "/version",
+        "/metrics",
         "/veil/status",
         "/veil/expect",
     }
@@ -49,6 +55,9 @@ PATHS = [
     "/v1/completions",
     "/v1/embeddings",
     "/v1/models/{model}",
+    "/v1/rerank",
+    "/v1/responses",
+    "/v1/messages",
     "/veil/expect",
     "/tokenize",
     "/detokenize",
@@ -75,7 +84,8 @@ def test_no_request_ends_in_a_500(running: Any, document: Any, path: str, mode: 
     @given(case=operation.as_strategy(generation_mode=mode))
     def check(case: Any) -> None:
         if mode is GenerationMode.POSITIVE and isinstance(case.body, dict) and "model" in case.body:
-            case.body |= {"model": "tiny", "max_tokens": 2}
+            limit = {"/v1/responses": {"max_output_tokens": 2}, "/v1/rerank": {}}.get(path, {"max_tokens": 2})
+            case.body |= {"model": "tiny", **limit}
         response = case.call(base_url=running.url, timeout=30)
         statuses.add(response.status_code)
         case.validate_response(response, checks=CHECKS)

@@ -12,7 +12,7 @@ from processes import veil
 from veil.cli import app
 from veil.client.connection import Address
 from veil.network.certificates import server_context
-from veil.server.tokens import Tokens
+from veil.network.tokens import Tokens
 
 
 def line_of(*arguments: str | Path) -> str:

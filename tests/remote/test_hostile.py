@@ -16,11 +16,11 @@ import pytest
 from veil.bundle.fingerprint import fingerprint_of
 from veil.errors import BundleError
 from veil.network.frames import Frames
+from veil.network.tokens import Tokens, digest_of
 from veil.params import packed_bytes
 from veil.server.offer import Offer
 from veil.server.service import HostedBundle
 from veil.server.store import Limits
-from veil.server.tokens import Tokens, digest_of
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal

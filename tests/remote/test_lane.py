@@ -17,7 +17,7 @@ from veil.client.stream import GrpcStream, LaneStream
 from veil.errors import ServerUnreachable, VeilError
 from veil.network.frames import Frames
 from veil.network.timeouts import Timeouts
-from veil.server.tokens import Tokens, digest_of
+from veil.network.tokens import Tokens, digest_of
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal

@@ -17,9 +17,9 @@ from veil.bundle.terms import Terms
 from veil.client.session import OfflineRows
 from veil.errors import AccessDenied, BundleError, IncompatibleServer, NotCompiled, QuotaExceeded, ServerUnreachable
 from veil.network.timeouts import Timeouts
+from veil.network.tokens import Tokens, digest_of
 from veil.server.offer import Offer
 from veil.server.store import Limits
-from veil.server.tokens import Tokens, digest_of
 from veil.wire import methods
 
 WEAK = Terms(no_cryptography=True)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from veil.cli.options import Device, FuseNorms
+from veil.cli.reach import sign_of_life
 
 
 class BenchMode(str, Enum):
@@ -126,6 +127,7 @@ def command(
 
     Nothing else should run meanwhile. `gpt2` takes about three minutes, its peer two more.
     """
+    sign_of_life()
     from veil.bench.run import RunRequest
     from veil.commands import bench
 

@@ -7,13 +7,30 @@ from typing import Annotated
 import typer
 
 from veil.cli.groups import grouped
-from veil.cli.options import Access, Answering, Consent
+from veil.cli.options import (
+    Bundle,
+    Consent,
+    Device,
+    FuseNorms,
+    OtherModel,
+    Server,
+    ServerAccess,
+    ServerBundle,
+    ServingDevice,
+    WhichFusion,
+    model_choice,
+)
+from veil.cli.reach import sign_of_life
 
 
 @grouped
 def command(
     *,
-    answering: Answering,
+    model: OtherModel = None,
+    bundle: Bundle = None,
+    server: Server = None,
+    name: ServerBundle = None,
+    fuse_norms: WhichFusion = FuseNorms.auto,
     system: Annotated[str, typer.Option(help="Instructions for the model.")] = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 512,
     temperature: Annotated[
@@ -23,7 +40,8 @@ def command(
         float, typer.Option(min=0.01, max=1.0, help="Sample among the likeliest tokens of this total probability.")
     ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.", show_default="random")] = None,
-    access: Access,
+    device: ServingDevice = Device.auto,
+    server_access: ServerAccess,
     consent: Consent,
 ) -> None:
     """Talk to a model in the terminal; rows are made while you type.
@@ -31,11 +49,22 @@ def command(
     Enter sends, Alt+Enter starts a line, Ctrl-C stops an answer, Ctrl-D leaves; `/reset`, `/retry`, `/stats`, `/help`.
     History lives in memory only. Without a terminal each line of standard input is a message and gets its answer.
     """
+    choice = model_choice(
+        model,
+        bundle,
+        server,
+        name,
+        fuse_norms,
+        device,
+        server_access,
+        consent,
+    )
+    sign_of_life()
     from veil.commands.chat import ChatOptions, run
 
     run(
         ChatOptions(
-            choice=answering.choice(access, consent),
+            choice=choice,
             system=system,
             max_tokens=max_new_tokens,
             temperature=temperature,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from veil.cli.options import AsJson, Bits, ExpertLeak, FuseNorms, Model, Modules
+from veil.cli.reach import sign_of_life
 
 
 class Task(str, Enum):
@@ -52,6 +53,7 @@ def command(
 
     The server's folder holds the integer weights of the remote layers and a public seed; the client's everything else.
     """
+    sign_of_life()
     from veil.commands.compile import run
 
     run(

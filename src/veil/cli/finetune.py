@@ -10,7 +10,6 @@ import typer
 from veil.cli.groups import grouped
 from veil.cli.options import (
     MODEL_HELP,
-    Access,
     AsJson,
     Bundle,
     Consent,
@@ -18,6 +17,7 @@ from veil.cli.options import (
     Mode,
     NoCryptography,
     Server,
+    ServerAccess,
     ServerBundle,
     ServingDevice,
 )
@@ -65,7 +65,7 @@ def command(
     device: ServingDevice = Device.auto,
     server: Server = None,
     name: ServerBundle = None,
-    access: Access,
+    server_access: ServerAccess,
     digest: Digest = None,
     allow_no_cryptography: NoCryptography = False,
     as_json: AsJson = False,
@@ -117,7 +117,7 @@ def command(
                 dropout=dropout,
                 targets=tuple(part.strip() for part in (targets or "").split(",") if part.strip()),
             ),
-            server=None if server is None else access.address(server),
+            server=None if server is None else server_access.address(server),
             server_bundle=name,
             terms=consent.terms(half=bundle is not None or server is not None),
         ),

@@ -11,7 +11,6 @@ from veil.cli.groups import grouped
 from veil.cli.options import (
     BITS_HELP,
     MODULES_HELP,
-    Access,
     AsJson,
     Consent,
     Device,
@@ -19,11 +18,15 @@ from veil.cli.options import (
     Mode,
     OtherModel,
     Server,
+    ServerAccess,
     ServerBundle,
     WhichFusion,
     check_fuse_norms,
+    check_model,
 )
+from veil.cli.reach import sign_of_life
 from veil.cli.streams import read_input
+from veil.errors import ModelSourceError
 
 
 @grouped
@@ -69,7 +72,7 @@ def command(
     ] = None,
     server: Server = None,
     name: ServerBundle = None,
-    access: Access,
+    server_access: ServerAccess,
     consent: Consent,
     speculate: Annotated[
         str,
@@ -102,8 +105,19 @@ def command(
     check_fuse_norms(fuse_norms, server, bundle)
     if mode is Mode.torch and speculate not in ("auto", "off"):
         raise ValueError("--speculate needs remote layers; leave out --mode torch")
+    if mode is Mode.torch and bundle is not None:
+        raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or --model")
+    check_model(model or "smollm2")
+    if speculate not in ("auto", "lookup", "off"):
+        try:
+            check_model(speculate)
+        except ModelSourceError as error:
+            raise ModelSourceError(f"--speculate is auto, lookup, off or a model, and as a model: {error}") from None
     if top_p == 0.0:
         raise ValueError("--top-p has to be above 0; for the likeliest token every time use --temperature 0")
+    chosen = consent.terms(half=bundle is not None or server is not None)
+    where = None if server is None else server_access.address(server)
+    sign_of_life()
     from veil.commands.generate import GenerateRequest, run
 
     run(
@@ -120,8 +134,8 @@ def command(
             top_p=top_p,
             seed=seed,
             raw=raw,
-            server=None if server is None else access.address(server),
-            terms=consent.terms(half=bundle is not None or server is not None),
+            server=where,
+            terms=chosen,
             server_bundle=name,
             speculate=speculate,
             fuse_norms=fuse_norms.value,

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from veil.errors import ModelSourceError
+
 if TYPE_CHECKING:
     from veil.bundle.terms import Terms
     from veil.client.connection import Address
-    from veil.commands.model_choice import ModelChoice
+    from veil.commands.choice import ModelChoice
 
 
 class Device(str, Enum):
@@ -135,7 +137,7 @@ Digest = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Access:
+class ServerAccess:
     """How a server is reached."""
 
     token: Token = None
@@ -144,10 +146,16 @@ class Access:
     allow_no_tls: NoTls = False
 
     def address(self, server: str) -> Address:
-        """Where a server is and how it is reached; `ValueError` for options that do not fit."""
+        """Where a server is and how it is reached, which is tried at once: `ServerUnreachable` if nobody is there.
+
+        `ValueError` for options that do not fit.
+        """
+        from veil.cli.reach import try_to_reach
         from veil.client.connection import Address
 
-        return Address(target=server, token=self.token, tls=self.tls_ca or self.tls, allow_no_tls=self.allow_no_tls)
+        made = Address(target=server, token=self.token, tls=self.tls_ca or self.tls, allow_no_tls=self.allow_no_tls)
+        try_to_reach(made.target, proxied=bool(made.tls))
+        return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,37 +176,48 @@ class Consent:
         return made
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answering:
-    """Which model answers: one here, or one whose other half is on a server."""
-
-    model: OtherModel = None
-    bundle: Bundle = None
-    server: Server = None
-    name: ServerBundle = None
-    fuse_norms: WhichFusion = FuseNorms.auto
-    device: ServingDevice = Device.auto
-
-    def choice(self, access: Access, consent: Consent, adapters: Sequence[str] = ()) -> ModelChoice:
-        """What `veil gateway` and `veil chat` open."""
-        if self.model is not None and (self.bundle is not None or self.server is not None):
-            raise ValueError("--bundle and --server have their own model; leave out --model")
-        check_fuse_norms(self.fuse_norms, self.server, self.bundle)
-        from veil.commands.model_choice import ModelChoice
-
-        return ModelChoice(
-            model=self.model or "smollm2",
-            bundle=self.bundle,
-            device=self.device.value,
-            server=None if self.server is None else access.address(self.server),
-            server_bundle=self.name,
-            fuse_norms=self.fuse_norms.value,
-            terms=consent.terms(half=self.bundle is not None or self.server is not None),
-            adapters=tuple(adapters),
-        )
+def check_model(source: str) -> None:
+    """`ModelSourceError` for a path to nothing, before anything heavy is loaded to read it."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return
+    if path.suffix.lower() == ".gguf":
+        raise ModelSourceError(f"there is no file {path}; check the path")
+    if source.startswith((".", "/", "~")):
+        raise ModelSourceError(f"there is no folder or file {source!r}; check the path, or use `smollm2`")
 
 
 def check_fuse_norms(fuse_norms: FuseNorms, server: str | None, bundle: Path | None) -> None:
     """`ValueError` unless a half is fetched that can be chosen."""
     if fuse_norms is not FuseNorms.auto and (server is None or bundle is not None):
         raise ValueError("--fuse-norms chooses what to fetch from a --server; a model is fused by 'veil compile'")
+
+
+def model_choice(
+    model: str | None,
+    bundle: Path | None,
+    server: str | None,
+    name: str | None,
+    fuse_norms: FuseNorms,
+    device: Device,
+    access: ServerAccess,
+    consent: Consent,
+    adapters: Sequence[str] = (),
+) -> ModelChoice:
+    """Which model answers, of those that `veil gateway` and `veil chat` can have."""
+    if model is not None and (bundle is not None or server is not None):
+        raise ValueError("--bundle and --server have their own model; leave out --model")
+    check_fuse_norms(fuse_norms, server, bundle)
+    check_model(model or "smollm2")
+    from veil.commands.choice import ModelChoice
+
+    return ModelChoice(
+        model=model or "smollm2",
+        bundle=bundle,
+        device=device.value,
+        server=None if server is None else access.address(server),
+        server_bundle=name,
+        fuse_norms=fuse_norms.value,
+        terms=consent.terms(half=bundle is not None or server is not None),
+        adapters=tuple(adapters),
+    )

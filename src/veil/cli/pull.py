@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from veil.cli.groups import grouped
-from veil.cli.options import Access, AsJson, Consent
+from veil.cli.options import AsJson, Consent, ServerAccess
 
 
 @grouped
@@ -17,7 +17,7 @@ def command(
     server: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The server.")],
     out: Annotated[Path, typer.Argument(help="The folder to make; it must not exist.")],
     name: Annotated[str | None, typer.Option(help="Which of the server's bundles.", show_default="the only one")] = None,
-    access: Access,
+    server_access: ServerAccess,
     consent: Consent,
     as_json: AsJson = False,
 ) -> None:
@@ -25,7 +25,7 @@ def command(
     from veil.commands.pull import run
 
     run(
-        access.address(server),
+        server_access.address(server),
         out,
         terms=consent.terms(),
         name=name,

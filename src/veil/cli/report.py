@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from veil.cli.options import AsJson, Bits, Device, Model, Modules
+from veil.cli.reach import sign_of_life
 
 
 def command(
@@ -37,6 +38,7 @@ def command(
     them. Then signal to noise, of every layer beside its prediction and as predicted for other widths; bytes, memory, time
     and security.
     """
+    sign_of_life()
     from veil.commands.report import ReportRequest, run
 
     run(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from veil.cli.options import Device
+from veil.cli.reach import sign_of_life
 
 
 def command(
@@ -42,6 +43,7 @@ def command(
     It reads the server halves and sees ciphertexts only. SIGTERM lets running calls finish, for 30 seconds at most. One
     JSON object a line is logged to standard error.
     """
+    sign_of_life()
     from veil.commands.serve import ServeRequest, run
 
     run(

@@ -1,4 +1,4 @@
-"""`veil token`: its help; `veil.server.tokens` does the work."""
+"""`veil token`: its help; `veil.network.tokens` does the work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import typer
 
 def command() -> None:
     """Make a token: itself on standard output, the lines for the server's `--tokens` file on standard error."""
-    from veil.server.tokens import digest_of, fresh_token
+    from veil.network.tokens import digest_of, fresh_token
 
     made = fresh_token()
     typer.echo(made)

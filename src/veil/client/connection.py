@@ -81,6 +81,11 @@ class Address:
             raise
 
     @property
+    def is_here(self) -> bool:
+        """Whether the server is on this machine."""
+        return is_loopback(_split(self.target)[0])
+
+    @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What goes with every call."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()

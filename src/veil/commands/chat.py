@@ -16,7 +16,8 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
-from veil.commands.model_choice import ModelChoice, opened
+from veil.commands.choice import ModelChoice
+from veil.commands.model_choice import opened
 from veil.commands.stream import printable
 from veil.errors import VeilError
 from veil.gateway.failures import ApiError

@@ -23,7 +23,7 @@ from veil.progress import Progress
 from veil.sources.quiet import quiet
 from veil.training.adapters import LoraSettings, add_lora, require_peft
 from veil.training.examples import divided, read_examples
-from veil.training.loop import FineTuning, Outcome, Schedule, Step
+from veil.training.loop import FineTuning, Outcome, Schedule, TrainingStep
 
 if TYPE_CHECKING:
     from veil.client.connection import Address
@@ -140,7 +140,7 @@ def _train(request: FinetuneRequest, hybrid: HybridFHEModel) -> tuple[Outcome, i
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 
-    def told(step: Step) -> None:
+    def told(step: TrainingStep) -> None:
         measured = "" if step.validation is None else f"  validation {step.validation:.4f}"
         line = (
             f"step {step.number}/{request.schedule.steps}  loss {step.loss:.4f}  {step.seconds:.2f} s  {step.bytes:,} bytes"

@@ -4,41 +4,69 @@ from __future__ import annotations
 
 import sys
 import webbrowser
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from veil.commands.model_choice import ModelChoice, opened
+from veil.commands.choice import ModelChoice
+from veil.commands.model_choice import opened
 from veil.gateway.app import Settings, build_app
 from veil.gateway.guard import Access
 from veil.gateway.listen import Listener
-from veil.network.listening import listening
+from veil.network.certificates import server_context
+from veil.network.listening import is_loopback, listening
 
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayRequest:
     """The options of `veil gateway`."""
 
-    choice: ModelChoice
+    choices: tuple[ModelChoice, ...]
     access: Access
     settings: Settings
     port: int
     open_page: bool = False
+    aliases: dict[str, str] = field(default_factory=dict)
+    tls: tuple[Path, Path] | None = None
 
 
 def run(request: GatewayRequest) -> None:
-    """Open the model, listen, and return after SIGTERM or SIGINT.
+    """Open the models, listen, and return after SIGTERM or SIGINT.
 
-    Raises `ValueError` for an address that cannot be had, before any long work, and veil's errors.
+    Raises `ValueError` for an address that cannot be had and for TLS files that do not fit, before any long work, and
+    veil's errors.
     """
     host = request.access.host
-    with listening(host, request.port) as opened_socket:
+    if request.tls is not None:
+        server_context(*request.tls)
+    for line in warnings_of(request):
+        print(f"veil: {line}", file=sys.stderr, flush=True)
+    with listening(host, request.port) as opened_socket, ExitStack() as stack:
         port = opened_socket.getsockname()[1]
-        with opened(request.choice) as served:
-            listener = Listener(build_app(served, request.access, request.settings), opened_socket)
-            url = f"http://{_shown(host)}:{port}"
-            print(f"veil: {served.name} at {url} (chat) and {url}/v1 (OpenAI API)", file=sys.stderr, flush=True)
-            if request.open_page:
-                webbrowser.open(url)
-            listener.serve_until_told()
+        served = [stack.enter_context(opened(choice)) for choice in request.choices]
+        app = build_app(served, request.access, request.settings, request.aliases)
+        listener = Listener(app, opened_socket, request.tls)
+        url = f"http{'s' if request.tls else ''}://{_shown(host)}:{port}"
+        names = ", ".join(one.name for one in served)
+        print(f"veil: {names} at {url} (chat) and {url}/v1 (OpenAI API)", file=sys.stderr, flush=True)
+        if request.open_page:
+            webbrowser.open(url)
+        listener.serve_until_told()
+
+
+def warnings_of(request: GatewayRequest) -> list[str]:
+    """What travels in clear although it should not, one line each."""
+    host, found = request.access.host, []
+    if request.tls is None and not is_loopback(host):
+        found.append(
+            f"warning: {host} is reached without TLS: keys, prompts and answers travel in clear to it; "
+            "give --tls-cert and --tls-key, or put TLS in front of it"
+        )
+    for choice in request.choices:
+        server = choice.server
+        if server is not None and server.token and not server.tls and not server.is_here:
+            found.append(f"warning: the token for {server.target} travels in clear; use --tls or --tls-ca")
+    return found
 
 
 def _shown(host: str) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from veil.bundle.terms import STRICT, Terms
+from veil.bundle.header_file import HEADER
 from veil.client.session import OfflineRows
+from veil.commands.choice import ModelChoice
 from veil.commands.models import connected, opened_model
 from veil.commands.terminal import Reporter
+from veil.gateway.health import ServerHealth
 from veil.gateway.served import ServedModel
 from veil.hybrid.model import HybridFHEModel
 from veil.kernels.backend import kernels_for
@@ -23,18 +26,11 @@ if TYPE_CHECKING:
     from veil.client.connection import Address
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelChoice:
-    """Which model answers: a server's, with a bundle's client half; a bundle's, or a model's, in this process."""
+def server_answers(server: Address) -> bool:
+    """Whether a server answers its health service within two seconds, over a connection that is made now."""
+    from veil.client.reach import answers
 
-    model: str = "smollm2"
-    bundle: Path | None = None
-    device: str = "auto"
-    server: Address | None = None
-    server_bundle: str | None = None
-    fuse_norms: str = "auto"
-    terms: Terms = STRICT
-    adapters: tuple[str, ...] = ()
+    return answers(server)
 
 
 @contextmanager
@@ -48,8 +44,12 @@ def opened(choice: ModelChoice) -> Iterator[ServedModel]:
             from veil.training.adapters import load_adapters
 
             served.adapters = load_adapters(served.net, choice.adapters)
+        if served.health is not None:
+            served.health.start()
         yield served
     finally:
+        if served.health is not None:
+            served.health.close()
         served.hybrid.close()
 
 
@@ -59,13 +59,13 @@ def _open(choice: ModelChoice, progress: Progress) -> ServedModel:
     kernels_for(choice.device)  # an absent GPU is told of before the long work
     if choice.bundle is not None:
         hybrid = HybridFHEModel.load(choice.bundle, device=choice.device, progress=progress, terms=choice.terms)
-        name, tokenizer = choice.bundle.resolve().name, hybrid.tokenizer
+        name, tokenizer = _said(choice.bundle) or choice.bundle.resolve().name, hybrid.tokenizer
     else:
         hybrid, _ = opened_model(choice.model, bits=8, modules="linear", device=choice.device, progress=progress)
         name, tokenizer = name_of(choice.model), hybrid.tokenizer
     hybrid.offline_rows = OfflineRows()
     hybrid.set_fhe_mode("execute")
-    return ServedModel(name, hybrid, tokenizer)
+    return ServedModel(choice.name or name, hybrid, tokenizer)
 
 
 def _connect(choice: ModelChoice, server: Address, progress: Progress) -> ServedModel:
@@ -78,8 +78,41 @@ def _connect(choice: ModelChoice, server: Address, progress: Progress) -> Served
         offline_rows=OfflineRows(),
         progress=progress,
     )
-    name = choice.server_bundle or (_name_there(folder, server) if choice.bundle is None else _name_of(folder))
-    return ServedModel(name, hybrid, hybrid.tokenizer, server.target)
+    name = choice.name or choice.server_bundle or _said(folder)
+    name = name or (_name_there(folder, server) if choice.bundle is None else _name_of(folder))
+    served = ServedModel(name, hybrid, hybrid.tokenizer, server.target)
+    served.health = _health(server, served)
+    return served
+
+
+def _health(server: Address, served: ServedModel) -> ServerHealth:
+    """What looks after the server of a model, and tells the operator on standard error."""
+    stats = served.hybrid.stats
+
+    def told(answers: bool) -> None:
+        if answers:
+            print(f"veil: {server.target} answers again", file=sys.stderr, flush=True)
+            served.expect(0, 1)  # rows that could not be made are made now
+        else:
+            print(
+                f"veil: {server.target} does not answer; {served.name} waits for it and goes on when it is back",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    return ServerHealth(lambda: server_answers(server), lambda: (stats.trips + stats.rows_made, stats.reconnects), told)
+
+
+def _said(folder: Path) -> str | None:
+    """What the model of a bundle is called by whoever compiled it; None where nobody said."""
+    from veil.wire.failures import printable
+
+    half = folder / "client" if (folder / "client").is_dir() else folder
+    try:
+        said = json.loads((half / HEADER).read_text()).get("model")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return printable(said) or None if isinstance(said, str) else None
 
 
 def _name_there(folder: Path, server: Address) -> str:

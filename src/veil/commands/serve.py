@@ -12,11 +12,11 @@ from pathlib import Path
 from veil.commands.terminal import Reporter
 from veil.kernels.backend import kernels_for
 from veil.network.certificates import server_context
+from veil.network.tokens import Tokens
 from veil.priority import let_helpers_sleep
 from veil.server.listen import Server, ServerConfig, build_bundles, server_limits
 from veil.server.logs import LOGGER, JsonLines
 from veil.server.store import SessionStore
-from veil.server.tokens import Tokens
 
 _GRACE_S = 30.0
 

@@ -12,6 +12,8 @@ from veil.gateway.generation import Account, Cancelled, End, Generator
 from veil.gateway.sampling import Sampling
 from veil.gateway.transcript import Piece
 
+_LOOK_S = 0.5
+
 
 @dataclass(frozen=True)
 class Event:
@@ -25,13 +27,21 @@ class Answers:
     """The answers to one request, as they come. Leaving ``async with`` cancels what still runs.
 
     Iterating yields `Event` and raises `ApiError` where the generation failed. Making one raises it when the line is full.
+    ``lost`` is asked now and then whether waiting is in vain.
     """
 
-    def __init__(self, line: FairQueue, caller: str, work: Callable[[Answers], None]) -> None:
+    def __init__(
+        self,
+        line: FairQueue,
+        caller: str,
+        work: Callable[[Answers], None],
+        lost: Callable[[], ApiError | None] = lambda: None,
+    ) -> None:
         self.account = Account()
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event | ApiError | None] = asyncio.Queue()
         self._work = work
+        self._lost = lost
         self._line = line
         self.job = Job(caller, self._run)
         line.submit(self.job)
@@ -45,12 +55,24 @@ class Answers:
 
     async def _iterate(self) -> AsyncIterator[Event]:
         while True:
-            event = await self._events.get()
+            event = await self._next()
             if event is None:
                 return
             if isinstance(event, ApiError):
                 raise event
             yield event
+
+    async def _next(self) -> Event | ApiError | None:
+        """The next event, unless it is known that none will come."""
+        coming = asyncio.ensure_future(self._events.get())
+        try:
+            while not (await asyncio.wait({coming}, timeout=_LOOK_S))[0]:
+                error = self._lost()
+                if error is not None:
+                    return error
+            return coming.result()
+        finally:
+            coming.cancel()
 
     async def __aenter__(self) -> Answers:
         return self
@@ -80,7 +102,13 @@ class Answers:
 
 
 def texts(
-    line: FairQueue, caller: str, generator: Generator, prompts: Sequence[list[int]], n: int, sampling: Sampling
+    line: FairQueue,
+    caller: str,
+    generator: Generator,
+    prompts: Sequence[list[int]],
+    n: int,
+    sampling: Sampling,
+    owner: str = "",
 ) -> Answers:
     """``n`` answers to each prompt; answer ``j`` to prompt ``i`` has the index ``i·n + j``."""
 
@@ -92,10 +120,10 @@ def texts(
                 def emit(piece: Piece, index: int = index) -> None:
                     answers.emit(Event(index, piece))
 
-                end = generator.answer(ids, sampling, branch, answers.account, answers.job.cancelled, emit)
+                end = generator.answer(ids, sampling, branch, answers.account, answers.job.cancelled, emit, owner)
                 answers.emit(Event(index, end))
 
-    return Answers(line, caller, work)
+    return Answers(line, caller, work, generator.served.in_vain)
 
 
 def vectors(
@@ -107,4 +135,4 @@ def vectors(
         for ids in inputs:
             found.append(generator.embed(ids, answers.account, answers.job.cancelled))
 
-    return Answers(line, caller, work)
+    return Answers(line, caller, work, generator.served.in_vain)

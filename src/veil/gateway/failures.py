@@ -22,6 +22,15 @@ from veil.errors import (
 LOGGER = logging.getLogger("veil.gateway")
 
 _RETRY_S = 5
+_ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""What Anthropic's API calls a status."""
 
 
 @dataclass(eq=False)
@@ -46,6 +55,13 @@ class ApiError(Exception):
         """The JSON body."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
+    def body_at(self, path: str) -> dict[str, Any]:
+        """The JSON body in the shape of the API that a path belongs to."""
+        if path != "/v1/messages" and not path.startswith("/v1/messages/"):
+            return self.body
+        kind = _ANTHROPIC.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": self.id}
+
     @property
     def headers(self) -> dict[str, str]:
         """Headers that belong to the status: when to come again, how to authenticate, what to look for in the log."""
@@ -62,16 +78,6 @@ def bad_parameter(param: str, message: str, code: str | None = None) -> ApiError
     return ApiError(400, message, param=param, code=code)
 
 
-def unknown_model(asked: str, *served: str) -> ApiError:
-    """A model that is not served here (404). The name is shortened: it is whatever a client sent."""
-    return ApiError(
-        404,
-        f"the model {asked[:80]!r} is not served here; {', '.join(map(repr, served))} {'is' if len(served) == 1 else 'are'}",
-        param="model",
-        code="model_not_found",
-    )
-
-
 def too_long(rows: int, limit: int, param: str, *, at_least: bool = False) -> ApiError:
     """A prompt that leaves no room for an answer (400); ``rows`` may be where the counting stopped."""
     more = "more than " if at_least else ""
@@ -86,6 +92,12 @@ def busy(waiting: int) -> ApiError:
     """The line is full (429)."""
     message = f"{waiting} requests wait already, the most that do; try again soon"
     return ApiError(429, message, kind="rate_limit_error", code="queue_full")
+
+
+def server_lost(server: str, seconds: float) -> ApiError:
+    """The server has not answered for a while (503)."""
+    message = f"{server} has not answered for {seconds:.0f} s; the gateway goes on asking it, so try again soon"
+    return ApiError(503, message, "server_error", code="server_unreachable")
 
 
 def stopping() -> ApiError:

@@ -49,26 +49,39 @@ class Account:
 
 @dataclass(frozen=True)
 class End:
-    """Why an answer is over."""
+    """Why an answer is over; ``text`` is the stop string that ended it, if one did."""
 
     reason: Literal["stop", "length", "tool_calls"]
+    text: str | None = None
 
 
 Emit = Callable[[Piece], None]
 
 
 class Generator:
-    """Generates with one `ServedModel`; callers in several threads take turns, a token each, in the order they ask."""
+    """Generates with one `ServedModel`; callers in several threads take turns, a token each, in the order they ask.
 
-    def __init__(self, served: ServedModel) -> None:
+    What is remembered of conversations is apart for each of ``callers`` owners of keys, who share the memory evenly.
+    """
+
+    def __init__(self, served: ServedModel, callers: int = 1) -> None:
         self.served = served
         self.totals = Stats()
+        self.counted = {"prompt": 0, "cached": 0, "new": 0}
+        """Tokens of prompts, those of them that were not sent again, and tokens that were made."""
         self._lock = TurnLock()
         self._turn: _Turn | None = None
-        self._prefixes = PrefixStore(_PREFIX_BYTES)
+        self._prefixes = PrefixStore(_PREFIX_BYTES // max(1, callers))
 
     def answer(
-        self, ids: Sequence[int], sampling: Sampling, branch: int, account: Account, cancelled: threading.Event, emit: Emit
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        branch: int,
+        account: Account,
+        cancelled: threading.Event,
+        emit: Emit,
+        owner: str = "",
     ) -> End:
         """Continue ``ids`` until a stop, telling ``emit`` of every piece of text. `Cancelled`, and veil's errors.
 
@@ -79,10 +92,12 @@ class Generator:
         room = min(sampling.max_tokens, served.room(len(ids)))
         matcher = sampling.grammar.matcher() if sampling.grammar else None
         with turn:
-            known, cache = (0, None) if served.two_sided else self._prefixes.take(ids, adapter)
+            known, cache = (0, None) if served.two_sided else self._prefixes.take(ids, owner, adapter)
             if branch == 0:
                 account.prompt_tokens += len(ids)
                 account.cached_tokens += known
+                self.counted["prompt"] += len(ids)
+                self.counted["cached"] += known
             served.hybrid.expect(prompt_rows=len(ids) - known, new_tokens=room)
             sampler = Sampler(sampling, served.ends, branch, matcher)
             transcript = Transcript(served.tokenizer, sampling.stop, served.token_bytes, sampling.written)
@@ -104,17 +119,19 @@ class Generator:
                 **({} if cache is None else {_cache_name(served.net): cache}),
             )
             if not served.two_sided:
-                self._prefixes.keep(output.sequences[0].tolist(), output.get(_cache_name(served.net)), adapter)
+                self._prefixes.keep(output.sequences[0].tolist(), output.get(_cache_name(served.net)), owner, adapter)
         watch.finish()
-        return End("stop" if watch.ended else "length")
+        return End("stop" if watch.ended else "length", transcript.stopped_by)
 
     def embed(self, ids: Sequence[int], account: Account, cancelled: threading.Event) -> list[float]:
-        """The mean of an encoder's last hidden states over the tokens, scaled to length one."""
+        """The mean of the last hidden states over the tokens, scaled to length one."""
         with _Turn(self, account, cancelled):
             account.prompt_tokens += len(ids)
             inputs = torch.tensor([list(ids)])
-            output: Any = self.served.net(input_ids=inputs, attention_mask=torch.ones_like(inputs))
-            mean = output.last_hidden_state[0].float().mean(0)
+            options = _states_of(self.served)
+            output: Any = self.served.net(input_ids=inputs, attention_mask=torch.ones_like(inputs), **options)
+            states = output.last_hidden_state if self.served.kind == "encoder" else output.hidden_states[-1]
+            mean = states[0].float().mean(0)
             account.token()
         if not torch.isfinite(mean).all():
             raise NotFiniteActivation("the model's vector has NaN or infinity in it; nothing is answered")
@@ -171,6 +188,10 @@ class _Turn:
         """`Cancelled` if nobody waits for the answer."""
         self._generator.check()
 
+    def count(self, kind: str, tokens: int) -> None:
+        """Add tokens to what was made in all."""
+        self._generator.counted[kind] += tokens
+
     def _begin(self) -> None:
         self._before = self._hybrid.stats.copy()
         self._generator._turn = self
@@ -215,6 +236,7 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
 
     def _take(self, token: int) -> None:
         self._turn.account.token()
+        self._turn.count("new", 1)
         if token in self._ends:
             self.ended = True
             self._transcript.close(token)
@@ -233,6 +255,14 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
     def _show(self, piece: Piece) -> None:
         if piece.text or piece.tokens:
             self._emit(piece)
+
+
+def _states_of(served: ServedModel) -> dict[str, Any]:
+    """What a text model has to be told to give its states, and of its logits as few as it can."""
+    if served.kind == "encoder":
+        return {}
+    takes = inspect.signature(served.net.forward).parameters
+    return {"output_hidden_states": True, "use_cache": False} | ({"logits_to_keep": 1} if "logits_to_keep" in takes else {})
 
 
 def _cache_name(net: Any) -> str:

@@ -388,6 +388,7 @@ class EmbeddingRequest(Body):
 class ExpectRequest(Body):
     """``POST /veil/expect``: a prompt of about so many characters is being written."""
 
+    model: Text | None = None
     characters: Annotated[int, Field(ge=0, le=1 << 20)]
     new_tokens: Annotated[int, Field(ge=0, le=1 << 16)] = 256
 

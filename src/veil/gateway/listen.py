@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,10 +18,10 @@ _GRACE_S = 5
 class Listener(uvicorn.Server):
     """Serves an application on an open socket until SIGTERM or SIGINT; running requests have five seconds more.
 
-    Nothing is logged of a request: neither its path nor its body.
+    ``tls`` are the PEM files of a certificate chain and its key. Nothing is logged of a request, neither path nor body.
     """
 
-    def __init__(self, app: FastAPI, opened: socket.socket) -> None:
+    def __init__(self, app: FastAPI, opened: socket.socket, tls: tuple[Path, Path] | None = None) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -29,6 +30,8 @@ class Listener(uvicorn.Server):
             server_header=False,
             timeout_graceful_shutdown=_GRACE_S,
             h11_max_incomplete_event_size=64 << 10,
+            ssl_certfile=None if tls is None else tls[0],
+            ssl_keyfile=None if tls is None else tls[1],
         )
         super().__init__(config)
         self._opened = opened

@@ -1,7 +1,7 @@
 """Attention state of past generations, so that a conversation's next turn sends rows for its new tokens only.
 
-The state is the client's own: keys and values of tokens that were computed before. It lives in memory, one for all callers:
-the gateway cannot tell them apart, and docs/gateway.md says what they can learn of each other.
+The state is the client's own: keys and values of tokens that were computed before. It lives in memory, apart for each owner
+of an API key: who holds one key learns nothing of what another key asked.
 """
 
 from __future__ import annotations
@@ -22,21 +22,26 @@ class _Entry:
     ids: tuple[int, ...]
     cache: DynamicCache
     bytes: int
+    owner: str
     adapter: str | None = None
 
 
 class PrefixStore:
-    """The most recent states within ``most_bytes``. Thread safe; what is handed out is a copy."""
+    """The most recent states within ``most_bytes`` for each owner. Thread safe; what is handed out is a copy."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
         self._entries: deque[_Entry] = deque()
         self._lock = threading.Lock()
 
-    def take(self, ids: Sequence[int], adapter: str | None = None) -> tuple[int, DynamicCache | None]:
-        """How many of the first tokens of a prompt are known, at most all but the last, and their state under an adapter."""
+    def take(self, ids: Sequence[int], owner: str = "", adapter: str | None = None) -> tuple[int, DynamicCache | None]:
+        """How many of the first tokens of a prompt this owner's states under an adapter know, at most all but the last, and
+        their state.
+        """
         with self._lock:
-            lengths = [_common(entry.ids, ids) if entry.adapter == adapter else 0 for entry in self._entries]
+            lengths = [
+                _common(entry.ids, ids) if (entry.owner, entry.adapter) == (owner, adapter) else 0 for entry in self._entries
+            ]
             best = max(range(len(lengths)), key=lengths.__getitem__, default=None)
             if best is None or lengths[best] == 0:
                 return 0, None
@@ -45,7 +50,7 @@ class PrefixStore:
             self._entries.append(entry)
         return lengths[best], _copy(entry.cache, lengths[best])
 
-    def keep(self, ids: Sequence[int], cache: Any, adapter: str | None = None) -> None:
+    def keep(self, ids: Sequence[int], cache: Any, owner: str = "", adapter: str | None = None) -> None:
         """Remember the state after a generation: ``ids`` are prompt and answer, the state may lack the last of them.
 
         States that cannot be cut (sliding windows, recurrent layers) are not kept.
@@ -53,17 +58,18 @@ class PrefixStore:
         if not isinstance(cache, DynamicCache) or not all(type(layer) is DynamicLayer for layer in cache.layers):
             return
         length, size = cache.get_seq_length(), 2 * sum(layer.keys.nbytes for layer in cache.layers)
-        entry = _Entry(tuple(ids[:length]), cache, size, adapter)
+        entry = _Entry(tuple(ids[:length]), cache, size, owner, adapter)
         if size > self._most_bytes or length > len(ids):
             return
         with self._lock:
-            others = [
-                old for old in self._entries if old.adapter != adapter or _common(old.ids, entry.ids, 0) < len(old.ids)
-            ]
-            self._entries = deque(others)
+            self._entries = deque(
+                old
+                for old in self._entries
+                if (old.owner, old.adapter) != (owner, adapter) or _common(old.ids, entry.ids, 0) < len(old.ids)
+            )
             self._entries.append(entry)
-            while sum(old.bytes for old in self._entries) > self._most_bytes:
-                self._entries.popleft()
+            while sum(old.bytes for old in self._entries if old.owner == owner) > self._most_bytes:
+                self._entries.remove(next(old for old in self._entries if old.owner == owner))
 
     def clear(self) -> None:
         """Forget every state."""

@@ -275,14 +275,19 @@ class EmbeddingReply(Reply):
 
 
 class Status(Reply):
-    """``GET /veil/status``: what the page shows about the machine behind it."""
+    """``GET /veil/status``: what the page shows about the machine behind it.
+
+    ``server_lost_s`` is None while the server answers, else for how many seconds it has not.
+    """
 
     version: str
     model: str
+    models: list[str]
     kind: Literal["text", "encoder"]
     context_length: int
     mode: str
     server: str | None
+    server_lost_s: float | None
     security_bits: float
     rows_ready: int
     prompt_rows_ready: int

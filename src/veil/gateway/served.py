@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from veil.errors import ModelSourceError
 from veil.gateway.checkpoint import ends_of, plain, preferences_of
-from veil.gateway.failures import ApiError, bad_parameter, too_long
+from veil.gateway.failures import ApiError, bad_parameter, server_lost, too_long
 from veil.gateway.grammar import Grammars
+from veil.gateway.health import GIVE_UP_S, ServerHealth
 from veil.gateway.tokens import TokenBytes
 from veil.gateway.tools import OURS, Form, form_of
 from veil.hybrid.model import HybridFHEModel
@@ -46,6 +47,8 @@ class ServedModel:
         self.tokenizer = tokenizer
         self.server = server
         self.adapters: Adapters | None = None
+        self.health: ServerHealth | None = None
+        """Whether the server answers, where somebody watches it."""
         self.kind: Literal["text", "encoder"] = "text" if self.net.can_generate() else "encoder"
         if getattr(self.net, "main_input_name", "input_ids") != "input_ids":
             raise ModelSourceError(f"{name} takes {self.net.main_input_name}, not text; use it from Python")
@@ -73,8 +76,8 @@ class ServedModel:
         return self.adapters.names if self.adapters is not None and self.kind == "text" else []
 
     def adapter_of(self, name: str | None) -> str | None:
-        """The adapter in a name of `names`; None for the model as it is."""
-        return name[len(self.name) + 1 :] or None if name and name != self.name else None
+        """The adapter in a name of `names`; None for the model as it is, and for its aliases."""
+        return name[len(self.name) + 1 :] if name in self.names and name != self.name else None
 
     def adapt(self, adapter: str | None) -> None:
         """Put an adapter in force, or none, for the passes that come."""
@@ -85,6 +88,16 @@ class ServedModel:
     def mode(self) -> str:
         """The mode of the hybrid model."""
         return self.hybrid.fhe_mode
+
+    @property
+    def lost_s(self) -> float | None:
+        """For how many seconds the server has not answered; None while it does, or nobody looks."""
+        return None if self.health is None else self.health.lost_s
+
+    def in_vain(self) -> ApiError | None:
+        """Why nobody should wait for an answer: a server that has been lost for a while (503)."""
+        lost_s = self.lost_s
+        return None if lost_s is None or lost_s < GIVE_UP_S else server_lost(self.server or "the server", lost_s)
 
     @property
     def security_bits(self) -> float:

@@ -70,6 +70,7 @@ class Transcript:
         self._shown = 0
         self._scored: list[Scored] = []
         self.stopped = False
+        self.stopped_by: str | None = None
 
     def add(self, token: int, drawn: Drawn | None = None, *, may_stop: bool = True) -> Piece:
         """Take the next token; what can be shown now. Without ``may_stop`` a stop string that is complete is text."""
@@ -112,10 +113,11 @@ class Transcript:
         """Characters at the end that may be the beginning of a stop string; the text is cut where one is complete."""
         woven, at = self._woven()
         if may_stop:
-            places = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
-            places += [at[place] for stop in self._marked_stop if (place := woven.find(stop)) >= 0]
+            places = [(place, stop) for stop in self._stop if (place := self._held.find(stop)) >= 0]
+            places += [(at[place], stop) for stop in self._marked_stop if (place := woven.find(stop)) >= 0]
             if places:
-                self._held, self.stopped = self._held[: min(places)], True
+                first, self.stopped_by = min(places)
+                self._held, self.stopped = self._held[:first], True
                 return 0
         kept = beginning(self._held, self._stop)
         marked = beginning(woven, self._marked_stop)

@@ -116,9 +116,8 @@ def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: 
     fields = header_file.common_fields(compiled.params, compiled.seed, compiled.manifest)
     named = model.named_modules(remove_duplicate=False)
     places = {plain_name(name): part.name for name, part in named if isinstance(part, RemoteLayer)}
-    header_file.write_header(
-        path, "client", fields | {"class": type(model).__name__, "norms": norms, "places": places, "experts": mixtures}
-    )
+    about = {"class": type(model).__name__, "model": str(getattr(model.config, "_name_or_path", "") or "")}
+    header_file.write_header(path, "client", fields | about | {"norms": norms, "places": places, "experts": mixtures})
 
 
 def _client_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ from veil.errors import BundleError
 from veil.kernels.interface import Kernels
 from veil.network.grpc_options import server_options
 from veil.network.listening import is_loopback, listening
+from veil.network.tokens import Tokens
 from veil.priority import in_thread_of_its_own
 from veil.process import raise_file_limit
 from veil.progress import Progress
@@ -31,7 +32,6 @@ from veil.server.offer import Offer
 from veil.server.scheduler import OnlineTurns, PreparationWorker
 from veil.server.service import HostedBundle, Service, Shared
 from veil.server.store import Limits, SessionStore
-from veil.server.tokens import Tokens
 from veil.server.unproven import FIRST_S
 from veil.wire import methods
 

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from veil import __version__
 from veil.bundle.fingerprint import fingerprint_of, header_of
 from veil.errors import BundleError, IncompatibleServer, ServerUnreachable, VeilError, WireError
+from veil.network.tokens import Tokens
 from veil.server.admission import Admission
 from veil.server.calls import OpenCall, OpenCalls
 from veil.server.engine import Engine
@@ -26,7 +27,6 @@ from veil.server.offer import Offer
 from veil.server.rows import RowAnswers
 from veil.server.scheduler import OnlineTurns, PreparationWorker
 from veil.server.store import SessionStore
-from veil.server.tokens import Tokens
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal

@@ -44,7 +44,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class TrainingStep:
     """What a step gave and cost; ``validation`` where it was measured after it."""
 
     number: int
@@ -58,7 +58,7 @@ class Step:
 class Outcome:
     """A finished run: its steps, and the validation loss before and after (None without examples for it)."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[TrainingStep, ...]
     validation_before: float | None
     validation_after: float | None
 
@@ -85,7 +85,10 @@ class FineTuning:
         self._optimizer = torch.optim.AdamW(self._parameters, lr=schedule.learning_rate, weight_decay=0.0)
 
     def run(
-        self, told: Callable[[Step], None] = lambda step: None, folder: Path | None = None, before: float | None = None
+        self,
+        told: Callable[[TrainingStep], None] = lambda step: None,
+        folder: Path | None = None,
+        before: float | None = None,
     ) -> Outcome:
         """Train to the end of the schedule, telling of each step; checkpoints go to ``folder``.
 
@@ -105,7 +108,7 @@ class FineTuning:
             told(step)
         return Outcome(steps=tuple(done), validation_before=first, validation_after=last)
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[TrainingStep]:
         """Take one step after another, to the end of the schedule."""
         schedule = self.schedule
         source = batches(self.data.training, schedule.batch, schedule.seed)
@@ -173,7 +176,7 @@ class FineTuning:
         self.step = step
         return None if before is None else float(before)
 
-    def _step(self, parts: Sequence[Sequence[Example]]) -> Step:
+    def _step(self, parts: Sequence[Sequence[Example]]) -> TrainingStep:
         start, before, schedule = time.perf_counter(), self._stats.copy(), self.schedule
         for group in self._optimizer.param_groups:
             group["lr"] = schedule.rate(self.step)
@@ -193,7 +196,7 @@ class FineTuning:
         self.step += 1
         moved = self._stats - before
         total = moved.bytes_up_online + moved.bytes_down_online + moved.bytes_up_offline + moved.bytes_down_offline
-        return Step(number=self.step, loss=loss, seconds=time.perf_counter() - start, bytes=total)
+        return TrainingStep(number=self.step, loss=loss, seconds=time.perf_counter() - start, bytes=total)
 
     @contextmanager
     def _threads(self) -> Iterator[None]:

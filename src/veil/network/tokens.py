@@ -20,6 +20,11 @@ class Tokens:
     def __init__(self, digests: Iterable[str]) -> None:
         self._digests = [digest.lower().encode() for digest in digests]
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._digests)
+
     @classmethod
     def read(cls, path: Path) -> Tokens:
         """A file with one SHA-256 in hexadecimal a line; what follows it on the line, and lines from ``#``, are notes.
