@@ -150,10 +150,6 @@ def splat(builder: Builder, word: Value, kind: Kind) -> Value:
     return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count))
 
 
-def even_odd(builder: Builder, pairs: Value) -> tuple[Value, Value]:
-    return builder.and_(pairs, constant(pairs.type, _LOW)), builder.lshr(pairs, constant(pairs.type, 32))
-
-
 def declare(builder: Builder, name: str, result: Kind, kinds: list[Kind]) -> Value:
     known = builder.module.globals.get(name)
     return known or ir.Function(builder.module, ir.FunctionType(result, kinds), name)
