@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 PYTEST_ARGS ?= -m "not slow and not gpu" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 PROMPT ?= Name the capital of France.
 
-.PHONY: demo test bench lint browser clean
+.PHONY: demo test bench lint browser fuzz-gateway clean
 
 demo: $(STAMP)
 	$(BIN)/veil generate "$(PROMPT)"
@@ -29,6 +29,10 @@ browser:
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 	    chromium chromium-driver fonts-dejavu-core >/dev/null; \
 	else echo "no Chromium and chromedriver here: the chat page's tests are skipped"; fi
+
+# Other random requests to the gateway in every run; VEIL_SEED=... makes a run again.
+fuzz-gateway: $(STAMP)
+	$(BIN)/python -m pytest -m slow -s tests/gateway/test_many_requests.py
 
 bench: $(STAMP)
 	$(BIN)/python -m bench

@@ -18,7 +18,20 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PLOTS = HERE.parent / "docs" / "plots"
 MODELS = ("smollm2", "gpt2", "llama-1b")
-PROGRAMS = ("drafts", "gateway", "gpu", "gpu_kernels", "quality", "remote", "security", "tables", "training", "trips")
+PROGRAMS = (
+    "checks",
+    "drafts",
+    "families",
+    "gateway",
+    "gpu",
+    "gpu_kernels",
+    "quality",
+    "remote",
+    "security",
+    "tables",
+    "training",
+    "trips",
+)
 PEER = ("--peer", "concrete-ml", "--install-peer")
 
 

@@ -5,8 +5,9 @@
     python -m bench training signal [--out bench/results/training-signal.json]
 
 ``curve``: SmolLM2, LoRA r = 8 on q and v, on the prose in ``veil/report``, the same seed and order of examples for float
-and encrypted; ``--plot`` draws both. ``step``: one batch forward, backward and step, plaintext and encrypted in one run.
-``signal``: signal to noise of each layer's Wᵀ·g, measured on SmolLM2's gradients, with its prediction.
+and encrypted; ``--plot`` draws both. ``--model small`` is a model of bytes that is made in seconds, for busy machines.
+``step``: one batch forward, backward and step, plaintext and encrypted in one run. ``signal``: signal to noise of each
+layer's Wᵀ·g, measured on SmolLM2's gradients, with its prediction.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import BatchEncoding
 
 from bench.record import Measurement, Record
 from veil import HybridFHEModel, noise
 from veil.bench.subjects import Loaded, load, release_floats
 from veil.bundle.constants import row_norms
-from veil.compile.sample import sample_tokens
+from veil.compile.sample import _TEXT, sample_tokens
 from veil.runtime.modules import select_modules
 from veil.sources.models import Source, load_model
 from veil.sources.quiet import quiet
@@ -46,7 +48,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after the step that goes on at this time")
     parser.add_argument("--validate-every", type=int, default=20)
     parser.add_argument("--mode", default="execute")
-    parser.add_argument("--model", default="llama-1b")
+    parser.add_argument("--model", default="", help="of curve: smollm2 or small; of step: llama-1b, gpt2, smollm2")
     parser.add_argument("--rows", default="4x16", help="examples x tokens of a batch")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--out", type=Path)
@@ -60,7 +62,7 @@ def main() -> None:
 def curve(args: argparse.Namespace) -> None:
     """Train twice from one start, a step of each in turn, for as long as there is time; each step is written down."""
     out = args.out or RESULTS / "training-curve.json"
-    float_source, source = load_model("smollm2"), load_model("smollm2")
+    float_source, source = (small() if args.model == "small" else load_model("smollm2") for _ in range(2))
     data = prose(source, 64)
     schedule = Schedule(steps=args.steps, batch=4, learning_rate=2e-4, seed=1)
     about = {"model": source.name, "lora": "r 8, q and v", "batch": "4 x 64", "schedule": args.steps, "mode": args.mode}
@@ -97,6 +99,36 @@ def curve(args: argparse.Namespace) -> None:
     record.show()
     if args.plot:
         draw(record, args.plot)
+
+
+class Bytes:
+    """A tokenizer of bytes."""
+
+    chat_template = None
+    eos_token_id = None
+
+    def __call__(self, text: str, **_: Any) -> Any:
+        ids = list(text.encode())
+        return BatchEncoding({"input_ids": torch.tensor([ids]) if _.get("return_tensors") else ids})
+
+
+def small() -> Source:
+    """A Llama of four layers, width 128, over bytes, after 300 steps of ordinary training on the calibration text."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=256, num_key_value_heads=2, tie_word_embeddings=False, **sizes))
+    text = torch.tensor(list(_TEXT.encode()))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(300):
+        starts = torch.randint(0, len(text) - 64, (8,))
+        batch = torch.stack([text[start : start + 64] for start in starts.tolist()])
+        model(input_ids=batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    tokenizer: Any = Bytes()
+    return Source(name="small", model=model.eval(), tokenizer=tokenizer, origin="trained here")
 
 
 def validated(record: Record, tunings: dict[str, FineTuning]) -> None:
@@ -138,7 +170,7 @@ def draw(record: Record, path: Path) -> None:
 
 def step(args: argparse.Namespace) -> None:
     """One batch of random tokens: forward, backward, step; plaintext first, then encrypted, in this process."""
-    loaded: Loaded = load(args.model)
+    loaded: Loaded = load(args.model or "llama-1b")
     examples, tokens = (int(part) for part in args.rows.split("x"))
     vocabulary = int(loaded.model.config.get_text_config().vocab_size)
     ids = torch.randint(0, vocabulary, (examples, tokens), generator=torch.Generator().manual_seed(0))
@@ -175,7 +207,7 @@ def step(args: argparse.Namespace) -> None:
     add(Measurement(name="making rows, both directions", value=spent.seconds["prepare"] / 3, unit="s"))
     add(Measurement(name="hint, server", value=hybrid.hint_bytes, unit="B"))
     hybrid.close()
-    record.write(args.out or RESULTS / f"training-{args.model}.json")
+    record.write(args.out or RESULTS / f"training-{loaded.name}.json")
     record.show()
 
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "veil"
-GROUND = {"cache", "errors", "noise", "params", "priority", "process", "progress", "seed"}
+GROUND = {"cache", "disk", "errors", "noise", "params", "priority", "process", "progress", "seed"}
 """Modules without a room, which every room may import; ``random`` is not one of them: it makes secrets."""
 
 ARROWS = {
@@ -18,12 +18,26 @@ ARROWS = {
     "crypto": {"kernels", "random"},
     "bundle": {"kernels"},
     "wire": {"bundle", "kernels"},
+    "checks": {"bundle", "kernels", "random"},
     "server": {"bundle", "crypto", "kernels", "network", "veil", "wire"},
-    "client": {"bundle", "crypto", "kernels", "network", "random", "wire"},
+    "client": {"bundle", "checks", "crypto", "kernels", "network", "random", "wire"},
     "runtime": {"bundle", "client", "kernels", "sources"},
     "compile": {"bundle", "kernels", "runtime", "sources"},
-    "hybrid": {"bundle", "client", "compile", "crypto", "kernels", "network", "random", "runtime", "server", "wire"},
-    "training": {"client"},
+    "hybrid": {
+        "bundle",
+        "checks",
+        "client",
+        "compile",
+        "crypto",
+        "kernels",
+        "network",
+        "random",
+        "runtime",
+        "server",
+        "wire",
+    },
+    "training": {"client", "hybrid", "runtime"},
+    "trust": {"bundle", "checks", "compile", "random", "runtime", "sources"},
     "gateway": {"client", "hybrid", "network", "training", "veil"},
     "report": {"bundle", "hybrid", "kernels", "runtime"},
     "bench": {
@@ -41,11 +55,24 @@ ARROWS = {
         "veil",
     },
     "commands": {
-        *("bench", "bundle", "client", "compile", "gateway", "hybrid", "kernels", "network", "report", "runtime", "server"),
-        *("sources", "training", "veil", "wire"),
+        *(
+            "bench",
+            "bundle",
+            "checks",
+            "client",
+            "compile",
+            "gateway",
+            "hybrid",
+            "kernels",
+            "network",
+            "report",
+            "runtime",
+            "server",
+        ),
+        *("sources", "training", "trust", "veil", "wire"),
     },
     "cli": {"bench", "bundle", "client", "commands", "gateway", "network", "training", "veil"},
-    "veil": {"bundle", "hybrid", "runtime"},
+    "veil": {"bundle", "hybrid", "runtime", "training"},
     "__main__": {"cli"},
 }
 

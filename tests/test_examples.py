@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,20 @@ def test_gpt2(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["disable", "simulate", "execute"]
     assert lines[0].split(maxsplit=1)[1] == lines[2].split(maxsplit=1)[1]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_the_notebook_on_a_tiny_model(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+    monkeypatch.setenv("VEIL_TINY", "1")
+    cells = json.loads((EXAMPLES / "finetune.ipynb").read_text())["cells"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+            assert not cell["outputs"], "what it prints is not committed"
+    assert names["losses"][-1] < names["losses"][0]
+    assert "adapter_model.safetensors" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -16,20 +16,35 @@ if TYPE_CHECKING:
     from veil.params import Spec as Spec
     from veil.runtime.concrete import HybridFHEMode as HybridFHEMode
     from veil.runtime.modules import linear_modules as linear_modules
+    from veil.training.concrete import LoraTrainer as LoraTrainer
+    from veil.training.concrete import get_remote_names as get_remote_names
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "HybridFHEMode": "veil.runtime.concrete",
     "HybridFHEModel": "veil.hybrid.model",
+    "LoraTrainer": "veil.training.concrete",
     "Params": "veil.params",
     "Spec": "veil.params",
     "Terms": "veil.bundle.terms",
     "VeilError": "veil.errors",
+    "get_remote_names": "veil.training.concrete",
     "linear_modules": "veil.runtime.modules",
 }
 
-__all__ = ["HybridFHEMode", "HybridFHEModel", "Params", "Spec", "Terms", "VeilError", "__version__", "linear_modules"]
+__all__ = [
+    "HybridFHEMode",
+    "HybridFHEModel",
+    "LoraTrainer",
+    "Params",
+    "Spec",
+    "Terms",
+    "VeilError",
+    "__version__",
+    "get_remote_names",
+    "linear_modules",
+]
 
 
 def __getattr__(name: str) -> Any:

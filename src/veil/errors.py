@@ -13,6 +13,9 @@
     ├── AccessDenied              the server wants a token, or does not accept the one it got
     ├── IncompatibleServer        another protocol version, or something that is not a veil server
     ├── RowReused                 a second use of a row of a batch, on either side
+    ├── WrongAnswer               a server's answer that is not that of the weights it claims to have
+    ├── Unchecked                 answers have to be checked, and there is nothing to check them against
+    ├── HalfDiffers               a client half that is not of the model that its user trusts
     ├── QuotaExceeded             a limit of the server or of the client's memory
     ├── BundleError               a bundle on disk that is damaged, incomplete or of another version
     ├── ModelSourceError          a model that cannot be found or read
@@ -75,6 +78,18 @@ class IncompatibleServer(VeilError):
 
 class RowReused(VeilError):
     """A second use of a row of a batch."""
+
+
+class WrongAnswer(VeilError):
+    """A server's answer that is not that of the weights it claims to have; it is not asked again."""
+
+
+class Unchecked(VeilError):
+    """Answers have to be checked, and there is nothing to check them against."""
+
+
+class HalfDiffers(VeilError):
+    """A client half that is not of the model that its user trusts."""
 
 
 class QuotaExceeded(VeilError):

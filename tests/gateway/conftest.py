@@ -301,11 +301,13 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def draw(self: Any, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             if not hasattr(self, mine):
                 setattr(self, mine, waiting.pop(0) if waiting else None)
-            made = call(self, input_ids, scores)
             if getattr(self, mine) is None:
-                return made
-            only = torch.full_like(made, -torch.inf)
-            only[0, next(getattr(self, mine))] = 0
+                return call(self, input_ids, scores)
+            token = next(getattr(self, mine))
+            if self._matcher is not None:
+                self._matcher.take(token)
+            only = torch.full_like(scores, -torch.inf)
+            only[0, token] = 0
             return only
 
         monkeypatch.setattr(Sampler, "__call__", draw)

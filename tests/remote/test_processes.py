@@ -45,7 +45,9 @@ def test_two_processes_answer_as_one_does(llama: Any, start: Any, tmp_path: Path
     assert server.end() == 0
     assert server.lines[-1] == "modules []\n", "the server loaded something that only a client needs"
     events = [json.loads(line) for line in server.lines if line.startswith("{")]
-    assert {"opened", "prepared", "evaluated", "closed", "stopped"} <= {entry["event"] for entry in events}
+    assert {"opened", "evaluated", "closed", "stopped"} <= {entry["event"] for entry in events}
+    assert "prepared" not in {entry["event"] for entry in events}, "no line for each batch of rows"
+    assert {entry["peer"] for entry in events if entry["event"] == "opened"} == {"127.0.0.1"}
 
 
 def test_a_killed_server_is_survived(llama: Any, start: Any, generated: Any, expected: list[int]) -> None:

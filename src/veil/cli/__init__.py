@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from veil import __version__
-from veil.cli import bench, chat, compile, doctor, finetune, gateway, generate, params, pull, report, serve, token
+from veil.cli import bench, chat, check, compile, doctor, finetune, gateway, generate, params, pull, report, serve, token
 from veil.cli.streams import use_utf8
 from veil.commands.terminal import EXIT_INTERRUPTED, one_line_errors
 
@@ -53,6 +53,7 @@ for _name, _module in {
     "finetune": finetune,
     "serve": serve,
     "pull": pull,
+    "check": check,
     "gateway": gateway,
     "chat": chat,
     "token": token,

@@ -9,6 +9,7 @@ import typer
 from veil.cli.groups import grouped
 from veil.cli.options import (
     Bundle,
+    Checked,
     Consent,
     Device,
     FuseNorms,
@@ -17,6 +18,7 @@ from veil.cli.options import (
     ServerAccess,
     ServerBundle,
     ServingDevice,
+    WhichChecked,
     WhichFusion,
     model_choice,
 )
@@ -43,6 +45,7 @@ def command(
     device: ServingDevice = Device.auto,
     server_access: ServerAccess,
     consent: Consent,
+    checked: WhichChecked = Checked.auto,
 ) -> None:
     """Talk to a model in the terminal; rows are made while you type.
 
@@ -58,6 +61,7 @@ def command(
         device,
         server_access,
         consent,
+        checked=checked,
     )
     sign_of_life()
     from veil.commands.chat import ChatOptions, run

@@ -12,12 +12,14 @@ from veil.cli.groups import grouped
 from veil.cli.options import (
     MODEL_HELP,
     Adapter,
+    Checked,
     Consent,
     Device,
     FuseNorms,
     ServerAccess,
     ServerBundle,
     ServingDevice,
+    WhichChecked,
     WhichFusion,
 )
 from veil.cli.reach import sign_of_life
@@ -82,6 +84,7 @@ def command(
     open_page: Annotated[bool, typer.Option("--open", help="Open the chat page in the browser.")] = False,
     server_access: ServerAccess,
     consent: Consent,
+    checked: WhichChecked = Checked.auto,
 ) -> None:
     """Answer the OpenAI API and a chat page on this machine; the model may be on another that sees ciphertexts only.
 
@@ -115,6 +118,7 @@ def command(
         if len(choices) > 1:
             raise ValueError("--adapter is for one model; start a gateway for each model that has adapters")
         choices = (replace(choices[0], adapters=tuple(adapter)),)
+    choices = tuple(replace(choice, checked=checked.value) for choice in choices)
     sign_of_life()
     from veil.commands.gateway import GatewayRequest, run
     from veil.gateway.app import Settings

@@ -12,6 +12,7 @@ from veil.cli.options import (
     BITS_HELP,
     MODULES_HELP,
     AsJson,
+    Checked,
     Consent,
     Device,
     FuseNorms,
@@ -20,6 +21,7 @@ from veil.cli.options import (
     Server,
     ServerAccess,
     ServerBundle,
+    WhichChecked,
     WhichFusion,
     check_fuse_norms,
     check_model,
@@ -32,7 +34,9 @@ from veil.errors import ModelSourceError
 @grouped
 def command(
     *,
-    prompt: Annotated[str, typer.Argument(help="The prompt, or `-` to read it from standard input.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt, or `-` to read it from standard input.", show_default=False)
+    ] = None,
     model: OtherModel = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to generate.")] = 128,
     mode: Annotated[
@@ -74,6 +78,7 @@ def command(
     name: ServerBundle = None,
     server_access: ServerAccess,
     consent: Consent,
+    checked: WhichChecked = Checked.auto,
     speculate: Annotated[
         str,
         typer.Option(
@@ -85,6 +90,20 @@ def command(
         ),
     ] = "off",
     fuse_norms: WhichFusion = FuseNorms.auto,
+    json_schema: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file with a JSON schema, which the answer follows exactly.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
+    ] = None,
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help='Answer the prompts of a file, the rows of several together: `{"prompt": ...}` or `{"messages": [...]}` a '
+            "line, with an `id` if wanted; one object a line comes out, with `id` and `text`.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a prompt through encryption, client and server in one process or, with `--server`, in two.
@@ -95,14 +114,28 @@ def command(
 
     With `--json`: `text`, `prompt_tokens`, `new_tokens`, `security_bits` (0 when nothing is encrypted), `seconds` with
     `load`, `prompt` (until the first token), `per_token` (each one after it, its row included), `prepare`, `online`,
-    `client` (a generated token's shares), `trips_per_token`, with `--server` also `remote`, with draft tokens
-    `draft_tokens`, and `bytes_per_token` with `up_offline`, `down_offline`, `up_online`, `down_online`.
+    `client` (a generated token's shares), `trips_per_token`, `checked` (the model whose weights the answers were checked
+    against, or null), with `--server` also `remote`, with draft tokens `draft_tokens`, and `bytes_per_token` with
+    `up_offline`, `down_offline`, `up_online`, `down_online`.
     """
+    if (prompt is None) == (batch is None):
+        raise ValueError("give a prompt, or prompts by --batch FILE.jsonl")
+    if batch is not None and (speculate != "off" or as_json):
+        raise ValueError("--batch answers several prompts and prints JSON anyway; leave out --speculate and --json")
+    if json_schema is not None and speculate != "off":
+        raise ValueError("draft tokens do not know the schema; leave out --speculate, or --json-schema")
+    if any(not text for text in stop or ()):
+        raise ValueError("--stop takes a text of at least one character")
+    for path in (batch, json_schema):
+        if path is not None and not path.is_file():
+            raise ValueError(f"there is no file {path}; check the path")
     if bundle is not None and (model, bits, modules) != (None, None, None):
         raise ValueError("--bundle has its own model; leave out --model, --bits and --modules")
     if server is not None and (mode is not Mode.execute or (model, bits, modules) != (None, None, None)):
         raise ValueError("--server uses a bundle and encryption; leave out --mode, --model, --bits and --modules")
     check_fuse_norms(fuse_norms, server, bundle)
+    if checked is Checked.require and mode is not Mode.execute:
+        raise ValueError("--checked require is about encrypted answers; leave out --mode")
     if mode is Mode.torch and speculate not in ("auto", "off"):
         raise ValueError("--speculate needs remote layers; leave out --mode torch")
     if mode is Mode.torch and bundle is not None:
@@ -122,7 +155,7 @@ def command(
 
     run(
         GenerateRequest(
-            prompt=read_input() if prompt == "-" else prompt,
+            prompt=read_input() if prompt == "-" else prompt or "x",  # with --batch one that stands for all
             model=model or "smollm2",
             bits=bits or 8,
             modules=modules or "linear",
@@ -140,6 +173,10 @@ def command(
             speculate=speculate,
             fuse_norms=fuse_norms.value,
             adapter=adapter,
+            json_schema=json_schema,
+            stop=tuple(stop or ()),
+            batch=batch,
+            checked=checked.value,
         ),
         as_json=as_json,
     )

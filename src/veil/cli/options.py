@@ -43,6 +43,14 @@ class FuseNorms(str, Enum):
     off = "off"
 
 
+class Checked(str, Enum):
+    """Whether answers are checked."""
+
+    require = "require"
+    auto = "auto"
+    off = "off"
+
+
 class ExpertLeak(str, Enum):
     """What the server may learn of a mixture's routing."""
 
@@ -135,6 +143,15 @@ Digest = Annotated[
     ),
 ]
 
+WhichChecked = Annotated[
+    Checked,
+    typer.Option(
+        "--checked",
+        help="Check every answer of the server against weights that you trust: `auto` where `veil check` made vectors "
+        "for the half, `require` fails without them, `off` never.",
+    ),
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerAccess:
@@ -203,6 +220,7 @@ def model_choice(
     access: ServerAccess,
     consent: Consent,
     adapters: Sequence[str] = (),
+    checked: Checked = Checked.auto,
 ) -> ModelChoice:
     """Which model answers, of those that `veil gateway` and `veil chat` can have."""
     if model is not None and (bundle is not None or server is not None):
@@ -220,4 +238,5 @@ def model_choice(
         fuse_norms=fuse_norms.value,
         terms=consent.terms(half=bundle is not None or server is not None),
         adapters=tuple(adapters),
+        checked=checked.value,
     )

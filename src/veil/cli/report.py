@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from veil.cli.options import AsJson, Bits, Device, Model, Modules
+from veil.cli.options import AsJson, Bits, Checked, Device, Model, Modules
 from veil.cli.reach import sign_of_life
 
 
@@ -28,6 +28,9 @@ def command(
         Device,
         typer.Option(help="Where both halves and the layers between compute; `auto` takes a GPU if veil can use one."),
     ] = Device.auto,
+    checked: Annotated[
+        Checked, typer.Option(help="Check the encrypted sample's answers and show what that costs; `off` leaves it out.")
+    ] = Checked.auto,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page with plots here.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -53,6 +56,7 @@ def command(
             fused=fused,
             device=device.value,
             html=html,
+            checked=checked is not Checked.off,
         ),
         as_json=as_json,
     )

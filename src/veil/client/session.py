@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from veil.bundle.client_half import ClientModel
+from veil.checks.rows import AnswerChecks
 from veil.client.filler import Filler, OfflineRows, Ready
 from veil.client.maker import RowMaker
 from veil.client.pool import Part, RowPool
@@ -42,8 +43,9 @@ class _Place:
 class ClientSession:
     """One session after another with one server: offline batches, each under fresh secrets, and rows evaluated with them.
 
-    With ``offline`` batches are made in the background. When the server forgets the session, the next one has fresh batches,
-    and what was under way is encrypted anew under fresh rows. ``scalings`` has one entry a group.
+    With ``offline`` batches are made in the background. With ``checks`` every reply is checked before it is read. When the
+    server forgets the session, the next one has fresh batches, and what was under way is encrypted anew under fresh rows.
+    ``scalings`` has one entry a group.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class ClientSession:
         *,
         offline_rows: OfflineRows | None = None,
         timeouts: Timeouts | None = None,
+        checks: AnswerChecks | None = None,
     ) -> None:
         self.model = model
         self.stats = stats
@@ -82,6 +85,7 @@ class ClientSession:
             for group, (info, scaling) in enumerate(zip(model.manifest.groups, scalings, strict=True))
         ]
         self._sent: Array | None = None
+        self.checks = checks
         self._unchecked: list[tuple[int, Array]] = []
 
     def begin_forward(self, training: bool = False) -> None:
@@ -101,6 +105,8 @@ class ClientSession:
 
         Where the backend cannot tell at once, such a row was sent, encrypted like any other; its result goes nowhere.
         """
+        if self.checks is not None:
+            self.checks.end_pass()
         unchecked, self._unchecked = self._unchecked, []
         if unchecked and not self.kernels.finite(self.kernels.concatenate([scales for _, scales in unchecked])):
             self._refuse(next(group for group, scales in unchecked if not self.kernels.finite(scales)))
@@ -155,7 +161,11 @@ class ClientSession:
             start_s = self.stats.spent("online_server", start_s)
             self._moved(group, rows, slots)
             shares = [Rows(part.batch.shares[place.segment], part.first, part.count) for part in parts]
-            outputs = kernels.decrypt(kernels.asarray(reply), scaling, shares, place.start, place.result_bits, scales)
+            reply = kernels.asarray(reply)
+            if self.checks is not None:
+                self.checks.check(group, x, reply, scaling, shares, place.start, slots)
+                start_s = self.stats.spent("check", start_s)
+            outputs = kernels.decrypt(reply, scaling, shares, place.start, place.result_bits, scales)
             self.stats.spent("decrypt", start_s)
             return outputs
         raise AssertionError

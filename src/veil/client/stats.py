@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
-PHASES = ("prepare", "prepare_server", "wait", "encrypt", "online_server", "decrypt", "client")
+PHASES = ("prepare", "prepare_server", "wait", "encrypt", "online_server", "check", "decrypt", "client")
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Stats:
 
     ``seconds`` has the phases prepare (making batches, both sides, in the background or not) and of it prepare_server
     (waiting for the other side), wait (a forward pass that waits for rows), online_server (waiting for replies) and client
-    (the rest of a forward pass: every layer that stays with the client) and of it encrypt and decrypt.
+    (the rest of a forward pass: every layer that stays with the client) and of it encrypt, check and decrypt.
     """
 
     rows: int = 0

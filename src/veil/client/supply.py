@@ -50,6 +50,8 @@ class RowSupply:
         self._body_rows = self._head_rows = 0
         if self._filler is not None:
             self._filler.forward()
+            if not training:
+                self._filler.expect_step(0)
         return self._pool.level()
 
     def reserve(self, body: int, full: int, back: int = 0) -> None:

@@ -7,7 +7,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,7 +18,10 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
+from veil.checks.words import answers_words
+from veil.commands import chat_files
 from veil.commands.choice import ModelChoice
+from veil.commands.interrupts import interrupts_set
 from veil.commands.model_choice import opened
 from veil.commands.stream import printable
 from veil.errors import VeilError
@@ -31,10 +36,15 @@ _ANNOUNCED_TOKENS = 256
 
 _HELP = """\
 Enter sends · Alt+Enter (or Esc, then Enter) starts a line · Ctrl-C stops an answer · Ctrl-D leaves
-/reset   begin a new conversation
-/retry   answer the last message once more
-/stats   what the last answer cost, and everything since the start
-/help    this"""
+/reset         begin a new conversation
+/retry         answer the last message once more
+/system TEXT   instructions for the model; without a text, what they are; - for none
+/attach FILE   send a text file with the next message
+/save FILE     write the conversation into a file
+/load FILE     go on with one that was saved
+/model NAME    go on with another model; without a name, which it is
+/stats         what the last answer cost, and everything since the start
+/help          this"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +66,70 @@ class Conversation:
     served: ServedModel
     request: ChatOptions
     generator: Generator = field(init=False)
+    open_model: Callable[[str], ServedModel] | None = None
     turns: list[tuple[str, str]] = field(default_factory=list)
     last: Account | None = None
+    stopped: bool = False
+    interrupted: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self.served.need("text")
-        self.generator = Generator(self.served)
+        self.system = self.request.system
+        self.attached: list[str] = []
+        self._saved: set[Path] = set()
+        self.use(self.served)
         self.reset()
+
+    def use(self, served: ServedModel) -> None:
+        """Go on with a model."""
+        served.need("text")
+        self.served, self.generator = served, Generator(served)
 
     def reset(self) -> None:
         """Begin anew."""
-        self.turns = [("system", self.request.system)] if self.request.system else []
+        self.turns = [("system", self.system)] if self.system else []
         self.last = None
+        self.attached = []
         self.generator.forget()
+
+    def instruct(self, words: str) -> str:
+        """Say what the instructions are, or change them: ``-`` for none."""
+        if words:
+            self.system = "" if words == "-" else words
+            self.turns = [turn for turn in self.turns if turn[0] != "system"]
+            self.turns = [("system", self.system), *self.turns] if self.system else self.turns
+        return f"The instructions: {self.system}" if self.system else "There are no instructions."
+
+    def attach(self, name: str) -> str:
+        """Have a file sent with the next message."""
+        text = chat_files.attachment(Path(name).expanduser())
+        self.attached.append(text)
+        self.expect(sum(map(len, self.attached)))
+        return f"{Path(name).name} goes with the next message."
+
+    def save(self, name: str) -> str:
+        """Write the conversation; a file that is not from here is not replaced."""
+        path = Path(name).expanduser()
+        chat_files.save(path, self.served.name, self.turns, replace=path.resolve() in self._saved)
+        self._saved.add(path.resolve())
+        return f"Saved in {path}; it is readable text."
+
+    def load(self, name: str) -> str:
+        """Go on with a saved conversation."""
+        path = Path(name).expanduser()
+        self.turns = chat_files.load(path)
+        self._saved.add(path.resolve())
+        self.system = next((text for role, text in self.turns if role == "system"), "")
+        return (
+            f"{len([role for role, _ in self.turns if role == 'user'])} messages; the last answer can be tried with /retry."
+        )
+
+    def switch(self, name: str) -> str:
+        """Say which model it is, or go on with another."""
+        if name:
+            if self.open_model is None:
+                raise ValueError("this conversation has one model")
+            self.use(self.open_model(name))
+        return f"The model is {self.served.name}."
 
     def expect(self, characters: int) -> None:
         """Have rows made for a message of about so many characters."""
@@ -76,8 +137,10 @@ class Conversation:
 
     def ask(self, words: str, show: Callable[[str], None]) -> str:
         """The answer to a message, shown as it comes; Ctrl-C ends it early. A failure leaves the conversation as it was."""
-        turns = [*self.turns, ("user", words)]
-        account, cancelled, parts = Account(), threading.Event(), []
+        turns = [*self.turns, ("user", "\n\n".join([*self.attached, words]))]
+        account, parts = Account(), []
+        self.interrupted.clear()
+        self.stopped = False
 
         def emit(piece: Piece) -> None:
             parts.append(piece.text)
@@ -85,10 +148,11 @@ class Conversation:
 
         ids = self.served.chat_ids(turns)
         try:
-            self.generator.answer(ids, self._sampling(), 0, account, cancelled, emit)
+            self.generator.answer(ids, self._sampling(), 0, account, self.interrupted, emit)
         except (KeyboardInterrupt, Cancelled):
+            self.stopped = True
             show("".join(parts))
-        self.last = account
+        self.last, self.attached = account, []
         answer = "".join(parts)
         self.turns = [*turns, ("assistant", answer)]
         return answer
@@ -99,11 +163,14 @@ class Conversation:
             raise ValueError("there is no message yet")
         words = self.turns[-2][1]
         before, self.turns = self.turns, self.turns[:-2]
+        waiting, self.attached = self.attached, []  # the message has its files in it
         try:
             return self.ask(words, show)
         except (VeilError, ApiError):
             self.turns = before
             raise
+        finally:
+            self.attached = waiting
 
     def _sampling(self) -> Sampling:
         request = self.request
@@ -114,8 +181,22 @@ class Conversation:
 
 def run(request: ChatOptions) -> None:
     """Talk until end of file; a terminal gets an editor, anything else is read line by line. veil's errors."""
-    with opened(request.choice) as served:
-        conversation = Conversation(served, request)
+    with ExitStack() as models:
+        served = models.enter_context(opened(request.choice))
+
+        def open_model(name: str) -> ServedModel:
+            choice = request.choice
+            if choice.server is not None:
+                choice = replace(choice, server_bundle=name, bundle=None, name=None)
+            else:
+                choice = replace(choice, model=name, bundle=None, name=None)
+            with ExitStack() as fresh:
+                found = fresh.enter_context(opened(choice))
+                models.close()  # the one before
+                models.push(fresh.pop_all())
+            return found
+
+        conversation = Conversation(served, request, open_model)
         if sys.stdin.isatty() and sys.stdout.isatty():
             _Terminal(conversation).run()
         else:
@@ -127,7 +208,11 @@ def _lines(conversation: Conversation) -> None:
     for line in sys.stdin:
         if not line.strip():
             continue
-        answer = _obey(conversation, line.strip(), lambda text: None)
+        try:
+            answer = _obey(conversation, line.strip(), lambda text: None)
+        except (ApiError, ValueError) as error:  # a command's; the next line may be right
+            print(f"veil: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            continue
         if answer is None:
             answer = conversation.ask(line.strip(), lambda text: None)
         print(printable(answer), flush=True)
@@ -135,6 +220,9 @@ def _lines(conversation: Conversation) -> None:
 
 def _obey(conversation: Conversation, line: str, show: Callable[[str], None]) -> str | None:
     """What a command has to say; None if the line is a message."""
+    name, _, rest = line.partition(" ")
+    with_text = {"/system": conversation.instruct, "/model": conversation.switch}
+    with_file = {"/attach": conversation.attach, "/save": conversation.save, "/load": conversation.load}
     if line == "/reset":
         conversation.reset()
         return "A new conversation."
@@ -144,6 +232,10 @@ def _obey(conversation: Conversation, line: str, show: Callable[[str], None]) ->
         return json.dumps(stats_of(conversation))
     if line == "/retry":
         return conversation.retry(show)
+    if name in with_text:
+        return with_text[name](rest.strip())
+    if name in with_file:
+        return with_file[name](rest.strip()) if rest.strip() else f"{name} needs a file: {name} FILE"
     if line.startswith("/") and line[1:].isalpha():
         return f"There is no command {line}; /help lists them."
     return None
@@ -169,6 +261,8 @@ def stats_of(conversation: Conversation) -> dict[str, Any]:
         "all_bytes_up": total.bytes_up_online + total.bytes_up_offline,
         "all_bytes_down": total.bytes_down_online + total.bytes_down_offline,
         "security_bits": served.security_bits,
+        "checked": served.hybrid.checked_against,
+        "answers": answers_words(served.mode, served.hybrid.checked_against),
     }
 
 
@@ -186,7 +280,8 @@ class _Terminal:
         served = self._conversation.served
         place = f"on {served.server}" if served.server else "in this process"
         bits = f"{served.security_bits:g} bits" if served.security_bits else "nothing is encrypted"
-        self._console.print(Text(f"{served.name} {place} · {bits} · /help", style="dim"))
+        answers = answers_words(served.mode, served.hybrid.checked_against)
+        self._console.print(Text(f"{served.name} {place} · {bits} · {answers} · /help", style="dim"))
         while True:
             try:
                 words = session.prompt().strip()
@@ -235,9 +330,12 @@ class _Terminal:
             self._console.print(_table(stats_of(self._conversation)))
             return
         try:
-            with Live(
-                Text("…", style="dim"), console=self._console, refresh_per_second=12, vertical_overflow="visible"
-            ) as live:
+            with (
+                interrupts_set(self._conversation.interrupted),
+                Live(
+                    Text("…", style="dim"), console=self._console, refresh_per_second=12, vertical_overflow="visible"
+                ) as live,
+            ):
                 show = lambda text: live.update(_shown(text))  # noqa: E731
                 said = _obey(self._conversation, words, show)
                 if said is None:
@@ -247,7 +345,12 @@ class _Terminal:
         except (VeilError, ApiError, ValueError) as error:
             self._console.print(Text(" ".join(str(error).split()), style="red"))
             return
+        except KeyboardInterrupt:  # the second one: whatever it waited for
+            self._console.print(Text("stopped", style="dim"))
+            return
         account = self._conversation.last
+        if self._conversation.stopped and (said is None or words == "/retry"):
+            self._console.print(Text("stopped", style="dim"))
         if account is not None and (said is None or words == "/retry"):
             self._console.print(Text(_summary(stats_of(self._conversation)), style="dim"))
 
@@ -260,7 +363,8 @@ def _shown(text: str) -> Markdown:
 def _summary(stats: dict[str, Any]) -> str:
     traffic = (stats["bytes_up"] + stats["bytes_down"]) / 1e6
     ready = f"{stats['rows_ready']} of {stats['rows']} rows found theirs ready"
-    return f"{stats['first_token_s']:.1f} s, then {stats['per_token_s']:.3f} s a token · {traffic:.1f} MB · {ready}"
+    checked = f" · checked against {stats['checked']}" if stats["checked"] else ""
+    return f"{stats['first_token_s']:.1f} s, then {stats['per_token_s']:.3f} s a token · {traffic:.1f} MB · {ready}{checked}"
 
 
 def _table(stats: dict[str, Any]) -> Table:
@@ -278,6 +382,7 @@ def _table(stats: dict[str, Any]) -> Table:
             f"{stats['all_rows']} rows, {stats['all_bytes_up']:,} bytes up, {stats['all_bytes_down']:,} down",
         ),
         ("security", f"{stats['security_bits']:g} bits" if stats["security_bits"] else "none: nothing is encrypted"),
+        ("answers", stats["answers"]),
     ):
         table.add_row(name, value)
     return table

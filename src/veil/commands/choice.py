@@ -28,3 +28,4 @@ class ModelChoice:
     fuse_norms: str = "auto"
     terms: Terms = STRICT
     adapters: tuple[str, ...] = ()
+    checked: str = "auto"

@@ -16,10 +16,13 @@ import typer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from veil.bundle.terms import STRICT, Terms
+from veil.checks.words import answers_words
 from veil.client.session import OfflineRows
+from veil.commands import batch
 from veil.commands.costs import CostMeter, Costs
 from veil.commands.models import connected, opened_model
 from veil.commands.stream import AnswerStreamer
+from veil.commands.structure import SchemaMask, Until, cut_at, grammar_of
 from veil.commands.terminal import Reporter, error_console
 from veil.errors import ModelSourceError, one_line
 from veil.gateway.checkpoint import plain
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from veil.client.connection import Address
     from veil.runtime.speculation import Speculation
 
+_STRUCTURE = ("logits_processor", "stop_strings", "tokenizer")
 _TOKENS_OFFLINE = 15
 """Generated tokens that rows are made for before the first is asked for; more are made as they are needed."""
 
@@ -61,6 +65,10 @@ class GenerateRequest:
     fuse_norms: str = "auto"
     terms: Terms = STRICT
     adapter: str | None = None
+    json_schema: Path | None = None
+    stop: tuple[str, ...] = ()
+    batch: Path | None = None
+    checked: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +86,8 @@ def run(request: GenerateRequest, *, as_json: bool) -> None:
 
     Raises `ModelSourceError`, `BundleError`, `ValueError` and veil's other errors, for the command line to show.
     """
-    if not request.prompt.strip():
+    entries = None if request.batch is None else batch.read(request.batch)
+    if entries is None and not request.prompt.strip():
         raise ValueError("the prompt is empty; give at least one word")
     keep_out_of_dumps()
     start = time.perf_counter()
@@ -87,12 +96,19 @@ def run(request: GenerateRequest, *, as_json: bool) -> None:
         ready = _prepare(request, draft, reporter.report)
         _adapt(request, ready)
     load_s = time.perf_counter() - start
+    if entries is not None:
+        _answer_all(request, ready, entries)
+        return
+    checked = ready.hybrid.checked_against if ready.hybrid else None
     text, costs = _generate(request, ready, load_s, write=not as_json)
     security = float(ready.hybrid.params.security_bits) if ready.hybrid and request.mode in ("execute", "remote") else 0.0
     if as_json:
-        typer.echo(json.dumps({"text": text} | costs.to_json(security)))
+        typer.echo(json.dumps({"text": text, "checked": checked} | costs.to_json(security)))
     else:
-        error_console().print(costs.table(ready.origin, request.mode, security))
+        table = costs.table(ready.origin, request.mode, security)
+        if security:
+            table.add_row("answers", answers_words(request.mode, checked))
+        error_console().print(table)
 
 
 def _adapt(request: GenerateRequest, ready: _Ready) -> None:
@@ -138,6 +154,8 @@ def _prepare(request: GenerateRequest, draft: Source | None, progress: Progress)
         )
         model = hybrid.model
         tokenizer, inputs = _encode(request, model, hybrid.tokenizer, origin, draft)
+    if hybrid is not None and request.checked == "require":
+        hybrid.check_answers(origin)
     if hybrid is not None:
         hybrid.set_fhe_mode(request.mode)
     inputs = {name: tensor.to(place) for name, tensor in inputs.items()}
@@ -153,6 +171,7 @@ def _connect(request: GenerateRequest, server: Address, draft: Source | None, pr
         fuse_norms=request.fuse_norms,
         offline_rows=OfflineRows(tokens=0, prompt_rows=0),
         progress=progress,
+        checked=request.checked,
     )
     origin = f"{server.target}, bundle {folder}"
     tokenizer, inputs = _encode(request, hybrid.model, hybrid.tokenizer, origin, draft)
@@ -184,13 +203,18 @@ def _encode(
     rows = int(inputs["input_ids"].shape[1])
     if rows == 0:
         raise ValueError("the prompt is empty; give at least one word")
+    _check_room(request, model, rows)
+    return tokenizer, inputs
+
+
+def _check_room(request: GenerateRequest, model: PreTrainedModel, rows: int) -> None:
+    """`ValueError` for a prompt that leaves no room for the answer."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and rows + request.max_new_tokens > limit:
         raise ValueError(
             f"the prompt's {rows} tokens and {request.max_new_tokens} new ones exceed the model's {limit}; "
             "shorten the prompt or lower --max-new-tokens"
         )
-    return tokenizer, inputs
 
 
 def _generate(request: GenerateRequest, ready: _Ready, load_s: float, *, write: bool) -> tuple[str, Costs]:
@@ -199,7 +223,8 @@ def _generate(request: GenerateRequest, ready: _Ready, load_s: float, *, write: 
     remote = request.server is not None
     speculation = _speculation(request, ready)
     meter = CostMeter(ready.hybrid if encrypted else None, remote=remote, draft_tokens=speculation is not None and encrypted)
-    streamer = AnswerStreamer(ready.tokenizer, write=_write if write else None, on_token=meter.token)
+    until = Until(request.stop, _write)
+    streamer = AnswerStreamer(ready.tokenizer, write=until if write else None, on_token=meter.token)
     if request.seed is not None:
         torch.manual_seed(request.seed)
     meter.start()  # after the link was measured, before the first upload: it counts them all
@@ -212,10 +237,13 @@ def _generate(request: GenerateRequest, ready: _Ready, load_s: float, *, write: 
         ready.hybrid.reserve(rows_full=rows - whole + min(request.max_new_tokens - 1, _TOKENS_OFFLINE))
     try:
         with quiet(), speculation or nullcontext({}) as options:
+            options |= _structure(request, ready)
             config = _generation_config(request, ready.model)
-            for name in [name for name in options if name != "assistant_model"]:
+            for name in [name for name in options if name not in ("assistant_model", *_STRUCTURE)]:
                 setattr(config, name, options.pop(name))
             output = ready.model.generate(**ready.inputs, generation_config=config, streamer=streamer, **options)
+            if write:
+                until.finish()
     except BaseException:
         streamer.break_off()
         raise
@@ -225,7 +253,47 @@ def _generate(request: GenerateRequest, ready: _Ready, load_s: float, *, write: 
     costs = meter.costs(load_s=load_s, prompt_tokens=rows)
     answer = output[0] if ready.model.config.is_encoder_decoder else output[0, rows:]
     text = ready.tokenizer.decode(answer, skip_special_tokens=True)
-    return str(text), costs
+    return cut_at(str(text), request.stop), costs
+
+
+def _structure(request: GenerateRequest, ready: _Ready, answers: int = 1) -> dict[str, Any]:
+    """What ``generate`` is told of a schema and of texts that end an answer."""
+    options: dict[str, Any] = {}
+    if request.json_schema is not None:
+        grammar, ends = grammar_of(request.json_schema, ready.model, ready.tokenizer)
+        options["logits_processor"] = [SchemaMask(grammar, ends, answers)]
+    if request.stop:
+        options |= {"stop_strings": list(request.stop), "tokenizer": ready.tokenizer}
+    return options
+
+
+def _answer_all(request: GenerateRequest, ready: _Ready, entries: list[batch.Entry]) -> None:
+    """Answer the prompts of a file, `batch.AT_ONCE` together, and print one object a line as they are done."""
+    start, tokens = time.perf_counter(), 0
+    if request.seed is not None:
+        torch.manual_seed(request.seed)
+    try:
+        for first in range(0, len(entries), batch.AT_ONCE):
+            part = entries[first : first + batch.AT_ONCE]
+            inputs = batch.encoded(part, ready.tokenizer, request.raw)
+            rows = inputs["input_ids"].numel()
+            _check_room(request, ready.model, int(inputs["input_ids"].shape[1]))
+            if ready.hybrid is not None and request.mode in ("execute", "remote"):
+                ready.hybrid.expect(rows, len(part) * request.max_new_tokens)
+            inputs = {name: tensor.to(ready.model.device) for name, tensor in inputs.items()}
+            with quiet():
+                config = _generation_config(request, ready.model)
+                output = ready.model.generate(**inputs, generation_config=config, **_structure(request, ready, len(part)))
+            begun = 0 if ready.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+            for entry, answer in zip(part, output, strict=True):
+                tokens += int((answer[begun:] != config.pad_token_id).sum())
+                text = cut_at(str(ready.tokenizer.decode(answer[begun:], skip_special_tokens=True)), request.stop)
+                typer.echo(json.dumps({"id": entry.id, "text": text}, ensure_ascii=False))
+    finally:
+        if ready.hybrid is not None and request.server is not None:
+            ready.hybrid.close()
+    seconds = time.perf_counter() - start
+    error_console().print(f"veil: {len(entries)} answers, {tokens} tokens in {seconds:.1f} s", highlight=False)
 
 
 def _speculation(request: GenerateRequest, ready: _Ready) -> Speculation | None:

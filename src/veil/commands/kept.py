@@ -70,6 +70,7 @@ def kept_model(
 
     ``make`` gives a compiled model, its tokenizer and its origin.
     """
+    _limit_bytes()  # a limit that is none is told of before the work
     folder = compiled_folder() / key[:32]
     about = _read(folder)
     if about is not None:
@@ -115,7 +116,7 @@ def _keep(folder: Path, hybrid: HybridFHEModel, tokenizer: Any, origin: str) -> 
 
 def _make_room(folder: Path) -> None:
     """Remove compiled models, least recently used first, until what is kept, hints counted in, is within the limit."""
-    limit = float(os.environ.get(LIMIT_VARIABLE, _LIMIT_GB)) * 1e9
+    limit = _limit_bytes()
     entries = [entry for place in (folder, hints_folder()) if place.is_dir() for entry in place.iterdir() if entry.is_dir()]
     sized = sorted((max(_touched(entry), 0.0), entry, _size(entry)) for entry in entries if not entry.name.startswith("."))
     total = sum(size for _, _, size in sized)
@@ -124,6 +125,18 @@ def _make_room(folder: Path) -> None:
             return
         shutil.rmtree(entry, ignore_errors=True)
         total -= size
+
+
+def _limit_bytes() -> float:
+    """What the environment says, or fifty gigabytes; `ValueError` for what is no number of gigabytes."""
+    chosen = os.environ.get(LIMIT_VARIABLE) or str(_LIMIT_GB)
+    try:
+        limit = float(chosen)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < float("inf"):
+        raise ValueError(f"{LIMIT_VARIABLE} is {chosen!r}, expected a number of gigabytes, such as 50")
+    return limit * 1e9
 
 
 def _touched(folder: Path) -> float:

@@ -64,6 +64,8 @@ def _open(choice: ModelChoice, progress: Progress) -> ServedModel:
         hybrid, _ = opened_model(choice.model, bits=8, modules="linear", device=choice.device, progress=progress)
         name, tokenizer = name_of(choice.model), hybrid.tokenizer
     hybrid.offline_rows = OfflineRows()
+    if choice.checked == "require":
+        hybrid.check_answers(name)
     hybrid.set_fhe_mode("execute")
     return ServedModel(choice.name or name, hybrid, tokenizer)
 
@@ -77,6 +79,7 @@ def _connect(choice: ModelChoice, server: Address, progress: Progress) -> Served
         fuse_norms=choice.fuse_norms,
         offline_rows=OfflineRows(),
         progress=progress,
+        checked=choice.checked,
     )
     name = choice.name or choice.server_bundle or _said(folder)
     name = name or (_name_there(folder, server) if choice.bundle is None else _name_of(folder))

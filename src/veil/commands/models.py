@@ -97,6 +97,7 @@ def connected(
     fuse_norms: str,
     offline_rows: OfflineRows,
     progress: Progress,
+    checked: str = "auto",
 ) -> tuple[HybridFHEModel, Path]:
     """A model in mode ``remote``, and the folder of its client half: ``bundle``, or what the server offers, cached.
 
@@ -121,6 +122,7 @@ def connected(
         allow_no_tls=server.allow_no_tls,
         terms=terms,
         offline_rows=offline_rows,
+        checked=checked,
     )
     progress(stage, 1, 1)
     return hybrid, folder

@@ -24,6 +24,7 @@ from veil.client.files import fetch_file
 from veil.client.known import KnownServers
 from veil.client.link import measure_link
 from veil.commands.terminal import Reporter, error_console
+from veil.disk import writing
 from veil.errors import BundleError
 from veil.network.timeouts import Timeouts
 from veil.params import Params
@@ -100,7 +101,7 @@ def _fetch_all(connection: Connection, bundle: OfferedBundle, out: Path, terms: 
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with Reporter() as reporter:
+        with Reporter() as reporter, writing(out):
             for index, (path, size, sha256) in enumerate(bundle.files):
                 reporter.report("fetching", index, len(bundle.files))
                 target = partial / targets[index]

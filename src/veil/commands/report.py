@@ -17,6 +17,7 @@ from rich.text import Text
 
 from veil.commands.models import compiled
 from veil.commands.terminal import Reporter, error_console
+from veil.disk import writing
 from veil.errors import ModelSourceError
 from veil.hybrid.model import HybridFHEModel
 from veil.kernels.backend import kernels_for
@@ -44,6 +45,7 @@ class ReportRequest:
     fused: bool
     device: str
     html: Path | None
+    checked: bool = True
 
 
 def run(request: ReportRequest, *, as_json: bool) -> None:
@@ -71,7 +73,8 @@ def run(request: ReportRequest, *, as_json: bool) -> None:
             )
     report.seconds = time.perf_counter() - start
     if request.html is not None:
-        request.html.write_text(page(report), encoding="utf-8")
+        with writing(request.html):
+            request.html.write_text(page(report), encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(report)))
         return
@@ -99,6 +102,8 @@ def _measured(request: ReportRequest, source: Source, ids: torch.Tensor, reporte
     few = ids[:, : min(request.sample, WINDOW)]
     if few.shape[1] > 1:
         reporter.report("building the server's half", 0, 1)
+        if request.checked:
+            hybrid.check_answers(source.name)
         hybrid.set_fhe_mode("execute")
         reporter.report("building the server's half", 1, 1)
         every = ("disable", "simulate", "execute", EIGHT_BIT)

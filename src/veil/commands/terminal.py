@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from veil.disk import NO_ROOM
 from veil.errors import VeilError
 
 EXIT_ERROR = 2
@@ -44,7 +45,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Turn a command's expected errors into one line on standard error and exit code 2, and Ctrl-C into 130.
 
     Expected are every `VeilError`, a ``ValueError`` or ``TypeError`` that veil's own code raised, and an ``OSError`` that
-    names a file; anything else is a bug and keeps its traceback.
+    names a file or says that a disk is full; anything else is a bug and keeps its traceback.
     """
 
     @functools.wraps(command)
@@ -65,9 +66,12 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             typer.echo(f"veil: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(EXIT_ERROR) from None
         except OSError as error:
-            if error.filename is None:
+            full = error.errno in NO_ROOM
+            if error.filename is None and not full:
                 raise
-            typer.echo(f"veil: {error.filename}: {error.strerror}; check the path and who may use it", err=True)
+            advice = "make room there, or choose another place" if full else "check the path and who may use it"
+            place = f"{error.filename}: " if error.filename is not None else ""
+            typer.echo(f"veil: {place}{error.strerror}; {advice}", err=True)
             raise typer.Exit(EXIT_ERROR) from None
 
     return wrapped

@@ -132,7 +132,11 @@ def _fusions(watch: StreamWatch, manifest: Manifest, fuse_norms: str) -> Fusions
 
 def _with_bits(group: Group, weights: I8, params: Params) -> Group:
     """A group with the bits of the wire that its weights and width need."""
-    largest = float(row_norms(weights).max(initial=1.0))
+    return with_bits(group, float(row_norms(weights).max(initial=1.0)), params)
+
+
+def with_bits(group: Group, largest: float, params: Params) -> Group:
+    """A group with the bits of the wire that it needs, for the ``largest`` norm of a row of its weights."""
     width = 16 if group.layers[0].kind == "embedding" else group.width  # of a one-hot row one input is not zero
     bits = wire_bits(params, width, group.rows, largest)
     return replace(group, input_bits=bits.input, result_bits=bits.result)

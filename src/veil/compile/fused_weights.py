@@ -9,6 +9,7 @@ one more factor balances h against a, by the predicted error of the quantized we
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from veil.compile.norm_fusion import FoundFusion
 from veil.compile.quantize import quantize_weight
 from veil.params import Params
 from veil.runtime.layers import float_bias, float_weight, kind_of
+from veil.runtime.norms import Norm
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -33,7 +35,7 @@ _READERS_WEIGHT = 3.0
 
 
 @dataclass(frozen=True, eq=False)
-class _Parts:
+class FoldParts:
     """Float matrices of a fusion: P [width, in], R [rows, width] and R·P; constants before ρ and after it, [all rows]."""
 
     producer: F32
@@ -51,23 +53,13 @@ def quantize_fused(
     ``modules`` are the float modules by name. Without ``dynamic`` the inputs' norm is fixed to the largest one seen.
     Raises `ValueError` for a weight that is not finite.
     """
-    parts = _parts(found, modules)
+    parts = fusion_parts(found.producer, found.readers, found.norm, lambda name: _affine(name, modules))
     factor = found.factor.numpy()
     stream, inputs = found.stream.numpy(), found.inputs.numpy()
     smooth = _smoothing(parts, _mean_square(stream * factor), _mean_square(inputs * factor), params)
-    width = len(parts.producer)
-    top = np.concatenate([np.zeros((width, width), np.float32), parts.producer * smooth[width:]], axis=1)
-    rest = np.concatenate([parts.readers * smooth[:width], parts.product * smooth[width:]], axis=1)
-    bits = {layer.bits for layer in group.layers[1:]}
-    if len(bits) == 1:
-        pieces = [quantize_weight(top, group.layers[0].bits), quantize_weight(rest, bits.pop())]
-    else:
-        ends = np.cumsum([layer.out_features for layer in group.layers[1:]])[:-1]
-        matrices = [top, *np.split(rest, ends)]
-        pieces = [quantize_weight(part, layer.bits) for part, layer in zip(matrices, group.layers, strict=True)]
-    matrix = np.ascontiguousarray(np.concatenate([weights for weights, _ in pieces]))
+    matrix, scale = fused_matrix(parts, smooth, group)
     constants = GroupConstants(
-        scale=np.concatenate([scale for _, scale in pieces]),
+        scale=scale,
         bias=parts.before,
         bound=float(row_norms(matrix).max(initial=0.0)),
         divisors=smooth,
@@ -79,18 +71,33 @@ def quantize_fused(
     return matrix, constants
 
 
-def _parts(found: FoundFusion, modules: dict[str, nn.Module]) -> _Parts:
-    producer, added = _affine(found.producer, modules)
-    read = [_affine(name, modules) for name in found.readers]
-    norm = found.norm
+def fused_matrix(parts: FoldParts, smooth: F32, group: Group) -> tuple[I8, F32]:
+    """Integers [rows, width + in] of a fusion and their scales [rows], for divisors ``smooth``: anyone gets the same."""
+    width = len(parts.producer)
+    top = np.concatenate([np.zeros((width, width), np.float32), parts.producer * smooth[width:]], axis=1)
+    rest = np.concatenate([parts.readers * smooth[:width], parts.product * smooth[width:]], axis=1)
+    ends = np.cumsum([layer.out_features for layer in group.layers[1:]])[:-1]
+    matrices = [top, *np.split(rest, ends)]
+    pieces = [quantize_weight(part, layer.bits) for part, layer in zip(matrices, group.layers, strict=True)]
+    matrix = np.ascontiguousarray(np.concatenate([weights for weights, _ in pieces]))
+    return matrix, np.concatenate([scale for _, scale in pieces])
+
+
+def fusion_parts(producer: str, reading: Sequence[str], norm: Norm, affine: Callable[[str], tuple[F32, F32]]) -> FoldParts:
+    """The matrices of a fusion, from the layers' weights and biases that ``affine`` gives by name.
+
+    The product is taken in float64, so that rounding it to float32 gives the same on every machine.
+    """
+    weight_of, added = affine(producer)
+    read = [affine(name) for name in reading]
     weight = np.concatenate([weight for weight, _ in read])
     readers = weight * norm.gamma.numpy()
     if norm.centred:
         readers = readers - readers.mean(axis=1, keepdims=True)
     after = np.concatenate([bias for _, bias in read]) + weight @ norm.beta.numpy()
-    product = (torch.from_numpy(readers) @ torch.from_numpy(producer)).numpy()
-    return _Parts(
-        producer=producer,
+    product = (torch.from_numpy(readers).double() @ torch.from_numpy(weight_of).double()).float().numpy()
+    return FoldParts(
+        producer=weight_of,
         readers=readers,
         product=product,
         before=np.concatenate([added, readers @ added]).astype(np.float32),
@@ -109,7 +116,7 @@ def _affine(name: str, modules: dict[str, nn.Module]) -> tuple[F32, F32]:
     return weight, np.zeros(len(weight), np.float32) if bias is None else bias
 
 
-def _smoothing(parts: _Parts, stream: F64, inputs: F64, params: Params) -> F32:
+def _smoothing(parts: FoldParts, stream: F64, inputs: F64, params: Params) -> F32:
     """What the inputs [width + in] are divided by, for mean squares of h·ρ [width] and a·ρ [in]."""
     own = _geometric(stream, parts.readers), _geometric(inputs, parts.product)
     zeros = np.zeros(len(parts.producer), np.float32)

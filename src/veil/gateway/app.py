@@ -100,6 +100,7 @@ class Gateway:
             server=served.server,
             server_lost_s=None if served.lost_s is None else round(served.lost_s, 1),
             security_bits=served.security_bits,
+            checked=served.checked,
             rows_ready=ready.tokens,
             prompt_rows_ready=ready.prompt_rows,
             running=self.line.running,

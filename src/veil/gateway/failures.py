@@ -16,7 +16,9 @@ from veil.errors import (
     QuotaExceeded,
     RowReused,
     ServerUnreachable,
+    Unchecked,
     WireError,
+    WrongAnswer,
 )
 
 LOGGER = logging.getLogger("veil.gateway")
@@ -118,6 +120,8 @@ def from_error(error: BaseException) -> ApiError:
         return ApiError(503, str(error), kind="server_error", code="server_quota")
     if isinstance(error, AccessDenied | IncompatibleServer | WireError | RowReused):
         return ApiError(502, str(error), kind="server_error", code="server_refused")
+    if isinstance(error, WrongAnswer | Unchecked):
+        return ApiError(502, str(error), kind="server_error", code="wrong_answer")
     if isinstance(error, NotFiniteActivation):
         return ApiError(500, str(error), kind="server_error", code="not_finite")
     name, where, id = type(error).__name__, _place(error), f"req-{secrets.token_hex(6)}"

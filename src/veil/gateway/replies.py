@@ -47,6 +47,7 @@ def veil_usage_of(served: ServedModel, account: Account) -> schemas.VeilUsage:
     return schemas.VeilUsage(
         mode=served.mode,
         security_bits=served.security_bits,
+        checked=served.checked,
         rows=stats.rows,
         rows_ready=stats.rows_ready,
         rows_made=stats.rows_made,

@@ -69,10 +69,14 @@ class Seconds(Reply):
 
 
 class VeilUsage(Reply):
-    """What a request cost and sent: token rows, those made offline, payload bytes, security (0: nothing encrypted)."""
+    """What a request cost and sent: token rows, those made offline, payload bytes, security (0: nothing encrypted).
+
+    ``checked`` is the model against whose weights the server's answers were checked, null where they were not.
+    """
 
     mode: str
     security_bits: float
+    checked: str | None
     rows: int
     rows_ready: int
     rows_made: int
@@ -289,6 +293,7 @@ class Status(Reply):
     server: str | None
     server_lost_s: float | None
     security_bits: float
+    checked: str | None
     rows_ready: int
     prompt_rows_ready: int
     running: int

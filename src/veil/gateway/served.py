@@ -105,6 +105,11 @@ class ServedModel:
         return float(self.hybrid.params.security_bits) if self.mode in ("execute", "remote") else 0.0
 
     @property
+    def checked(self) -> str | None:
+        """The model against whose weights every answer is checked, or None."""
+        return self.hybrid.checked_against
+
+    @property
     def sent_sample(self) -> bytes:
         """The first bytes of the last packed rows that left for the server."""
         return self.hybrid.last_sent[:SAMPLE_BYTES]

@@ -44,6 +44,8 @@ from veil.server.engine import Engine
 from veil.server.local import LocalServer
 
 if TYPE_CHECKING:
+    from veil.checks.files import Vectors
+    from veil.checks.rows import AnswerChecks
     from veil.network.link import Link
     from veil.runtime.speculation import Speculation
 
@@ -94,6 +96,7 @@ class HybridFHEModel(ConcreteNames):
         self._kernels: Kernels
         self._scalings: list[Scaling]
         self._graph: TokenGraph | None = None
+        self._vectors: Vectors | None = None
         self._address: Any = None
         self._link: Link | None = None
         self._mode = "torch"
@@ -229,6 +232,7 @@ class HybridFHEModel(ConcreteNames):
         offline_rows: OfflineRows | None = None,
         timeouts: Timeouts | None = None,
         device: str = "cpu",
+        checked: str = "auto",
     ) -> HybridFHEModel:
         """The model of a bundle's client half in mode ``remote``: its remote layers run on the server at ``HOST:PORT``.
 
@@ -236,10 +240,13 @@ class HybridFHEModel(ConcreteNames):
         without TLS the server is on this machine, unless ``allow_no_tls``. ``name`` chooses among the server's bundles.
         ``terms`` say what the half may be and do beyond the defaults, which allow no leak and no weak parameters.
         Rows are made ready in the background as far as ``offline`` says. A half without the public tables fetches them
-        from a server that offers them, once. Raises `ServerUnreachable`, `AccessDenied`,
-        `IncompatibleServer`, `BundleError`.
+        from a server that offers them, once. Every answer is checked where ``veil check`` made vectors for the half: always
+        with ``checked`` ``require``, if there are some with ``auto``, never with ``off``. Raises `ServerUnreachable`,
+        `AccessDenied`, `IncompatibleServer`, `BundleError`, `Unchecked`, and `WrongAnswer` for a server that was caught.
         """
         from veil.bundle.header_file import half_digest
+        from veil.checks.choice import chosen_vectors
+        from veil.client.caught import CaughtServers
         from veil.client.connection import Address
         from veil.client.remote import RemoteTransport
         from veil.client.tables import fetch_tables
@@ -249,6 +256,8 @@ class HybridFHEModel(ConcreteNames):
             target=server, token=token, tls=tls if isinstance(tls, bool) else Path(tls), allow_no_tls=allow_no_tls
         )
         folder = Path(bundle) / "client" if (Path(bundle) / "client").is_dir() else Path(bundle)
+        caught = CaughtServers()
+        caught.check(address.target)
         fetch_tables(folder, address, timeouts or Timeouts(), terms)
         opened = bundles.load_client(folder, terms)
         hybrid = cls.__new__(cls)
@@ -259,7 +268,10 @@ class HybridFHEModel(ConcreteNames):
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, opened.tables)
         timeouts = timeouts or Timeouts()
         hybrid._address = address
-        transport = RemoteTransport(model, address, hybrid._kernels, hybrid.stats, timeouts, half_digest(folder), name)
+        half = half_digest(folder)
+        hybrid._vectors = chosen_vectors(checked, half, compiled.manifest, folder)
+        checks = hybrid._answer_checks(lambda _: caught.add(address.target))
+        transport = RemoteTransport(model, address, hybrid._kernels, hybrid.stats, timeouts, half, name)
         hybrid._remote = ClientSession(
             model,
             transport,
@@ -269,9 +281,33 @@ class HybridFHEModel(ConcreteNames):
             hybrid.stats,
             offline_rows=offline_rows or OfflineRows(),
             timeouts=timeouts,
+            checks=checks,
         )
         hybrid.set_fhe_mode("remote")
         return hybrid
+
+    @property
+    def checked_against(self) -> str | None:
+        """The model whose weights every answer is checked against; None where answers are unchecked."""
+        session = self._active()
+        return None if session is None or session.checks is None else session.checks.against
+
+    def check_answers(self, against: str) -> None:
+        """Check mode ``execute`` from its first use on, against the weights that are here, called ``against``.
+
+        Raises `RuntimeError` where that mode was used already, `NotCompiled` without weights.
+        """
+        from veil.checks.files import Vectors
+        from veil.checks.vectors import make_vectors
+
+        compiled = self._need_compiled()
+        if self._session is not None:
+            raise RuntimeError("mode 'execute' was used already; check_answers comes before it")
+        if compiled.weights is None:
+            raise NotCompiled("this needs the weights, and only the client half of the bundle is here")
+        rng = SecretRng()
+        groups = zip(compiled.manifest.groups, compiled.weights, strict=True)
+        self._vectors = Vectors(against, [make_vectors(group, weights, rng) for group, weights in groups])
 
     def close(self) -> None:
         """End the sessions, in process and remote, and forget their keys."""
@@ -454,13 +490,29 @@ class HybridFHEModel(ConcreteNames):
         engine, compiled = self._need_engine(), self._need_compiled()
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, self._tables)
         server = LocalServer(engine)
+        checks = self._answer_checks()
         session = ClientSession(
-            model, server, self._kernels, self._scalings, SecretRng(), self.stats, offline_rows=self.offline_rows
+            model,
+            server,
+            self._kernels,
+            self._scalings,
+            SecretRng(),
+            self.stats,
+            offline_rows=self.offline_rows,
+            checks=checks,
         )
-        if self._kernels.name == "cuda":
+        if self._kernels.name == "cuda" and checks is None:
             assert self._router is not None
             self._graph = TokenGraph(self._model_forward, self._router, session, server)
         return session
+
+    def _answer_checks(self, caught: Callable[[str], None] | None = None) -> AnswerChecks | None:
+        from veil.checks.rows import AnswerChecks
+
+        vectors, compiled = self._vectors, self._need_compiled()
+        if vectors is None:
+            return None
+        return AnswerChecks(vectors.groups, compiled.manifest, compiled.params, self._kernels, vectors.against, caught)
 
     def _active(self) -> ClientSession | None:
         """The session of the mode in force."""

@@ -56,6 +56,27 @@ class Scaling:
     fixed: float
 
 
+@dataclass(frozen=True, eq=False)
+class SignVectors:
+    """Secret signs that check a group's results, in chunks of slots; arrays of the backend. See docs/protocol.md.
+
+    ``edges`` int32 [chunks + 1] are the slots where chunks begin and end, ``signs`` int8 [J, slots] the vectors, ``sums``
+    int16 [chunks, J, width] what they make of the weights, ``inverse`` float64 [chunks, J] one over the deviations.
+    """
+
+    edges: Array
+    signs: Array
+    sums: Array
+    inverse: Array
+    longest: int
+    """Slots of the longest chunk."""
+
+    @property
+    def count(self) -> int:
+        """Residuals of a row."""
+        return int(self.sums.shape[0] * self.sums.shape[1])
+
+
 def first_slots(scaling: Scaling, slots: int) -> Scaling:
     """The scaling of a group's first outputs."""
     if slots == len(scaling.scale):
@@ -206,6 +227,22 @@ class Kernels(Protocol):
 
     def decrypt(self, data: Array, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: Array) -> Array:
         """Packed results minus μ from ``column`` on, scaled back → [R, rows] float32."""
+
+    def residuals(
+        self,
+        data: Array,
+        x: Array,
+        scaling: Scaling,
+        shares: Sequence[Rows],
+        column: int,
+        bits: int,
+        vectors: SignVectors,
+    ) -> tuple[Array, Array]:
+        """How far packed results [R, bytes] are from those of the weights that ``vectors`` know, in deviations of the noise.
+
+        For each chunk and vector ``Σ_j r_j·y_j - c·x_q`` modulo 2^32, centred, times ``inverse``: [R, chunks·J] float64, and
+        the largest size of each row [R]. The rows x [R, width] are those that were sent; 0 for one that is not finite.
+        """
 
     def finite(self, scales: Array) -> bool:
         """Whether every row's scale is finite."""

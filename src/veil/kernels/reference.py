@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from veil.errors import WireError
 from veil.kernels.gaussian import GaussianTable
-from veil.kernels.interface import Errors, Hint, Rows, Scaling, Words
+from veil.kernels.interface import Errors, Hint, Rows, Scaling, SignVectors, Words
 from veil.kernels.ring import FRACTION_BITS, Ring
 from veil.kernels.tables import NttTable
 from veil.params import packed_bytes
@@ -335,6 +335,25 @@ class ReferenceKernels:
         inverse = np.zeros(len(scales))
         np.divide(1.0, scales, out=inverse, where=scales != 0)
         return (values * inverse[:, None] * scaling.scale.astype(np.float64) + scaling.bias).astype(np.float32)
+
+    def residuals(
+        self, data: U8, x: F32, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, vectors: SignVectors
+    ) -> tuple[F64, F64]:
+        divided = x if scaling.divisors is None else x / scaling.divisors
+        tau, _ = row_scales(divided, scaling.target, scaling.fixed)
+        good = np.isfinite(tau)
+        message = np.zeros(x.shape, dtype=np.int64)
+        message[good] = np.rint(divided[good].astype(np.float64) * tau[good, None]).astype(np.int64)
+        slots = int(vectors.edges[-1])
+        words = unpack(data, slots, bits) << np.uint32(32 - bits)
+        values = (words - gathered(shares, column, slots)).view(np.int32).astype(np.int64)
+        signed = vectors.signs.astype(np.int64)[None] * values[:, None]
+        got = np.add.reduceat(signed, vectors.edges[:-1], axis=2).transpose(0, 2, 1)
+        expected = np.einsum("kji,ri->rkj", vectors.sums.astype(np.int64), message)
+        residuals = (got - expected).astype(np.uint32).view(np.int32) * vectors.inverse
+        residuals[~good] = 0.0
+        flat = residuals.reshape(len(x), -1)
+        return flat, np.abs(flat).max(axis=1, initial=0.0)
 
     def finite(self, scales: F64) -> bool:
         return bool(np.isfinite(scales).all())

@@ -49,6 +49,8 @@ class ModelCosts:
     prepare_s: float
     online_s: float
     client_s: float
+    check_s: float = 0.0
+    checked: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -137,6 +139,8 @@ def costs(hybrid: HybridFHEModel, run: Callable[[], Any], rows: int) -> ModelCos
         prepare_s=whole.seconds["prepare"] / max(whole.rows_made, 1),
         online_s=stats.seconds["online_server"] / rows,
         client_s=stats.seconds["client"] / rows,
+        check_s=stats.seconds["check"] / rows,
+        checked=hybrid.checked_against,
     )
 
 
@@ -156,6 +160,8 @@ def cost_rows(report: Report) -> list[tuple[str, str]]:
             ("the server's answers, a row of the sample", f"{1e3 * costs.online_s:.1f} ms"),
             ("the client's work, a row of the sample", f"{1e3 * costs.client_s:.1f} ms"),
         ]
+        if costs.checked:
+            rows.append(("  of it checking the answers", f"{1e3 * costs.check_s:.2f} ms, against {costs.checked}"))
     rows.append(("security", f"{report.security_bits:.1f} bits (MATZOV), about {report.core_svp_bits:.0f} by core-SVP"))
     rows.append(("this report took", f"{report.seconds:.0f} s"))
     return rows

@@ -20,6 +20,7 @@ from veil.bundle.compiled import Compiled
 from veil.bundle.manifest import Manifest
 from veil.bundle.server_half import ServerModel, load_server, save_server
 from veil.bundle.terms import EXPERT_LEAKS, ExpertLeak, Terms
+from veil.disk import writing
 from veil.errors import BundleError, one_line
 from veil.runtime.adapters import base_of, plain_name, within_adapters
 from veil.runtime.experts import RemoteExperts, is_experts
@@ -62,9 +63,10 @@ def save(
         raise BundleError(f"{path} is not empty; choose a new folder")
     path.mkdir(parents=True, exist_ok=True)
     try:
-        _save_client(path / "client", compiled, tables, model, tokenizer)
-        server = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
-        save_server(path / "server", server, header_file.half_digest(path / "client"))
+        with writing(path):
+            _save_client(path / "client", compiled, tables, model, tokenizer)
+            server = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
+            save_server(path / "server", server, header_file.half_digest(path / "client"))
     except BaseException:
         for half in ("client", "server"):
             shutil.rmtree(path / half, ignore_errors=True)

@@ -193,7 +193,7 @@ class RowLane:
             return "ok"
         except VeilError as error:
             _, name = failures.status_of(error)
-            event("refused", method="Rows", error=name)
+            event("refused", method="Rows", error=name, peer=connection.address)
             frames.send(seal(pb.EvaluateReply(error=name, details=str(error))))
             return name
         finally:

@@ -27,6 +27,7 @@ from veil.server.offer import Offer
 from veil.server.rows import RowAnswers
 from veil.server.scheduler import OnlineTurns, PreparationWorker
 from veil.server.store import SessionStore
+from veil.server.unproven import address_of
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
@@ -85,7 +86,7 @@ class Service:
         """
         table = {
             "Describe": self._unary("Describe", pb.DescribeRequest, self.describe),
-            "Open": self._unary("Open", pb.OpenRequest, self.open),
+            "Open": self._open,
             "Prepare": self._upload,
             "Evaluate": self._rows,
             "Close": self._unary("Close", pb.CloseRequest, self.close),
@@ -109,8 +110,8 @@ class Service:
         """What is served; another protocol version gets the answer too, and can see that it is another."""
         return self._described
 
-    def open(self, request: Any, owner: str) -> Message:
-        """A new session for the bundle that the client has the other half of."""
+    def open(self, request: Any, owner: str, peer: str = "") -> Message:
+        """A new session for the bundle that the client, at the address ``peer``, has the other half of."""
         if request.protocol != methods.PROTOCOL:
             raise IncompatibleServer(
                 f"the server speaks protocol {methods.PROTOCOL}, the client {request.protocol}; update the older one"
@@ -124,7 +125,7 @@ class Service:
             )
         limits = self._shared.store.limits
         session = self._shared.store.open(owner, served.engine)
-        event("opened", session=alias(session.name), bundle=request.bundle, owner=owner[:8])
+        event("opened", session=alias(session.name), bundle=request.bundle, owner=owner[:8], peer=peer)
         return pb.OpenReply(
             session=session.name,
             session_ttl_s=_whole(limits.session_ttl_s),
@@ -168,6 +169,7 @@ class Service:
         self._shared.metrics.moved(received, 0)
         event(
             "prepared",
+            logging.DEBUG,  # one for each batch of rows, while tokens are made: the metrics count them
             session=alias(session.name),
             batches=len(batches),
             segments=list(segments),
@@ -213,6 +215,12 @@ class Service:
                 yield seal(method(unseal(self.calls.first(messages, context), kind), owner))
 
         return call
+
+    def _open(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        with self._told("Open", context):
+            owner = self._owner(context)
+            request = unseal(self.calls.first(messages, context), pb.OpenRequest)
+            yield seal(self.open(request, owner, address_of(context.peer())))
 
     def _upload(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         with self._watched("Prepare", messages, context) as (call, every):
@@ -261,7 +269,7 @@ class Service:
     def _fail(self, context: grpc.ServicerContext, method: str, error: VeilError) -> NoReturn:
         code, name = failures.status_of(error)
         self._shared.metrics.ended(method, name)
-        event("refused", method=method, error=name)
+        event("refused", method=method, error=name, peer=address_of(context.peer()))
         context.set_trailing_metadata(((failures.ERROR_KEY, name),))
         context.abort(code, str(error))
         raise AssertionError

@@ -44,7 +44,7 @@ def _checked_digest(file: Path) -> str:
     with file.open("rb") as stream:
         start = stream.read(len(_MAGIC))
         if start != _MAGIC:
-            raise ModelSourceError(f"{file} is not a GGUF file; check the path, or download the file again")
+            raise ModelSourceError(f"{file} is not a GGUF file; pass a checkpoint's folder, or download a GGUF file again")
         digest.update(start)
         while block := stream.read(1 << 20):
             digest.update(block)

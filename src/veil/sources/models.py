@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -210,3 +210,41 @@ def _class_of(config: Any) -> Any:
     if isinstance(named, type) and issubclass(named, PreTrainedModel):
         return named
     return transformers.AutoModelForCausalLM
+
+
+def checkpoint_folder(source: str, progress: Progress | None = None) -> tuple[Path | None, str]:
+    """The folder of a source's safetensors files, here or after fetching, and its origin; None where there is none."""
+    if source == BUILT_IN:
+        file, version = _built_in_file()
+        return converted_folder(file, progress), f"built-in SmolLM2-135M-Instruct ({_BUILT_IN_DISTRIBUTION} {version})"
+    path = _as_path(source)
+    if path.is_dir():
+        _require_model_files(path)
+        return (path if next(path.glob("*.safetensors"), None) else None), f"folder {path}"
+    if path.is_file():
+        return converted_folder(path, progress), f"GGUF file {path}"
+    if not _HUB_ID.fullmatch(source):
+        return None, source
+    try:
+        with quiet():
+            found = Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "tokenizer*", "*.jinja"]))
+    except Exception:  # `load_model` says what is wrong
+        return None, source
+    return (found if next(found.glob("*.safetensors"), None) else None), f"Hugging Face Hub, {source}"
+
+
+def load_settings(source: str, progress: Progress | None = None) -> tuple[Any, Any]:
+    """A source's configuration and its tokenizer (None when it has none), without its weights; `ModelSourceError`."""
+    folder, origin = checkpoint_folder(source, progress)
+    place = source if folder is None else str(folder)
+    if folder is None and _as_path(source).is_dir():
+        place = str(_as_path(source))
+    try:
+        with quiet():
+            options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": Path(place).is_dir()}
+            config = AutoConfig.from_pretrained(place, **options)
+            has_tokenizer = not Path(place).is_dir() or any((Path(place) / file).is_file() for file in _TOKENIZER_FILES)
+            tokenizer = bounded(AutoTokenizer.from_pretrained(place, **options)) if has_tokenizer else None
+    except Exception as error:  # damaged files surface as errors of every kind
+        raise ModelSourceError(f"cannot read the settings of {origin} ({one_line(error)}); check the path or id") from None
+    return config, tokenizer

@@ -238,8 +238,9 @@ async function watch() {
     const now = await api.status();
     const where = now.server ? `on ${now.server}` : "in this process";
     const safe = now.security_bits ? `${now.security_bits} bits` : "not encrypted for real";
+    const answers = now.checked ? `checked against ${now.checked} · ` : now.server ? "answers unchecked · " : "";
     $("dot").dataset.state = now.running ? "busy" : "ready";
-    const long = element("span", `${now.model} ${where} · ${safe} · `);
+    const long = element("span", `${now.model} ${where} · ${safe} · ${answers}`);
     long.className = "long";
     $("status-text").replaceChildren(long, `${now.rows_ready} row${now.rows_ready === 1 ? "" : "s"} ready`);
     if (now.kind !== "text") $("welcome-text").textContent = "This model makes embeddings; it cannot chat.";

@@ -5,7 +5,7 @@ import { element } from "/page/markdown.js";
 const COLUMNS = 52;
 const ROWS = 16;
 
-export const begin = () => ({ samples: [], up: 0, down: 0, ready: 0, seconds: 0, tokens: 0, first: 0, rows: 0, cached: 0, bits: 0, mode: "" });
+export const begin = () => ({ samples: [], up: 0, down: 0, ready: 0, seconds: 0, tokens: 0, first: 0, rows: 0, cached: 0, bits: 0, mode: "", checked: null });
 
 // Take a chunk's trace; its sample becomes a column of the strip if it is new.
 export function note(saw, sent) {
@@ -27,6 +27,7 @@ export function noteUsage(saw, usage) {
     cached: usage.prompt_tokens_details.cached_tokens,
     bits: veil.security_bits,
     mode: veil.mode,
+    checked: veil.checked,
   });
 }
 
@@ -52,6 +53,7 @@ export class Panel {
       if (saw.tokens > 1) facts.push(["a token", `${saw.seconds.toFixed(3)} s`]);
       facts.push(["rows", saw.cached ? `${saw.rows}, ${saw.cached} reused` : `${saw.rows}`]);
       facts.push(["security", saw.bits ? `${saw.bits} bits` : "test only"]);
+      if (saw.mode === "remote") facts.push(["answer", saw.checked ? `checked against ${saw.checked}` : "unchecked"]);
     } else {
       facts.push(["rows ready", `${saw.ready}`]);
     }

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from veil.errors import WireError
 from veil.kernels import reference
-from veil.kernels.cpu import online, packing, product, strips
+from veil.kernels.cpu import checking, online, packing, product, strips
 from veil.kernels.cpu.threads import ProductThreads, all_threads, clock, threads_for
 from veil.kernels.cpu.transform import COLUMNS, forward_factors, inverse_factors
 from veil.kernels.gaussian import GaussianTable
-from veil.kernels.interface import Errors, Hint, Rows, Scaling, Words
+from veil.kernels.interface import Errors, Hint, Rows, Scaling, SignVectors, Words
 from veil.kernels.memory import aligned, room
 from veil.kernels.ring import Ring
 from veil.kernels.tables import shoup
@@ -326,6 +326,35 @@ class CpuKernels:
             )
             first = last
         return y
+
+    def residuals(
+        self, data: U8, x: F32, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, vectors: SignVectors
+    ) -> tuple[F64, F64]:
+        out, worst = np.empty((len(x), vectors.count)), np.empty(len(x))
+        divisors = _NO_DIVISORS if scaling.divisors is None else scaling.divisors
+        first = 0
+        for part in shares:
+            last = first + part.count
+            checking.residuals(
+                data[first:last],
+                x[first:last],
+                divisors,
+                scaling.target,
+                scaling.fixed,
+                part.material,
+                part.first,
+                column,
+                bits,
+                vectors.edges,
+                vectors.signs,
+                vectors.sums,
+                vectors.inverse,
+                all_threads() if part.count > 1 else 1,
+                out[first:last],
+                worst[first:last],
+            )
+            first = last
+        return out, worst
 
     def finite(self, scales: F64) -> bool:
         return math.isfinite(scales[0]) if len(scales) == 1 else bool(np.isfinite(scales).all())

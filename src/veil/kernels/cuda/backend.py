@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from veil.errors import WireError
 from veil.kernels import reference
-from veil.kernels.cuda import ntt_domain, online, packing, product, results
+from veil.kernels.cuda import checking, ntt_domain, online, packing, product, results
 from veil.kernels.cuda.constants import MU, Constants, constants
 from veil.kernels.cuda.device import empty, put, target
 from veil.kernels.cuda.rows import located
 from veil.kernels.cuda.secret import DeviceErrors, encrypt_terms
-from veil.kernels.interface import Errors, Hint, Rows, Scaling, Words
+from veil.kernels.interface import Errors, Hint, Rows, Scaling, SignVectors, Words
 from veil.kernels.ring import Ring
 from veil.params import packed_bytes
 
@@ -204,6 +204,26 @@ class CudaKernels:
             shares_at = located(shares, column)
             online.decrypt(data.contiguous(), shares_at, scales.contiguous(), scaling.scale, scaling.bias, out, bits)
         return out
+
+    def residuals(
+        self,
+        data: Tensor,
+        x: Tensor,
+        scaling: Scaling,
+        shares: Sequence[Rows],
+        column: int,
+        bits: int,
+        vectors: SignVectors,
+    ) -> tuple[Tensor, Tensor]:
+        out = empty(len(x), vectors.count, dtype=torch.float64)
+        if not out.numel():
+            return out, out.new_zeros(len(x))
+        how = (scaling.target, scaling.fixed)
+        shares_at = located(shares, column)
+        checking.residuals(
+            data.contiguous(), x.contiguous(), scaling.divisors, shares_at, vectors, out, how, bits, vectors.longest
+        )
+        return out, out.abs().amax(dim=1)
 
     def finite(self, scales: Tensor) -> bool:
         """It waits for everything before it on the GPU."""

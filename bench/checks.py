@@ -1,0 +1,196 @@
+"""Checked answers on SmolLM2: rows of honest generation for as long as asked, and rows of simulated noise; no false alarm.
+
+    python -m bench checks soak [--minutes 60] [--out bench/results/checks-soak.json]
+    python -m bench checks noise [--rows 1000000] [--out bench/results/checks-noise.json]
+    python -m bench checks cost [--out bench/results/checks-cost.json]
+
+``soak`` generates over the loopback interface from a server process of its own, every row of every layer checked. ``noise``
+puts whole passes' rows of normal residuals with the predicted covariance through the bound and the running test. ``cost``
+times a token with and without the checks, in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.drafts import PROMPTS
+from bench.processes import compiled, listening
+from bench.record import Measurement, Record
+from veil import HybridFHEModel
+from veil.bundle.header_file import half_digest
+from veil.bundle.manifest import Manifest
+from veil.checks.files import Vectors, save_vectors
+from veil.checks.rows import BOUND, AnswerChecks
+from veil.checks.running import RunningTest
+from veil.checks.spread import covariance, whitening
+from veil.checks.vectors import edges_of, make_vectors
+from veil.errors import WrongAnswer
+from veil.params import Params
+from veil.random import SecretRng
+
+TOKENS = 96
+WRITTEN_EVERY_S = 60.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=["soak", "noise", "cost"])
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    out = args.out or Path(f"bench/results/checks-{args.part}.json")
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = args.bundle or compiled(Path(folder) / "smollm2")
+        hybrid = HybridFHEModel.load(bundle, device="cpu")
+        vectors = vectors_of(hybrid)
+        if args.part == "noise":
+            noise(hybrid.manifest, hybrid.params, vectors, args.rows, out)
+            return
+        save_vectors(half_digest(bundle / "client"), vectors)
+        hybrid.close()
+        if args.part == "soak":
+            soak(bundle, 60.0 * args.minutes, out)
+        else:
+            cost(bundle, args.repetitions, out)
+
+
+def vectors_of(hybrid: HybridFHEModel) -> Vectors:
+    """Fresh ones, of the weights that are here."""
+    compiled, rng = hybrid._compiled, SecretRng()
+    assert compiled is not None
+    weights = compiled.weights
+    assert weights is not None
+    return Vectors("smollm2", [make_vectors(g, w, rng) for g, w in zip(hybrid.manifest.groups, weights, strict=True)])
+
+
+class Watch:
+    """Notes the squares of residuals and the largest one, of every pass."""
+
+    def __init__(self, checks: AnswerChecks) -> None:
+        self.largest, self.squares, self.count, self.rows = 0.0, 0.0, 0, 0
+        end_pass, self._checks = checks.end_pass, checks
+
+        def noted() -> None:
+            for group, residuals in checks._pending:
+                self.largest = max(self.largest, float(np.abs(residuals).max()))
+                self.squares += float(np.square(residuals).sum())
+                self.count += residuals.size
+                self.rows += len(residuals) if group == 0 else 0
+            end_pass()
+
+        checks.end_pass = noted  # type: ignore[method-assign]
+
+    def rows_of(self, record: Record, target: str = "") -> None:
+        running = self._checks._running
+        record.add(Measurement(name="rows through the model", value=self.rows, unit="", target=target))
+        record.add(Measurement(name="residuals", value=self.count, unit=""))
+        record.add(Measurement(name="mean square", value=self.squares / max(self.count, 1), unit="", target="1"))
+        record.add(Measurement(name="largest", value=self.largest, unit="deviations", target=f"below {BOUND:.0f}"))
+        most = float(running._logs.max())
+        record.add(Measurement(name="running test", value=most, unit="nats", target=f"below {running.limit:.1f}"))
+
+
+def soak(bundle: Path, seconds: float, out: Path) -> None:
+    """Generate until the time is over; the record is written every minute."""
+    with listening("serve", bundle / "server", "--device", "cpu") as port:
+        hybrid = HybridFHEModel.connect(f"127.0.0.1:{port}", bundle / "client", checked="require")
+        assert hybrid._remote is not None and hybrid._remote.checks is not None
+        watch, start, alarms, written = Watch(hybrid._remote.checks), time.monotonic(), 0, 0.0
+        generate: Any = hybrid.model.generate
+        for prompt in itertools.cycle(PROMPTS):
+            inputs = hybrid.tokenizer(prompt, return_tensors="pt")
+            try:
+                generate(**inputs, max_new_tokens=TOKENS, do_sample=True, temperature=1.0)
+            except WrongAnswer as error:
+                alarms += 1
+                print(error, flush=True)
+            spent = time.monotonic() - start
+            if spent - written > WRITTEN_EVERY_S or spent > seconds or alarms:
+                written = spent
+                record = Record(benchmark="checked answers, smollm2 over loopback", parameters={"tokens": TOKENS})
+                record.add(Measurement(name="generation", value=spent / 60.0, unit="min"))
+                record.add(Measurement(name="false alarms", value=alarms, unit="", target="0"))
+                watch.rows_of(record)
+                record.write(out)
+            if spent > seconds or alarms:
+                break
+        record.show()
+        hybrid.close()
+
+
+def noise(manifest: Manifest, params: Params, vectors: Vectors, rows: int, out: Path) -> None:
+    """Rows through all groups, with normal residuals of the covariance that is predicted, 64 at a time."""
+    factors, freedom = [], []
+    for group, own in zip(manifest.groups, vectors.groups, strict=True):
+        spread = covariance(own, group, params)
+        deviations = np.sqrt(np.diagonal(spread, axis1=1, axis2=2))
+        correlation = spread / (deviations[:, :, None] * deviations[:, None, :])
+        factors.append((np.linalg.cholesky(correlation).astype(np.float32), whitening(spread).astype(np.float32)))
+        freedom += [own.signs.shape[0]] * (len(edges_of(group)) - 1)
+    running, rng = RunningTest(np.array(freedom)), np.random.default_rng()
+    chunks, alarms, largest, total, count = len(freedom), 0, 0.0, 0.0, 0
+    done, step, start = 0, 64, time.monotonic()
+    while done < rows:
+        squares = np.empty((step, chunks), dtype=np.float64)
+        at = 0
+        for factor, white in factors:
+            normal = rng.standard_normal((step, *factor.shape[:2]), dtype=np.float32)
+            drawn = np.einsum("kab,rkb->rka", factor, normal)
+            largest = max(largest, float(np.abs(drawn).max()))
+            alarms += int((np.abs(drawn) > BOUND).any(axis=(1, 2)).sum())
+            total, count = total + float(np.square(drawn).sum()), count + drawn.size
+            squares[:, at : at + len(factor)] = np.square(np.einsum("kab,rkb->rka", white, drawn)).sum(axis=2)
+            at += len(factor)
+        alarms += sum(running.add(row, 1) is not None for row in squares)
+        done += step
+    record = Record(benchmark="checks of simulated noise, smollm2", parameters={"chunks": chunks})
+    record.add(Measurement(name="rows through the model", value=done, unit=""))
+    record.add(Measurement(name="rows of a layer", value=done * len(factors), unit=""))
+    record.add(Measurement(name="residuals", value=count, unit=""))
+    record.add(Measurement(name="false alarms", value=alarms, unit="", target="0"))
+    record.add(Measurement(name="mean square", value=total / count, unit="", target="1"))
+    record.add(Measurement(name="largest", value=largest, unit="deviations", target=f"below {BOUND:.0f}"))
+    limit = f"below {running.limit:.1f}"
+    record.add(Measurement(name="running test", value=float(running._logs.max()), unit="nats", target=limit))
+    record.add(Measurement(name="took", value=time.monotonic() - start, unit="s"))
+    record.show()
+    record.write(out)
+
+
+def cost(bundle: Path, repetitions: int, out: Path) -> None:
+    """A token with and without the checks, in turn, over the loopback interface; medians of whole generations."""
+    record = Record(benchmark="cost of checked answers, smollm2 over loopback", parameters={"tokens": TOKENS})
+    spent: dict[str, list[float]] = {"off": [], "require": [], "check": []}
+    with listening("serve", bundle / "server", "--device", "cpu") as port:
+        for checked in ["off", "require"] * (repetitions + 1):
+            hybrid = HybridFHEModel.connect(f"127.0.0.1:{port}", bundle / "client", checked=checked)
+            inputs = hybrid.tokenizer(PROMPTS[3], return_tensors="pt")
+            generate: Any = hybrid.model.generate
+            hybrid.reserve(rows_full=TOKENS + 64)
+            before, start = hybrid.stats.copy(), time.perf_counter()
+            with torch.no_grad():
+                generate(**inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
+            rows = TOKENS + inputs["input_ids"].shape[1] - 1
+            spent[checked].append(1000 * (time.perf_counter() - start) / rows)
+            if checked == "require":
+                spent["check"].append(1000 * (hybrid.stats - before).seconds["check"] / rows)
+            hybrid.close()
+    for name, what in (("off", "a row, unchecked"), ("require", "a row, checked"), ("check", "of which checks")):
+        record.add(Measurement.of(what, spent[name][1:], "ms"))
+    record.show()
+    record.write(out)
+
+
+if __name__ == "__main__":
+    main()

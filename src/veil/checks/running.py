@@ -1,0 +1,46 @@
+"""A running test of the residuals' squares, for deviations that one row hides: chunk by chunk, valid at every moment.
+
+A chunk's J whitened residuals of an honest row have q = Σ z² of mean J, and E exp(λ·q) = (1 - 2λ)^(-J/2). So with
+``L = exp(λ·q)·(1 - 2λ)^(J/2)``, and weights w_n = 1/(n(n + 1)), which sum to 1, for a deviation that begins at row n,
+
+    S_n = (S_{n-1} + w_n)·L_n
+
+plus the weights that are left is a martingale that starts at 1. An honest server makes it reach 1/α with probability α at
+most, over all rows together, however many they are (Ville's inequality).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
+
+FALSE_ALARMS = 1e-9
+"""The probability that an honest server is ever accused by the running test of a session."""
+
+_TILTS = np.array([0.02, 0.15, 0.4])
+"""λ: for deviations that are small, middling and large beside the noise; each has a third of the false alarms."""
+
+
+class RunningTest:
+    """The sums S of some chunks; ``freedom`` [chunks] is J of each."""
+
+    def __init__(self, freedom: NDArray[np.int64], false_alarms: float = FALSE_ALARMS) -> None:
+        self._decay = 0.5 * np.log1p(-2.0 * _TILTS)[:, None] * freedom
+        self._logs = np.full(self._decay.shape, -np.inf)
+        self._rows = np.zeros(len(freedom))
+        self.limit = math.log(len(_TILTS) * max(len(freedom), 1) / false_alarms)
+
+    def add(self, squares: F64, rows: int, places: slice = slice(None)) -> int | None:
+        """Add q [chunks] summed over this many rows; the place of a chunk that no honest server would have, or None."""
+        counted = self._rows[places] + 1.0
+        self._rows[places] = counted
+        logs = np.logaddexp(self._logs[:, places], -np.log(counted * (counted + 1.0)))
+        logs += _TILTS[:, None] * squares + rows * self._decay[:, places]
+        self._logs[:, places] = logs
+        if logs.size and logs.max() > self.limit:
+            return int(logs.max(axis=0).argmax()) + (places.start or 0)
+        return None

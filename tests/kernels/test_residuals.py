@@ -1,0 +1,94 @@
+"""The check of a row's results in every backend: equal to the reference, word for word, and zero for exact results."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from veil.kernels.backend import kernels_for
+from veil.kernels.interface import Kernels, Rows, Scaling, SignVectors
+from veil.kernels.reference import ReferenceKernels, matmul, pack
+
+pytestmark = pytest.mark.usefixtures("interpreter")
+
+REFERENCE = ReferenceKernels()
+TARGET = 0.99 * 2.0**31 / 1200
+PLACES = {"one": [(0, 7, 1)], "several batches": [(0, 5, 3), (1, 0, 2), (0, 2, 0), (2, 7, 1)]}
+
+
+@pytest.fixture(params=["reference", "cpu", "cuda"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    if request.param == "cuda":
+        from veil.kernels.cuda.backend import CudaKernels
+
+        return CudaKernels()
+    return kernels_for(request.param)
+
+
+@pytest.fixture
+def draw() -> np.random.Generator:
+    return np.random.default_rng(5)
+
+
+def vectors(draw: np.random.Generator, weights: Any, edges: list[int], count: int) -> SignVectors:
+    signs = (2 * draw.integers(0, 2, (count, len(weights))) - 1).astype(np.int8)
+    wide = weights.astype(np.int64)
+    sums = [signs[:, a:b].astype(np.int64) @ wide[a:b] for a, b in itertools.pairwise(edges)]
+    inverse = np.exp2(draw.integers(-4, 4, (len(sums), count)))
+    longest = int(np.diff(edges).max())
+    return SignVectors(np.array(edges, np.int32), signs, np.stack(sums).astype(np.int16), inverse, longest)
+
+
+def held(kernels: Kernels, own: SignVectors) -> SignVectors:
+    arrays = [kernels.asarray(array) for array in (own.edges, own.signs, own.sums, own.inverse)]
+    return SignVectors(arrays[0], arrays[1], arrays[2], arrays[3], own.longest)
+
+
+@pytest.mark.parametrize("places", PLACES)
+@pytest.mark.parametrize(("slots", "width", "edges"), [(1, 1, [0, 1]), (9, 5, [0, 4, 9]), (70, 33, [0, 64, 65, 70])])
+def test_residuals(
+    kernels: Kernels, slots: int, width: int, edges: list[int], places: str, draw: np.random.Generator
+) -> None:
+    weights = draw.integers(-127, 128, (slots, width), dtype=np.int64).astype(np.int8)
+    host_words = [draw.integers(0, 1 << 32, (8, slots + 9), dtype=np.uint32) for _ in range(3)]
+    device_words = [kernels.asarray(words) for words in host_words]
+    host = [Rows(host_words[batch], first, count) for batch, first, count in PLACES[places]]
+    here = [Rows(device_words[batch], first, count) for batch, first, count in PLACES[places]]
+    rows = sum(part.count for part in host)
+    x = (draw.integers(-2048, 2048, (rows, width)) / 256).astype(np.float32)
+    if rows > 3:
+        x[1], x[2, 0], x[3, -1] = 0, np.nan, -np.inf
+    divisors = np.exp2(draw.integers(-2, 3, width)).astype(np.float32)
+    own = vectors(draw, weights, edges, 3)
+    ones = np.ones(slots, np.float32)
+    for bits, divided, fixed in ((16, None, 0.0), (13, divisors, 0.0), (24, None, 30.0)):
+        scaling = Scaling(divided, ones, ones, TARGET, fixed)
+        there = Scaling(None if divided is None else kernels.asarray(divided), ones, ones, TARGET, fixed)
+        data = pack(draw.integers(0, 1 << bits, (rows, slots), dtype=np.uint32), bits)
+        expected, worst = REFERENCE.residuals(data, x, scaling, host, 4, bits, own)
+        got, largest = kernels.residuals(kernels.asarray(data), kernels.asarray(x), there, here, 4, bits, held(kernels, own))
+        np.testing.assert_array_equal(kernels.to_numpy(got), expected)
+        np.testing.assert_array_equal(kernels.to_numpy(largest), worst)
+
+
+def test_exact_results_leave_nothing_and_a_changed_slot_what_it_was_changed_by(draw: np.random.Generator) -> None:
+    """The reference itself, against the integers' product."""
+    weights = draw.integers(-127, 128, (12, 7), dtype=np.int64).astype(np.int8)
+    own = vectors(draw, weights, [0, 5, 12], 4)
+    x = draw.standard_normal((2, 7)).astype(np.float32)
+    scaling = Scaling(None, np.ones(12, np.float32), np.zeros(12, np.float32), TARGET, 0.0)
+    norms = np.sqrt((x.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+    message = np.rint(x.astype(np.float64) * (TARGET / norms)).astype(np.int64).astype(np.uint32)
+    results, mu = matmul(weights, message), draw.integers(0, 1 << 32, (2, 12), dtype=np.uint32)
+    shares = [Rows(mu, 0, 2)]
+    residuals, _ = REFERENCE.residuals(pack(results + mu, 32), x, scaling, shares, 0, 32, own)
+    assert not residuals.any()
+    results[1, 6] += np.uint32(1000)
+    residuals, worst = REFERENCE.residuals(pack(results + mu, 32), x, scaling, shares, 0, 32, own)
+    found = residuals.reshape(2, 2, 4)
+    assert not found[0].any() and not found[1, 0].any()
+    np.testing.assert_array_equal(found[1, 1], 1000.0 * own.signs[:, 6] * own.inverse[1])
+    assert worst[1] == np.abs(found).max()
