@@ -22,7 +22,7 @@ ARROWS = {
     "server": {"bundle", "crypto", "kernels", "network", "veil", "wire"},
     "client": {"bundle", "checks", "crypto", "kernels", "network", "random", "wire"},
     "runtime": {"bundle", "client", "kernels", "sources"},
-    "compile": {"bundle", "checks", "kernels", "random", "runtime", "sources"},
+    "compile": {"bundle", "kernels", "runtime", "sources"},
     "hybrid": {
         "bundle",
         "checks",
@@ -37,6 +37,7 @@ ARROWS = {
         "wire",
     },
     "training": {"client", "hybrid", "runtime"},
+    "trust": {"bundle", "checks", "compile", "random", "runtime", "sources"},
     "gateway": {"client", "hybrid", "network", "training", "veil"},
     "report": {"bundle", "hybrid", "kernels", "runtime"},
     "bench": {
@@ -68,7 +69,7 @@ ARROWS = {
             "runtime",
             "server",
         ),
-        *("sources", "training", "veil", "wire"),
+        *("sources", "training", "trust", "veil", "wire"),
     },
     "cli": {"bench", "bundle", "client", "commands", "gateway", "network", "training", "veil"},
     "veil": {"bundle", "hybrid", "runtime", "training"},

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from veil.cli.models import aliases_of, model_choices
-from veil.cli.options import Device, ExpertLeak, FuseNorms
+from veil.cli.options import Consent, Device, FuseNorms, ServerAccess
 from veil.client.connection import Address
 from veil.commands.choice import ModelChoice
 from veil.commands.gateway import GatewayRequest, warnings_of
@@ -26,8 +26,8 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def choices(models: Any = (), bundles: Any = (), servers: Any = (), name: str | None = None) -> tuple[ModelChoice, ...]:
-    access = (None, False, None, True)
-    return model_choices(models, bundles, servers, name, FuseNorms.auto, Device.cpu, access, (ExpertLeak.none, False, None))
+    access = ServerAccess(allow_no_tls=True)
+    return model_choices(models, bundles, servers, name, FuseNorms.auto, Device.cpu, access, Consent())
 
 
 def test_models_have_names(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Samples:
         return tuple(found)
 
 
-class Counted(NamedTuple):
+class PassCounts(NamedTuple):
     """The counters of a whole batch made offline and of a pass of one row."""
 
     offline: Stats
@@ -127,14 +127,14 @@ class PhaseMeter:
             rows=rows, row_s=offline_s + through.median_s, offline_s=offline_s, online_s=through.median_s, online=through
         )
 
-    def counted(self) -> Counted:
+    def counted(self) -> PassCounts:
         """The session's own counts of bytes and round trips."""
         stats = self.hybrid.stats
         before = stats.copy()
         self.make(1, full=True)
         offline, before = stats - before, stats.copy()
         prefill(self.hybrid.model, random_prompt(self.hybrid.model, 1))
-        return Counted(offline, stats - before)
+        return PassCounts(offline, stats - before)
 
     def make(self, batches: int, *, full: bool) -> MadeBatch:
         """Make whole batches, with the head if ``full``."""

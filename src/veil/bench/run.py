@@ -10,7 +10,7 @@ import torch
 
 from veil.bench import busy, limits, machine, peer, subjects
 from veil.bench.generation import generate, prefill, random_prompt
-from veil.bench.phases import Counted, PhaseMeter
+from veil.bench.phases import PassCounts, PhaseMeter
 from veil.bench.record import (
     BytesPerToken,
     Machine,
@@ -189,7 +189,7 @@ def _with_comparisons(record: Record, plain: Plain | None, other: Peer | None) -
     )  # fmt: skip
 
 
-def _bytes(counted: Counted, batch_rows: int, values: int) -> BytesPerToken:
+def _bytes(counted: PassCounts, batch_rows: int, values: int) -> BytesPerToken:
     """As the session counted them: a whole batch, over its rows, and a forward pass of one row."""
     offline, online = counted
     up_offline, down_offline = offline.bytes_up_offline / batch_rows, offline.bytes_down_offline / batch_rows

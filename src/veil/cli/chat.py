@@ -6,23 +6,18 @@ from typing import Annotated
 
 import typer
 
+from veil.cli.groups import grouped
 from veil.cli.options import (
     Bundle,
     Checked,
+    Consent,
     Device,
-    Digest,
-    ExpertLeak,
     FuseNorms,
-    Leak,
-    NoCryptography,
-    NoTls,
     OtherModel,
     Server,
+    ServerAccess,
     ServerBundle,
     ServingDevice,
-    Tls,
-    TlsCa,
-    Token,
     WhichChecked,
     WhichFusion,
     model_choice,
@@ -30,7 +25,9 @@ from veil.cli.options import (
 from veil.cli.reach import sign_of_life
 
 
+@grouped
 def command(
+    *,
     model: OtherModel = None,
     bundle: Bundle = None,
     server: Server = None,
@@ -46,13 +43,8 @@ def command(
     ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.", show_default="random")] = None,
     device: ServingDevice = Device.auto,
-    token: Token = None,
-    tls: Tls = False,
-    tls_ca: TlsCa = None,
-    allow_no_tls: NoTls = False,
-    digest: Digest = None,
-    allow_no_cryptography: NoCryptography = False,
-    expert_leak: Leak = ExpertLeak.none,
+    server_access: ServerAccess,
+    consent: Consent,
     checked: WhichChecked = Checked.auto,
 ) -> None:
     """Talk to a model in the terminal; rows are made while you type.
@@ -67,8 +59,8 @@ def command(
         name,
         fuse_norms,
         device,
-        (token, tls, tls_ca, allow_no_tls),
-        (expert_leak, allow_no_cryptography, digest),
+        server_access,
+        consent,
         checked=checked,
     )
     sign_of_life()

@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
-from veil.cli.options import MODEL_HELP, AsJson, Digest, ExpertLeak, Leak, NoCryptography, terms
+from veil.cli.groups import grouped
+from veil.cli.options import MODEL_HELP, AsJson, Consent
 
 
+@grouped
 def command(
+    *,
     model: Annotated[str | None, typer.Argument(help=f"The model whose weights you trust. {MODEL_HELP}")] = None,
     half: Annotated[
         Path | None, typer.Option(help="The client half, as `veil pull` or `veil compile` made it; or the bundle's folder.")
@@ -19,9 +22,7 @@ def command(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Instead: ask this server again, although it once gave wrong answers."),
     ] = None,
-    digest: Digest = None,
-    allow_no_cryptography: NoCryptography = False,
-    expert_leak: Leak = ExpertLeak.none,
+    consent: Consent,
     as_json: AsJson = False,
 ) -> None:
     """Check a client half against weights that you trust, and from then on every answer of its server.
@@ -43,4 +44,4 @@ def command(
         return
     if model is None or half is None:
         raise ValueError("name the model that you trust and its half: veil check MODEL --half HALF")
-    check.run(model, half, terms=terms(expert_leak, allow_no_cryptography, digest), as_json=as_json)
+    check.run(model, half, terms=consent.terms(), as_json=as_json)

@@ -7,28 +7,27 @@ from typing import Annotated
 
 import typer
 
+from veil.cli.groups import grouped
 from veil.cli.options import (
     MODEL_HELP,
     AsJson,
     Bundle,
+    Consent,
     Digest,
     Mode,
     NoCryptography,
-    NoTls,
     Server,
+    ServerAccess,
     ServerBundle,
     ServingDevice,
-    Tls,
-    TlsCa,
-    Token,
-    address,
-    terms,
 )
 from veil.cli.options import Device as Device
 from veil.cli.options import ExpertLeak as ExpertLeak
 
 
+@grouped
 def command(
+    *,
     data: Annotated[
         Path,
         typer.Option(
@@ -66,10 +65,7 @@ def command(
     device: ServingDevice = Device.auto,
     server: Server = None,
     name: ServerBundle = None,
-    token: Token = None,
-    tls: Tls = False,
-    tls_ca: TlsCa = None,
-    allow_no_tls: NoTls = False,
+    server_access: ServerAccess,
     digest: Digest = None,
     allow_no_cryptography: NoCryptography = False,
     as_json: AsJson = False,
@@ -89,6 +85,7 @@ def command(
         raise ValueError("--server uses encryption; leave out --mode")
     if bundle is not None and mode is Mode.torch:
         raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or MODEL")
+    consent = Consent(digest=digest, allow_no_cryptography=allow_no_cryptography)
     from veil.commands.finetune import FinetuneRequest, run
     from veil.training.adapters import LoraSettings
     from veil.training.loop import Schedule
@@ -120,9 +117,9 @@ def command(
                 dropout=dropout,
                 targets=tuple(part.strip() for part in (targets or "").split(",") if part.strip()),
             ),
-            server=None if server is None else address(server, token, tls, tls_ca, allow_no_tls),
+            server=None if server is None else server_access.address(server),
             server_bundle=name,
-            terms=terms(ExpertLeak.none, allow_no_cryptography, digest, half=bundle is not None or server is not None),
+            terms=consent.terms(half=bundle is not None or server is not None),
         ),
         as_json=as_json,
     )

@@ -8,29 +8,26 @@ from typing import Annotated
 
 import typer
 
+from veil.cli.groups import grouped
 from veil.cli.options import (
     MODEL_HELP,
     Adapter,
     Checked,
+    Consent,
     Device,
-    Digest,
-    ExpertLeak,
     FuseNorms,
-    Leak,
-    NoCryptography,
-    NoTls,
+    ServerAccess,
     ServerBundle,
     ServingDevice,
-    Tls,
-    TlsCa,
-    Token,
     WhichChecked,
     WhichFusion,
 )
 from veil.cli.reach import sign_of_life
 
 
+@grouped
 def command(
+    *,
     model: Annotated[
         list[str] | None,
         typer.Option("--model", metavar="[NAME=]MODEL", help=MODEL_HELP + " May be repeated.", show_default="smollm2"),
@@ -85,13 +82,8 @@ def command(
     ] = 2048,
     device: ServingDevice = Device.auto,
     open_page: Annotated[bool, typer.Option("--open", help="Open the chat page in the browser.")] = False,
-    token: Token = None,
-    tls: Tls = False,
-    tls_ca: TlsCa = None,
-    allow_no_tls: NoTls = False,
-    digest: Digest = None,
-    allow_no_cryptography: NoCryptography = False,
-    expert_leak: Leak = ExpertLeak.none,
+    server_access: ServerAccess,
+    consent: Consent,
     checked: WhichChecked = Checked.auto,
 ) -> None:
     """Answer the OpenAI API and a chat page on this machine; the model may be on another that sees ciphertexts only.
@@ -119,8 +111,8 @@ def command(
         name,
         fuse_norms,
         device,
-        (token, tls, tls_ca, allow_no_tls),
-        (expert_leak, allow_no_cryptography, digest),
+        server_access,
+        consent,
     )
     if adapter:
         if len(choices) > 1:

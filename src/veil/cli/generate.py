@@ -7,38 +7,33 @@ from typing import Annotated
 
 import typer
 
+from veil.cli.groups import grouped
 from veil.cli.options import (
     BITS_HELP,
     MODULES_HELP,
     AsJson,
     Checked,
+    Consent,
     Device,
-    Digest,
-    ExpertLeak,
     FuseNorms,
-    Leak,
     Mode,
-    NoCryptography,
-    NoTls,
     OtherModel,
     Server,
+    ServerAccess,
     ServerBundle,
-    Tls,
-    TlsCa,
-    Token,
     WhichChecked,
     WhichFusion,
-    address,
     check_fuse_norms,
     check_model,
-    terms,
 )
 from veil.cli.reach import sign_of_life
 from veil.cli.streams import read_input
 from veil.errors import ModelSourceError
 
 
+@grouped
 def command(
+    *,
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt, or `-` to read it from standard input.", show_default=False)
     ] = None,
@@ -81,13 +76,8 @@ def command(
     ] = None,
     server: Server = None,
     name: ServerBundle = None,
-    token: Token = None,
-    tls: Tls = False,
-    tls_ca: TlsCa = None,
-    allow_no_tls: NoTls = False,
-    digest: Digest = None,
-    allow_no_cryptography: NoCryptography = False,
-    expert_leak: Leak = ExpertLeak.none,
+    server_access: ServerAccess,
+    consent: Consent,
     checked: WhichChecked = Checked.auto,
     speculate: Annotated[
         str,
@@ -158,8 +148,8 @@ def command(
             raise ModelSourceError(f"--speculate is auto, lookup, off or a model, and as a model: {error}") from None
     if top_p == 0.0:
         raise ValueError("--top-p has to be above 0; for the likeliest token every time use --temperature 0")
-    consent = terms(expert_leak, allow_no_cryptography, digest, half=bundle is not None or server is not None)
-    where = None if server is None else address(server, token, tls, tls_ca, allow_no_tls)
+    chosen = consent.terms(half=bundle is not None or server is not None)
+    where = None if server is None else server_access.address(server)
     sign_of_life()
     from veil.commands.generate import GenerateRequest, run
 
@@ -178,7 +168,7 @@ def command(
             seed=seed,
             raw=raw,
             server=where,
-            terms=consent,
+            terms=chosen,
             server_bundle=name,
             speculate=speculate,
             fuse_norms=fuse_norms.value,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from veil.cli.options import Device, ExpertLeak, FuseNorms, model_choice
+from veil.cli.options import Consent, Device, FuseNorms, ServerAccess, model_choice
 
 if TYPE_CHECKING:
     from veil.commands.choice import ModelChoice
@@ -20,8 +20,8 @@ def model_choices(
     name: str | None,
     fuse_norms: FuseNorms,
     device: Device,
-    access: tuple[str | None, bool, Path | None, bool],
-    consent: tuple[ExpertLeak, bool, str | None],
+    access: ServerAccess,
+    consent: Consent,
 ) -> tuple[ModelChoice, ...]:
     """The models in the order of models, servers, bundles without a server; the built-in one where none is named.
 
@@ -33,7 +33,7 @@ def model_choices(
         raise ValueError("--bundle and --server have their own model; leave out --model")
     if name is not None and len(servers) > 1:
         raise ValueError("--name is for one --server; with several each has to offer one bundle, or --bundle says which")
-    nothing: tuple[ExpertLeak, bool, str | None] = (ExpertLeak.none, False, None)
+    nothing = Consent()
     made: list[ModelChoice] = []
 
     def add(text: str | None, model: str | None, bundle: Path | None, server: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -152,17 +153,44 @@ WhichChecked = Annotated[
 ]
 
 
-def address(server: str, token: str | None, tls: bool, tls_ca: Path | None, allow_no_tls: bool) -> Address:
-    """Where a server is and how it is reached, which is tried at once: `ServerUnreachable` if nobody is there.
+@dataclass(frozen=True, kw_only=True)
+class ServerAccess:
+    """How a server is reached."""
 
-    `ValueError` for options that do not fit.
-    """
-    from veil.cli.reach import try_to_reach
-    from veil.client.connection import Address
+    token: Token = None
+    tls: Tls = False
+    tls_ca: TlsCa = None
+    allow_no_tls: NoTls = False
 
-    made = Address(target=server, token=token, tls=tls_ca or tls, allow_no_tls=allow_no_tls)
-    try_to_reach(made.target, proxied=bool(made.tls))
-    return made
+    def address(self, server: str) -> Address:
+        """Where a server is and how it is reached, which is tried at once: `ServerUnreachable` if nobody is there.
+
+        `ValueError` for options that do not fit.
+        """
+        from veil.cli.reach import try_to_reach
+        from veil.client.connection import Address
+
+        made = Address(target=server, token=self.token, tls=self.tls_ca or self.tls, allow_no_tls=self.allow_no_tls)
+        try_to_reach(made.target, proxied=bool(made.tls))
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consent:
+    """What a client half may be and do."""
+
+    digest: Digest = None
+    allow_no_cryptography: NoCryptography = False
+    expert_leak: Leak = ExpertLeak.none
+
+    def terms(self, *, half: bool = True) -> Terms:
+        """On what terms a client half is used; `ValueError` where there is no ``half``, or for what is no digest."""
+        from veil.bundle.terms import Terms
+
+        made = Terms(expert_leak=self.expert_leak.value, no_cryptography=self.allow_no_cryptography, digest=self.digest)
+        if made != Terms() and not half:
+            raise ValueError("--digest, --expert-leak and --allow-no-cryptography are about a --bundle or a --server's")
+        return made
 
 
 def check_model(source: str) -> None:
@@ -174,16 +202,6 @@ def check_model(source: str) -> None:
         raise ModelSourceError(f"there is no file {path}; check the path")
     if source.startswith((".", "/", "~")):
         raise ModelSourceError(f"there is no folder or file {source!r}; check the path, or use `smollm2`")
-
-
-def terms(expert_leak: ExpertLeak, no_cryptography: bool, digest: str | None, *, half: bool = True) -> Terms:
-    """On what terms a client half is used; `ValueError` where there is no ``half``, or for what is no digest."""
-    from veil.bundle.terms import Terms
-
-    made = Terms(expert_leak=expert_leak.value, no_cryptography=no_cryptography, digest=digest)
-    if made != Terms() and not half:
-        raise ValueError("--digest, --expert-leak and --allow-no-cryptography are about a --bundle or a --server's")
-    return made
 
 
 def check_fuse_norms(fuse_norms: FuseNorms, server: str | None, bundle: Path | None) -> None:
@@ -199,8 +217,8 @@ def model_choice(
     name: str | None,
     fuse_norms: FuseNorms,
     device: Device,
-    access: tuple[str | None, bool, Path | None, bool],
-    consent: tuple[ExpertLeak, bool, str | None],
+    access: ServerAccess,
+    consent: Consent,
     adapters: Sequence[str] = (),
     checked: Checked = Checked.auto,
 ) -> ModelChoice:
@@ -215,10 +233,10 @@ def model_choice(
         model=model or "smollm2",
         bundle=bundle,
         device=device.value,
-        server=None if server is None else address(server, *access),
+        server=None if server is None else access.address(server),
         server_bundle=name,
         fuse_norms=fuse_norms.value,
-        terms=terms(*consent, half=bundle is not None or server is not None),
+        terms=consent.terms(half=bundle is not None or server is not None),
         adapters=tuple(adapters),
         checked=checked.value,
     )

@@ -43,9 +43,9 @@ class _Place:
 class ClientSession:
     """One session after another with one server: offline batches, each under fresh secrets, and rows evaluated with them.
 
-    With ``offline`` batches are made in the background. With ``checks`` every reply is checked before it is read. When the
-    server forgets the session, the next one has fresh batches, and what was under way is encrypted anew under fresh rows.
-    ``scalings`` has one entry a group.
+    With ``offline_rows`` batches are made in the background. With ``checks`` every reply is checked before it is read.
+    When the server forgets the session, the next one has fresh batches, and what was under way is encrypted anew under
+    fresh rows. ``scalings`` has one entry a group.
     """
 
     def __init__(

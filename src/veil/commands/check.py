@@ -23,7 +23,7 @@ def run(model: str, half: Path, *, terms: Terms, as_json: bool) -> None:
 
     Raises `HalfDiffers`, `ModelSourceError`, `BundleError`.
     """
-    from veil.compile.trusted_half import check_half
+    from veil.trust.half import check_half
 
     folder = half / "client" if (half / "client").is_dir() else half
     if not (folder / HEADER).is_file():

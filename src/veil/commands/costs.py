@@ -176,9 +176,8 @@ class CostMeter:
         seconds = self._last - (self._first if several else self._start) - (0.0 if self._remote else online.seconds["wait"])
         tokens = self._tokens - 1 if several else max(1, online.rows)
         rows = max(1, online.rows)
-        share = (
-            tokens if self._draft_tokens and several else rows
-        )  # a rejected draft token is a row, and part of some token's cost
+        # a rejected draft token is a row, and part of some token's cost
+        share = tokens if self._draft_tokens and several else rows
         offline = self._stats - self._offline
         prepare_s = offline.seconds["prepare"] / max(1, offline.rows_made)
         return Costs(

@@ -27,6 +27,7 @@ from veil.params import Params
 from veil.progress import Progress
 from veil.runtime.experts import calibrating
 from veil.runtime.layers import RemoteLayer, float_bias, float_weight
+from veil.runtime.modules import output_head
 from veil.seed import PublicSeed
 
 F32 = NDArray[np.float32]
@@ -256,9 +257,8 @@ def _bits_by_name(layers: dict[str, RemoteLayer], n_bits: int | dict[str, int]) 
 
 
 def _head_name(model: nn.Module, layers: dict[str, RemoteLayer]) -> str | None:
-    find = getattr(model, "get_output_embeddings", None)
-    head = find() if callable(find) else None
-    return next((name for name, layer in layers.items() if layer is head or layer.inner is head), None)
+    head = output_head(model)
+    return next((name for name, layer in layers.items() if head is not None and head in (layer, layer.inner)), None)
 
 
 def _inner(layer: RemoteLayer) -> nn.Module:

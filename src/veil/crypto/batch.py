@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from veil.crypto import public
 from veil.errors import RowReused
-from veil.kernels.interface import Array, Kernels, Rows
+from veil.kernels.interface import Array, Kernels
 from veil.kernels.ring import ring_of
 from veil.params import Params
 from veil.random import ProcessMark, SecretRng
@@ -54,14 +54,6 @@ class RowBatch:
     def skip(self, group: int, upto: int) -> None:
         """Spend the group's rows before row ``upto`` unused."""
         self._taken[group] = max(self._taken[group], min(upto, self.rows))
-
-    def pad_rows(self, first: int, count: int) -> Rows:
-        """The pads of some rows."""
-        return Rows(self.pads, first, count)
-
-    def share_rows(self, segment: str, first: int, count: int) -> Rows:
-        """The shares μ of some rows."""
-        return Rows(self.shares[segment], first, count)
 
     def __repr__(self) -> str:
         return f"<RowBatch {self.number}>"

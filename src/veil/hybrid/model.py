@@ -64,7 +64,7 @@ class HybridFHEModel(ConcreteNames):
     which they are; ``"none"`` evaluates all. Raises `TypeError` for a model that is not an ``nn.Module``, `ValueError` for
     a name that does not fit.
 
-    ``offline``, set before the first ``execute``, has rows made ready in the background in that mode too. ``hints``,
+    ``offline_rows``, set before the first ``execute``, has rows made ready in the background in that mode too. ``hints``,
     set before it, is a folder where the server's hint is kept for the next start. ``cancel_check`` is
     called before every evaluation of a remote layer; what it raises ends the forward pass.
     """
@@ -239,7 +239,7 @@ class HybridFHEModel(ConcreteNames):
         ``tls`` is True for a certificate that the system trusts, or the PEM file of the authority that signed it;
         without TLS the server is on this machine, unless ``allow_no_tls``. ``name`` chooses among the server's bundles.
         ``terms`` say what the half may be and do beyond the defaults, which allow no leak and no weak parameters.
-        Rows are made ready in the background as far as ``offline`` says. A half without the public tables fetches them
+        Rows are made ready in the background as far as ``offline_rows`` says. A half without the public tables fetches them
         from a server that offers them, once. Every answer is checked where ``veil check`` made vectors for the half: always
         with ``checked`` ``require``, if there are some with ``auto``, never with ``off``. Raises `ServerUnreachable`,
         `AccessDenied`, `IncompatibleServer`, `BundleError`, `Unchecked`, and `WrongAnswer` for a server that was caught.

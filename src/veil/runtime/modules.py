@@ -28,7 +28,7 @@ def linear_modules(model: nn.Module, include_head: bool = True, include_embeddin
     supported = _supported(model)
     chosen = {name for name, module in supported.items() if not isinstance(module, nn.Embedding)}
     if not include_head:
-        head = _head(model)
+        head = output_head(model)
         chosen = {name for name in chosen if supported[name] is not head}
     if include_embedding:
         chosen |= _token_embeddings(model, supported)
@@ -64,7 +64,8 @@ def _supported(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in found.items() if name not in adapters}
 
 
-def _head(model: nn.Module) -> nn.Module | None:
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The module that makes logits, for a model that says which."""
     find = getattr(model, "get_output_embeddings", None)
     head = find() if callable(find) else None
     return head if isinstance(head, nn.Module) else None

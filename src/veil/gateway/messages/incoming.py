@@ -67,7 +67,7 @@ class Turn(Request):
     content: Text | Annotated[list[Block], Field(max_length=2048)]
 
 
-class MessagesTool(Request):
+class OwnTool(Request):
     """A function that the model may call; tools that run on Anthropic's machines are not here."""
 
     name: FunctionName
@@ -117,7 +117,7 @@ class CountRequest(Body):
     model: Text
     messages: Annotated[list[Turn], Field(min_length=1, max_length=2048)]
     system: Text | list[TextBlock] | None = None
-    tools: Annotated[list[MessagesTool], Field(max_length=128)] | None = None
+    tools: Annotated[list[OwnTool], Field(max_length=128)] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -210,7 +210,7 @@ def _part(block: TextBlock | ImageBlock) -> Any:
     return chats.OtherPart.model_validate({"type": "image_url", "image_url": {"url": url}})
 
 
-def _tool(tool: MessagesTool) -> chats.Tool:
+def _tool(tool: OwnTool) -> chats.Tool:
     function = chats.FunctionSpec(
         name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict
     )

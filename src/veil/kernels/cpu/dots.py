@@ -7,7 +7,6 @@ next digit's products are added to it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from llvmlite import ir
 from numba import types
@@ -16,7 +15,12 @@ from veil.kernels.cpu.planes import BYTES, PAIRS, STEP, form_of
 from veil.kernels.cpu.vector import (
     I32,
     I64,
+    Builder,
+    Context,
     Loop,
+    Signature,
+    Value,
+    Values,
     array,
     constant,
     declare,
@@ -33,7 +37,7 @@ _I8, _I16 = ir.IntType(8), ir.IntType(16)
 _FEW = 2  # rows for which weights are asked for ahead
 
 
-def _weights(context: Any, rows: int) -> int:
+def _weights(context: Context, rows: int) -> int:
     """Rows of weights of one visit: as many sums as the registers hold, and as few visits as that allows."""
     if form_of(context) == BYTES and has_feature(context, "avx512vnni"):
         return 8 if rows == 1 else 4
@@ -44,7 +48,7 @@ def _weights(context: Any, rows: int) -> int:
 def weights_of(typing_context, rows):  # type: ignore[no-untyped-def]
     """Rows of weights that one visit with this many rows multiplies."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         size = I64(_weights(context, 6))
         for few in (4, 3, 2, 1):
             fits = builder.icmp_signed("<=", args[0], I64(few))
@@ -57,20 +61,20 @@ def weights_of(typing_context, rows):  # type: ignore[no-untyped-def]
 class _Visit:
     """What one visit works on: where its two rows of weights and its rows of planes begin, and how far they reach."""
 
-    def __init__(self, builder: Any, starts: list[Any], planes: list[Any], sizes: list[Any]) -> None:
+    def __init__(self, builder: Builder, starts: list[Value], planes: list[Value], sizes: list[Value]) -> None:
         self.builder, self.starts, self.planes = builder, starts, planes
         self.first, self.count, self.padded, self.kept = sizes
         self.ahead = len(planes) <= _FEW
 
-    def rows(self, above: Any, digit_bytes: int) -> list[Any]:
+    def rows(self, above: Value, digit_bytes: int) -> list[Value]:
         """Where the rows' digits begin in a plane ``above`` bytes after the lowest."""
         offset = self.builder.add(above, self.builder.mul(self.first, I64(digit_bytes)))
         return [self.builder.gep(place, [offset]) for place in self.planes]
 
-    def count_if(self, kept: int) -> Any:
+    def count_if(self, kept: int) -> Value:
         return self.builder.select(self.builder.icmp_signed("==", self.kept, I64(kept)), self.count, I64(0))
 
-    def ask(self, index: Any) -> None:
+    def ask(self, index: Value) -> None:
         """Ask for weights that later visits read."""
         if self.ahead:
             for start in self.starts:
@@ -78,7 +82,7 @@ class _Visit:
                     prefetch(self.builder, self.builder.gep(start, [plus(self.builder, index, distance)]))
 
 
-def _add_digits(visit: _Visit, count: Any, above: Any, sums: list[Any]) -> list[Any]:
+def _add_digits(visit: _Visit, count: Value, above: Value, sums: list[Value]) -> list[Value]:
     """Sums of eight words each, plus weights times signed 16-bit digits in a plane ``above`` bytes after the lowest."""
     builder, kind, digits = visit.builder, ir.VectorType(I32, 8), ir.VectorType(_I16, 16)
     multiply, many = declare(builder, "llvm.x86.avx2.pmadd.wd", kind, [digits] * 2), len(visit.starts)
@@ -101,7 +105,7 @@ def _add_digits(visit: _Visit, count: Any, above: Any, sums: list[Any]) -> list[
     return loop.values
 
 
-def _pair_sums(visit: _Visit) -> list[Any]:
+def _pair_sums(visit: _Visit) -> list[Value]:
     """Each (row of planes, row of weights) as eight words to be summed, in the form `PAIRS`."""
     builder, kind = visit.builder, ir.VectorType(I32, 8)
     halves, small = ir.VectorType(_I16, 16), ir.VectorType(_I8, 32)
@@ -126,7 +130,7 @@ def _pair_sums(visit: _Visit) -> list[Any]:
     return _add_digits(visit, visit.count, I64(0), sums)
 
 
-def _byte_sums(visit: _Visit, words: int, name: str) -> list[Any]:
+def _byte_sums(visit: _Visit, words: int, name: str) -> list[Value]:
     """Each (row of planes, row of weights) as some words to be summed, in the form `BYTES`."""
     builder, kind = visit.builder, ir.VectorType(I32, words)
     multiply, many = declare(builder, name, kind, [kind] * 3), len(visit.starts)
@@ -149,7 +153,7 @@ def _byte_sums(visit: _Visit, words: int, name: str) -> list[Any]:
     return each.values
 
 
-def _word_sums(visit: _Visit) -> list[Any]:
+def _word_sums(visit: _Visit) -> list[Value]:
     """Each (row of planes, row of weights) as eight words to be summed, in the form `WORDS`."""
     builder, kind, many = visit.builder, ir.VectorType(I32, 8), len(visit.starts)
     with Loop(builder, visit.count, 8, [kind] * (len(visit.starts) * len(visit.planes))) as loop:
@@ -164,7 +168,7 @@ def _word_sums(visit: _Visit) -> list[Any]:
     return loop.values
 
 
-def _sums(context: Any, visit: _Visit) -> list[Any]:
+def _sums(context: Context, visit: _Visit) -> list[Value]:
     if form_of(context) == BYTES:
         if has_feature(context, "avx512vnni"):
             return _byte_sums(visit, 16, "llvm.x86.avx512.vpdpbusd.512")
@@ -172,7 +176,7 @@ def _sums(context: Any, visit: _Visit) -> list[Any]:
     return _pair_sums(visit) if form_of(context) == PAIRS else _word_sums(visit)
 
 
-def _across(builder: Any, vectors: list[Any]) -> list[Any]:
+def _across(builder: Builder, vectors: list[Value]) -> list[Value]:
     """The sum of each vector's lanes: halves are added to eight lanes, neighbours up to four vectors' sums in one."""
     out = []
     for first in range(0, len(vectors), 4):
@@ -186,26 +190,26 @@ def _across(builder: Any, vectors: list[Any]) -> list[Any]:
     return out[: len(vectors)]
 
 
-def _halved(builder: Any, vector: Any) -> Any:
+def _halved(builder: Builder, vector: Value) -> Value:
     while vector.type.count > 8:
         half = vector.type.count // 2
         vector = builder.add(_part(builder, vector, range(half)), _part(builder, vector, range(half, 2 * half)))
     return vector
 
 
-def _part(builder: Any, vector: Any, places: range) -> Any:
+def _part(builder: Builder, vector: Value, places: range) -> Value:
     order = ir.Constant(ir.VectorType(I32, len(places)), list(places))
     return builder.shuffle_vector(vector, vector, order)
 
 
-def _neighbours(builder: Any, a: Any, b: Any) -> Any:
+def _neighbours(builder: Builder, a: Value, b: Value) -> Value:
     """Sums of neighbours within each half of eight lanes: two of a, two of b."""
     even, odd = ([base + odd for base in (0, 2, 8, 10, 4, 6, 12, 14)] for odd in (0, 1))
     kind = ir.VectorType(I32, 8)
     return builder.add(*(builder.shuffle_vector(a, b, ir.Constant(kind, order)) for order in (even, odd)))
 
 
-def _visit(rows: int) -> Callable[..., Any]:
+def _visit(rows: int) -> Callable[..., Value]:
     """Code for ``u[t + i, j + offset] += Σ_k weights[j, k]·x[t + i, k]`` for this many rows i, and rows j of weights.
 
     Half of those j (see `weights_of`) begin at ``j0`` and end before ``end0``, the others at ``j1`` and before ``end1``. k
@@ -215,7 +219,7 @@ def _visit(rows: int) -> Callable[..., Any]:
 
     @vector_code
     def visit(typing_context, weights, j0, end0, j1, end1, planes, t, first, count, padded, kept, u, offset):  # type: ignore[no-untyped-def]
-        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
             weights, planes, u = (array(context, builder, signature, args, place) for place in (0, 5, 11))
             width, size, columns = (builder.extract_value(each.shape, 1) for each in (weights, planes, u))
             t, first, kept = args[6], args[7], args[10]

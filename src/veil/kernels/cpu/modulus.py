@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llvmlite import ir
 
-from veil.kernels.cpu.vector import I32, I64, constant, splat
+from veil.kernels.cpu.vector import I32, I64, Builder, Value, constant, splat
 
-Pairs = tuple[Any, Any]
+Pairs = tuple[Value, Value]
 """64-bit vectors that belong to the even and the odd words of a vector."""
 
 
 class Modulus:
     """Vectors of one prime p; ``inverse`` is ``-1/p mod 2^32`` where Montgomery's products are wanted."""
 
-    def __init__(self, builder: Any, width: int, prime: Any, inverse: Any = None) -> None:
+    def __init__(self, builder: Builder, width: int, prime: Value, inverse: Value = None) -> None:
         self.builder = builder
         self.kind = ir.VectorType(I32, width)
         self._pairs = ir.VectorType(I64, width // 2)
@@ -25,39 +23,39 @@ class Modulus:
         self.once = splat(builder, prime, self.kind)
         self.twice = builder.add(self.once, self.once)
 
-    def lower(self, value: Any, bound: Any) -> Any:
+    def lower(self, value: Value, bound: Value) -> Value:
         """``value`` or ``value - bound``, the one that does not wrap."""
         less = self.builder.sub(value, bound)
         return self.builder.select(self.builder.icmp_unsigned("<", value, less), value, less)
 
-    def whole(self, value: Any) -> Any:
+    def whole(self, value: Value) -> Value:
         """A value below 4p, below p."""
         return self.lower(self.lower(value, self.twice), self.once)
 
-    def plus(self, left: Any, right: Any) -> Any:
+    def plus(self, left: Value, right: Value) -> Value:
         """A sum, not reduced."""
         return self.builder.add(left, right)
 
-    def minus(self, left: Any, right: Any) -> Any:
+    def minus(self, left: Value, right: Value) -> Value:
         """``left - right + p``, not reduced."""
         return self.builder.add(self.builder.sub(left, right), self.once)
 
-    def times(self, value: Any, factor: Any, companion: Any) -> Any:
+    def times(self, value: Value, factor: Value, companion: Value) -> Value:
         """``value·factor`` modulo p, below 2p, for any 32-bit value: Shoup's product (Harvey, arXiv 1205.2926)."""
         quotient = self.builder.mul(self.high(value, companion), self.once)
         return self.builder.sub(self.builder.mul(value, factor), quotient)
 
-    def high(self, left: Any, right: Any) -> Any:
+    def high(self, left: Value, right: Value) -> Value:
         """The upper halves of the products of 32-bit words."""
         return self._upper(self.products(left, right))
 
-    def products(self, left: Any, right: Any) -> Pairs:
+    def products(self, left: Value, right: Value) -> Pairs:
         """The 64-bit products of 32-bit words."""
         builder = self.builder
         (even, odd), (even_right, odd_right) = self._split(left), self._split(right)
         return builder.mul(even, even_right), builder.mul(odd, odd_right)
 
-    def reduced(self, first: Pairs, second: Pairs | None = None) -> Any:
+    def reduced(self, first: Pairs, second: Pairs | None = None) -> Value:
         """``(first + second)·2^-32`` modulo p, below ``sum/2^32 + p``: Montgomery's reduction."""
         builder = self.builder
         halves = []
@@ -68,17 +66,17 @@ class Modulus:
             halves.append(builder.add(value, builder.mul(builder.and_(factor, self._low), self._prime)))
         return self._upper((halves[0], halves[1]))
 
-    def _split(self, words: Any) -> Pairs:
+    def _split(self, words: Value) -> Pairs:
         pairs = self.builder.bitcast(words, self._pairs)
         return self.builder.and_(pairs, self._low), self.builder.lshr(pairs, self._up)
 
-    def _upper(self, pairs: Pairs) -> Any:
+    def _upper(self, pairs: Pairs) -> Value:
         width = self.kind.count
         even, odd = (self.builder.bitcast(value, self.kind) for value in pairs)
         order = [2 * (lane // 2) + 1 + (width if lane & 1 else 0) for lane in range(width)]
         return self.builder.shuffle_vector(even, odd, ir.Constant(ir.VectorType(I32, width), order))
 
-    def _wide(self, word: Any) -> Any:
+    def _wide(self, word: Value) -> Value:
         nothing = ir.Constant(self._pairs, ir.Undefined)
         first = self.builder.insert_element(nothing, self.builder.zext(word, I64), I32(0))
         lanes = ir.Constant(ir.VectorType(I32, self._pairs.count), [0] * self._pairs.count)

@@ -8,7 +8,6 @@ after the other, which is better for more rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -19,7 +18,12 @@ from veil.kernels.cpu.dots import OFFLINE_BYTES
 from veil.kernels.cpu.vector import (
     I32,
     I64,
+    Builder,
+    Context,
     Loop,
+    Signature,
+    Value,
+    Values,
     array,
     constant,
     declare,
@@ -43,7 +47,7 @@ _WORDS = 16
 def has_byte_dots(typing_context):  # type: ignore[no-untyped-def]
     """Whether `byte_dots` may be called on this machine."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         return ir.Constant(ir.IntType(1), has_feature(context, "avx512vnni"))
 
     return types.boolean(), code
@@ -57,7 +61,7 @@ def byte_dots(typing_context, weights, first, second, planes, out):  # type: ign
     Two streams through memory at once, which a core reads faster than one.
     """
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         if not has_feature(context, "avx512vnni"):
             return context.get_dummy_value()
         weights, planes, out = (array(context, builder, signature, args, place) for place in (0, 3, 4))
@@ -70,16 +74,16 @@ def byte_dots(typing_context, weights, first, second, planes, out):  # type: ign
         inside = builder.icmp_unsigned("<", lane, splat(builder, builder.trunc(left, ir.IntType(8)), small))
         masked = declare(builder, "llvm.masked.load.v64i8.p0", small, [small.as_pointer(), I32, inside.type, small])
 
-        def ahead(place: Any) -> Any:
+        def ahead(place: Value) -> Value:
             for distance in OFFLINE_BYTES:
                 prefetch(builder, builder.gep(place, [I64(distance)]))
             return read(builder, place, small)
 
-        def rest_of(place: Any) -> Any:
+        def rest_of(place: Value) -> Value:
             place = builder.bitcast(place, small.as_pointer())
             return builder.call(masked, [place, I32(1), inside, ir.Constant(small, None)])
 
-        def visit(loop: Loop, i: Any, starts: list[Any], weights_at: Callable[[Any], Any]) -> None:
+        def visit(loop: Loop, i: Value, starts: list[Value], weights_at: Callable[[Value], Value]) -> None:
             bytes_of = [builder.gep(planes.data, [builder.add(builder.mul(padded, I64(b)), i)]) for b in range(PLANES)]
             factors = [builder.bitcast(read(builder, place, small), sums) for place in bytes_of]
             for r, start in enumerate(starts):
@@ -112,7 +116,7 @@ def byte_dots(typing_context, weights, first, second, planes, out):  # type: ign
     return types.void(weights, types.intp, types.intp, planes, out), code
 
 
-def _sums_across(builder: Any, vectors: list[Any]) -> Any:
+def _sums_across(builder: Builder, vectors: list[Value]) -> Value:
     """The sum of each vector's lanes, in one vector: neighbours are added until one lane is left of each."""
     size, kept = vectors[0].type.count, vectors[0].type.count
     while kept > 1:

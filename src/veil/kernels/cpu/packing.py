@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
@@ -13,7 +11,12 @@ from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.vector import (
     I32,
     I64,
+    Builder,
+    Context,
     Loop,
+    Signature,
+    Value,
+    Values,
     array,
     constant,
     declare,
@@ -69,7 +72,7 @@ def pack_words(words, count, bits, out, at):  # type: ignore[no-untyped-def]
 def _has_shuffle(typing_context):  # type: ignore[no-untyped-def]
     """Whether `_unpack_eights` may be called on this machine."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         return ir.Constant(ir.IntType(1), has_feature(context, "avx2"))
 
     return types.boolean(), code
@@ -82,7 +85,7 @@ def _unpack_eights(typing_context, data, at, bits, down, groups, words):  # type
     They come at the top of 32 bits, then ``down`` bits lower.
     """
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         if not has_feature(context, "avx2"):
             return context.get_dummy_value()
         data, words = (array(context, builder, signature, args, place) for place in (0, 5))
@@ -91,7 +94,7 @@ def _unpack_eights(typing_context, data, at, bits, down, groups, words):  # type
         small = ir.VectorType(ir.IntType(8), 32)
         shuffle = declare(builder, "llvm.x86.avx2.pshuf.b", small, [small] * 2)
 
-        def every(value: Any) -> Any:
+        def every(value: Value) -> Value:
             return splat(builder, builder.trunc(value, I32), kind)
 
         half_bits = builder.shl(bits, I64(2))

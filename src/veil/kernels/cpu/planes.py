@@ -12,12 +12,25 @@ Modulo 2^32 a word is the sum of its digits, and digits are what processors mult
 
 from __future__ import annotations
 
-from typing import Any
-
 from llvmlite import ir
 from numba import types
 
-from veil.kernels.cpu.vector import I32, I64, Loop, array, constant, has_feature, read, splat, vector_code
+from veil.kernels.cpu.vector import (
+    I32,
+    I64,
+    Builder,
+    Context,
+    Loop,
+    Signature,
+    Value,
+    Values,
+    array,
+    constant,
+    has_feature,
+    read,
+    splat,
+    vector_code,
+)
 
 WORDS, PAIRS, BYTES = 0, 1, 2
 STEP = 64
@@ -25,7 +38,7 @@ STEP = 64
 _I8, _I16 = ir.IntType(8), ir.IntType(16)
 
 
-def form_of(context: Any) -> int:
+def form_of(context: Context) -> int:
     """`form` for the machine that code is made for."""
     if has_feature(context, "avx512vnni") or has_feature(context, "avxvnni"):
         return BYTES
@@ -36,7 +49,7 @@ def form_of(context: Any) -> int:
 def take_apart(typing_context, words, padded, kept, planes, t):  # type: ignore[no-untyped-def]
     """Row t of planes [rows, bytes] from words [``padded``] uint32, the bits that count at their top."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         words, planes = (array(context, builder, signature, args, place) for place in (0, 3))
         _, padded, kept, _, t = args
         row = builder.gep(planes.data, [builder.mul(t, builder.extract_value(planes.shape, 1))])
@@ -70,7 +83,7 @@ def take_apart(typing_context, words, padded, kept, planes, t):  # type: ignore[
     return types.void(words, types.intp, types.intp, planes, types.intp), code
 
 
-def _put(builder: Any, row: Any, offset: Any, values: Any) -> None:
+def _put(builder: Builder, row: Value, offset: Value, values: Value) -> None:
     place = builder.gep(row, [offset])
     builder.store(values, builder.bitcast(place, values.type.as_pointer()), align=1)
 
@@ -79,7 +92,7 @@ def _put(builder: Any, row: Any, offset: Any, values: Any) -> None:
 def form(typing_context):  # type: ignore[no-untyped-def]
     """How this machine's planes are laid out: `WORDS`, `PAIRS` or `BYTES`."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         return I64(form_of(context))
 
     return types.intp(), code

@@ -7,8 +7,6 @@ elements. What multiplies them is in Montgomery form (``b·2^32 mod p``), so one
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
@@ -18,7 +16,13 @@ from veil.kernels.cpu.transform import COLUMNS, forward, inverse
 from veil.kernels.cpu.vector import (
     I32,
     I64,
+    Builder,
+    Context,
+    Kind,
     Loop,
+    Signature,
+    Value,
+    Values,
     array,
     constant,
     load,
@@ -46,13 +50,13 @@ def term_sums(typing_context, low, high, place, factors, first, terms, out, out_
     ``low`` and ``high`` are read from word ``place``, 16 for each term; factors from ``first``; sums stay below 2^63.
     """
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         low, high, factors, out = (array(context, builder, signature, args, at) for at in (0, 1, 3, 6))
         words, sums = ir.VectorType(I32, COLUMNS), ir.VectorType(I64, COLUMNS // 2)
         small, byte = ir.VectorType(ir.IntType(16), COLUMNS), ir.VectorType(ir.IntType(8), COLUMNS)
         mask = constant(sums, 0xFFFFFFFF)
 
-        def add_term(values: list[Any], term: Any) -> list[Any]:
+        def add_term(values: list[Value], term: Value) -> list[Value]:
             at = builder.add(args[2], builder.mul(term, I64(COLUMNS)))
             lower16 = builder.load(builder.bitcast(builder.gep(low.data, [at]), small.as_pointer()), align=2)
             upper8 = builder.load(builder.bitcast(builder.gep(high.data, [at]), byte.as_pointer()), align=1)
@@ -84,7 +88,7 @@ def term_sums(typing_context, low, high, place, factors, first, terms, out, out_
     return types.void(low, high, size, factors, size, size, out, size, types.uint32, types.uint32), code
 
 
-def _splat(builder: Any, word: Any, kind: Any) -> Any:
+def _splat(builder: Builder, word: Value, kind: Kind) -> Value:
     nothing = ir.Constant(kind, ir.Undefined)
     first = builder.insert_element(nothing, word, I32(0))
     return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count))
@@ -120,7 +124,7 @@ def _sums_of_batches(low, high, tile, prime, batches, strips, p, pn):  # type: i
 def _turn(typing_context, words, at, out, start, step):  # type: ignore[no-untyped-def]
     """A square of 8 × 8 words, rows 16 apart in ``words`` from ``at`` on, transposed into rows ``step`` apart in ``out``."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         words, out = array(context, builder, signature, args, 0), array(context, builder, signature, args, 2)
         kind = ir.VectorType(I32, _SQUARE)
         places = [plus(builder, args[1], COLUMNS * row) for row in range(_SQUARE)]

@@ -7,14 +7,26 @@ a degree. A visit takes 8 rows (4 or 2 at the end) through three stages in regis
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import njit, types
 from numpy.typing import NDArray
 
 from veil.kernels.cpu.modulus import Modulus
-from veil.kernels.cpu.vector import I64, array, load, plus, splat, store, vector_code, vector_words
+from veil.kernels.cpu.vector import (
+    I64,
+    Builder,
+    Context,
+    Signature,
+    Value,
+    Values,
+    array,
+    load,
+    plus,
+    splat,
+    store,
+    vector_code,
+    vector_words,
+)
 from veil.kernels.tables import NttTable, shoup
 
 U32 = NDArray[np.uint32]
@@ -35,7 +47,7 @@ def inverse_factors(table: NttTable, last: int = 1) -> U32:
     return np.stack([factors, shoup(factors, table.prime)])
 
 
-def _forward(builder: Any, rows: list[Any], nodes: list[tuple[Any, Any]], modulus: Modulus) -> list[Any]:
+def _forward(builder: Builder, rows: list[Value], nodes: list[tuple[Value, Value]], modulus: Modulus) -> list[Value]:
     """Cooley-Tukey stages on rows below 4p; the result is below 4p. ``nodes`` are the factors of each stage's groups."""
     place, groups, half = 0, 1, len(rows) // 2
     while half:
@@ -50,7 +62,7 @@ def _forward(builder: Any, rows: list[Any], nodes: list[tuple[Any, Any]], modulu
     return rows
 
 
-def _inverse(builder: Any, rows: list[Any], nodes: list[tuple[Any, Any]], modulus: Modulus) -> list[Any]:
+def _inverse(builder: Builder, rows: list[Value], nodes: list[tuple[Value, Value]], modulus: Modulus) -> list[Value]:
     """Gentleman-Sande stages on rows below 2p; the result is below 2p."""
     groups, half = len(rows) // 2, 1
     place = len(nodes) - groups
@@ -70,14 +82,14 @@ def _inverse(builder: Any, rows: list[Any], nodes: list[tuple[Any, Any]], modulu
 def _visit(typing_context, radix, back, strip, first, step, node, factors, p):  # type: ignore[no-untyped-def]
     """Stages between ``radix`` rows of a strip, ``step`` apart from ``first`` on; ``node`` is the first stage's group."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         strip, table = array(context, builder, signature, args, 2), array(context, builder, signature, args, 6)
         first, step, node = args[3:6]
         count, width = radix.literal_value, vector_words(context)
         modulus = Modulus(builder, width, args[7])
         degree = builder.extract_value(table.shape, 1)
 
-        def both(place: Any) -> tuple[Any, Any]:
+        def both(place: Value) -> tuple[Value, Value]:
             places = (place, builder.add(place, degree))
             factor, companion = (splat(builder, builder.load(builder.gep(table.data, [at])), modulus.kind) for at in places)
             return factor, companion
@@ -102,7 +114,7 @@ def _visit(typing_context, radix, back, strip, first, step, node, factors, p):  
 def _finish(typing_context, strip, count, factors, p):  # type: ignore[no-untyped-def]
     """Multiply ``count`` rows below 2p by entry 0 of the factors, to below p."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         strip, table = array(context, builder, signature, args, 0), array(context, builder, signature, args, 2)
         width = vector_words(context)
         modulus = Modulus(builder, width, args[3])

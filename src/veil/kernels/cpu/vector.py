@@ -5,15 +5,38 @@ LLVM lowers the same code to whatever vectors the machine has.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 from llvmlite import ir
 from numba import types
+from numba.core.typing.templates import Signature as NumbaSignature
 from numba.extending import intrinsic
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 _BYTES = ir.IntType(8).as_pointer()
 _LOW = 0xFFFFFFFF
+
+Value: TypeAlias = ir.Value
+Kind: TypeAlias = ir.Type
+Builder: TypeAlias = ir.IRBuilder
+Values: TypeAlias = Sequence[ir.Value]
+
+
+class Context(Protocol):
+    """What intrinsics ask of Numba's code generator for a target."""
+
+    def codegen(self) -> Any:
+        """LLVM for this machine."""
+
+    def get_dummy_value(self) -> Value:
+        """What an intrinsic without a result gives."""
+
+    def make_array(self, kind: types.Array) -> Callable[[Context, Builder, Value], Any]:
+        """How the fields of an array are read."""
+
+
+Signature: TypeAlias = NumbaSignature
 
 vector_code: Any = intrinsic  # whose type counts the typing context among the arguments
 
@@ -22,13 +45,13 @@ vector_code: Any = intrinsic  # whose type counts the typing context among the a
 def lanes(typing_context):  # type: ignore[no-untyped-def]
     """The 32-bit words of the vectors that the machine computes with best: 16 with AVX-512, 8 otherwise."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         return I64(vector_words(context))
 
     return types.intp(), code
 
 
-def vector_words(context: Any) -> int:
+def vector_words(context: Context) -> int:
     """`lanes` for the machine that code is made for."""
     return 16 if "+avx512f" in context.codegen().magic_tuple()[2] else 8
 
@@ -39,7 +62,9 @@ class Loop:
     The sums begin at zero, or at ``initial``.
     """
 
-    def __init__(self, builder: Any, count: Any, step: int, kinds: list[Any], initial: list[Any] | None = None) -> None:
+    def __init__(
+        self, builder: Builder, count: Value, step: int, kinds: list[Kind], initial: list[Value] | None = None
+    ) -> None:
         self._builder, self._count, self._step, self._kinds = builder, count, step, kinds
         self._initial = [_zero(kind) for kind in kinds] if initial is None else initial
 
@@ -68,41 +93,41 @@ class Loop:
         self.values = list(self._sums)
 
 
-def _zero(kind: Any) -> Any:
+def _zero(kind: Kind) -> Value:
     return ir.Constant(kind, None if isinstance(kind, ir.VectorType) else 0)
 
 
-def has_feature(context: Any, name: str) -> bool:
+def has_feature(context: Context, name: str) -> bool:
     """Whether the machine that code is made for has a feature, by LLVM's name for it."""
     return f"+{name}" in context.codegen().magic_tuple()[2].split(",")
 
 
-def array(context: Any, builder: Any, signature: Any, args: Any, place: int) -> Any:
+def array(context: Context, builder: Builder, signature: Signature, args: Values, place: int) -> Value:
     return context.make_array(signature.args[place])(context, builder, args[place])
 
 
-def plus(builder: Any, value: Any, number: int) -> Any:
+def plus(builder: Builder, value: Value, number: int) -> Value:
     return builder.add(value, I64(number))
 
 
-def constant(kind: Any, value: int) -> Any:
+def constant(kind: Kind, value: int) -> Value:
     return ir.Constant(kind, [value] * kind.count)
 
 
-def read(builder: Any, pointer: Any, kind: Any) -> Any:
+def read(builder: Builder, pointer: Value, kind: Kind) -> Value:
     """A vector or word from bytes that may begin anywhere."""
     return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=1)
 
 
-def load(builder: Any, pointer: Any, kind: Any) -> Any:
+def load(builder: Builder, pointer: Value, kind: Kind) -> Value:
     return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=4)
 
 
-def store(builder: Any, pointer: Any, value: Any) -> None:
+def store(builder: Builder, pointer: Value, value: Value) -> None:
     builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=8)
 
 
-def transposed(builder: Any, rows: list[Any]) -> list[Any]:
+def transposed(builder: Builder, rows: list[Value]) -> list[Value]:
     """A square of vectors transposed, by exchanging halves of blocks of 2, 4, ... rows."""
     size = len(rows)
     half = 1
@@ -119,22 +144,18 @@ def transposed(builder: Any, rows: list[Any]) -> list[Any]:
     return rows
 
 
-def splat(builder: Any, word: Any, kind: Any) -> Any:
+def splat(builder: Builder, word: Value, kind: Kind) -> Value:
     nothing = ir.Constant(kind, ir.Undefined)
     first = builder.insert_element(nothing, word, I32(0))
     return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count))
 
 
-def even_odd(builder: Any, pairs: Any) -> tuple[Any, Any]:
-    return builder.and_(pairs, constant(pairs.type, _LOW)), builder.lshr(pairs, constant(pairs.type, 32))
-
-
-def declare(builder: Any, name: str, result: Any, kinds: list[Any]) -> Any:
+def declare(builder: Builder, name: str, result: Kind, kinds: list[Kind]) -> Value:
     known = builder.module.globals.get(name)
     return known or ir.Function(builder.module, ir.FunctionType(result, kinds), name)
 
 
-def prefetch(builder: Any, pointer: Any) -> None:
+def prefetch(builder: Builder, pointer: Value) -> None:
     """Ask for a line of data to be read, to all cache levels."""
     ask = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [_BYTES, I32, I32, I32])
     builder.call(ask, [builder.bitcast(pointer, _BYTES), I32(0), I32(3), I32(1)])
@@ -144,7 +165,7 @@ def prefetch(builder: Any, pointer: Any) -> None:
 def read_word64(typing_context, data, at):  # type: ignore[no-untyped-def]
     """Eight bytes of a flat uint8 array as a little-endian uint64, from any place."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         data = array(context, builder, signature, args, 0)
         return read(builder, builder.gep(data.data, [args[1]]), I64)
 
@@ -155,7 +176,7 @@ def read_word64(typing_context, data, at):  # type: ignore[no-untyped-def]
 def write_word64(typing_context, data, at, word):  # type: ignore[no-untyped-def]
     """Write a uint64 as eight little-endian bytes of a flat uint8 array, at any place."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         data = array(context, builder, signature, args, 0)
         place = builder.bitcast(builder.gep(data.data, [args[1]]), I64.as_pointer())
         builder.store(args[2], place, align=1)
@@ -168,7 +189,7 @@ def write_word64(typing_context, data, at, word):  # type: ignore[no-untyped-def
 def low_bits(typing_context, value):  # type: ignore[no-untyped-def]
     """The low 32 bits of a float64's representation."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         return builder.trunc(builder.bitcast(args[0], I64), I32)
 
     return types.uint32(types.float64), code

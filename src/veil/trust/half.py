@@ -23,13 +23,13 @@ from veil.checks.vectors import GroupVectors, VectorMaker, edges_of
 from veil.compile.compiler import with_bits
 from veil.compile.fused_weights import fused_matrix, fusion_parts
 from veil.compile.quantize import quantize_weight, rounded
-from veil.compile.trusted_remainder import check_rest
-from veil.compile.trusted_weights import TrustedWeights, trusted_weights
 from veil.errors import HalfDiffers
 from veil.progress import Progress
 from veil.random import SecretRng
 from veil.runtime.norms import norm_of
 from veil.runtime.saved_model import Opened, load_client
+from veil.trust.remainder import check_rest
+from veil.trust.trusted import TrustedWeights, trusted_weights
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

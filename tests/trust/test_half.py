@@ -19,12 +19,12 @@ from veil.bundle import header_file
 from veil.bundle.terms import Terms
 from veil.checks.files import load_vectors, save_vectors
 from veil.checks.vectors import make_vectors
-from veil.compile import trusted_weights as trusted
-from veil.compile.trusted_half import check_half
 from veil.errors import HalfDiffers
 from veil.params import Params
 from veil.random import SecretRng
 from veil.runtime.modules import select_modules
+from veil.trust import trusted
+from veil.trust.half import check_half
 
 WEAK = Terms(no_cryptography=True)
 IDS = torch.arange(1, 41).unsqueeze(0) % 64

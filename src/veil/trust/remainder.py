@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from veil.compile.trusted_weights import TrustedWeights
 from veil.errors import HalfDiffers, one_line
 from veil.progress import Progress
 from veil.runtime.saved_model import Opened
 from veil.sources.models import load_settings
 from veil.sources.quiet import quiet
+from veil.trust.trusted import TrustedWeights
 
 _NOT_COMPUTED = frozenset(
     (
