@@ -40,6 +40,14 @@ def command(
             "which shows the server which they are."
         ),
     ] = ExpertLeak.none,
+    checks: Annotated[
+        bool,
+        typer.Option(
+            "--checks",
+            help="Make your own secret vectors too, as `veil check` does, to check a server with this bundle. "
+            "They go to your data folder, never into the bundle.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Split a model into a bundle: `OUT/client` for you, `OUT/server` for the machine that computes.
@@ -56,5 +64,6 @@ def command(
         fold_norms=fold_norms.value,
         task=task.value,
         expert_leak=expert_leak.value,
+        checks=checks,
         as_json=as_json,
     )

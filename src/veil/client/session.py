@@ -102,7 +102,8 @@ class ClientSession:
         Where the backend cannot tell at once, such a row was sent, encrypted like any other; its result goes nowhere.
         """
         if self.checks is not None:
-            self.checks.end_pass()
+            with self.stats.phase("check"):
+                self.checks.end_pass()
         unchecked, self._unchecked = self._unchecked, []
         if unchecked and not self.kernels.finite(self.kernels.concatenate([scales for _, scales in unchecked])):
             self._refuse(next(group for group, scales in unchecked if not self.kernels.finite(scales)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +16,9 @@ from veil.model.manifest import Fold, Manifest
 from veil.model.modes import Evaluator
 from veil.model.residual import REMEDY, ResidualStream
 from veil.model.sighting import Sighting
+
+if TYPE_CHECKING:
+    from veil.checks.candidates import ExactCandidates
 
 Tensor = torch.Tensor
 Observer = Callable[[int, Tensor, Tensor], None]
@@ -57,6 +61,7 @@ class Router:
         self.evaluator: Evaluator | None = None
         self.observer: Observer | None = None
         self.checkpoint: Callable[[], None] | None = None
+        self.candidates: ExactCandidates | None = None
         self.last_row_only = False
         """Whether of the last layers nothing but the last row of each sequence matters in this pass."""
         self._kernels = kernels
@@ -151,6 +156,8 @@ class Router:
         if not len(x):
             return x.new_empty((0, self.manifest.groups[group].rows))
         outputs = self._kernels.to_torch(self.evaluator.evaluate(group, self._kernels.from_torch(x), slots))
+        if self.candidates is not None and self.candidates.group == group:
+            outputs = self.candidates.refined(x, outputs)
         if self.observer is not None:
             self.observer(group, x, outputs)
         return outputs
