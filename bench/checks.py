@@ -27,7 +27,7 @@ from veil import HybridFHEModel
 from veil.checks.files import Vectors, save_vectors
 from veil.checks.rows import BOUND, AnswerChecks
 from veil.checks.running import RunningTest
-from veil.checks.spread import covariance, whitening
+from veil.checks.spread import covariance
 from veil.checks.vectors import edges_of
 from veil.errors import WrongAnswer
 from veil.model.folder import half_digest
@@ -35,6 +35,7 @@ from veil.model.manifest import Manifest
 from veil.params import Params
 
 TOKENS = 96
+STEP = 64
 WRITTEN_EVERY_S = 60.0
 
 
@@ -118,42 +119,49 @@ def soak(bundle: Path, seconds: float, out: Path) -> None:
 
 
 def noise(manifest: Manifest, params: Params, vectors: Vectors, rows: int, out: Path) -> None:
-    """Rows through all groups, with normal residuals of the covariance that is predicted, 64 at a time."""
+    """Rows through all groups, with normal residuals of the covariance that is predicted, 64 at a time.
+
+    The whitened residuals are the independent ones that the correlated ones were made of. The record is written as it grows.
+    """
     factors, freedom = [], []
     for group, own in zip(manifest.groups, vectors.groups, strict=True):
         spread = covariance(own, group, params)
         deviations = np.sqrt(np.diagonal(spread, axis1=1, axis2=2))
         correlation = spread / (deviations[:, :, None] * deviations[:, None, :])
-        factors.append((np.linalg.cholesky(correlation).astype(np.float32), whitening(spread).astype(np.float32)))
+        factors.append(np.linalg.cholesky(correlation).astype(np.float32))
         freedom += [own.signs.shape[0]] * (len(edges_of(group)) - 1)
     running, rng = RunningTest(np.array(freedom)), np.random.default_rng()
-    chunks, alarms, largest, total, count = len(freedom), 0, 0.0, 0.0, 0
-    done, step, start = 0, 64, time.monotonic()
+    alarms, largest, total, count, done, start = 0, 0.0, 0.0, 0, 0, time.monotonic()
+
+    def record() -> Record:
+        made = Record(benchmark="checks of simulated noise, smollm2", parameters={"chunks": len(freedom)})
+        made.add(Measurement(name="rows through the model", value=done, unit=""))
+        made.add(Measurement(name="rows of a layer", value=done * len(factors), unit=""))
+        made.add(Measurement(name="residuals", value=count, unit=""))
+        made.add(Measurement(name="false alarms", value=alarms, unit="", target="0"))
+        made.add(Measurement(name="mean square", value=total / count, unit="", target="1"))
+        made.add(Measurement(name="largest", value=largest, unit="deviations", target=f"below {BOUND:.0f}"))
+        limit = f"below {running.limit:.1f}"
+        made.add(Measurement(name="running test", value=float(running._logs.max()), unit="nats", target=limit))
+        made.add(Measurement(name="took", value=time.monotonic() - start, unit="s"))
+        return made
+
     while done < rows:
-        squares = np.empty((step, chunks), dtype=np.float64)
-        at = 0
-        for factor, white in factors:
-            own = rng.standard_normal((step, *factor.shape[:2]), dtype=np.float32)
+        squares, at = np.empty((STEP, len(freedom))), 0
+        for factor in factors:
+            own = rng.standard_normal((STEP, *factor.shape[:2]), dtype=np.float32)
             drawn = np.einsum("kab,rkb->rka", factor, own)
-            largest = max(largest, float(np.abs(drawn).max()))
-            alarms += int((np.abs(drawn) > BOUND).any(axis=(1, 2)).sum())
+            sizes = np.abs(drawn).max(axis=(1, 2))
+            largest, alarms = max(largest, float(sizes.max())), alarms + int((sizes > BOUND).sum())
             total, count = total + float(np.square(drawn).sum()), count + drawn.size
-            squares[:, at : at + len(factor)] = np.square(np.einsum("kab,rkb->rka", white, drawn)).sum(axis=2)
+            squares[:, at : at + len(factor)] = np.square(own).sum(axis=2)
             at += len(factor)
         alarms += sum(running.add(row, 1) is not None for row in squares)
-        done += step
-    record = Record(benchmark="checks of simulated noise, smollm2", parameters={"chunks": chunks})
-    record.add(Measurement(name="rows through the model", value=done, unit=""))
-    record.add(Measurement(name="rows of a layer", value=done * len(factors), unit=""))
-    record.add(Measurement(name="residuals", value=count, unit=""))
-    record.add(Measurement(name="false alarms", value=alarms, unit="", target="0"))
-    record.add(Measurement(name="mean square", value=total / count, unit="", target="1"))
-    record.add(Measurement(name="largest", value=largest, unit="deviations", target=f"below {BOUND:.0f}"))
-    limit = f"below {running.limit:.1f}"
-    record.add(Measurement(name="running test", value=float(running._logs.max()), unit="nats", target=limit))
-    record.add(Measurement(name="took", value=time.monotonic() - start, unit="s"))
-    record.show()
-    record.write(out)
+        done += STEP
+        if done % (STEP << 8) == 0:
+            record().write(out)
+    record().show()
+    record().write(out)
 
 
 def cost(bundle: Path, repetitions: int, out: Path) -> None:
