@@ -134,6 +134,8 @@ class ClientSession:
         rows, spent before a byte leaves; waits for more if the pool is short. Raises `NotFiniteActivation` for NaN or
         infinity before anything is sent, where the backend can tell at once.
         """
+        if self.checks is not None:
+            self.checks.stop_if_caught()
         place, kernels, rows = self._places[group], self.kernels, len(x)
         prompt_rows = self._supply.count(group, rows, prompt=slots is not None)
         scaling = place.scaling if slots is None else first_slots(place.scaling, slots)
