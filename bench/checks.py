@@ -6,7 +6,7 @@
 
 ``soak`` generates over the loopback interface from a server process of its own, every row of every layer checked. ``noise``
 puts whole passes' rows of normal residuals with the predicted covariance through the bound and the running test. ``cost``
-times a token with and without the checks, in turn.
+times the checks of a token in one process.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import itertools
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ from veil.bundle.manifest import Manifest
 from veil.checks.files import Vectors, save_vectors
 from veil.checks.rows import BOUND, AnswerChecks
 from veil.checks.running import RunningTest
-from veil.checks.spread import covariance, whitening
-from veil.checks.vectors import edges_of, make_vectors
+from veil.checks.spread import covariance
+from veil.checks.vectors import edges_of
 from veil.errors import WrongAnswer
 from veil.params import Params
-from veil.random import SecretRng
 
 TOKENS = 96
+STEP = 64
 WRITTEN_EVERY_S = 60.0
 
 
@@ -47,13 +48,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of each generation of `cost`")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     out = args.out or Path(f"bench/results/checks-{args.part}.json")
     with tempfile.TemporaryDirectory() as folder:
         bundle = args.bundle or compiled(Path(folder) / "smollm2")
         hybrid = HybridFHEModel.load(bundle, device="cpu")
-        vectors = vectors_of(hybrid)
+        vectors = hybrid.sign_vectors("smollm2")
         if args.part == "noise":
             noise(hybrid.manifest, hybrid.params, vectors, args.rows, out)
             return
@@ -62,16 +64,7 @@ def main() -> None:
         if args.part == "soak":
             soak(bundle, 60.0 * args.minutes, out)
         else:
-            cost(bundle, args.repetitions, out)
-
-
-def vectors_of(hybrid: HybridFHEModel) -> Vectors:
-    """Fresh ones, of the weights that are here."""
-    compiled, rng = hybrid._compiled, SecretRng()
-    assert compiled is not None
-    weights = compiled.weights
-    assert weights is not None
-    return Vectors("smollm2", [make_vectors(g, w, rng) for g, w in zip(hybrid.manifest.groups, weights, strict=True)])
+            cost(bundle, args.repetitions, args.tokens, out)
 
 
 class Watch:
@@ -130,66 +123,86 @@ def soak(bundle: Path, seconds: float, out: Path) -> None:
 
 
 def noise(manifest: Manifest, params: Params, vectors: Vectors, rows: int, out: Path) -> None:
-    """Rows through all groups, with normal residuals of the covariance that is predicted, 64 at a time."""
+    """Rows through all groups, with normal residuals of the covariance that is predicted, 64 at a time.
+
+    The whitened residuals are the independent ones that the correlated ones were made of. The record is written as it grows.
+    """
     factors, freedom = [], []
     for group, own in zip(manifest.groups, vectors.groups, strict=True):
         spread = covariance(own, group, params)
         deviations = np.sqrt(np.diagonal(spread, axis1=1, axis2=2))
         correlation = spread / (deviations[:, :, None] * deviations[:, None, :])
-        factors.append((np.linalg.cholesky(correlation).astype(np.float32), whitening(spread).astype(np.float32)))
+        factors.append(np.linalg.cholesky(correlation).astype(np.float32))
         freedom += [own.signs.shape[0]] * (len(edges_of(group)) - 1)
     running, rng = RunningTest(np.array(freedom)), np.random.default_rng()
-    chunks, alarms, largest, total, count = len(freedom), 0, 0.0, 0.0, 0
-    done, step, start = 0, 64, time.monotonic()
+    alarms, largest, total, count, done, start = 0, 0.0, 0.0, 0, 0, time.monotonic()
+
+    def record() -> Record:
+        made = Record(benchmark="checks of simulated noise, smollm2", parameters={"chunks": len(freedom)})
+        made.add(Measurement(name="rows through the model", value=done, unit=""))
+        made.add(Measurement(name="rows of a layer", value=done * len(factors), unit=""))
+        made.add(Measurement(name="residuals", value=count, unit=""))
+        made.add(Measurement(name="false alarms", value=alarms, unit="", target="0"))
+        made.add(Measurement(name="mean square", value=total / count, unit="", target="1"))
+        made.add(Measurement(name="largest", value=largest, unit="deviations", target=f"below {BOUND:.0f}"))
+        limit = f"below {running.limit:.1f}"
+        made.add(Measurement(name="running test", value=float(running._logs.max()), unit="nats", target=limit))
+        made.add(Measurement(name="took", value=time.monotonic() - start, unit="s"))
+        return made
+
     while done < rows:
-        squares = np.empty((step, chunks), dtype=np.float64)
-        at = 0
-        for factor, white in factors:
-            normal = rng.standard_normal((step, *factor.shape[:2]), dtype=np.float32)
+        squares, at = np.empty((STEP, len(freedom))), 0
+        for factor in factors:
+            normal: Any = rng.standard_normal((STEP, *factor.shape[:2]), dtype=np.float32)
             drawn = np.einsum("kab,rkb->rka", factor, normal)
-            largest = max(largest, float(np.abs(drawn).max()))
-            alarms += int((np.abs(drawn) > BOUND).any(axis=(1, 2)).sum())
+            sizes = np.abs(drawn).max(axis=(1, 2))
+            largest, alarms = max(largest, float(sizes.max())), alarms + int((sizes > BOUND).sum())
             total, count = total + float(np.square(drawn).sum()), count + drawn.size
-            squares[:, at : at + len(factor)] = np.square(np.einsum("kab,rkb->rka", white, drawn)).sum(axis=2)
+            squares[:, at : at + len(factor)] = np.square(normal).sum(axis=2)
             at += len(factor)
         alarms += sum(running.add(row, 1) is not None for row in squares)
-        done += step
-    record = Record(benchmark="checks of simulated noise, smollm2", parameters={"chunks": chunks})
-    record.add(Measurement(name="rows through the model", value=done, unit=""))
-    record.add(Measurement(name="rows of a layer", value=done * len(factors), unit=""))
-    record.add(Measurement(name="residuals", value=count, unit=""))
-    record.add(Measurement(name="false alarms", value=alarms, unit="", target="0"))
-    record.add(Measurement(name="mean square", value=total / count, unit="", target="1"))
-    record.add(Measurement(name="largest", value=largest, unit="deviations", target=f"below {BOUND:.0f}"))
-    limit = f"below {running.limit:.1f}"
-    record.add(Measurement(name="running test", value=float(running._logs.max()), unit="nats", target=limit))
-    record.add(Measurement(name="took", value=time.monotonic() - start, unit="s"))
-    record.show()
-    record.write(out)
+        done += STEP
+        if done % (STEP << 8) == 0:
+            record().write(out)
+    record().show()
+    record().write(out)
 
 
-def cost(bundle: Path, repetitions: int, out: Path) -> None:
-    """A token with and without the checks, in turn, over the loopback interface; medians of whole generations."""
-    record = Record(benchmark="cost of checked answers, smollm2 over loopback", parameters={"tokens": TOKENS})
-    spent: dict[str, list[float]] = {"off": [], "require": [], "check": []}
-    with listening("serve", bundle / "server", "--device", "cpu") as port:
-        for checked in ["off", "require"] * (repetitions + 1):
-            hybrid = HybridFHEModel.connect(f"127.0.0.1:{port}", bundle / "client", checked=checked)
-            inputs = hybrid.tokenizer(PROMPTS[3], return_tensors="pt")
-            generate: Any = hybrid.model.generate
-            hybrid.reserve(rows_full=TOKENS + 64)
-            before, start = hybrid.stats.copy(), time.perf_counter()
-            with torch.no_grad():
-                generate(**inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
-            rows = TOKENS + inputs["input_ids"].shape[1] - 1
-            spent[checked].append(1000 * (time.perf_counter() - start) / rows)
-            if checked == "require":
-                spent["check"].append(1000 * (hybrid.stats - before).seconds["check"] / rows)
-            hybrid.close()
-    for name, what in (("off", "a row, unchecked"), ("require", "a row, checked"), ("check", "of which checks")):
-        record.add(Measurement.of(what, spent[name][1:], "ms"))
+def cost(bundle: Path, repetitions: int, tokens: int, out: Path) -> None:
+    """Generated tokens of one process, by processor time, which other processes change less than the clock."""
+    hybrid = HybridFHEModel.load(bundle, device="cpu")
+    hybrid.check_answers("smollm2")
+    hybrid.set_fhe_mode("execute")
+    assert hybrid._session is not None and hybrid._session.checks is not None
+    checks, spent = hybrid._session.checks, [0.0]
+
+    def timed(call: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: Any) -> None:
+            start = time.thread_time()
+            call(*arguments)
+            spent[0] += time.thread_time() - start
+
+        return run
+
+    checks.check, checks.end_pass = timed(checks.check), timed(checks.end_pass)  # type: ignore[method-assign]
+    rows: dict[str, list[float]] = {"token": [], "check": [], "share": []}
+    state = hybrid.model(torch.tensor([[1, 2, 3]]), use_cache=True)
+    for _ in range(repetitions):
+        hybrid.reserve(rows_full=tokens)
+        spent[0], start = 0.0, time.process_time()
+        for _ in range(tokens):
+            state = hybrid.model(torch.tensor([[7]]), past_key_values=state.past_key_values, use_cache=True)
+        whole = time.process_time() - start
+        for name, value in (("token", 1000 * whole / tokens), ("check", 1000 * spent[0] / tokens)):
+            rows[name].append(value)
+        rows["share"].append(100 * spent[0] / whole)
+    record = Record(benchmark="cost of checked answers, smollm2", parameters={"tokens": tokens})
+    record.add(Measurement.of("a token, both halves, processor time", rows["token"], "ms"))
+    record.add(Measurement.of("of which checks", rows["check"], "ms"))
+    record.add(Measurement.of("share of the checks", rows["share"], "%", target="at most 3"))
     record.show()
     record.write(out)
+    hybrid.close()
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ def test_json_has_exactly_this_shape(
     assert result.stdout.endswith("}\n") and result.stdout.count("\n") == 1
     answer = json.loads(result.stdout)
     fields = ["text", "prompt_tokens", "new_tokens", "security_bits", "seconds", "bytes_per_token", "trips_per_token"]
+    fields.append("checked")
     assert list(answer) == fields
     assert list(answer["seconds"]) == ["load", "prompt", "per_token", "prepare", "online", "client"]
     assert list(answer["bytes_per_token"]) == ["up_offline", "down_offline", "up_online", "down_online"]

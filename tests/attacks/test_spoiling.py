@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,16 +10,22 @@ import numpy as np
 import pytest
 
 from veil.bundle.header_file import half_digest
+from veil.bundle.terms import Terms
 from veil.checks.files import Vectors, path_of, save_vectors
 from veil.checks.rows import BOUND
 from veil.checks.vectors import make_vectors
+from veil.checks.words import answers_words
 from veil.client.caught import CaughtServers
 from veil.commands import check
 from veil.errors import BundleError, Unchecked, WrongAnswer
+from veil.gateway.app import Gateway, Settings
+from veil.gateway.failures import from_error
+from veil.gateway.served import ServedModel
 from veil.random import SecretRng
 from veil.server.engine import Engine
 
 HEAD_TOKEN = 42
+WEAK = Terms(no_cryptography=True)
 
 
 @pytest.fixture
@@ -140,6 +147,7 @@ def test_a_cheating_server_is_caught(
         asked = cheat.answered
         with pytest.raises(WrongAnswer):
             generated(remote)
+        assert cheat.answered == asked, "nothing more was sent"
         passes = 2 if name == "an old reply" else 1
         assert asked - before <= passes * len(checked.engine.model.manifest.groups) + passes
         honest.close()
@@ -202,3 +210,38 @@ def test_vectors_are_in_no_half_that_is_offered(checked: Any) -> None:
     path = path_of(half_digest(checked.path / "client"))
     assert path.stat().st_mode & 0o077 == 0 and path.parent.stat().st_mode & 0o077 == 0
     assert not [file for file in checked.path.rglob("*") if "check" in file.name]
+
+
+# From the command line ------------------------------------------------------------------------------------------------
+
+
+def test_a_half_is_checked_by_command_and_its_answers_from_then_on(
+    llama: Any, llama_folder: Any, serve: Any, generated: Any, expected: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    check.run(str(llama_folder), llama.path, terms=WEAK, as_json=True)
+    said = json.loads(capsys.readouterr().out)
+    assert said["model"] == llama_folder.name and said["bits"] == 8 and said["residuals"] > 100
+    assert path_of(said["digest"]).stat().st_size == said["vector_bytes"]
+    with serve(llama) as server:
+        remote = llama.connect(server.port, checked="require")
+        assert generated(remote) == expected
+        served = ServedModel("llama", remote, remote.tokenizer, "there")
+        status = Gateway(served, Settings()).status()
+        assert status.checked == llama_folder.name
+        remote.close()
+        remote = llama.connect(server.port, checked="off")
+        assert Gateway(ServedModel("llama", remote, remote.tokenizer, "there"), Settings()).status().checked is None
+        remote.close()
+
+
+def test_a_wrong_answer_is_an_error_of_the_gateway_and_says_so() -> None:
+    error = from_error(WrongAnswer("the server's answers are not those of the model"))
+    assert (error.status, error.code) == (502, "wrong_answer") and "not those" in error.message
+
+
+@pytest.mark.parametrize(
+    ("mode", "against", "words"),
+    [("remote", "m", "checked against m"), ("remote", None, "unchecked"), ("execute", None, "computed in this process")],
+)
+def test_words(mode: str, against: str | None, words: str) -> None:
+    assert answers_words(mode, against).startswith(words)

@@ -66,12 +66,16 @@ class AnswerChecks:
         """Residuals of a row through all groups."""
         return sum(own[max(own)].count for own in self._vectors)
 
+    def stop_if_caught(self) -> None:
+        """Raise `WrongAnswer` again where a wrong answer was found: nothing more is sent."""
+        if self._found is not None:
+            raise WrongAnswer(self._found)
+
     def check(
         self, group: int, x: Array, data: Array, scaling: Scaling, shares: Sequence[Rows], column: int, slots: int
     ) -> None:
         """Raise `WrongAnswer` unless a group's packed results [R, bytes] fit the rows x [R, width] that were sent."""
-        if self._found is not None:
-            raise WrongAnswer(self._found)
+        self.stop_if_caught()
         bits = self._manifest.groups[group].result_bits
         vectors = self._vectors[group][slots]
         residuals, worst = self._kernels.residuals(data, x, scaling, shares, column, bits, vectors)

@@ -28,7 +28,7 @@ def command(
     """Check a client half against weights that you trust, and from then on every answer of its server.
 
     The half's tensors, scales, configuration and tokenizer have to be MODEL's. Then secret sign vectors of your own are made
-    from its weights, some 2 % of their size, and kept in your data folder. With them each row that a server answers is
+    from its weights, some 3 % of their size, and kept in your data folder. With them each row that a server answers is
     checked before it is used; a server that computes with other weights is caught, and not asked again.
 
     With `--json`: `model`, `origin`, `half`, `digest`, `bits`, `path`, `vector_bytes`, `residuals`, `least_change` (of one

@@ -47,6 +47,14 @@ def command(
             "--trainable", help="For `veil finetune` as well: the server keeps the weights twice, and more hint. Norms stay."
         ),
     ] = False,
+    checks: Annotated[
+        bool,
+        typer.Option(
+            "--checks",
+            help="Make your own secret vectors too, as `veil check` does, to check a server with this bundle. "
+            "They go to your data folder, never into the bundle.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Split a model into a bundle: `OUT/client` for you, `OUT/server` for the machine that computes.
@@ -65,5 +73,6 @@ def command(
         task=task.value,
         expert_leak=expert_leak.value,
         trainable=trainable,
+        checks=checks,
         as_json=as_json,
     )

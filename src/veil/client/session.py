@@ -106,7 +106,8 @@ class ClientSession:
         Where the backend cannot tell at once, such a row was sent, encrypted like any other; its result goes nowhere.
         """
         if self.checks is not None:
-            self.checks.end_pass()
+            with self.stats.phase("check"):
+                self.checks.end_pass()
         unchecked, self._unchecked = self._unchecked, []
         if unchecked and not self.kernels.finite(self.kernels.concatenate([scales for _, scales in unchecked])):
             self._refuse(next(group for group, scales in unchecked if not self.kernels.finite(scales)))
@@ -137,6 +138,8 @@ class ClientSession:
         rows, spent before a byte leaves; waits for more if the pool is short. Raises `NotFiniteActivation` for NaN or
         infinity before anything is sent, where the backend can tell at once.
         """
+        if self.checks is not None:
+            self.checks.stop_if_caught()
         place, kernels, rows = self._places[group], self.kernels, len(x)
         prompt_rows = self._supply.count(group, rows, prompt=slots is not None)
         scaling = place.scaling if slots is None else first_slots(place.scaling, slots)

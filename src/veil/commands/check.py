@@ -55,8 +55,8 @@ def run(model: str, half: Path, *, terms: Terms, as_json: bool) -> None:
     table.add_row("half", f"is {findings.origin}'s, digest {digest}")
     table.add_row("weights", f"of {findings.bits} bits; rounding loses {summary['loss']} times as much as plainly, at most")
     table.add_row("sign vectors", f"{summary['vector_bytes']:,} bytes, secret; {summary['residuals']:,} checks a row")
-    least = f"a slot changed by {summary['least_change']} of its size, smaller changes within some rows"
-    table.add_row("caught for certain", least)
+    least = f"a slot changed by {summary['least_change']} of its size, at most; less within some rows"
+    table.add_row("caught in one row", least)
     table.add_row("taken on trust", "\n".join(findings.trusted))
     table.add_row("time", f"{summary['seconds']:.1f} s")
     error_console().print(table)

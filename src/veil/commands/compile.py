@@ -12,6 +12,7 @@ from rich.table import Table
 
 from veil.bundle.client_half import TABLES
 from veil.bundle.header_file import half_digest
+from veil.checks.files import path_of, save_vectors
 from veil.commands.models import compiled
 from veil.commands.terminal import Reporter, error_console
 from veil.runtime.experts import ExpertLeak
@@ -30,6 +31,7 @@ def run(
     task: Task = "auto",
     expert_leak: ExpertLeak = "none",
     trainable: bool = False,
+    checks: bool = False,
 ) -> None:
     """Compile ``model`` into the folder ``out`` and say what it holds.
 
@@ -53,6 +55,8 @@ def run(
         )
         count = len(hybrid.module_names)
         hybrid.save(out, tokenizer=source.tokenizer)
+        if checks:
+            save_vectors(half_digest(out / "client"), hybrid.sign_vectors(source.name))
     summary: dict[str, Any] = {
         "model": source.name,
         "path": str(out),
@@ -86,6 +90,8 @@ def run(
     table.add_row("  public tables of the rows", f"{tables:,} bytes")
     table.add_row("  tokenizer", f"{tokenizer:,} bytes")
     table.add_row("server's half", f"{summary['server_bytes']:,} bytes")
+    if checks:
+        table.add_row("sign vectors", f"{path_of(half_digest(out / 'client'))}, secret")
     table.add_row("time", f"{summary['seconds']:.1f} s")
     error_console().print(table)
 

@@ -103,7 +103,7 @@ def run(request: GenerateRequest, *, as_json: bool) -> None:
     text, costs = _generate(request, ready, load_s, write=not as_json)
     security = float(ready.hybrid.params.security_bits) if ready.hybrid and request.mode in ("execute", "remote") else 0.0
     if as_json:
-        typer.echo(json.dumps({"text": text, "checked": checked} | costs.to_json(security)))
+        typer.echo(json.dumps({"text": text} | costs.to_json(security) | {"checked": checked}))
     else:
         table = costs.table(ready.origin, request.mode, security)
         if security:

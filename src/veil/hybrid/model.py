@@ -44,6 +44,7 @@ from veil.server.engine import Engine
 from veil.server.local import LocalServer
 
 if TYPE_CHECKING:
+    from veil.checks.candidates import ExactCandidates
     from veil.checks.files import Vectors
     from veil.checks.rows import AnswerChecks
     from veil.network.link import Link
@@ -297,17 +298,21 @@ class HybridFHEModel(ConcreteNames):
 
         Raises `RuntimeError` where that mode was used already, `NotCompiled` without weights.
         """
+        if self._session is not None:
+            raise RuntimeError("mode 'execute' was used already; check_answers comes before it")
+        self._vectors = self.sign_vectors(against)
+
+    def sign_vectors(self, against: str) -> Vectors:
+        """Fresh secret vectors of the weights that are here, called ``against``; `NotCompiled` without weights."""
         from veil.checks.files import Vectors
         from veil.checks.vectors import make_vectors
 
         compiled = self._need_compiled()
-        if self._session is not None:
-            raise RuntimeError("mode 'execute' was used already; check_answers comes before it")
         if compiled.weights is None:
             raise NotCompiled("this needs the weights, and only the client half of the bundle is here")
         rng = SecretRng()
         groups = zip(compiled.manifest.groups, compiled.weights, strict=True)
-        self._vectors = Vectors(against, [make_vectors(group, weights, rng) for group, weights in groups])
+        return Vectors(against, [make_vectors(group, weights, rng) for group, weights in groups])
 
     def close(self) -> None:
         """End the sessions, in process and remote, and forget their keys."""
@@ -506,6 +511,13 @@ class HybridFHEModel(ConcreteNames):
             self._graph = TokenGraph(self._model_forward, self._router, session, server)
         return session
 
+    def _candidates(self) -> ExactCandidates | None:
+        """Where answers are checked, what computes the likeliest logits here."""
+        from veil.checks.candidates import exact_candidates
+
+        checked = self.checked_against is not None
+        return exact_candidates(self.model, self._need_compiled().manifest) if checked else None
+
     def _answer_checks(self, caught: Callable[[str], None] | None = None) -> AnswerChecks | None:
         from veil.checks.rows import AnswerChecks
 
@@ -536,6 +548,8 @@ class HybridFHEModel(ConcreteNames):
 
     def _select(self, mode: str, router: Router | None) -> None:
         self._mode = mode
+        if self._router is not None:
+            self._router.candidates = self._candidates()
         if self._router is not None and self._router.stream is not None:
             self._router.stream.active = router is not None
         for layer in self._layers.values():

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,6 +18,9 @@ from veil.runtime.evaluators import Evaluator
 from veil.runtime.gradient import encrypted_product
 from veil.runtime.residual import REMEDY, ResidualStream
 from veil.runtime.sighting import Sighting
+
+if TYPE_CHECKING:
+    from veil.checks.candidates import ExactCandidates
 
 Tensor = torch.Tensor
 Observer = Callable[[int, Tensor, Tensor], None]
@@ -59,6 +63,7 @@ class Router:
         self.evaluator: Evaluator | None = None
         self.observer: Observer | None = None
         self.cancel_check: Callable[[], None] | None = None
+        self.candidates: ExactCandidates | None = None
         self.last_row_only = False
         """Whether of the last layers nothing but the last row of each sequence matters in this pass."""
         self._kernels = kernels
@@ -168,6 +173,8 @@ class Router:
         if self.evaluator is None:
             raise NotCompiled("call set_fhe_mode first")
         outputs = self._kernels.to_torch(self.evaluator.evaluate(group, self._kernels.from_torch(x), slots))
+        if self.candidates is not None and self.candidates.group == group:
+            outputs = self.candidates.refined(x, outputs)
         if self.observer is not None:
             self.observer(group, x, outputs)
         return outputs

@@ -19,7 +19,7 @@ from veil.bundle.manifest import Group, Layer
 from veil.bundle.terms import Terms
 from veil.checks.files import Vectors
 from veil.checks.spread import covariance
-from veil.checks.vectors import GroupVectors, VectorMaker, edges_of
+from veil.checks.vectors import GroupVectors, VectorMaker
 from veil.compile.compiler import with_bits
 from veil.compile.fused_weights import fused_matrix, fusion_parts
 from veil.compile.quantize import quantize_weight, rounded
@@ -44,7 +44,11 @@ MOST_CORRECTION = 24.0
 _FEW = 16
 """Rows of a group below which a median says little; the root mean square stands in for it."""
 
-_BOUND = 8.0
+_SURE = 12.0
+"""Deviations of a change that honest noise brings below the bound in both of two vectors once in 10^9."""
+
+_MOST_CHANGE = 2.0
+"""A half whose noise hides larger changes, in a slot's own size, has parameters that make checks worthless."""
 
 
 @dataclass
@@ -79,6 +83,11 @@ def check_half(
         progress("checking the half", index, len(manifest.groups))
         made.append(_Group(group, constants, opened, weights).vectors(rng, findings))
         findings.changes.append(_least_change(made[-1], group, constants, opened))
+        if findings.changes[-1] > _MOST_CHANGE:
+            raise HalfDiffers(
+                f"the half's parameters make so much noise that its group {group.layers[0].name} cannot be checked: a slot "
+                f"could change by {findings.changes[-1]:.1f} of its size; distrust who made it"
+            )
     progress("checking the half", len(manifest.groups), len(manifest.groups))
     if any(own.fixed_norm for own in opened.compiled.constants):
         findings.trusted.append("the fixed lengths of rows of static quantization")
@@ -200,7 +209,7 @@ class _Group:
 
 
 def _least_change(vectors: GroupVectors, group: Group, constants: GroupConstants, opened: Opened) -> float:
-    """The change of one slot that is as large as the bound, in root mean squares of a slot of the largest norm.
+    """The change of one slot that is caught at once, in root mean squares of a slot of the largest norm.
 
     Of the chunk with the most noise; a slot of inputs of random signs has the mean square (norm·target)²/width.
     """
@@ -209,4 +218,4 @@ def _least_change(vectors: GroupVectors, group: Group, constants: GroupConstants
     deviation = float(np.sqrt(np.diagonal(spread, axis1=1, axis2=2).max()))
     width = 1 if group.layers[0].kind == "embedding" else group.width
     rms = target_norm(params, constants.bound) * constants.bound / np.sqrt(width)
-    return _BOUND * deviation / float(rms) if len(edges_of(group)) > 1 else 0.0
+    return _SURE * deviation / float(rms)

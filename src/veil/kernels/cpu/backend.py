@@ -331,30 +331,38 @@ class CpuKernels:
         self, data: U8, x: F32, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, vectors: SignVectors
     ) -> tuple[F64, F64]:
         out, worst = np.empty((len(x), vectors.count)), np.empty(len(x))
-        divisors = _NO_DIVISORS if scaling.divisors is None else scaling.divisors
+        if len(shares) == 1:
+            self._residuals(data, x, scaling, shares[0], column, bits, vectors, out, worst)
+            return out, worst
         first = 0
         for part in shares:
-            last = first + part.count
-            checking.residuals(
-                data[first:last],
-                x[first:last],
-                divisors,
-                scaling.target,
-                scaling.fixed,
-                part.material,
-                part.first,
-                column,
-                bits,
-                vectors.edges,
-                vectors.signs,
-                vectors.sums,
-                vectors.inverse,
-                all_threads() if part.count > 1 else 1,
-                out[first:last],
-                worst[first:last],
-            )
-            first = last
+            own = slice(first, first + part.count)
+            self._residuals(data[own], x[own], scaling, part, column, bits, vectors, out[own], worst[own])
+            first += part.count
         return out, worst
+
+    @staticmethod
+    def _residuals(
+        data: U8, x: F32, scaling: Scaling, part: Rows, column: int, bits: int, vectors: SignVectors, out: F64, worst: F64
+    ) -> None:
+        checking.residuals(
+            data,
+            x,
+            _NO_DIVISORS if scaling.divisors is None else scaling.divisors,
+            scaling.target,
+            scaling.fixed,
+            part.material,
+            part.first,
+            column,
+            bits,
+            vectors.edges,
+            vectors.signs,
+            vectors.sums,
+            vectors.inverse,
+            all_threads() if part.count > 1 else 1,
+            out,
+            worst,
+        )
 
     def finite(self, scales: F64) -> bool:
         return math.isfinite(scales[0]) if len(scales) == 1 else bool(np.isfinite(scales).all())

@@ -20,9 +20,12 @@ I32 = NDArray[np.int32]
 
 
 @njit(cache=True)
-def _quantized(x, scale, words):  # type: ignore[no-untyped-def]
-    for i in range(words.size):
-        words[i] = low_bits(np.float64(x[i]) * scale + _ROUND)
+def _quantized(x, scale, low, high):  # type: ignore[no-untyped-def]
+    """``round(x·scale)`` modulo 2^32 as ``low + 2^16·high``, both signed: 16-bit products go two at a time."""
+    for i in range(low.size):
+        word = low_bits(np.float64(x[i]) * scale + _ROUND)
+        low[i] = np.int16(word)
+        high[i] = np.int16(np.uint32(word + np.uint32(0x8000)) >> np.uint32(16))
 
 
 @njit(cache=True)
@@ -32,12 +35,23 @@ def _unmasked(words, mu):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _product(factors, words):  # type: ignore[no-untyped-def]
-    """``Σ_i factors_i·words_i`` modulo 2^32 of small signed factors."""
+def _signed(signs, words):  # type: ignore[no-untyped-def]
+    """``Σ_j signs_j·words_j`` of signs 1 and -1: their halves are no bits, or all of them."""
     total = np.uint32(0)
     for i in range(words.size):
-        total = np.uint32(total + np.uint32(np.uint32(factors[i]) * words[i]))
+        mask = np.uint32(np.int32(signs[i]) >> np.int32(1))
+        total = np.uint32(total + np.uint32((words[i] ^ mask) - mask))
     return total
+
+
+@njit(cache=True)
+def _product(factors, low, high):  # type: ignore[no-untyped-def]
+    """``Σ_i factors_i·(low_i + 2^16·high_i)`` modulo 2^32."""
+    lower, upper = np.int32(0), np.int32(0)
+    for i in range(low.size):
+        lower = np.int32(lower + np.int32(np.int32(factors[i]) * np.int32(low[i])))
+        upper = np.int32(upper + np.int32(np.int32(factors[i]) * np.int32(high[i])))
+    return np.uint32(np.uint32(lower) + np.uint32(np.uint32(upper) << np.uint32(16)))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -47,7 +61,8 @@ def _residuals(  # type: ignore[no-untyped-def]
     """`residuals` of the rows from start to end."""
     chunks, vectors, width = sums.shape
     slots = edges[chunks]
-    row, message, words = np.empty(width, np.float32), np.empty(width, np.uint32), np.empty(slots, np.uint32)
+    row, words = np.empty(width, np.float32), np.empty(slots, np.uint32)
+    low, high = np.empty(width, np.int16), np.empty(width, np.int16)
     for t in range(start, end):
         _divide(x[t], divisors, row)
         scale = _scale(_square_sum(row), target, fixed)
@@ -56,14 +71,14 @@ def _residuals(  # type: ignore[no-untyped-def]
             for place in range(chunks * vectors):
                 out[t, place] = 0.0
             continue
-        _quantized(row, scale, message)
+        _quantized(row, scale, low, high)
         unpack_words(data[t], 0, bits, slots, True, words)
         _unmasked(words, mu[row0 + t, col0 : col0 + slots])
         for chunk in range(chunks):
             first, last = edges[chunk], edges[chunk + 1]
             values = words[first:last]
             for j in range(vectors):
-                rest = np.uint32(_product(signs[j, first:last], values) - _product(sums[chunk, j], message))
+                rest = np.uint32(_signed(signs[j, first:last], values) - _product(sums[chunk, j], low, high))
                 residual = np.float64(np.int32(rest)) * inverse[chunk, j]
                 out[t, chunk * vectors + j] = residual
                 worst[t] = max(worst[t], abs(residual))
@@ -102,8 +117,9 @@ def residuals(
     worst: F64,
 ) -> None:
     """Rows x [T, d] and their packed results → residuals in deviations, and the largest of each row."""
-    fixed_arguments = (data, x, divisors, target, fixed, mu, row0, col0, bits, edges, signs, sums, inverse)
     if threads > 1 and len(x) > 1:
-        _residuals_together(*fixed_arguments, threads, out, worst)
-    else:
-        _residuals(*fixed_arguments, 0, len(x), out, worst)
+        _residuals_together(
+            data, x, divisors, target, fixed, mu, row0, col0, bits, edges, signs, sums, inverse, threads, out, worst
+        )
+        return
+    _residuals(data, x, divisors, target, fixed, mu, row0, col0, bits, edges, signs, sums, inverse, 0, len(x), out, worst)

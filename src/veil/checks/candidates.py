@@ -1,0 +1,50 @@
+"""The logits of the likely tokens, exactly, where the client holds the head's rows: a head that is tied to its embedding.
+
+What a server adds to a logit within the noise is gone then: a token that it raises among the likeliest gets its own logit
+back. The others keep what was answered, and checked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from veil.bundle.manifest import Manifest
+
+LIKELY = 16
+"""Tokens of each row whose logits are computed here."""
+
+
+class ExactCandidates:
+    """Replaces the largest outputs of a tied head by the products with its rows, which are ``table`` [slots, width]."""
+
+    def __init__(self, group: int, table: torch.Tensor) -> None:
+        self.group = group
+        self._table = table
+
+    def refined(self, x: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+        """Outputs [R, slots] float32 with the likeliest exact, for inputs x [R, width]."""
+        places = outputs.topk(min(LIKELY, outputs.shape[1]), dim=1).indices
+        rows = self._table[places].to(torch.float32)
+        exact = torch.einsum("rkw,rw->rk", rows, x.to(torch.float32))
+        return outputs.scatter(1, places, exact)
+
+
+def exact_candidates(model: Any, manifest: Manifest) -> ExactCandidates | None:
+    """For a model whose head is tied to an embedding that is here and whole; None for others."""
+    heads = [index for index, group in enumerate(manifest.groups) if group.segment == "head"]
+    config = getattr(model, "config", None)
+    find = getattr(model, "get_input_embeddings", None)
+    if len(heads) != 1 or not getattr(config, "tie_word_embeddings", False) or not callable(find):
+        return None
+    group, embedding = manifest.groups[heads[0]], find()
+    layer = group.layers[0]
+    tied = getattr(model, "_tied_weights_keys", None) or {}
+    named = isinstance(tied, dict) and f"{layer.name}.weight" in tied
+    if not named or len(group.layers) != 1 or layer.bias or not isinstance(embedding, nn.Embedding):
+        return None
+    if embedding.weight.is_meta or tuple(embedding.weight.shape) != (layer.out_features, layer.in_features):
+        return None
+    return ExactCandidates(heads[0], embedding.weight.detach())
