@@ -102,11 +102,17 @@ def train_server() -> Callable[..., Any]:
         server = Server({"b": Served(engine, half_digest(folder / "client"), None)}, store, config)
         server.start()
         try:
-            yield lambda: HybridFHEModel.connect(
-                f"127.0.0.1:{server.port}",
-                folder / "client",
-                terms=Terms(no_cryptography=True),
-                ahead=Ahead(tokens=4, prompt_rows=4),
+            yield (
+                lambda address=False: (
+                    f"127.0.0.1:{server.port}"
+                    if address
+                    else HybridFHEModel.connect(
+                        f"127.0.0.1:{server.port}",
+                        folder / "client",
+                        terms=Terms(no_cryptography=True),
+                        ahead=Ahead(tokens=4, prompt_rows=4),
+                    )
+                )
             )
         finally:
             server.stop(0.5)
