@@ -180,6 +180,16 @@ def test_the_errors_of_gradients_are_unbiased_and_as_predicted() -> None:
     hybrid.close()
 
 
+def test_where_rounding_has_a_mean_that_counts_words_go_up_whole() -> None:
+    from veil.model.transposed import unbiased
+    from veil.noise import WireBits
+
+    mixed = np.random.default_rng(0).integers(-100, 101, (4, 40_000), dtype=np.int8)
+    assert unbiased(WireBits(31, 18), mixed, Params.default()) == (31, 18)
+    assert unbiased(WireBits(31, 18), np.abs(mixed), Params.default()) == (32, 18)
+    assert unbiased(WireBits(20, 18), np.abs(mixed), Params.default()) == (20, 18), "the rounding's spread is larger there"
+
+
 def test_a_bundle_for_training_is_opened_again(twins: Any, tmp_path: Path, tiny_tokenizer: Any) -> None:
     pair = twins()
     expected = pair.gradients(pair.model)
