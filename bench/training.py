@@ -13,8 +13,10 @@ layer's Wᵀ·g, measured on SmolLM2's gradients, with its prediction.
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("what", choices=["curve", "step", "signal"])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after the step that goes on at this time")
+    parser.add_argument("--threads", type=int, default=0, help="torch's, for both")
     parser.add_argument("--validate-every", type=int, default=20)
     parser.add_argument("--mode", default="execute")
     parser.add_argument("--model", default="", help="of curve: smollm2 or small; of step: llama-1b, gpt2, smollm2")
@@ -62,7 +65,9 @@ def main() -> None:
 def curve(args: argparse.Namespace) -> None:
     """Train twice from one start, a step of each in turn, for as long as there is time; each step is written down."""
     out = args.out or RESULTS / "training-curve.json"
-    float_source, source = (small() if args.model == "small" else load_model("smollm2") for _ in range(2))
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    float_source = small() if args.model == "small" else load_model("smollm2")
+    source = replace(float_source, model=copy.deepcopy(float_source.model))
     data = prose(source, 64)
     schedule = Schedule(steps=args.steps, batch=4, learning_rate=2e-4, seed=1)
     about = {"model": source.name, "lora": "r 8, q and v", "batch": "4 x 64", "schedule": args.steps, "mode": args.mode}
@@ -113,7 +118,7 @@ class Bytes:
 
 
 def small() -> Source:
-    """A Llama of four layers, width 128, over bytes, after 300 steps of ordinary training on the calibration text."""
+    """A Llama of four layers, width 128, over bytes, after 200 steps of ordinary training on the calibration text."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -121,7 +126,7 @@ def small() -> Source:
     model = LlamaForCausalLM(LlamaConfig(vocab_size=256, num_key_value_heads=2, tie_word_embeddings=False, **sizes))
     text = torch.tensor(list(_TEXT.encode()))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(300):
+    for _ in range(200):
         starts = torch.randint(0, len(text) - 64, (8,))
         batch = torch.stack([text[start : start + 64] for start in starts.tolist()])
         model(input_ids=batch, labels=batch).loss.backward()

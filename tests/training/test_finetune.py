@@ -12,8 +12,9 @@ import torch
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner, Result
 
-from veil import HybridFHEModel
+from veil import HybridFHEModel, linear_modules
 from veil.cli import app
+from veil.params import Params
 from veil.training.adapters import LoraSettings, add_lora
 from veil.training.examples import IGNORED, Example, batches, divided, read_examples
 from veil.training.loop import FineTuning, Schedule
@@ -21,6 +22,7 @@ from veil.training.loop import FineTuning, Schedule
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
+PRECISE = Params.insecure_tiny(signal_db=60.0)
 QUESTION, ANSWER = "w23 w6 w7", "w41 w13 w30"
 
 
@@ -36,32 +38,44 @@ def pairs(tmp_path: Path) -> Path:
     return path
 
 
-def finetune(folder: Path, data: Path, out: Path, *more: Any) -> Result:
-    options = ("--steps", 40, "--learning-rate", 0.03, "--rank", 8, "--targets", "q_proj,v_proj,up_proj,down_proj")
-    return invoke("finetune", folder, "--data", data, "--out", out, *options, *more)
+@pytest.fixture(scope="module")
+def bundle(new_model: Any, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama compiled for training; do not write to it."""
+    model = new_model("llama")
+    hybrid = HybridFHEModel(model, linear_modules(model))
+    hybrid.compile_model(torch.arange(1, 25).reshape(2, 12), trainable=True, params=PRECISE, device="cpu")
+    path = tmp_path_factory.mktemp("bundles") / "b"
+    hybrid.save(path, tokenizer=tiny_tokenizer)
+    return path
 
 
-def test_an_answer_is_learned_and_given(llama_folder: Path, pairs: Path, tmp_path: Path, cache: Path) -> None:
+def finetune(folder: Path | None, data: Path, out: Path, *more: Any) -> Result:
+    options = ("--steps", 24, "--learning-rate", 0.06, "--rank", 8, "--targets", "q_proj,v_proj,up_proj,down_proj")
+    return invoke("finetune", *([folder] if folder else []), "--data", data, "--out", out, *options, *more)
+
+
+def test_an_answer_is_learned_and_given(bundle: Path, llama_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    here = ("--bundle", bundle, "--mode", "disable", "--allow-no-cryptography")
+
     def answer(*more: Any) -> str:
-        command = ("generate", QUESTION, "--model", llama_folder, "--mode", "disable", "--max-new-tokens", "4", "--json")
-        result = invoke(*command, *more)
+        result = invoke("generate", QUESTION, "--max-new-tokens", "4", "--json", *here, *more)
         assert result.exit_code == 0, result.stderr
         return str(json.loads(result.stdout)["text"])
 
     assert ANSWER not in answer()
-    result = finetune(llama_folder, pairs, tmp_path / "a", "--mode", "disable", "--validation", 0, "--json")
+    result = finetune(None, pairs, tmp_path / "a", *here, "--validation", 0, "--json")
     assert result.exit_code == 0, result.stderr
     told = json.loads(result.stdout)
     fields = ["adapter", "steps", "loss", "validation_before", "validation_after"]
     assert list(told) == [*fields, "seconds_per_step", "bytes_per_step", "trainable_parameters"]
-    assert told["steps"] == 40 and told["loss"] < 0.5
+    assert told["steps"] == 24 and told["loss"] < 0.5
     lines = [line for line in result.stderr.splitlines() if line.startswith("step ")]
-    assert len(lines) == 40 and all(part in lines[-1] for part in ("loss", " s", "bytes"))
+    assert len(lines) == 24 and all(part in lines[-1] for part in ("loss", " s", "bytes"))
     assert answer("--adapter", tmp_path / "a") == ANSWER
     model = peft.PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(llama_folder), str(tmp_path / "a"))
     assert model.peft_config["default"].r == 8, "others read it"
     written = (tmp_path / "a" / "adapter_config.json").read_text()
-    assert json.loads(written)["base_model_name_or_path"] == str(llama_folder)
+    assert json.loads(written)["base_model_name_or_path"] == "b"
 
 
 @pytest.fixture
@@ -77,6 +91,21 @@ def test_it_trains_through_encryption_with_validation(llama_folder: Path, pairs:
     told = json.loads(result.stdout)
     assert told["bytes_per_step"] > 10_000 and told["validation_after"] != told["validation_before"] is not None
     assert sum("validation" in line for line in result.stderr.splitlines() if line.startswith("step ")) == 2
+
+
+def test_a_server_elsewhere_trains_it_and_answers_with_it(
+    bundle: Path, pairs: Path, tmp_path: Path, train_server: Any
+) -> None:
+    with train_server(bundle) as server:
+        there = ("--server", server(address=True), "--bundle", bundle / "client", "--allow-no-cryptography")
+        options = ("--data", pairs, "--out", tmp_path / "a", "--steps", 16, "--learning-rate", 0.06, "--validation", 0)
+        targets = ("--targets", "q_proj,v_proj,up_proj,down_proj", "--json")
+        result = invoke("finetune", *options, *targets, *there)
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["loss"] < 2.5, "it began above 8"
+        command = ("generate", QUESTION, "--max-new-tokens", "3", "--json", *there)
+        answers = [json.loads(invoke(*command, *more).stdout)["text"] for more in ((), ("--adapter", tmp_path / "a"))]
+        assert ANSWER.split()[0] not in answers[0] and answers[1].startswith(ANSWER.split()[0])
 
 
 def test_what_cannot_be_trained_is_refused_in_one_line(llama_folder: Path, pairs: Path, tmp_path: Path, cache: Path) -> None:

@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from veil import noise
 from veil.bundle.constants import GroupConstants, row_norms
 from veil.bundle.manifest import Group, Layer
 from veil.compile.balance import Inputs, divisors_for
 from veil.compile.quantize import quantize_weight
-from veil.noise import wire_bits
-from veil.params import Params
+from veil.noise import WireBits, wire_bits
+from veil.params import INNER_MODULUS_BITS, Params
 from veil.runtime.layers import RemoteLayer, float_weight
 
 F32 = NDArray[np.float32]
@@ -46,10 +47,21 @@ def transposed(
     matrix, scale = quantize_weight(weight, bits, divisors)
     largest = float(row_norms(matrix).max(initial=0.0))
     name = f"{group.layers[0].name[: 256 - len(SUFFIX)]}{SUFFIX}"
-    wire = wire_bits(params, group.rows, group.width, max(largest, 1.0))
+    wire = unbiased(wire_bits(params, group.rows, group.width, max(largest, 1.0)), matrix, params)
     layer = Layer(name, "linear", group.rows, group.width, bits, False)
     made = Group((layer,), "back", None, wire.input, wire.result, transposed=index)
     return made, matrix, GroupConstants(scale, np.zeros(group.width, dtype=np.float32), largest, divisors=divisors)
+
+
+def unbiased(bits: WireBits, matrix: I8, params: Params) -> WireBits:
+    """The bits, or whole words up where rounding has a mean that counts.
+
+    Words are rounded halves up, which adds 1/2 on average: ``Σ_i W_q[j, i]/2`` in slot j. Rows whose weights have a mean,
+    such as an embedding's columns over a whole vocabulary, add it up; those whose signs are mixed do not.
+    """
+    mean = 0.5 * np.abs(matrix.sum(axis=1, dtype=np.int64))
+    counts = bool((mean**2 > 0.1 * noise.result(params, row_norms(matrix), bits)).any())
+    return WireBits(INNER_MODULUS_BITS, bits.result) if counts else bits
 
 
 def gradients_seen(model: nn.Module, layers: Mapping[str, RemoteLayer], run: Callable[[], Any], ids: Any) -> dict[str, F32]:
