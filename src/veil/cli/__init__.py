@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from veil import __version__
-from veil.cli import bench, chat, compile, gateway, generate, params, pull, report, serve, token
+from veil.cli import bench, cache, chat, compile, gateway, generate, params, pull, report, serve, token
 from veil.commands.terminal import EXIT_INTERRUPTED, one_line_errors
 
 app = typer.Typer(
@@ -53,6 +53,7 @@ for _name, _module in {
     "pull": pull,
     "gateway": gateway,
     "chat": chat,
+    "cache": cache,
     "token": token,
     "bench": bench,
     "report": report,

@@ -181,6 +181,14 @@ class HybridFHEModel:
         return self._need_compiled().manifest
 
     @property
+    def fingerprint(self) -> str:
+        """What tells this compiled model from others: its parameters, public seed and layers, as hexadecimal SHA-256."""
+        from veil.wire.methods import fingerprint
+
+        compiled = self._need_compiled()
+        return fingerprint(compiled.params, compiled.seed, compiled.manifest)
+
+    @property
     def unfolded(self) -> tuple[str, ...]:
         """Why norms were not folded that `compile_model` was asked to fold; empty for a bundle from disk."""
         return self._need_compiled().unfolded
