@@ -14,6 +14,11 @@ def cache_folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("veil"))
 
 
+def states_folder() -> Path:
+    """Where `veil gateway --cache-gib` keeps conversations' states."""
+    return cache_folder() / "states"
+
+
 def data_folder() -> Path:
     """The environment variable ``VEIL_DATA_DIR``, or the user's data folder, for what is not to be lost."""
     chosen = os.environ.get("VEIL_DATA_DIR")

@@ -117,7 +117,7 @@ def test_a_conversation_goes_on_and_an_answer_can_be_tried_again(page: Any, runn
 def test_writing_announces_the_prompt(page: Any, running: Any, monkeypatch: Any) -> None:
     told: list[tuple[int, int]] = []
     monkeypatch.setattr(running.gateway.served, "expect", lambda *sizes: told.append(sizes))
-    running.gateway._expected = 0.0
+    running.gateway._expected.clear()
     page.one("#prompt").send_keys("w1 w2 w3")
     page.until(lambda: told)
     assert 1 <= told[0][0] <= 8 and told[0][1] == 6

@@ -9,7 +9,22 @@ from typing import Annotated
 import typer
 
 from veil import __version__
-from veil.cli import bench, chat, check, compile, doctor, finetune, gateway, generate, params, pull, report, serve, token
+from veil.cli import (
+    bench,
+    cache,
+    chat,
+    check,
+    compile,
+    doctor,
+    finetune,
+    gateway,
+    generate,
+    params,
+    pull,
+    report,
+    serve,
+    token,
+)
 from veil.cli.streams import use_utf8
 from veil.commands.terminal import EXIT_INTERRUPTED, one_line_errors
 
@@ -56,6 +71,7 @@ for _name, _module in {
     "check": check,
     "gateway": gateway,
     "chat": chat,
+    "cache": cache,
     "token": token,
     "bench": bench,
     "report": report,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -80,6 +81,17 @@ def command(
     answer_tokens: Annotated[
         int, typer.Option(min=1, help="The most tokens of an answer whose request sets no limit.")
     ] = 2048,
+    cache_gib: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            help="Keep what was computed of prompts on disk, up to so many GiB, so that a document's rows go up once even "
+            "if the gateway is restarted; encrypted with a key from the system's keyring, or the passphrase in "
+            "VEIL_CACHE_PASSPHRASE. `veil cache` lists and clears.",
+            show_default="off",
+        ),
+    ] = None,
+    cache_days: Annotated[float, typer.Option(min=0.01, help="Forget what was not used for so many days.")] = 7.0,
     device: ServingDevice = Device.auto,
     open_page: Annotated[bool, typer.Option("--open", help="Open the chat page in the browser.")] = False,
     server_access: ServerAccess,
@@ -120,7 +132,7 @@ def command(
         choices = (replace(choices[0], adapters=tuple(adapter)),)
     choices = tuple(replace(choice, checked=checked.value) for choice in choices)
     sign_of_life()
-    from veil.commands.gateway import GatewayRequest, run
+    from veil.commands.gateway import GatewayRequest, Keep, run
     from veil.gateway.app import Settings
 
     run(
@@ -131,6 +143,11 @@ def command(
             port=port,
             open_page=open_page,
             aliases=aliases_of(alias or []),
+            keep=None
+            if cache_gib is None
+            else Keep(
+                most_bytes=int(cache_gib * (1 << 30)), days=cache_days, passphrase=os.environ.get("VEIL_CACHE_PASSPHRASE")
+            ),
             tls=None if tls_cert is None or tls_key is None else (tls_cert, tls_key),
         )
     )

@@ -8,10 +8,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from veil.cache import states_folder
 from veil.commands.choice import ModelChoice
 from veil.commands.model_choice import opened
 from veil.gateway.app import Settings, build_app
 from veil.gateway.guard import Access
+from veil.gateway.kept import KeptStates, key_from, model_mark
 from veil.gateway.listen import Listener
 from veil.network.certificates import server_context
 from veil.network.listening import is_loopback, listening
@@ -28,6 +30,16 @@ class GatewayRequest:
     open_page: bool = False
     aliases: dict[str, str] = field(default_factory=dict)
     tls: tuple[Path, Path] | None = None
+    keep: Keep | None = None
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Keep:
+    """How conversations' states are kept on disk: bytes in all, days since their last use, the key."""
+
+    most_bytes: int
+    days: float
+    passphrase: str | None = None
 
 
 def run(request: GatewayRequest) -> None:
@@ -43,7 +55,13 @@ def run(request: GatewayRequest) -> None:
         print(f"veil: {line}", file=sys.stderr, flush=True)
     with listening(host, request.port) as opened_socket, ExitStack() as stack:
         port = opened_socket.getsockname()[1]
+        key = None if request.keep is None else key_from(request.keep.passphrase, states_folder())
         served = [stack.enter_context(opened(choice)) for choice in request.choices]
+        if request.keep is not None and key is not None:
+            for one in served:
+                mark = model_mark(one.hybrid.fingerprint, one.name)
+                one.kept = KeptStates(states_folder(), key, mark, most_bytes=request.keep.most_bytes, days=request.keep.days)
+                stack.callback(one.kept.close)
         app = build_app(served, request.access, request.settings, request.aliases)
         listener = Listener(app, opened_socket, request.tls)
         url = f"http{'s' if request.tls else ''}://{_shown(host)}:{port}"

@@ -72,6 +72,7 @@ class Generator:
         self._lock = TurnLock()
         self._turn: _Turn | None = None
         self._prefixes = PrefixStore(_PREFIX_BYTES // max(1, callers))
+        self._prefixes.disk = served.kept
 
     def answer(
         self,

@@ -16,6 +16,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from veil.gateway.kept import KeptStates
+
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
@@ -33,6 +35,8 @@ class PrefixStore:
         self._most_bytes = most_bytes
         self._entries: deque[_Entry] = deque()
         self._lock = threading.Lock()
+        self.disk: KeptStates | None = None
+        """Where states are kept for longer, if anywhere."""
 
     def take(self, ids: Sequence[int], owner: str = "", adapter: str | None = None) -> tuple[int, DynamicCache | None]:
         """How many of the first tokens of a prompt this owner's states under an adapter know, at most all but the last, and
@@ -43,12 +47,15 @@ class PrefixStore:
                 _common(entry.ids, ids) if (entry.owner, entry.adapter) == (owner, adapter) else 0 for entry in self._entries
             ]
             best = max(range(len(lengths)), key=lengths.__getitem__, default=None)
-            if best is None or lengths[best] == 0:
-                return 0, None
-            entry = self._entries[best]
-            self._entries.remove(entry)
-            self._entries.append(entry)
-        return lengths[best], _copy(entry.cache, lengths[best])
+            length = 0 if best is None else lengths[best]
+            entry = None if best is None or length == 0 else self._entries[best]
+            if entry is not None:
+                self._entries.remove(entry)
+                self._entries.append(entry)
+        kept = None if self.disk is None or adapter is not None else self.disk.best(ids, owner, length)
+        if kept is not None:
+            return kept
+        return (0, None) if entry is None else (length, _copy(entry.cache, length))
 
     def keep(self, ids: Sequence[int], cache: Any, owner: str = "", adapter: str | None = None) -> None:
         """Remember the state after a generation: ``ids`` are prompt and answer, the state may lack the last of them.
@@ -59,7 +66,11 @@ class PrefixStore:
             return
         length, size = cache.get_seq_length(), 2 * sum(layer.keys.nbytes for layer in cache.layers)
         entry = _Entry(tuple(ids[:length]), cache, size, owner, adapter)
-        if size > self._most_bytes or length > len(ids):
+        if length > len(ids):
+            return
+        if self.disk is not None and adapter is None:  # a name does not say which adapter it is
+            self.disk.keep(ids, cache, owner)
+        if size > self._most_bytes:
             return
         with self._lock:
             self._entries = deque(

@@ -15,6 +15,7 @@ from veil.gateway.checkpoint import ends_of, plain, preferences_of
 from veil.gateway.failures import ApiError, bad_parameter, server_lost, too_long
 from veil.gateway.grammar import Grammars
 from veil.gateway.health import GIVE_UP_S, ServerHealth
+from veil.gateway.kept import KeptStates
 from veil.gateway.tokens import TokenBytes
 from veil.gateway.tools import OURS, Form, form_of
 from veil.hybrid.model import HybridFHEModel
@@ -49,6 +50,8 @@ class ServedModel:
         self.adapters: Adapters | None = None
         self.health: ServerHealth | None = None
         """Whether the server answers, where somebody watches it."""
+        self.kept: KeptStates | None = None
+        """Where conversations' states are kept for longer, if anywhere."""
         self.kind: Literal["text", "encoder"] = "text" if self.net.can_generate() else "encoder"
         if getattr(self.net, "main_input_name", "input_ids") != "input_ids":
             raise ModelSourceError(f"{name} takes {self.net.main_input_name}, not text; use it from Python")

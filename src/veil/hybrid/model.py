@@ -197,6 +197,14 @@ class HybridFHEModel(ConcreteNames):
         return self._need_compiled().manifest
 
     @property
+    def fingerprint_of(self) -> str:
+        """What tells this compiled model from others: its parameters, public seed and layers, as hexadecimal SHA-256."""
+        from veil.bundle.fingerprint import fingerprint_of
+
+        compiled = self._need_compiled()
+        return fingerprint_of(compiled.params, compiled.seed, compiled.manifest)
+
+    @property
     def unfused(self) -> tuple[str, ...]:
         """Why norms were not fused that `compile_model` was asked to fuse; empty for a bundle from disk."""
         return self._need_compiled().unfused
