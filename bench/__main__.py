@@ -2,7 +2,7 @@
 
 Then the plots and the tables of the README and the docs are made from the records. Names choose some of them, such as
 ``python -m bench cpu-smollm2 widths``; ``--list`` shows all. On two cores everything takes about an hour and a half: a few
-minutes each for the models and widths, more for `quality` and the four `trips`. Nothing else should run meanwhile.
+minutes each for the models and widths, more for `quality`, `families`, the four `trips`. Nothing else should run meanwhile.
 `bench/gpu.py` and ``veil bench --device cuda`` need a card.
 """
 
@@ -42,6 +42,7 @@ MEASUREMENTS: dict[str, list[str]] = {
     "remote-smollm2-unfolded": script("remote", "--fold-norms", "off", out="remote-smollm2-unfolded"),
     "gateway-smollm2": script("gateway", out="gateway-smollm2"),
     "guesses": script("guesses", out="guesses"),
+    "families": script("families", out="families"),
     **{
         f"trips-{model}-{mbit}": script("trips", model, "--mbit", str(mbit), out=f"trips-{model}-{mbit}")
         for model in ("smollm2", "gpt2")

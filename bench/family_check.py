@@ -15,13 +15,14 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from family_record import Family
 from small_models import NotBuilt, architectures, small_model
 from veil import HybridFHEModel, linear_modules
 from veil.errors import VeilError
@@ -40,32 +41,6 @@ LIMIT_S = 120
 """Seconds of processor time for one architecture."""
 
 _MOST_LEFT_OUT = 40
-
-
-@dataclass(kw_only=True)
-class Family:
-    """What came of an architecture: ``works``, ``refused``, ``fails``, ``no layer`` or ``not built``.
-
-    ``layer_db`` is the least signal to noise of a layer, encrypted against float on the same input; ``quantized_db`` of the
-    output, integer layers against float; ``encrypted_db`` of the output, encrypted against integer layers.
-    """
-
-    kind: str
-    model: str = ""
-    verdict: str = "not built"
-    reason: str = ""
-    parameters: int = 0
-    linear_layers: int = 0
-    remote_layers: int = 0
-    remote_share: float = 0.0
-    called: int = 0
-    layer_db: float | None = None
-    quantized_db: float | None = None
-    encrypted_db: float | None = None
-    generates: str = ""
-    bundle: str = ""
-    left_out: list[str] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 class Wrong(Exception):
