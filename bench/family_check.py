@@ -193,7 +193,7 @@ def _generate(hybrid: HybridFHEModel, inputs: dict[str, torch.Tensor], found: Fa
     def run(mode: str) -> Any:
         hybrid.set_fhe_mode(mode)
         torch.manual_seed(0)
-        return model.generate(**given, **settings)
+        return model.generate(**{name: value.clone() for name, value in given.items()}, **settings)  # some write into them
 
     try:
         exact = run("torch")
