@@ -52,6 +52,7 @@ def examine(kind: str, names: tuple[str, ...]) -> Family:
     start, found = time.perf_counter(), Family(kind=kind)
     try:
         model, inputs = small_model(kind, names)
+        _output(model, inputs)
     except (NotBuilt, Wrong) as error:
         return replace(found, reason=str(error), seconds=time.perf_counter() - start)
     found.model = type(model).__name__
@@ -201,7 +202,7 @@ def _generate(hybrid: HybridFHEModel, inputs: dict[str, torch.Tensor], found: Fa
         found.generates = f"not in float either ({_line(error)[:80]})"
         return
     clear, encrypted = run("disable"), run("execute")
-    if not getattr(exact, "logits", None):
+    if not isinstance(getattr(exact, "logits", None), tuple) or not exact.logits:
         found.generates = "yes"
         return
     for name, first, second, least in (
