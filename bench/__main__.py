@@ -2,9 +2,9 @@
 
 Then the plots and the tables of the README and the docs are made from the records. Names choose some of them, such as
 ``python -m bench cpu-smollm2 widths``; ``--list`` shows all. On two cores everything takes about an hour and a half: a few
-minutes each for the models and widths, more for `quality` and the four `trips`. Nothing else should run meanwhile.
-``python -m bench PROGRAM [OPTIONS]`` runs one program of this folder, such as ``python -m bench trips gpt2 --mbit 100``;
-`bench/gpu.py`, `bench/gpu_kernels.py` and ``veil bench --device cuda`` need a GPU.
+minutes each for the models and widths, more for `quality`, `families` and the four `trips`. Nothing else should run
+meanwhile. ``python -m bench PROGRAM [OPTIONS]`` runs one program of this folder, such as ``python -m bench trips gpt2
+--mbit 100``; `bench/gpu.py`, `bench/gpu_kernels.py` and ``veil bench --device cuda`` need a GPU.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ MEASUREMENTS: dict[str, list[str]] = {
     "remote-smollm2-unfused": script("remote", "--fuse-norms", "off", out="remote-smollm2-unfused"),
     "gateway-smollm2": script("gateway", out="gateway-smollm2"),
     "drafts": script("drafts", out="drafts"),
+    "families": script("families", out="families"),
     **{
         f"trips-{model}-{mbit}": script("trips", model, "--mbit", str(mbit), out=f"trips-{model}-{mbit}")
         for model in ("smollm2", "gpt2")

@@ -8,7 +8,6 @@ what went wrong with its traceback; ``--again`` tries those again that did not w
 from __future__ import annotations
 
 import argparse
-import collections
 import json
 import os
 import resource
@@ -16,14 +15,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from bench.family_check import Family
+from bench.family_record import Family, FamilyRecord
 from bench.small_models import architectures
-from veil.bench import machine as host
-from veil.bench.record import FORMAT
 
 HERE = Path(__file__).parent
 OUT = HERE / "results" / "families.json"
@@ -31,38 +26,6 @@ LIMIT_S = 900.0
 _MEMORY = 10 << 30
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 _PER_PROCESS = 40
-
-
-@dataclass(kw_only=True)
-class FamilyRecord:
-    """One run over every architecture."""
-
-    commit: str = field(default_factory=host.commit)
-    machine: str = field(default_factory=host.name)
-    versions: dict[str, str] = field(default_factory=host.versions)
-    families: list[Family] = field(default_factory=list)
-    format: int = FORMAT
-    kind: str = "families"
-
-    def counts(self) -> dict[str, int]:
-        """How many of each verdict."""
-        return dict(collections.Counter(family.verdict for family in self.families))
-
-    def write(self, path: Path) -> None:
-        """Write the record as JSON, a line for each architecture."""
-        value = asdict(self)
-        rows = ",\n".join("  " + json.dumps(_rounded(row), ensure_ascii=False) for row in value.pop("families"))
-        head = json.dumps(value, indent=1)[:-2]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f'{head},\n "families": [\n{rows}\n ]\n}}\n')
-
-    @classmethod
-    def read(cls, path: Path) -> FamilyRecord:
-        """The record in a file; `ValueError` for one of another kind."""
-        value = json.loads(path.read_text())
-        if (value.get("format"), value.get("kind")) != (FORMAT, "families"):
-            raise ValueError(f"{path} is not a record of families of format {FORMAT}")
-        return cls(**value | {"families": [Family(**row) for row in value["families"]]})
 
 
 class Worker:
@@ -127,12 +90,6 @@ class Worker:
 
 def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: round(part, 3) if isinstance(part, float) else part for name, part in value.items()}
-    return value
 
 
 def in_order() -> list[str]:

@@ -15,13 +15,14 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from bench.family_record import Family
 from bench.small_models import NotBuilt, architectures, small_model
 from veil import HybridFHEModel, linear_modules
 from veil.bundle.terms import Terms
@@ -42,32 +43,6 @@ LIMIT_S = 120
 _MOST_LEFT_OUT = 40
 
 
-@dataclass(kw_only=True)
-class Family:
-    """What came of an architecture: ``works``, ``refused``, ``fails``, ``no layer`` or ``not built``.
-
-    ``layer_db`` is the least signal to noise of a layer, encrypted against float on the same input; ``quantized_db`` of the
-    output, integer layers against float; ``encrypted_db`` of the output, encrypted against integer layers.
-    """
-
-    kind: str
-    model: str = ""
-    verdict: str = "not built"
-    reason: str = ""
-    parameters: int = 0
-    linear_layers: int = 0
-    remote_layers: int = 0
-    remote_share: float = 0.0
-    called: int = 0
-    layer_db: float | None = None
-    quantized_db: float | None = None
-    encrypted_db: float | None = None
-    generates: str = ""
-    bundle: str = ""
-    left_out: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-
 class Wrong(Exception):
     """A silent difference."""
 
@@ -77,6 +52,7 @@ def examine(kind: str, names: tuple[str, ...]) -> Family:
     start, found = time.perf_counter(), Family(kind=kind)
     try:
         model, inputs = small_model(kind, names)
+        _output(model, inputs)
     except (NotBuilt, Wrong) as error:
         return replace(found, reason=str(error), seconds=time.perf_counter() - start)
     found.model = type(model).__name__
@@ -218,7 +194,7 @@ def _generate(hybrid: HybridFHEModel, inputs: dict[str, torch.Tensor], found: Fa
     def run(mode: str) -> Any:
         hybrid.set_fhe_mode(mode)
         torch.manual_seed(0)
-        return model.generate(**given, **settings)
+        return model.generate(**{name: value.clone() for name, value in given.items()}, **settings)  # some write into them
 
     try:
         exact = run("torch")
@@ -226,7 +202,7 @@ def _generate(hybrid: HybridFHEModel, inputs: dict[str, torch.Tensor], found: Fa
         found.generates = f"not in float either ({_line(error)[:80]})"
         return
     clear, encrypted = run("disable"), run("execute")
-    if not getattr(exact, "logits", None):
+    if not isinstance(getattr(exact, "logits", None), tuple) or not exact.logits:
         found.generates = "yes"
         return
     for name, first, second, least in (

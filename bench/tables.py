@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from bench.family_record import FamilyRecord
 from bench.record import Record as Measured
 from veil.bench import files
 from veil.bench.link import token_seconds
@@ -288,6 +289,43 @@ def remote(results: Path) -> Rows:
     return [["", *trips], *([text, *(cell(one.get(name), unit) for one in rows)] for text, name, unit in lines)]
 
 
+def families(results: Path) -> Rows:
+    """Every architecture that could be made, what came of it, and what stayed with the client."""
+    rows = [["architecture", "class", "", "weights that are remote", "least signal to noise of a layer", "on disk", ""]]
+    for f in FamilyRecord.read(results / "families.json").families:
+        if f.verdict in ("works", "refused", "fails"):
+            db = "" if f.layer_db is None else f"{f.layer_db:.0f} dB"
+            disk = f.bundle.partition(":")[0] if f.bundle else ""
+            share = f"{f.remote_share:.0%}" if f.remote_layers else ""
+            rows.append([f.kind, f"`{f.model}`", f.verdict, share, db, disk, _cell(f.reason)])
+    return rows
+
+
+def families_counted(results: Path) -> Rows:
+    """How many architectures there are of each verdict."""
+    counts = FamilyRecord.read(results / "families.json").counts()
+    names = {
+        "works": "work",
+        "refused": "are refused in a line",
+        "fails": "fail",
+        "no layer": "have no linear layer",
+        "not built": "could not be made small by the script",
+    }
+    return [["architectures", ""], *([f"{counts[verdict]}", text] for verdict, text in names.items() if verdict in counts)]
+
+
+def families_unbuilt(results: Path) -> Rows:
+    """Those that were not tried, and why."""
+    found = [f for f in FamilyRecord.read(results / "families.json").families if f.verdict == "not built"]
+    return [["architecture", "why there is no small model of it"], *([f.kind, _cell(f.reason)] for f in found)]
+
+
+def _cell(text: str) -> str:
+    """A text that fits into a table's cell."""
+    text = " ".join(text.replace("|", "/").replace("<", "").replace(">", "").split())
+    return text if len(text) <= 110 else text[:107] + "..."
+
+
 TABLES: dict[str, Callable[[Path], Rows]] = {
     "cpu": cpu,
     "bytes": token_bytes,
@@ -303,6 +341,9 @@ TABLES: dict[str, Callable[[Path], Rows]] = {
     "quality": quality,
     "gpu": gpu,
     "gpu-models": gpu_models,
+    "families": families,
+    "families-counted": families_counted,
+    "families-unbuilt": families_unbuilt,
     "remote": remote,
 }
 

@@ -88,6 +88,8 @@ class Params:
     @classmethod
     def from_spec(cls, spec: Spec) -> Params:
         """Check a set for use: `ParameterError` if it cannot work, `InsecureParameters` below 128 bits."""
+        if not isinstance(spec, Spec):
+            raise TypeError(f"spec is a {type(spec).__name__}, expected veil.Spec")
         params = cls._from_valid(spec)
         for problem, dimension, bits, sigma in (
             ("inner", params.n, float(INNER_MODULUS_BITS), spec.inner_sigma),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
 from torch import nn
 
 from veil.runtime import concrete
+from veil.runtime.arguments import check_compiling, check_fresh, names_of
 from veil.runtime.experts import RemoteExperts, is_experts
 from veil.runtime.layers import RemoteLayer, kind_of
 from veil.runtime.modules import linear_modules
@@ -98,11 +99,7 @@ def takes_concrete_options(compile_model: Callable[P, T]) -> Callable[P, T]:
         concrete.check_options(given, concrete.COMPILING)
         bound = signature.bind(self, *args, **options)
         chosen = bound.arguments
-        dynamic = chosen.get("use_dynamic_quantization", True)
-        if not isinstance(dynamic, bool):
-            raise TypeError(
-                f"use_dynamic_quantization is {dynamic!r}, expected True or False; give further arguments by name"
-            )
+        check_compiling(chosen)
         if "n_bits" in chosen:
             chosen["n_bits"] = _bits_by_layer(self._composites, concrete.weight_bits(chosen["n_bits"]))
         if self.verbose and chosen.get("progress") is None:
@@ -126,8 +123,11 @@ class _Stages:
 
 def _linears_of(model: nn.Module, module_names: Any) -> tuple[list[str], dict[str, tuple[str, ...]]]:
     """Module names, where a composite module's means its linear layers; and which layers each such name means."""
-    names = [module_names] if isinstance(module_names, str) else list(module_names)
-    modules = dict(model.named_modules(remove_duplicate=False)) if isinstance(model, nn.Module) else {}
+    if not isinstance(model, nn.Module):
+        return [], {}
+    names = names_of(module_names)
+    check_fresh(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
     composites = {}
     for name in names:
         module = modules.get(name) if name else None
