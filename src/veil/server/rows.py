@@ -7,6 +7,7 @@ from collections.abc import Callable
 from veil.errors import WireError
 from veil.network.busy_poll import NOTHING
 from veil.server.admission import Admission
+from veil.server.budget import RowBudget
 from veil.server.engine import Claim
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
@@ -25,11 +26,18 @@ class RowAnswers:
     """Answers sealed requests of one stream; a session's new stream ends its older one through ``cancel``."""
 
     def __init__(
-        self, admission: Admission, turns: OnlineTurns, metrics: Metrics, owner: str, cancel: Callable[[], object]
+        self,
+        admission: Admission,
+        turns: OnlineTurns,
+        metrics: Metrics,
+        owner: str,
+        cancel: Callable[[], object],
+        budget: RowBudget | None = None,
     ) -> None:
         self._admission, self._store = admission, admission.store
         self._turns, self._metrics = turns, metrics
         self._owner = owner
+        self._budget = budget
         self._cancel = cancel
         self._session: Session | None = None
         self._rows = self._received = self._sent = 0
@@ -59,6 +67,8 @@ class RowAnswers:
             raise WireError(f"group {request.group} is not one of {len(manifest.groups)}")
         group = manifest.groups[request.group]
         data = codec.rows_from(request.rows, rows_of(spans), group.width, group.input_bits)
+        if self._budget is not None:
+            self._budget.spend(self._owner, session.engine, request.group, len(data))
         return self._admission.claim(session, request.group, spans, data, request.slots or group.rows)
 
     def adopt(self, name: str) -> Session:

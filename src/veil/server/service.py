@@ -19,6 +19,7 @@ from veil.bundle.fingerprint import fingerprint_of, header_of
 from veil.errors import BundleError, IncompatibleServer, ServerUnreachable, VeilError, WireError
 from veil.network.tokens import Tokens
 from veil.server.admission import Admission
+from veil.server.budget import RowBudget
 from veil.server.calls import OpenCall, OpenCalls
 from veil.server.engine import Engine
 from veil.server.logs import alias, event
@@ -63,6 +64,8 @@ class Shared:
 
     most_waiting: int = 16
     """Calls before their first message."""
+
+    budget: RowBudget | None = None
 
     @property
     def store(self) -> SessionStore:
@@ -189,7 +192,8 @@ class Service:
 
     def stream(self, owner: str, cancel: Callable[[], object]) -> RowAnswers:
         """A new stream of rows of an owner."""
-        return RowAnswers(self._shared.admission, self._shared.turns, self._shared.metrics, owner, cancel)
+        shared = self._shared
+        return RowAnswers(shared.admission, shared.turns, shared.metrics, owner, cancel, shared.budget)
 
     def lane_stream(self, session: str, ticket: str, cancel: Callable[[], object]) -> RowAnswers:
         """A stream of rows on the row lane for a session that ``ticket`` belongs to; `UnknownSession` for another."""
