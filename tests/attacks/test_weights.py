@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from veil.server.tokens import Tokens, digest_of
 
 from veil.errors import QuotaExceeded
 from veil.server.budget import RowBudget
-from veil.server.tokens import Tokens, digest_of
 
 GROUP = 0
 TOKENS = Tokens([digest_of("one"), digest_of("two")])

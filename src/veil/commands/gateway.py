@@ -17,6 +17,7 @@ from veil.gateway.kept import KeptStates, key_from, model_mark
 from veil.gateway.listen import Listener
 from veil.network.certificates import server_context
 from veil.network.listening import is_loopback, listening
+from veil.process import raise_file_limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ def run(request: GatewayRequest) -> None:
     Raises `ValueError` for an address that cannot be had and for TLS files that do not fit, before any long work, and
     veil's errors.
     """
+    raise_file_limit()
     host = request.access.host
     if request.tls is not None:
         server_context(*request.tls)

@@ -12,6 +12,8 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from veil.gateway.prompt import PromptProtocol
+
 _GRACE_S = 5
 
 
@@ -32,6 +34,8 @@ class Listener(uvicorn.Server):
             h11_max_incomplete_event_size=64 << 10,
             ssl_certfile=None if tls is None else tls[0],
             ssl_keyfile=None if tls is None else tls[1],
+            http=PromptProtocol,
+            ws="none",
         )
         super().__init__(config)
         self._opened = opened
