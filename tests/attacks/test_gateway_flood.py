@@ -11,11 +11,11 @@ from contextlib import contextmanager
 import pytest
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from veil.wire.listening import listening
 
 from veil.gateway import listen, prompt
 from veil.gateway.guard import Access, Guard
 from veil.gateway.listen import Listener
+from veil.network.listening import listening
 
 SLOW = {
     "nothing": b"",

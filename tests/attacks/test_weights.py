@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from veil.server.tokens import Tokens, digest_of
 
 from veil.errors import QuotaExceeded
+from veil.network.tokens import Tokens, digest_of
 from veil.server.budget import RowBudget
 
 GROUP = 0

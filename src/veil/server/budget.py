@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from veil.bundle.fingerprint import fingerprint_of
 from veil.errors import QuotaExceeded
-from veil.wire import methods
 
 _BLOCKS = 64
 """Writes a day for a layer that uses up its rows; after a restart up to one block counts as used."""
@@ -87,7 +87,7 @@ class RowBudget:
     def _name(self, engine: Any) -> str:
         if engine not in self._names:
             model = engine.model
-            self._names[engine] = methods.fingerprint(model.params, model.seed, model.manifest)
+            self._names[engine] = fingerprint_of(model.params, model.seed, model.manifest)
         return self._names[engine]
 
     def _read(self) -> None:
