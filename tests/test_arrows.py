@@ -21,7 +21,7 @@ ARROWS = {
     "checks": {"bundle", "kernels", "random"},
     "server": {"bundle", "crypto", "kernels", "network", "veil", "wire"},
     "client": {"bundle", "checks", "crypto", "kernels", "network", "random", "wire"},
-    "runtime": {"bundle", "client", "kernels", "sources"},
+    "runtime": {"bundle", "checks", "client", "kernels", "sources"},
     "compile": {"bundle", "kernels", "runtime", "sources"},
     "hybrid": {
         "bundle",
