@@ -237,6 +237,10 @@ def test_a_model_without_tokenizer_is_one_line(tmp_path: Path, tiny_llama: Llama
     assert_one_line_error(generate(tmp_path / "bare"), "no tokenizer", "tokenizer.json")
 
 
+def test_no_prompt_is_one_line() -> None:
+    assert_one_line_error(invoke("generate"), "give a prompt", "--batch")
+
+
 @pytest.mark.parametrize("prompt", ["", " \n", "-"])
 @pytest.mark.parametrize("options", [(), ("--raw",)], ids=str)
 def test_an_empty_prompt_is_one_line(prompt: str, options: tuple[str, ...], llama_folder: Path) -> None:
@@ -252,10 +256,10 @@ def test_a_file_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("--mode", "remotely"), ("--bits", "9"), ("--temperature", "-1"), ("--max-new-tokens", "0"), ("--what",)],
+    [("--mode", "remotely"), ("--bits", "9"), ("--temperature", "-1"), ("--max-new-tokens", "0"), ("--what",)],
 )
 def test_wrong_options_exit_with_2(arguments: tuple[str, ...]) -> None:
-    result = invoke("generate", *((PROMPT, *arguments) if arguments else ()))
+    result = invoke("generate", PROMPT, *arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
     assert "Usage" in result.stderr

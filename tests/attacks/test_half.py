@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,12 +213,14 @@ def test_parameters_that_protect_nothing_are_refused_wherever_a_half_is_read(
 
 def test_the_commands_refuse_them_and_no_other_option_allows_them(llama: Any, tmp_path: Path) -> None:
     half = llama.path / "client"
-    for arguments in (
-        ("generate", "w1 w2", "--bundle", llama.path),
-        ("generate", "w1 w2", "--bundle", half, "--server", "127.0.0.1:9", "--allow-no-tls"),
-        ("chat", "--bundle", llama.path),
-        ("gateway", "--bundle", llama.path, "--port", "0"),
-    ):
-        result = veil(*arguments, VEIL_CACHE_DIR=str(tmp_path))
-        assert result.returncode == 2, arguments
-        assert "protect nothing" in result.stderr.splitlines()[-1], arguments
+    with socket.create_server(("127.0.0.1", 0)) as there:  # somebody is: the half is refused before anything is said
+        server = f"127.0.0.1:{there.getsockname()[1]}"
+        for arguments in (
+            ("generate", "w1 w2", "--bundle", llama.path),
+            ("generate", "w1 w2", "--bundle", half, "--server", server, "--allow-no-tls"),
+            ("chat", "--bundle", llama.path),
+            ("gateway", "--bundle", llama.path, "--port", "0"),
+        ):
+            result = veil(*arguments, VEIL_CACHE_DIR=str(tmp_path))
+            assert result.returncode == 2, arguments
+            assert "protect nothing" in result.stderr.splitlines()[-1], arguments

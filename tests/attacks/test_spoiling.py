@@ -20,6 +20,7 @@ from veil.commands import check
 from veil.errors import BundleError, Unchecked, WrongAnswer
 from veil.gateway.app import Gateway, Settings
 from veil.gateway.failures import from_error
+from veil.gateway.models import Models
 from veil.gateway.served import ServedModel
 from veil.random import SecretRng
 from veil.server.engine import Engine
@@ -226,11 +227,13 @@ def test_a_half_is_checked_by_command_and_its_answers_from_then_on(
         remote = llama.connect(server.port, checked="require")
         assert generated(remote) == expected
         served = ServedModel("llama", remote, remote.tokenizer, "there")
-        status = Gateway(served, Settings()).status()
+        status = Gateway(Models([served]), Settings()).status()
         assert status.checked == llama_folder.name
         remote.close()
         remote = llama.connect(server.port, checked="off")
-        assert Gateway(ServedModel("llama", remote, remote.tokenizer, "there"), Settings()).status().checked is None
+        assert (
+            Gateway(Models([ServedModel("llama", remote, remote.tokenizer, "there")]), Settings()).status().checked is None
+        )
         remote.close()
 
 

@@ -5,10 +5,12 @@ Those of the extra ``clients`` are skipped where they are not installed; openai'
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import httpx
 import pytest
 from pydantic import BaseModel, ConfigDict
 
@@ -112,7 +114,8 @@ def test_pydantic_ai(url: str, bytes_running: Any, script: Any, kind: str) -> No
     from pydantic_ai.models import openai as models
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    model = getattr(models, kind)("bytes", provider=OpenAIProvider(base_url=url, api_key="unused"))
+    http = httpx.AsyncClient()
+    model = getattr(models, kind)("bytes", provider=OpenAIProvider(base_url=url, api_key="unused", http_client=http))
     agent: Any = Agent(model, model_settings={"max_tokens": 200})
     asked = []
 
@@ -122,11 +125,15 @@ def test_pydantic_ai(url: str, bytes_running: Any, script: Any, kind: str) -> No
         asked.append(zone)
         return "12:00"
 
-    script(bytes_running, CALL, "It is noon.")
-    assert (agent.run_sync("time?").output, asked) == ("It is noon.", ["CET"])
-    for output in (Pet, NativeOutput(Pet)):
-        made: Any = Agent(model, output_type=output, model_settings={"max_tokens": 200})
-        assert isinstance(made.run_sync("a pet").output, Pet)
+    async def ask() -> None:
+        async with http:
+            script(bytes_running, CALL, "It is noon.")
+            assert ((await agent.run("time?")).output, asked) == ("It is noon.", ["CET"])
+            for output in (Pet, NativeOutput(Pet)):
+                made: Any = Agent(model, output_type=output, model_settings={"max_tokens": 200})
+                assert isinstance((await made.run("a pet")).output, Pet)
+
+    asyncio.run(ask())
 
 
 def test_llama_index(url: str) -> None:

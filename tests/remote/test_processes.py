@@ -178,7 +178,7 @@ def test_logs_hold_no_payload_and_no_names(llama: Any, serve: Any, generated: An
     assert session not in json.dumps(lines)
     allowed = {
         "time", "level", "event", "session", "bundle", "owner", "batches", "segments", "bytes", "seconds", "rows",
-        "host", "port", "tls", "grace_s", "method", "error",
+        "host", "port", "tls", "grace_s", "method", "error", "peer",
     }  # fmt: skip
     assert set().union(*lines) <= allowed
     assert all(not isinstance(value, str) or len(value) <= 40 for line in lines for value in line.values())

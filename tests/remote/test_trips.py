@@ -67,7 +67,7 @@ def test_two_trips_a_block_and_two_more(fused: Any, serve: Any, generated: Any, 
 
 
 def test_draft_tokens_share_their_trips(fused: Any, serve: Any, generated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("veil.runtime.pace.Pace.draft tokens", lambda self, ready, prepare_s: 3)
+    monkeypatch.setattr("veil.runtime.pace.Pace.draft_tokens", lambda self, ready, prepare_s: 3)
     with serve(fused) as server:
         remote = fused.connect(server.port)
         expected = generated(remote, 12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -107,10 +108,11 @@ def test_predicted_and_measured_agree_for_every_kind_of_scale(tiny_llama: Any, s
 
 
 def test_what_is_not_compiled_is_not_measured(tiny_llama: Any) -> None:
+    other = copy.deepcopy(tiny_llama)
     with pytest.raises(NotCompiled):
         layer_quality(HybridFHEModel(tiny_llama, "lm_head"), IDS, mode="torch")
     with pytest.raises(NotCompiled):
-        width_quality(HybridFHEModel(tiny_llama, "model.layers.0.mlp.up_proj"))
+        width_quality(HybridFHEModel(other, "model.layers.0.mlp.up_proj"))
 
 
 def with_outliers() -> LlamaForCausalLM:

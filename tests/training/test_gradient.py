@@ -101,7 +101,8 @@ def test_recomputed_layers_take_fresh_rows(twins: Any, monkeypatch: pytest.Monke
     plain = pair.gradients(pair.float_model)
     hybrid.set_fhe_mode("execute")
     spent: set[tuple[int, int, int]] = set()
-    claim = hybrid._engine.claim
+    admission = hybrid._session._transport.admission
+    claim = admission.claim
 
     def noted(session: Any, group: int, spans: Any, data: Any, slots: int, **options: Any) -> Any:
         rows = {(group, span.batch, row) for span in spans for row in range(span.first, span.first + span.count)}
@@ -109,7 +110,7 @@ def test_recomputed_layers_take_fresh_rows(twins: Any, monkeypatch: pytest.Monke
         spent.update(rows)
         return claim(session, group, spans, data, slots, **options)
 
-    monkeypatch.setattr(hybrid._engine, "claim", noted)
+    monkeypatch.setattr(admission, "claim", noted)
     pair.model.train()
     pair.model.activation_checkpointing_enable()
     again = pair.gradients(pair.model)

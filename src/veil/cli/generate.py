@@ -155,7 +155,7 @@ def command(
 
     run(
         GenerateRequest(
-            prompt=read_input() if prompt == "-" else prompt or "x",  # with --batch one that stands for all
+            prompt=read_input() if prompt == "-" else "x" if prompt is None else prompt,  # with --batch a stand-in
             model=model or "smollm2",
             bits=bits or 8,
             modules=modules or "linear",

@@ -254,7 +254,7 @@ def _replies(
         usage=usage,
         trace=bool(body.veil and body.veil.trace),
         use=use,
-        model=body.model,
+        model=body.model if served.adapter_of(body.model) else served.name,
     )
 
 

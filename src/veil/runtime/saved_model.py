@@ -118,8 +118,14 @@ def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: 
     fields = header_file.common_fields(compiled.params, compiled.seed, compiled.manifest)
     named = model.named_modules(remove_duplicate=False)
     places = {plain_name(name): part.name for name, part in named if isinstance(part, RemoteLayer)}
-    about = {"class": type(model).__name__, "model": str(getattr(model.config, "_name_or_path", "") or "")}
+    about = {"class": type(model).__name__, "model": _said_name(model.config)}
     header_file.write_header(path, "client", fields | about | {"norms": norms, "places": places, "experts": mixtures})
+
+
+def _said_name(config: Any) -> str:
+    """What a model is called: a hub id, or a folder's own name, since this machine's paths are nobody's business."""
+    said = str(getattr(config, "_name_or_path", "") or "")
+    return Path(said).name if Path(said).is_absolute() or Path(said).exists() else said
 
 
 def _client_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -154,6 +160,7 @@ def _load_model(path: Path, header: dict[str, Any], manifest: Manifest) -> tuple
         raise BundleError(f"the bundle's model is a {class_name!r}, which this transformers does not have")
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     _refuse_other_code(config, path)
+    config._name_or_path = str(header.get("model", ""))
     with torch.device("meta"):
         model = model_class._from_config(config)  # type: ignore[attr-defined]
     mixtures = _empty_experts(model, header["experts"])
