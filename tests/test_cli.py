@@ -238,7 +238,7 @@ def test_a_model_without_tokenizer_is_one_line(tmp_path: Path, tiny_llama: Llama
 
 
 def test_no_prompt_is_one_line() -> None:
-    assert_one_line_error(invoke("generate"), "give a prompt", "--batch")
+    assert_one_line_error(invoke("generate"), "one prompt", "--batch")
 
 
 @pytest.mark.parametrize("prompt", ["", " \n", "-"])

@@ -119,7 +119,7 @@ def command(
     `up_offline`, `down_offline`, `up_online`, `down_online`.
     """
     if (prompt is None) == (batch is None):
-        raise ValueError("give a prompt, or prompts by --batch FILE.jsonl")
+        raise ValueError("there is one prompt, or --batch FILE.jsonl; give either")
     if batch is not None and (speculate != "off" or as_json):
         raise ValueError("--batch answers several prompts and prints JSON anyway; leave out --speculate and --json")
     if json_schema is not None and speculate != "off":
