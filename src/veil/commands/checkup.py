@@ -15,6 +15,7 @@ from pathlib import Path
 
 from veil import __version__
 from veil.cache import cache_folder, data_folder
+from veil.commands.terminal import EXTRAS
 from veil.priority import cores
 
 State = str
@@ -22,11 +23,6 @@ Check = Callable[[], tuple[State, str, str]]
 
 _LEAST_DISK = 5e9
 """Bytes: what a compiled SmolLM2 and its hint take, twice."""
-_EXTRAS = {
-    "server": ("prometheus_client", "grpc_health"),
-    "gateway": ("fastapi", "uvicorn", "llguidance", "prompt_toolkit"),
-    "bench": ("matplotlib",),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +85,8 @@ def _torch() -> tuple[State, str, str]:
 def _extras() -> tuple[State, str, str]:
     there: list[str] = []
     absent: list[str] = []
-    for extra, modules in _EXTRAS.items():
-        whole = all(importlib.util.find_spec(module) is not None for module in modules)
+    for extra in ("server", "gateway", "bench"):  # `_card` tells of the one for a card
+        whole = all(importlib.util.find_spec(module) is not None for module in EXTRAS[extra])
         (there if whole else absent).append(extra)
     remedy = f"pip install 'veil-llm[{','.join(absent)}]' if you want them" if absent else ""
     return "ok", f"installed: {', '.join(there) or 'none'}; not installed: {', '.join(absent) or 'none'}", remedy

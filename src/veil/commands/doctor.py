@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from veil.commands.checkup import Finding, checkups
+from veil.commands.checkup import Check, Finding, checkups
 from veil.commands.terminal import Reporter
 
 _COLOURS = {"ok": "green", "note": "yellow", "problem": "red"}
@@ -32,9 +32,8 @@ def run(*, server: str | None, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _tried(name: str, check: object) -> Finding:
+def _tried(name: str, check: Check) -> Finding:
     """A check that fails in a way nobody thought of is a problem of its own."""
-    assert callable(check)
     try:
         state, text, remedy = check()
     except Exception as error:

@@ -27,18 +27,19 @@ def error_console() -> Console:
     return Console(file=sys.stderr)
 
 
-_EXTRAS = {
+EXTRAS = {
     "server": ("grpc_health", "prometheus_client"),
     "gateway": ("fastapi", "uvicorn", "pydantic", "pydantic_core", "llguidance", "prompt_toolkit", "starlette"),
     "bench": ("matplotlib",),
     "cuda": ("triton",),
 }
+"""What each extra installs, by the names that are imported."""
 
 
 def extra_of(module: str | None) -> str | None:
     """The extra that installs a module which is missing, None for one that no extra installs."""
     top = (module or "").partition(".")[0]
-    return next((extra for extra, modules in _EXTRAS.items() if top in modules), None)
+    return next((extra for extra, modules in EXTRAS.items() if top in modules), None)
 
 
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
