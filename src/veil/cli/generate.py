@@ -23,6 +23,8 @@ from veil.cli.options import (
     ServerBundle,
     WhichChecked,
     WhichFusion,
+    check_bundle,
+    check_file,
     check_fuse_norms,
     check_model,
 )
@@ -126,9 +128,8 @@ def command(
         raise ValueError("draft tokens do not know the schema; leave out --speculate, or --json-schema")
     if any(not text for text in stop or ()):
         raise ValueError("--stop takes a text of at least one character")
-    for path in (batch, json_schema):
-        if path is not None and not path.is_file():
-            raise ValueError(f"there is no file {path}; check the path")
+    check_file(batch)
+    check_file(json_schema)
     if bundle is not None and (model, bits, modules) != (None, None, None):
         raise ValueError("--bundle has its own model; leave out --model, --bits and --modules")
     if server is not None and (mode is not Mode.execute or (model, bits, modules) != (None, None, None)):
@@ -141,6 +142,9 @@ def command(
     if mode is Mode.torch and bundle is not None:
         raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or --model")
     check_model(model or "smollm2")
+    check_bundle(bundle)
+    if prompt is not None and not prompt.strip():
+        raise ValueError("the prompt is empty; give at least one word")
     if speculate not in ("auto", "lookup", "off"):
         try:
             check_model(speculate)
