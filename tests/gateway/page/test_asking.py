@@ -171,7 +171,7 @@ def test_a_call_is_shown_and_its_result_given(writer: Any, bytes_running: Any, s
     script(bytes_running, '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>', "Cold.")
     writer.find("#open-panel").click()
     writer.find("#set-tools").fill('[{"name": "weather", "parameters": {"type": "object"}}]')
-    writer.ask("Weather?")
+    writer.ask("Weather?").answer()
     assert "weather" in writer.find(".call h3").inner_text()
     assert '"city": "Oslo"' in writer.find(".call pre").inner_text()
     writer.find(".result textarea").fill("-4 degrees")
