@@ -15,10 +15,11 @@ from processes import veil
 from veil import HybridFHEModel, Terms
 from veil.client.connection import Address
 from veil.commands import pull
-from veil.errors import BundleError, InsecureParameters
+from veil.errors import BundleError, InsecureParameters, UnevenTraffic
 from veil.model import bundle as bundles
 from veil.model import folder
 from veil.model.harmless import FIELDS, harmless
+from veil.model.passes import Passes
 
 WEAK = Terms(no_cryptography=True)
 PROMPTS = [torch.tensor([[5, 6, 7, 8, 9, 10]]), torch.tensor([[40, 33, 21, 60, 12, 50]])]
@@ -79,6 +80,13 @@ def test_without_the_rule_the_server_sees_where_tokens_go(
     bad = forged(mixtral, header=reveal)
     monkeypatch.setattr(folder.Terms, "check_leaks", lambda *_: None)
     with serve(bad) as server:
+        seen = []
+        for prompt in PROMPTS:
+            with pytest.raises(UnevenTraffic, match="depends on the text"):  # a second rule, in the runtime
+                traffic(bad, server, asked, prompt)
+            seen.append(list(asked))
+        assert seen[0] == seen[1] != [], "what deviates was not sent"
+        monkeypatch.setattr(Passes, "run", lambda self, entry, forward, args, kwargs: forward(*args, **kwargs))
         shown = [traffic(bad, server, asked, prompt) for prompt in PROMPTS]
     assert shown[0] != shown[1]
 

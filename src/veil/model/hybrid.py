@@ -22,11 +22,13 @@ from veil.kernels.interface import Array, Kernels, Scaling
 from veil.kernels.warm import warm_up
 from veil.model.compiled import Compiled, compile_layers
 from veil.model.constants import scalings_of
-from veil.model.experts import EXPERT_LEAKS, ExpertLeak
+from veil.model.experts import EXPERT_LEAKS, ExpertLeak, open_layers
 from veil.model.layers import RemoteLayer
 from veil.model.modes import ClearLayers, SimulatedLayers
 from veil.model.modules import find_modules, replace_modules
 from veil.model.pace import Pace
+from veil.model.padding import Padding
+from veil.model.passes import Passes, padded_most
 from veil.model.residual import ResidualStream
 from veil.model.router import Router
 from veil.model.terms import STRICT, Terms
@@ -69,14 +71,17 @@ class HybridFHEModel:
         names = [module_names] if isinstance(module_names, str) else list(module_names)
         if expert_leak not in EXPERT_LEAKS:
             raise ValueError(f"expert_leak is {expert_leak!r}, expected one of {', '.join(EXPERT_LEAKS)}")
-        self._attach(model, replace_modules(model, find_modules(model, names, expert_leak), expert_leak))
+        self._attach(model, replace_modules(model, find_modules(model, names, expert_leak), expert_leak), expert_leak)
 
-    def _attach(self, model: nn.Module, layers: dict[str, RemoteLayer]) -> None:
+    def _attach(self, model: nn.Module, layers: dict[str, RemoteLayer], expert_leak: ExpertLeak) -> None:
         self.model = model
         self.module_names = list(layers)
         self.stats = Stats()
         self.tokenizer: Any = None
         self._layers = layers
+        self._open_layers = open_layers(model, layers, expert_leak)
+        self._passes: Passes | None = None
+        self._padding: Padding | None = None
         self._compiled: Compiled | None = None
         self._engine: Engine | None = None
         self._weights: Sequence[Array] | None = None
@@ -102,6 +107,9 @@ class HybridFHEModel:
         if callable(getattr(model, "generate", None)):
             self._model_generate: Callable[..., Any] = model.generate  # type: ignore[assignment]
             model.generate = _like(self._model_generate, self._generate)  # type: ignore[assignment]
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            encoder: Any = model.get_encoder()  # type: ignore[operator]
+            encoder.forward = _like(encoder.forward, functools.partial(self._encode, encoder.forward))
 
     # Compiling ---------------------------------------------------------------------------------------------------------
 
@@ -168,6 +176,8 @@ class HybridFHEModel:
         self._scalings = scalings_of(compiled.constants, compiled.params, kernels)
         stream = ResidualStream(self.model, compiled.manifest)
         self._router = Router(compiled.manifest, compiled.constants, kernels, stream)
+        self._passes = Passes(self._router, self._open_layers)
+        self._passes.padding = self._padding
         self.stats.kernels = server.name if kernels is server else f"client {kernels.name}, server {server.name}"
 
     @property
@@ -179,6 +189,26 @@ class HybridFHEModel:
     def manifest(self) -> Any:
         """Groups, slots and segments of the compiled model."""
         return self._need_compiled().manifest
+
+    @property
+    def padding(self) -> Padding | None:
+        """The steps that a server sees in place of lengths, None for none: set before a generation.
+
+        Prompts take more rows, of zeros, and answers go on in passes of zeros after they ended, also where they failed or
+        nobody waits any more. Of ``generate``, ``max_new_tokens`` bounds them.
+        """
+        return self._padding
+
+    @padding.setter
+    def padding(self, padding: Padding | None) -> None:
+        self._padding = padding
+        if self._passes is not None:
+            self._passes.padding = padding
+
+    def stop_padding(self) -> None:
+        """End answers that go on in passes of zeros, from any thread; for who ends the session."""
+        if self._passes is not None:
+            self._passes.stopping.set()
 
     @property
     def unfolded(self) -> tuple[str, ...]:
@@ -235,7 +265,7 @@ class HybridFHEModel:
         fetch_tables(folder, address, patience or Patience(), terms)
         opened = bundles.load_client(folder, terms)
         hybrid = cls.__new__(cls)
-        hybrid._attach(opened.model, opened.layers)
+        hybrid._attach(opened.model, opened.layers, terms.expert_leak)
         hybrid.tokenizer = opened.tokenizer
         hybrid._adopt(opened.compiled, kernels_for(device))
         compiled = opened.compiled
@@ -258,6 +288,7 @@ class HybridFHEModel:
 
     def close(self) -> None:
         """End the sessions, in process and remote, and forget their keys."""
+        self.stop_padding()
         for part in (self._graph, self._session, self._remote):
             if part is not None:
                 part.close()
@@ -339,6 +370,8 @@ class HybridFHEModel:
         """
         from veil.model.speculation import Speculation
 
+        if self._padding is not None:
+            raise ValueError("guesses show how often they were right, whatever the padding; leave out one of the two")
         compiled, session = self._need_compiled(), self._active()
         fixed_s = len(compiled.manifest.groups) * self.link.rtt_s if self._mode == "remote" and self.link else 0.0
         pace = Pace(fixed_s=fixed_s, row_s=_ROW_S, most=most)
@@ -356,6 +389,8 @@ class HybridFHEModel:
             raise ValueError(f"expected rows and tokens are {prompt_rows} and {new_tokens}, neither can be negative")
         session = self._active()
         if session is not None:
+            if self._padding is not None:
+                prompt_rows, new_tokens = self._padding.rows(prompt_rows), self._padding.rows(new_tokens)
             session.expect(prompt_rows, new_tokens)
 
     @property
@@ -403,7 +438,7 @@ class HybridFHEModel:
 
         opened = bundle.load(Path(path), terms)
         hybrid = cls.__new__(cls)
-        hybrid._attach(opened.model, opened.layers)
+        hybrid._attach(opened.model, opened.layers, terms.expert_leak)
         hybrid.tokenizer = opened.tokenizer
         hybrid._progress = progress
         hybrid._adopt(opened.compiled, kernels_for(device))
@@ -466,7 +501,19 @@ class HybridFHEModel:
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
         with nullcontext() if self._mode == "torch" or self._on_card else _one_torch_thread():
-            return self._model_generate(*args, **kwargs)
+            session, passes = self._active(), self._passes
+            if session is None or passes is None or passes.padding is None:
+                return self._model_generate(*args, **kwargs)
+            most = padded_most(self.model, kwargs, passes.padding)
+            with passes.generation(most, session.begin_forward, session.end_forward):
+                return self._model_generate(*args, **kwargs)
+
+    def _encode(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """An encoder's pass, which ``generate`` makes before the others."""
+        if self._active() is None or self._passes is None or self._router is None or self._passes.inside:
+            return forward(*args, **kwargs)
+        self._router.last_row_only = False
+        return self._passes.run("encoder", forward, args, kwargs)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._mode == "torch" or self._router is None:
@@ -481,7 +528,10 @@ class HybridFHEModel:
         result = self._graph(kwargs) if self._graph is not None and self._mode == "execute" and not args else None
         if result is None:
             with nullcontext() if self._on_card else _one_torch_thread(), torch.no_grad():
-                result = self._model_forward(*args, **kwargs)
+                if session is None or self._passes is None:
+                    result = self._model_forward(*args, **kwargs)
+                else:
+                    result = self._passes.run("forward", self._model_forward, args, kwargs)
         if session is not None:
             session.end_forward()
         elapsed, seconds = time.perf_counter() - start, self.stats.seconds

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from veil.errors import NotCompiled, StreamChanged
+from veil.errors import NotCompiled, NotFiniteActivation, StreamChanged
 from veil.kernels.interface import Kernels
 from veil.model.constants import GroupConstants
 from veil.model.manifest import Fold, Manifest
 from veil.model.modes import Evaluator
+from veil.model.plan import Call, Course
 from veil.model.residual import REMEDY, ResidualStream
 from veil.model.sighting import Sighting
 
@@ -57,6 +59,12 @@ class Router:
         self.evaluator: Evaluator | None = None
         self.observer: Observer | None = None
         self.checkpoint: Callable[[], None] | None = None
+        self.course: Course | None = None
+        """What the pass under way may ask, in order; None where nothing is sent."""
+        self.rehearsed: list[Call] | None = None
+        """Where calls are written down, and answered with zeros, while a pass is rehearsed."""
+        self.goes_on = False
+        """Whether a pass that a checkpoint ended goes on to its end, with rows of zeros."""
         self.last_row_only = False
         """Whether of the last layers nothing but the last row of each sequence matters in this pass."""
         self._kernels = kernels
@@ -77,7 +85,7 @@ class Router:
         index = self.manifest.by_layer[name][0]
         group = self.manifest.groups[index]
         with self._lock:
-            if self.last_row_only and x.ndim == 3 and x.shape[1] > 1 and group.layers[-1].last_row:
+            if self.last_row_only and x.ndim == 3 and self._several(x) and group.layers[-1].last_row:
                 flat = self._output(name, x, lambda: self._needed(index, x))
             elif group.fold is None:
                 flat = self._output(name, x, lambda: self._evaluate(index, _rows(x)))
@@ -142,18 +150,61 @@ class Router:
         outputs[:, -1] = self._evaluate(group, _rows(x[:, -1]))
         return outputs.view(-1, info.rows)
 
+    def _several(self, x: Tensor) -> bool:
+        """Whether sequences x [B, S, width] are sent with several rows each, of zeros if they have no others."""
+        return x.shape[1] > 1 or (self.course is not None and self.course.fills)
+
     def _evaluate(self, group: int, x: Tensor, slots: int | None = None) -> Tensor:
         """A group's outputs [R, rows] for its rows x [R, width]; the first ``slots`` of them for rows of a prompt."""
+        if self.rehearsed is not None:
+            self.rehearsed.append((group, len(x), slots))
+            return x.new_zeros((len(x), self.manifest.groups[group].rows if slots is None else slots))
         if self.evaluator is None:
             raise NotCompiled("call set_fhe_mode first")
+        course = self.course
         if self.checkpoint is not None:
-            self.checkpoint()
-        if not len(x):
-            return x.new_empty((0, self.manifest.groups[group].rows))
-        outputs = self._kernels.to_torch(self.evaluator.evaluate(group, self._kernels.from_torch(x), slots))
+            try:
+                self.checkpoint()
+            except BaseException:
+                if course is not None and not self.goes_on:
+                    course.broken = True
+                raise
+        rows = len(x) if course is None else course.rows(group, len(x), slots)
+        if not rows:
+            if course is not None:
+                course.answered(group)
+            return x.new_empty((0, self.manifest.groups[group].rows if slots is None else slots))
+        outputs = self._ask(group, x if rows == len(x) else torch.cat([x, x.new_zeros(rows - len(x), x.shape[1])]), slots)
         if self.observer is not None:
-            self.observer(group, x, outputs)
+            self.observer(group, x, outputs[: len(x)])
+        return outputs if rows == len(x) else outputs[: len(x)]
+
+    def _ask(self, group: int, x: Tensor, slots: int | None) -> Tensor:
+        evaluator, course = self.evaluator, self.course
+        assert evaluator is not None
+        try:
+            outputs = self._kernels.to_torch(evaluator.evaluate(group, self._kernels.from_torch(x), slots))
+        except BaseException as error:
+            if course is not None and not isinstance(error, NotFiniteActivation):
+                course.broken = True
+            raise
+        if course is not None:
+            course.answered(group)
         return outputs
+
+    def finish(self, device: torch.device) -> None:
+        """Ask what is still due of a pass that ends early, with rows of zeros, no faster than passes did lately."""
+        course = self.course
+        if course is None or course.broken:
+            return
+        for (group, rows, slots), gap_s in course.left:
+            start_s = time.perf_counter()
+            x = torch.zeros(rows, self.manifest.groups[group].width, device=device)
+            time.sleep(max(0.0, gap_s - (time.perf_counter() - start_s)))
+            if rows:
+                self._ask(group, x, slots)
+            else:
+                course.answered(group)
 
 
 def _columns(outputs: Tensor, part: slice) -> Tensor:
