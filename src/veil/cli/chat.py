@@ -16,6 +16,7 @@ from veil.cli.options import (
     NoCryptography,
     NoTls,
     OtherModel,
+    Pad,
     Server,
     ServerBundle,
     ServingDevice,
@@ -50,6 +51,7 @@ def command(
     digest: Digest = None,
     allow_no_cryptography: NoCryptography = False,
     expert_leak: Leak = ExpertLeak.none,
+    pad: Pad = "off",
 ) -> None:
     """Talk to a model in the terminal; rows are made while you type.
 
@@ -69,6 +71,7 @@ def command(
                 device,
                 (token, tls, tls_ca, allow_no_tls),
                 (expert_leak, allow_no_cryptography, digest),
+                pad,
             ),
             system=system,
             max_tokens=max_new_tokens,

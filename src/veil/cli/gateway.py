@@ -16,6 +16,7 @@ from veil.cli.options import (
     NoCryptography,
     NoTls,
     OtherModel,
+    Pad,
     Server,
     ServerBundle,
     ServingDevice,
@@ -57,6 +58,7 @@ def command(
     digest: Digest = None,
     allow_no_cryptography: NoCryptography = False,
     expert_leak: Leak = ExpertLeak.none,
+    pad: Pad = "off",
 ) -> None:
     """Answer the OpenAI API and a chat page on this machine; the model may be on another that sees ciphertexts only.
 
@@ -78,6 +80,7 @@ def command(
                 device,
                 (token, tls, tls_ca, allow_no_tls),
                 (expert_leak, allow_no_cryptography, digest),
+                pad,
             ),
             access=Access(host=host, api_key=api_key, hosts=tuple(name.lower() for name in allow_host or ())),
             settings=Settings(at_once=at_once, most_waiting=queue, answer_tokens=answer_tokens),

@@ -21,6 +21,7 @@ from veil.cli.options import (
     NoCryptography,
     NoTls,
     OtherModel,
+    Pad,
     Server,
     ServerBundle,
     Tls,
@@ -97,6 +98,7 @@ def command(
         ),
     ] = "off",
     fold_norms: WhichFold = FoldNorms.auto,
+    pad: Pad = "off",
     as_json: AsJson = False,
 ) -> None:
     """Answer a prompt through encryption, client and server in one process or, with `--server`, in two.
@@ -117,9 +119,12 @@ def command(
     check_fold_norms(fold_norms, server, bundle)
     if mode is Mode.torch and speculate not in ("auto", "off"):
         raise ValueError("--speculate needs remote layers; leave out --mode torch")
+    if pad != "off" and (speculate != "off" or mode not in (Mode.execute,)):
+        raise ValueError("--pad hides lengths from a server; leave out --speculate and --mode")
     if top_p == 0.0:
         raise ValueError("--top-p has to be above 0; for the likeliest token every time use --temperature 0")
     from veil.commands.generate import Request, run
+    from veil.model.padding import Padding
 
     run(
         Request(
@@ -140,6 +145,7 @@ def command(
             server_bundle=name,
             speculate=speculate,
             fold_norms=fold_norms.value,
+            padding=Padding.parse(pad),
         ),
         as_json=as_json,
     )

@@ -118,6 +118,17 @@ Digest = Annotated[
 ]
 
 
+Pad = Annotated[
+    str,
+    typer.Option(
+        "--pad",
+        metavar="off|STEP|powers[,whole]",
+        help="Hide lengths in steps: prompts take rows in multiples of STEP (64, say) or powers of two, and answers go on, "
+        "unseen, to a multiple of tokens, or with `,whole` to the most they may have. Also where they fail or you go away.",
+    ),
+]
+
+
 def address(server: str, token: str | None, tls: bool, tls_ca: Path | None, allow_no_tls: bool) -> Address:
     """Where a server is and how it is reached; `ValueError` for options that do not fit."""
     from veil.client.connection import Address
@@ -150,12 +161,14 @@ def model_choice(
     device: Device,
     access: tuple[str | None, bool, Path | None, bool],
     consent: tuple[ExpertLeak, bool, str | None],
+    pad: str = "off",
 ) -> ModelChoice:
     """Which model answers, of those that `veil gateway` and `veil chat` can have."""
     if model is not None and (bundle is not None or server is not None):
         raise ValueError("--bundle and --server have their own model; leave out --model")
     check_fold_norms(fold_norms, server, bundle)
     from veil.commands.served import ModelChoice
+    from veil.model.padding import Padding
 
     return ModelChoice(
         model=model or "smollm2",
@@ -165,4 +178,5 @@ def model_choice(
         server_bundle=name,
         fold_norms=fold_norms.value,
         terms=terms(*consent, half=bundle is not None or server is not None),
+        padding=Padding.parse(pad),
     )

@@ -16,6 +16,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
+from veil.commands.interrupts import interrupting
 from veil.commands.served import ModelChoice, opened
 from veil.commands.stream import printable
 from veil.errors import VeilError
@@ -60,7 +61,7 @@ class Conversation:
 
     def __post_init__(self) -> None:
         self.served.need("text")
-        self.generator = Generator(self.served)
+        self.generator = Generator(self.served, conversation=True)
         self.reset()
 
     def reset(self) -> None:
@@ -84,7 +85,8 @@ class Conversation:
 
         ids = self.served.chat_ids(turns)
         try:
-            self.generator.answer(ids, self._sampling(), 0, account, cancelled, emit)
+            with interrupting(cancelled, hidden=self.served.hybrid.padding is not None):
+                self.generator.answer(ids, self._sampling(), 0, account, cancelled, emit)
         except (KeyboardInterrupt, Cancelled):
             show("".join(parts))
         self.last = account

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import threading
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from veil.client.session import Ahead
 from veil.commands.costs import Costs, Meter
+from veil.commands.interrupts import interrupting
 from veil.commands.models import connected, opened_model
 from veil.commands.stream import AnswerStreamer
 from veil.commands.terminal import Reporter, error_console
@@ -24,6 +27,7 @@ from veil.errors import ModelSourceError, one_line
 from veil.gateway.checkpoint import plain
 from veil.kernels.backend import kernels_for
 from veil.model.hybrid import HybridFHEModel
+from veil.model.padding import Padding
 from veil.model.quiet import quiet
 from veil.model.sources import Source, load_model
 from veil.model.speculation import check_draft
@@ -60,6 +64,7 @@ class Request:
     speculate: str = "off"
     fold_norms: str = "auto"
     terms: Terms = STRICT
+    padding: Padding | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +191,11 @@ def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) ->
     encrypted = ready.hybrid is not None and request.mode in ("execute", "remote")
     remote = request.server is not None
     speculation = _speculation(request, ready)
+    sent = request.padding.rows(rows) if request.padding and encrypted else rows
+    gone = threading.Event()
+    if ready.hybrid is not None and encrypted:
+        ready.hybrid.padding = request.padding
+        ready.hybrid.checkpoint = partial(_stop_if, gone)
     meter = Meter(ready.hybrid if encrypted else None, remote=remote, guesses=speculation is not None and encrypted)
     streamer = AnswerStreamer(ready.tokenizer, write=_write if write else None, on_token=meter.token)
     if request.seed is not None:
@@ -194,18 +204,21 @@ def _generate(request: Request, ready: _Ready, load_s: float, *, write: bool) ->
     if ready.hybrid is not None and remote:
         ready.hybrid.expect(rows, request.max_new_tokens)
     elif ready.hybrid is not None and encrypted:
-        whole = (rows - 1) // ready.hybrid.params.T * ready.hybrid.params.T  # what is left over shares a batch with tokens
+        whole = (sent - 1) // ready.hybrid.params.T * ready.hybrid.params.T  # what is left over shares a batch with tokens
         ready.hybrid.reserve(rows_body=whole)
         meter.prompt_rows_made()
-        ready.hybrid.reserve(rows_full=rows - whole + min(request.max_new_tokens - 1, _TOKENS_AHEAD))
+        ready.hybrid.reserve(rows_full=sent - whole + min(request.max_new_tokens - 1, _TOKENS_AHEAD))
     try:
-        with quiet(), speculation or nullcontext({}) as options:
+        hidden = request.padding is not None and encrypted
+        with quiet(), interrupting(gone, hidden=hidden), speculation or nullcontext({}) as options:
             config = _generation_config(request, ready.model)
             for name in [name for name in options if name != "assistant_model"]:
                 setattr(config, name, options.pop(name))
             output = ready.model.generate(**ready.inputs, generation_config=config, streamer=streamer, **options)
-    except BaseException:
+    except BaseException as error:
         streamer.break_off()
+        if isinstance(error, _Interrupted):
+            raise KeyboardInterrupt from None
         raise
     finally:
         if ready.hybrid is not None and remote:
@@ -246,6 +259,15 @@ def _generation_config(request: Request, model: PreTrainedModel) -> GenerationCo
     for name, value in changes.items():
         setattr(config, name, value)
     return config
+
+
+class _Interrupted(Exception):
+    """Ctrl-C, where the pass is to go on to its end."""
+
+
+def _stop_if(gone: threading.Event) -> None:
+    if gone.is_set():
+        raise _Interrupted
 
 
 def _write(text: str) -> None:

@@ -14,6 +14,7 @@ from veil.commands.terminal import Reporter
 from veil.gateway.served import ServedModel
 from veil.kernels.backend import kernels_for
 from veil.model.hybrid import HybridFHEModel
+from veil.model.padding import Padding
 from veil.model.sources import name_of
 from veil.model.terms import STRICT, Terms
 from veil.process import keep_out_of_dumps
@@ -34,6 +35,7 @@ class ModelChoice:
     server_bundle: str | None = None
     fold_norms: str = "auto"
     terms: Terms = STRICT
+    padding: Padding | None = None
 
 
 @contextmanager
@@ -42,6 +44,7 @@ def opened(choice: ModelChoice) -> Iterator[ServedModel]:
     keep_out_of_dumps()
     with Reporter() as reporter:
         served = _open(choice, reporter.report)
+    served.hybrid.padding = choice.padding
     try:
         yield served
     finally:

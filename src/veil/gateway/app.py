@@ -121,6 +121,7 @@ def build_app(served: ServedModel, access: Access | None = None, settings: Setti
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        served.hybrid.stop_padding()
         await asyncio.to_thread(gateway.line.close)
 
     app = FastAPI(

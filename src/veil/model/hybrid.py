@@ -204,6 +204,7 @@ class HybridFHEModel:
         self._padding = padding
         if self._passes is not None:
             self._passes.padding = padding
+            self._passes.stopping.clear()
 
     def stop_padding(self) -> None:
         """End answers that go on in passes of zeros, from any thread; for who ends the session."""
