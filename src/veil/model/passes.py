@@ -15,7 +15,7 @@ import torch
 from veil.errors import UnevenTraffic, one_line
 from veil.model.padding import Padding
 from veil.model.plan import Course, Plan, Shape
-from veil.model.rehearsal import Arguments, bound
+from veil.model.rehearsal import CACHES, Arguments, bound
 from veil.model.router import Router
 
 Forward = Callable[..., Any]
@@ -163,6 +163,8 @@ class Passes:
         plan = self._plans.get(exact)
         if plan is None:
             inputs = arguments.whole() if self.padding is None or shape is None else arguments.sized(shape)[0]
+            if self.padding is not None and shape is not None and shape.encoder and cached:
+                inputs = inputs | self._state(forward, inputs, arguments.cache_name)
             plan = self._plans[exact] = Plan.of(self._rehearse(forward, inputs), None)
         return plan
 
@@ -174,21 +176,18 @@ class Passes:
         inputs, shape = small
         try:
             if cached:
-                state = self._state(forward, inputs)
-                inputs = inputs | state
+                inputs = inputs | self._state(forward, inputs, arguments.cache_name)
             return Plan.of(self._rehearse(forward, inputs), shape)
         except UnevenTraffic:
             return None
 
-    def _state(self, forward: Forward, inputs: dict[str, Any]) -> dict[str, Any]:
-        """What a first pass leaves for the next one."""
+    def _state(self, forward: Forward, inputs: dict[str, Any], name: str) -> dict[str, Any]:
+        """What a first pass leaves for the next one, by the name that it is asked for."""
         results: list[Any] = []
         self._rehearse(forward, inputs | {"use_cache": True}, results)
         result = results[0]
-        for name in ("past_key_values", "cache", "cache_params"):
-            if isinstance(result, Mapping) and result.get(name) is not None:
-                return {name: result[name], "use_cache": True}
-        return {}
+        found = (result[own] for own in CACHES if own in result) if isinstance(result, Mapping) else iter(())
+        return {name: next(found, None), "use_cache": True}
 
     def _rehearse(self, forward: Forward, inputs: dict[str, Any], results: list[Any] | None = None) -> list[Any]:
         """The calls of a pass with these arguments, of which nothing is sent. `UnevenTraffic` where it fails."""

@@ -14,7 +14,7 @@ from veil.model.plan import Shape
 
 _IDS = ("input_ids", "inputs_embeds")
 _DECODER_IDS = ("decoder_input_ids", "decoder_inputs_embeds")
-_CACHES = ("past_key_values", "cache", "cache_params", "past_key_value")
+CACHES = ("past_key_values", "cache", "cache_params", "past_key_value")
 _FOLLOWING = frozenset(
     {"attention_mask", "position_ids", "cache_position", "token_type_ids", "decoder_attention_mask", "labels"}
     | {"decoder_position_ids", "cross_attention_mask"}
@@ -31,6 +31,11 @@ class Arguments:
     ids: str | None
     shape: Shape | None
     cached: bool = False
+
+    @property
+    def cache_name(self) -> str:
+        """What the pass calls its state."""
+        return next((name for name in CACHES if name in self.given), CACHES[0])
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -63,7 +68,7 @@ class Arguments:
             elif name == "encoder_outputs":
                 hidden = value[0]
                 made[name] = _encoded(hidden.new_zeros((shape.sequences, shape.encoder, *hidden.shape[2:])))
-            elif name not in _FOLLOWING and name not in _CACHES:
+            elif name not in _FOLLOWING and name not in CACHES:
                 made[name] = value
         return made, shape
 
@@ -91,7 +96,7 @@ def bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[s
 def _shape(given: Mapping[str, Any]) -> tuple[str | None, Shape | None, bool]:
     others = {n for n, v in given.items() if isinstance(v, torch.Tensor)} - _FOLLOWING - {*_IDS, *_DECODER_IDS}
     unknown = [n for n, v in given.items() if not isinstance(v, torch.Tensor) and not _is_plain(v)]
-    if others or {*unknown} - {*_CACHES, "encoder_outputs"}:
+    if others or {*unknown} - {*CACHES, "encoder_outputs"}:
         return None, None, False
     ids = next((name for name in (*_DECODER_IDS, *_IDS) if name in given), None)
     if ids is None or not isinstance(given[ids], torch.Tensor) or given[ids].ndim != (3 if ids.endswith("embeds") else 2):
@@ -105,7 +110,7 @@ def _shape(given: Mapping[str, Any]) -> tuple[str | None, Shape | None, bool]:
             return None, None, False
         encoder = int(hidden.shape[1])
     sequences, length = given[ids].shape[:2]
-    return ids, Shape(int(sequences), int(length), encoder), any(_is_filled(given.get(name)) for name in _CACHES)
+    return ids, Shape(int(sequences), int(length), encoder), any(_is_filled(given.get(name)) for name in CACHES)
 
 
 def _is_plain(value: Any) -> bool:
