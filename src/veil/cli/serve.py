@@ -35,6 +35,18 @@ def command(
     ] = None,
     max_sessions: Annotated[int, typer.Option(min=1, help="The most sessions at once.")] = 64,
     memory_gib: Annotated[float, typer.Option(min=0.01, help="Memory for the sessions' batches of rows.")] = 4.0,
+    rows_per_day: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="The most rows that one token may have of any layer in a day (UTC), 0 for none. A token of text is a row; "
+            "who has as many rows as a layer is wide can compute its weights.",
+        ),
+    ] = 0,
+    rows_file: Annotated[
+        Path | None,
+        typer.Option(help="Where rows are counted.", show_default="a file for each port in the user's data folder"),
+    ] = None,
     metrics_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Answer Prometheus on this port.")] = None,
 ) -> None:
     """Compute the remote layers of bundles for clients that keep their keys.
@@ -59,5 +71,7 @@ def command(
             max_sessions=max_sessions,
             memory_gib=memory_gib,
             metrics_port=metrics_port,
+            rows_per_day=rows_per_day,
+            rows_file=rows_file,
         )
     )

@@ -9,9 +9,11 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from veil.cache import data_folder
 from veil.commands.terminal import Reporter
 from veil.kernels.backend import kernels_for
 from veil.priority import let_helpers_sleep
+from veil.server.budget import RowBudget
 from veil.server.listen import Server, ServerConfig, build_bundles, server_limits
 from veil.server.logs import LOGGER, JsonLines
 from veil.server.store import SessionStore
@@ -38,6 +40,8 @@ class ServeRequest:
     max_sessions: int
     memory_gib: float
     metrics_port: int | None
+    rows_per_day: int = 0
+    rows_file: Path | None = None
 
 
 def run(request: ServeRequest) -> None:
@@ -60,6 +64,7 @@ def run(request: ServeRequest) -> None:
         insecure=request.insecure,
         limits=limits,
         metrics_port=request.metrics_port,
+        budget=_budget(request),
     )
     config.check()
     config.check_ports()
@@ -78,6 +83,14 @@ def run(request: ServeRequest) -> None:
     while not stop.wait(1.0):
         pass
     server.stop(_GRACE_S)
+
+
+def _budget(request: ServeRequest) -> RowBudget | None:
+    if not request.rows_per_day:
+        if request.rows_file is not None:
+            raise ValueError("--rows-file is where the rows of --rows-per-day are counted; give both")
+        return None
+    return RowBudget(request.rows_per_day, request.rows_file or data_folder() / f"rows-of-{request.port}.json")
 
 
 def _rows_port(request: ServeRequest) -> int | None:

@@ -20,6 +20,7 @@ from veil.model.server_bundle import client_digest, load_server
 from veil.priority import in_thread_of_its_own
 from veil.process import raise_file_limit
 from veil.progress import Progress
+from veil.server.budget import RowBudget
 from veil.server.engine import Engine
 from veil.server.lane import RowLane
 from veil.server.logs import event
@@ -66,6 +67,7 @@ class ServerConfig:
     silent_s: float = 300.0
     sweep_s: float = 2.0
     most_batches: int = 2
+    budget: RowBudget | None = None
 
     def check(self) -> None:
         """Raise `ValueError` for an address that others can reach and that is not protected."""
@@ -154,6 +156,7 @@ class Server:
                 config.call_s,
                 most_streams,
                 threads // 2,
+                config.budget,
             )
         )
         self._health = health.HealthServicer()
@@ -243,6 +246,11 @@ class Server:
             "batch_memory_bytes": ("Memory of prepared batches", lambda: self.store.used_bytes),
             "streams": ("Open streams", lambda: self.service.calls.count + (self._lane.count if self._lane else 0)),
         }
+        budget = self.config.budget
+        if budget is not None:
+            readings["budget_rows"] = ("Rows that one owner may have of a layer in a day", lambda: budget.rows_per_day)
+            readings["budget_most_used"] = ("Rows that the busiest owner had of a layer today", lambda: budget.most_used)
+            readings["budget_refused"] = ("Rows refused since the start, beyond a budget", lambda: budget.refused)
         for name, (text, read) in readings.items():
             self.metrics.gauge(name, text, read)
 

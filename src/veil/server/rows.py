@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from veil.errors import WireError
+from veil.server.budget import RowBudget
 from veil.server.engine import Claim
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
@@ -24,10 +25,17 @@ class RowStream:
     """Answers sealed requests of one stream; a session's new stream ends its older one through ``cancel``."""
 
     def __init__(
-        self, store: SessionStore, turns: OnlineTurns, metrics: Metrics, owner: str, cancel: Callable[[], object]
+        self,
+        store: SessionStore,
+        turns: OnlineTurns,
+        metrics: Metrics,
+        owner: str,
+        cancel: Callable[[], object],
+        budget: RowBudget | None = None,
     ) -> None:
         self._store, self._turns, self._metrics = store, turns, metrics
         self._owner = owner
+        self._budget = budget
         self._cancel = cancel
         self._session: Session | None = None
         self._rows = self._received = self._sent = 0
@@ -51,13 +59,14 @@ class RowStream:
             self._tell()
         return reply
 
-    @staticmethod
-    def _claim(session: Session, request: pb.EvaluateRequest) -> Claim:
+    def _claim(self, session: Session, request: pb.EvaluateRequest) -> Claim:
         spans, manifest = codec.spans_from(request.spans), session.engine.model.manifest
         if request.group >= len(manifest.groups):
             raise WireError(f"group {request.group} is not one of {len(manifest.groups)}")
         group = manifest.groups[request.group]
         data = codec.rows_from(request.rows, rows_of(spans), group.width, group.input_bits)
+        if self._budget is not None:
+            self._budget.spend(self._owner, session.engine, request.group, len(data))
         claim: Claim = session.engine.claim(session, request.group, spans, data, request.slots or group.rows)
         return claim
 

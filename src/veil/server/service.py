@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from veil import __version__
 from veil.errors import BundleError, IncompatibleServer, ServerUnreachable, VeilError, WireError
+from veil.server.budget import RowBudget
 from veil.server.calls import OpenCall, OpenCalls
 from veil.server.engine import Engine
 from veil.server.logs import alias, event
@@ -60,6 +61,8 @@ class Shared:
 
     most_waiting: int = 16
     """Calls before their first message."""
+
+    budget: RowBudget | None = None
 
 
 class Service:
@@ -180,7 +183,7 @@ class Service:
 
     def stream(self, owner: str, cancel: Callable[[], object]) -> RowStream:
         """A new stream of rows of an owner."""
-        return RowStream(self._shared.store, self._shared.turns, self._shared.metrics, owner, cancel)
+        return RowStream(self._shared.store, self._shared.turns, self._shared.metrics, owner, cancel, self._shared.budget)
 
     def lane_stream(self, session: str, ticket: str, cancel: Callable[[], object]) -> RowStream:
         """A stream of rows on the row lane for a session that ``ticket`` belongs to; `UnknownSession` for another."""
