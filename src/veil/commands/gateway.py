@@ -10,6 +10,7 @@ from veil.commands.served import ModelChoice, opened
 from veil.gateway.app import Settings, build_app
 from veil.gateway.guard import Access
 from veil.gateway.listen import Listener
+from veil.process import raise_file_limit
 from veil.wire.listening import listening
 
 
@@ -29,6 +30,7 @@ def run(request: GatewayRequest) -> None:
 
     Raises `ValueError` for an address that cannot be had, before any long work, and veil's errors.
     """
+    raise_file_limit()
     host = request.access.host
     with listening(host, request.port) as opened_socket:
         port = opened_socket.getsockname()[1]

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
+from veil.gateway.prompt import PromptProtocol
+
 _GRACE_S = 5
 
 
@@ -29,6 +31,8 @@ class Listener(uvicorn.Server):
             server_header=False,
             timeout_graceful_shutdown=_GRACE_S,
             h11_max_incomplete_event_size=64 << 10,
+            http=PromptProtocol,
+            ws="none",
         )
         super().__init__(config)
         self._opened = opened
