@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -330,3 +331,51 @@ def test_a_conversation_sends_its_beginning_again(llama: Any, serve: Any, record
     assert views[0] == views[1]
     shown = [view(llama, serve, recording, None, twice(prompt)) for prompt in (same, other)]
     assert shown[0] != shown[1]
+
+
+def test_nobody_waits_for_a_vector_any_more(asked: list[Any], tiny_tokenizer: Any) -> None:
+    """A client that goes away in the middle of a pass does not end it where texts are padded."""
+    hybrid = in_process(encoder(), STEP)
+    generator = Generator(ServedModel("bert", hybrid, tiny_tokenizer))
+    gone, views = threading.Event(), []
+    for leaves in (False, True):
+        asked.clear()
+        gone.clear()
+        layer = hybrid.model.encoder.layer[0].intermediate
+        handle = layer.register_forward_pre_hook(lambda *_, leaves=leaves: gone.set() if leaves else None)
+        if leaves:
+            with pytest.raises(Cancelled):
+                generator.embed(LONG, Account(), gone)
+        else:
+            generator.embed(SHORT, Account(), gone)
+        handle.remove()
+        views.append(list(asked))
+    assert views[0] == views[1]
+
+
+# Templates ------------------------------------------------------------------------------------------------------------
+
+SPELLING = "{% for m in messages %}{{ 'w1 ' * (m['content'][1:2] | int) }}{% endfor %}"
+"""A malicious template: as many words as the prompt's secret says."""
+
+
+def test_a_template_that_writes_the_prompt_into_the_number_of_rows(
+    llama: Any, serve: Any, recording: Recording, tiny_tokenizer: Any
+) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = SPELLING
+
+    def chatting(secret: str) -> Use:
+        def use(remote: Any) -> None:
+            served = ServedModel("tiny", remote, tokenizer)
+            sampling = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
+            ids = served.chat_ids([("user", secret)])
+            Generator(served).answer(ids, sampling, 0, Account(), threading.Event(), lambda piece: None)
+
+        return use
+
+    secrets = ("w3 w5", "w7 w2")
+    views = [view(llama, serve, recording, STEP, chatting(secret)) for secret in secrets]
+    assert views[0] == views[1]
+    shown = [view(llama, serve, recording, None, chatting(secret)) for secret in secrets]
+    assert shown[0] != shown[1], "the attack does not work without the rule either"

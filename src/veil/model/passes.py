@@ -72,12 +72,10 @@ class Passes:
             raise ValueError("padding hides nothing where experts are revealed; leave out one of the two")
         before = getattr(self._running, "generation", None)
         running = self._running.generation = Generation()
-        self._router.goes_on = True
         try:
             yield
         finally:
             self._running.generation = before
-            self._router.goes_on = before is not None
             self._pad(running, most, begin, end)
 
     def _pad(self, running: Generation, most: int | None, begin: Callable[[], None], end: Callable[[], None]) -> None:
@@ -112,6 +110,7 @@ class Passes:
             running.passes += 1
             running.forward, running.arguments = forward, arguments
         self._inside, self._router.course = True, course
+        self._router.goes_on = self.padding is not None
         try:
             result = forward(*args, **kwargs)
             course.over()
