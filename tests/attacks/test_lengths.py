@@ -13,6 +13,7 @@ import torch
 from transformers import BertConfig, BertModel, StoppingCriteria, T5Config, T5ForConditionalGeneration
 
 from veil import HybridFHEModel, Terms, linear_modules
+from veil.client.filler import Filler
 from veil.client.session import Ahead
 from veil.errors import NotFiniteActivation
 from veil.gateway.generation import Account, Cancelled, Generator
@@ -35,6 +36,7 @@ class Recording:
     def __init__(self) -> None:
         self.rows: list[tuple[int, int]] = []
         self.uploads: list[int] = []
+        self.announced: list[tuple[int, int]] = []
 
 
 @pytest.fixture
@@ -56,6 +58,10 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
 
         return prepare(service, each(), owner)
 
+    def expect(filler: Filler, prompt_rows: int, new_tokens: int) -> None:
+        made.announced.append((prompt_rows, new_tokens))  # and no more: what is made for it first is a matter of moments
+
+    monkeypatch.setattr(Filler, "expect", expect)
     monkeypatch.setattr(RowStream, "answer", answers)
     monkeypatch.setattr(Service, "prepare", prepares)
     return made
@@ -87,9 +93,10 @@ def view(bundle: Any, serve: Callable[..., Any], recording: Recording, padding: 
     """What the server saw of one client's life."""
     recording.rows.clear()
     recording.uploads.clear()
+    recording.announced.clear()
     with connected(bundle, serve, padding) as remote:
         use(remote)
-    return list(recording.rows), list(recording.uploads)
+    return list(recording.rows), list(recording.uploads), list(recording.announced)
 
 
 def generating(prompt: list[int], tokens: int, **options: Any) -> Use:

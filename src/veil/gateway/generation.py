@@ -84,8 +84,8 @@ class Generator:
     ) -> End:
         """Continue ``ids`` until a stop, telling ``emit`` of every piece of text. `Cancelled`, and veil's errors.
 
-        ``branch`` numbers the answers of one request; the prompt is counted with the first. ``over`` is told of the end as
-        soon as it is there; with padding this function returns later.
+        ``branch`` numbers the answers of one request; the prompt is counted with the first. ``over`` is told of the end, and
+        with padding before this function returns.
         """
         served, turn = self.served, _Turn(self, account, cancelled)
         room = min(sampling.max_tokens, served.room(len(ids)))
@@ -100,7 +100,8 @@ class Generator:
             sampler = Sampler(sampling, served.ends, branch, matcher)
             transcript = Transcript(served.tokenizer, sampling.stop, served.token_bytes, sampling.written)
             watch = _Watch(transcript, sampler, served.ends | sampling.stop_tokens, matcher, sampling.min_tokens, turn, emit)
-            watch.most, watch.over = room, over
+            if served.hybrid.padding is not None:  # whoever waits is told at once, and the rest is for the server
+                watch.most, watch.over = room, over
             config = GenerationConfig(
                 do_sample=False,
                 max_new_tokens=room,
@@ -119,7 +120,10 @@ class Generator:
             )
             if kept:
                 self._prefixes.keep(output.sequences[0].tolist(), output.get(_cache_name(served.net)))
-        return watch.finish()
+        end = watch.finish()
+        if served.hybrid.padding is None:
+            over(end)
+        return end
 
     def embed(self, ids: Sequence[int], account: Account, cancelled: threading.Event) -> list[float]:
         """The mean of an encoder's last hidden states over the tokens, scaled to length one."""
@@ -222,7 +226,7 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
         self._end: End | None = None
         self.ended = False
         self.most = 0
-        self.over: Callable[[End], object] = lambda end: None
+        self.over: Callable[[End], object] | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """Take the last token of input_ids [1, tokens]; whether to stop, as ``generate`` asks for it."""
@@ -251,8 +255,9 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
         if self._end is None:
             self._show(self._transcript.end())
             self._end = End("stop" if self.ended else "length")
-            self._turn.settle()
-            self.over(self._end)
+            if self.over is not None:
+                self._turn.settle()
+                self.over(self._end)
         return self._end
 
     def _show(self, piece: Piece) -> None:

@@ -82,7 +82,7 @@ class Passes:
         arguments, forward = running.arguments, running.forward
         if self.padding is None or arguments is None or forward is None or arguments.shape is None or running.broken:
             return
-        shape = Shape(arguments.shape.sequences, 1, arguments.shape.encoder)
+        shape = Shape(arguments.shape.sequences, 1, arguments.shape.encoder, arguments.shape.kept)
         plan = self._plan("forward", forward, Arguments(arguments.given, arguments.ids, shape, cached=True), shape, True)
         for _ in range(self.padding.tokens(running.passes, most) - running.passes):
             if self.stopping.is_set():
@@ -144,14 +144,21 @@ class Passes:
         if self.padding is None:
             return shape
         length = 1 if single else self.padding.rows(shape.length)
-        return Shape(shape.sequences, length, self.padding.rows(shape.encoder))
+        return Shape(shape.sequences, length, self.padding.rows(shape.encoder), shape.kept)
 
     # Plans ------------------------------------------------------------------------------------------------------------
 
     def _plan(self, entry: str, forward: Forward, arguments: Arguments, shape: Shape | None, cached: bool) -> Plan:
         key: _Key = (entry, self._router.last_row_only)
         if shape is not None:
-            key = (*key, shape.length == 1, shape.encoder > 0, shape.encoder > 0 and cached, arguments.ids)
+            key = (
+                *key,
+                shape.length == 1,
+                min(shape.kept, 2),
+                shape.encoder > 0,
+                shape.encoder > 0 and cached,
+                arguments.ids,
+            )
         plan = self._plans.get(key)
         if shape is not None and key not in self._plans:
             resized = Arguments(arguments.given, arguments.ids, shape, cached)

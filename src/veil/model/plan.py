@@ -14,7 +14,7 @@ from typing import Literal
 from veil.errors import UnevenTraffic
 from veil.model.manifest import Manifest
 
-Count = Literal["each", "earlier", "last", "encoder"]
+Count = Literal["each", "earlier", "last", "kept", "encoder"]
 Call = tuple[int, int, "int | None"]
 """A group, its rows, and how many outputs are asked for (None: all)."""
 
@@ -23,15 +23,20 @@ _SMOOTHING = 0.25
 
 @dataclass(frozen=True)
 class Shape:
-    """A pass of ``sequences`` with ``length`` rows each; ``encoder`` are the rows of an encoder's output, each."""
+    """A pass of ``sequences`` with ``length`` rows each, of which logits of the last ``kept`` are wanted (0: of all).
+
+    ``encoder`` are the rows of an encoder's output, each.
+    """
 
     sequences: int
     length: int
     encoder: int = 0
+    kept: int = 0
 
     def rows(self, count: Count) -> int:
         """The rows of a step."""
-        each = {"each": self.length, "earlier": self.length - 1, "last": 1, "encoder": self.encoder}
+        kept = min(self.kept or self.length, self.length)
+        each = {"each": self.length, "earlier": self.length - 1, "last": 1, "kept": kept, "encoder": self.encoder}
         return self.sequences * each[count]
 
 
@@ -88,7 +93,7 @@ class Plan:
 def _rule(rows: int, shape: Shape | None) -> Count | int:
     if shape is None:
         return rows
-    counts: tuple[Count, ...] = ("last", "each", "earlier", "encoder")
+    counts: tuple[Count, ...] = ("last", "each", "earlier", "kept", "encoder")
     return next((count for count in counts if shape.rows(count) == rows), rows)
 
 

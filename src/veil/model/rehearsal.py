@@ -15,11 +15,12 @@ from veil.model.plan import Shape
 _IDS = ("input_ids", "inputs_embeds")
 _DECODER_IDS = ("decoder_input_ids", "decoder_inputs_embeds")
 CACHES = ("past_key_values", "cache", "cache_params", "past_key_value")
+_KEEPS = "logits_to_keep"
 _FOLLOWING = frozenset(
     {"attention_mask", "position_ids", "cache_position", "token_type_ids", "decoder_attention_mask", "labels"}
     | {"decoder_position_ids", "cross_attention_mask"}
 )
-_ROWS, _ENCODER_ROWS = 3, 5
+_ROWS, _ENCODER_ROWS, _KEPT = 4, 5, 2
 """Rows of a rehearsed sequence: with them every rule of `veil.model.plan` gives another number."""
 
 
@@ -54,7 +55,8 @@ class Arguments:
         if self.shape is None:
             return None
         length = 1 if self.shape.length == 1 else _ROWS
-        return self.sized(Shape(self.shape.sequences, length, _ENCODER_ROWS if self.shape.encoder else 0))
+        kept = min(self.shape.kept, _KEPT)
+        return self.sized(Shape(self.shape.sequences, length, _ENCODER_ROWS if self.shape.encoder else 0, kept))
 
     def sized(self, shape: Shape) -> tuple[dict[str, Any], Shape]:
         """Arguments for a rehearsal of this shape, all zeros."""
@@ -68,6 +70,8 @@ class Arguments:
             elif name == "encoder_outputs":
                 hidden = value[0]
                 made[name] = _encoded(hidden.new_zeros((shape.sequences, shape.encoder, *hidden.shape[2:])))
+            elif name == _KEEPS:
+                made[name] = shape.kept
             elif name not in _FOLLOWING and name not in CACHES:
                 made[name] = value
         return made, shape
@@ -110,7 +114,10 @@ def _shape(given: Mapping[str, Any]) -> tuple[str | None, Shape | None, bool]:
             return None, None, False
         encoder = int(hidden.shape[1])
     sequences, length = given[ids].shape[:2]
-    return ids, Shape(int(sequences), int(length), encoder), any(_is_filled(given.get(name)) for name in CACHES)
+    kept = given.get(_KEEPS, 0)
+    if not isinstance(kept, int) or kept < 0:
+        return None, None, False
+    return ids, Shape(int(sequences), int(length), encoder, kept), any(_is_filled(given.get(name)) for name in CACHES)
 
 
 def _is_plain(value: Any) -> bool:
