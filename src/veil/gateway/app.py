@@ -120,6 +120,7 @@ def build_app(served: ServedModel, access: Access | None = None, settings: Setti
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        served.hybrid.stop_padding(False)
         yield
         served.hybrid.stop_padding()
         await asyncio.to_thread(gateway.line.close)

@@ -206,10 +206,10 @@ class HybridFHEModel:
             self._passes.padding = padding
             self._passes.stopping.clear()
 
-    def stop_padding(self) -> None:
-        """End answers that go on in passes of zeros, from any thread; for who ends the session."""
+    def stop_padding(self, stop: bool = True) -> None:
+        """End answers that go on in passes of zeros, from any thread, and let none begin; for who ends the session."""
         if self._passes is not None:
-            self._passes.stopping.set()
+            (self._passes.stopping.set if stop else self._passes.stopping.clear)()
 
     @property
     def unfolded(self) -> tuple[str, ...]:
