@@ -18,6 +18,7 @@ from veil.cli.options import (
     FuseNorms,
     Mode,
     OtherModel,
+    Pad,
     Server,
     ServerAccess,
     ServerBundle,
@@ -104,6 +105,7 @@ def command(
             "line, with an `id` if wanted; one object a line comes out, with `id` and `text`.",
         ),
     ] = None,
+    pad: Pad = "off",
     as_json: AsJson = False,
 ) -> None:
     """Answer a prompt through encryption, client and server in one process or, with `--server`, in two.
@@ -138,6 +140,8 @@ def command(
         raise ValueError("--checked require is about encrypted answers; leave out --mode")
     if mode is Mode.torch and speculate not in ("auto", "off"):
         raise ValueError("--speculate needs remote layers; leave out --mode torch")
+    if pad != "off" and (speculate not in ("auto", "off") or mode is not Mode.execute):
+        raise ValueError("--pad hides lengths from a server; leave out --speculate and --mode")
     if mode is Mode.torch and bundle is not None:
         raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or --model")
     check_model(model or "smollm2")
@@ -152,6 +156,7 @@ def command(
     where = None if server is None else server_access.address(server)
     sign_of_life()
     from veil.commands.generate import GenerateRequest, run
+    from veil.runtime.padding import Padding
 
     run(
         GenerateRequest(
@@ -177,6 +182,7 @@ def command(
             stop=tuple(stop or ()),
             batch=batch,
             checked=checked.value,
+            padding=Padding.parse(pad),
         ),
         as_json=as_json,
     )
