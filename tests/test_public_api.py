@@ -9,7 +9,7 @@ import pytest
 import veil
 
 NAMES = {"HybridFHEMode", "HybridFHEModel", "Params", "Spec", "Terms", "VeilError", "__version__", "linear_modules"}
-NAMES |= {"LoraTrainer", "get_remote_names"}
+NAMES |= {"LoraTrainer", "Padding", "get_remote_names"}
 
 
 def test_all_is_exact() -> None:

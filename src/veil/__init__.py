@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from veil.params import Spec as Spec
     from veil.runtime.concrete import HybridFHEMode as HybridFHEMode
     from veil.runtime.modules import linear_modules as linear_modules
+    from veil.runtime.padding import Padding as Padding
     from veil.training.concrete import LoraTrainer as LoraTrainer
     from veil.training.concrete import get_remote_names as get_remote_names
 
@@ -25,6 +26,7 @@ _HOMES = {
     "HybridFHEMode": "veil.runtime.concrete",
     "HybridFHEModel": "veil.hybrid.model",
     "LoraTrainer": "veil.training.concrete",
+    "Padding": "veil.runtime.padding",
     "Params": "veil.params",
     "Spec": "veil.params",
     "Terms": "veil.bundle.terms",
@@ -37,6 +39,7 @@ __all__ = [
     "HybridFHEMode",
     "HybridFHEModel",
     "LoraTrainer",
+    "Padding",
     "Params",
     "Spec",
     "Terms",

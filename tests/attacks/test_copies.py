@@ -32,7 +32,7 @@ LEAVES: dict[str, Callable[[Any], object]] = {"pickle": pickle.dumps, "deepcopy"
 @pytest.mark.parametrize("leave", LEAVES)
 def test_nothing_that_holds_rows_is_copied_or_pickled(leave: str, remote: Any) -> None:
     session = remote._remote
-    for part in (remote, session, session._pool, session._maker, session._supply, remote._router, remote._passes):
+    for part in (remote, session, session._pool, session._maker, session._supply, remote._router, remote._traffic):
         with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
             LEAVES[leave](part)
 

@@ -161,9 +161,9 @@ def test_an_error_in_mid_answer_does_not_show(llama: Any, serve: Any, recording:
     assert view(llama, serve, recording, STEP, failing) == view(llama, serve, recording, STEP, generating(SHORT, 5))
 
 
-def test_guesses_and_answers_without_a_cache_are_refused(llama: Any, serve: Any, recording: Recording) -> None:
+def test_draft_tokens_and_answers_without_a_cache_are_refused(llama: Any, serve: Any, recording: Recording) -> None:
     with connected(llama, serve, STEP) as remote:
-        with pytest.raises(ValueError, match="guesses show"):
+        with pytest.raises(ValueError, match="draft tokens show"):
             remote.speculate()
         for option in ({"prompt_lookup_num_tokens": 3}, {"use_cache": False}):
             with pytest.raises(ValueError, match="leave out"):
@@ -297,7 +297,7 @@ def answering(tokenizer: Any, prompt: list[int], tokens: int, cancel_at: int = 0
 
         sampling = Sampling(max_tokens=16, temperature=0.0, ignore_eos=True, **options)
         try:
-            generator.answer(prompt, sampling, 0, account, gone, emit, ends.append)
+            generator.answer(prompt, sampling, 0, account, gone, emit, over=ends.append)
         except Cancelled:
             assert cancel_at
         assert bool(ends) != bool(cancel_at)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-
 import pytest
 
-from veil.commands.interrupts import interrupting
 from veil.runtime.padding import Padding
 
 
@@ -45,17 +40,3 @@ def test_what_the_option_says(text: str, expected: Padding | None) -> None:
 def test_what_it_cannot_say(text: str) -> None:
     with pytest.raises(ValueError, match="--pad is off, a number of rows, or powers"):
         Padding.parse(text)
-
-
-def test_the_first_interrupt_lets_an_answer_go_on_unseen(capsys: pytest.CaptureFixture[str]) -> None:
-    gone = threading.Event()
-    with interrupting(gone, hidden=True):
-        os.kill(os.getpid(), signal.SIGINT)
-        assert gone.wait(5)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            threading.Event().wait(5)
-    assert "Ctrl-C again ends at once" in capsys.readouterr().err
-    with pytest.raises(KeyboardInterrupt), interrupting(gone, hidden=False):
-        os.kill(os.getpid(), signal.SIGINT)
-        threading.Event().wait(5)

@@ -108,10 +108,10 @@ def command(
     """
     if (tls_cert is None) != (tls_key is None):
         raise ValueError("--tls-cert and --tls-key go together")
+    from veil import Padding
     from veil.cli.models import aliases_of, model_choices
     from veil.gateway.guard import Access
     from veil.gateway.keys import Keys
-    from veil.runtime.padding import Padding
 
     access = Access(
         host=host,

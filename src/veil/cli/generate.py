@@ -155,8 +155,8 @@ def command(
     chosen = consent.terms(half=bundle is not None or server is not None)
     where = None if server is None else server_access.address(server)
     sign_of_life()
+    from veil import Padding
     from veil.commands.generate import GenerateRequest, run
-    from veil.runtime.padding import Padding
 
     run(
         GenerateRequest(

@@ -239,8 +239,8 @@ def model_choice(
         raise ValueError("--bundle and --server have their own model; leave out --model")
     check_fuse_norms(fuse_norms, server, bundle)
     check_model(model or "smollm2")
+    from veil import Padding
     from veil.commands.choice import ModelChoice
-    from veil.runtime.padding import Padding
 
     return ModelChoice(
         model=model or "smollm2",

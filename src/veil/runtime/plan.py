@@ -41,7 +41,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedCall:
     """One call of a plan; ``rows`` is a number where no rule was found for it."""
 
     group: int
@@ -60,7 +60,7 @@ class Step:
 class Plan:
     """The steps of a pass, and how long this side takes before each, after the answer before it, as seen lately."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[PlannedCall, ...]
     gaps_s: list[float] = field(default_factory=list)
     _known: tuple[Shape | None, list[Call]] | None = None
 
@@ -84,9 +84,9 @@ class Plan:
     @classmethod
     def of(cls, calls: Sequence[Call], shape: Shape | None) -> Plan:
         """The plan of a rehearsal's calls: by rule if each call's rows are one of its ``shape``'s counts, else by number."""
-        steps = tuple(Step(group, slots, _rule(rows, shape)) for group, rows, slots in calls)
+        steps = tuple(PlannedCall(group, slots, _rule(rows, shape)) for group, rows, slots in calls)
         if any(isinstance(step.rows, int) for step in steps):
-            steps = tuple(Step(group, slots, rows) for group, rows, slots in calls)
+            steps = tuple(PlannedCall(group, slots, rows) for group, rows, slots in calls)
         return cls(steps)
 
 

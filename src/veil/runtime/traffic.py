@@ -223,7 +223,7 @@ def padded_most(model: Any, options: Mapping[str, Any], padding: Padding) -> int
     """The most tokens of an answer, as ``generate`` is asked for them; `ValueError` for options that show lengths anyway."""
     chosen = [options, vars(options.get("generation_config") or model.generation_config)]
     if any(one.get(name) for one in chosen for name in ("assistant_model", "prompt_lookup_num_tokens")):
-        raise ValueError("guesses show how often they were right, whatever the padding; leave out one of the two")
+        raise ValueError("draft tokens show how often they were right, whatever the padding; leave out one of the two")
     if any(one.get("use_cache") is False for one in chosen):
         raise ValueError("answers without a cache cannot be padded; leave out use_cache=False")
     most = next((one["max_new_tokens"] for one in chosen if one.get("max_new_tokens")), None)
