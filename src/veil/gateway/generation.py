@@ -274,7 +274,7 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
         """Show what was held back, and say why the answer is over; once."""
         if self._end is None:
             self._show(self._transcript.end())
-            self._end = End("stop" if self.ended else "length")
+            self._end = End("stop" if self.ended else "length", self._transcript.stopped_by)
             if self.over is not None:
                 self._turn.settle()
                 self.over(self._end)
