@@ -83,7 +83,7 @@ class Router:
         self.rehearsed: list[Call] | None = None
         """Where calls are written down, and answered with zeros, while a pass is rehearsed."""
         self.goes_on = False
-        """Whether a pass that a checkpoint ended goes on to its end, with rows of zeros."""
+        """Whether a pass that the cancel check ended goes on to its end, with rows of zeros."""
         self.last_row_only = False
         """Whether of the last layers nothing but the last row of each sequence matters in this pass."""
         self._kernels = kernels
