@@ -113,6 +113,11 @@ def command(
     from veil.gateway.guard import Access
     from veil.gateway.keys import Keys
 
+    padding = Padding.parse(pad)
+    if padding is not None and cache_gib is not None:
+        raise ValueError(
+            "--cache-gib shows how far a prompt repeats an earlier one, whatever --pad says; leave out one of them"
+        )
     access = Access(
         host=host,
         keys=Keys.read(api_key, api_keys),
@@ -133,11 +138,6 @@ def command(
         if len(choices) > 1:
             raise ValueError("--adapter is for one model; start a gateway for each model that has adapters")
         choices = (replace(choices[0], adapters=tuple(adapter)),)
-    padding = Padding.parse(pad)
-    if padding is not None and cache_gib is not None:
-        raise ValueError(
-            "--cache-gib shows how far a prompt repeats an earlier one, whatever --pad says; leave out one of them"
-        )
     choices = tuple(replace(choice, checked=checked.value, padding=padding) for choice in choices)
     sign_of_life()
     from veil.commands.gateway import GatewayRequest, Keep, run

@@ -24,6 +24,8 @@ from veil.cli.options import (
     ServerBundle,
     WhichChecked,
     WhichFusion,
+    check_bundle,
+    check_file,
     check_fuse_norms,
     check_model,
 )
@@ -128,9 +130,8 @@ def command(
         raise ValueError("draft tokens do not know the schema; leave out --speculate, or --json-schema")
     if any(not text for text in stop or ()):
         raise ValueError("--stop takes a text of at least one character")
-    for path in (batch, json_schema):
-        if path is not None and not path.is_file():
-            raise ValueError(f"there is no file {path}; check the path")
+    check_file(batch)
+    check_file(json_schema)
     if bundle is not None and (model, bits, modules) != (None, None, None):
         raise ValueError("--bundle has its own model; leave out --model, --bits and --modules")
     if server is not None and (mode is not Mode.execute or (model, bits, modules) != (None, None, None)):
@@ -145,6 +146,11 @@ def command(
     if mode is Mode.torch and bundle is not None:
         raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or --model")
     check_model(model or "smollm2")
+    check_bundle(bundle)
+    from veil import Padding
+
+    if prompt is not None and not prompt.strip():
+        raise ValueError("the prompt is empty; give at least one word")
     if speculate not in ("auto", "lookup", "off"):
         try:
             check_model(speculate)
@@ -153,9 +159,9 @@ def command(
     if top_p == 0.0:
         raise ValueError("--top-p has to be above 0; for the likeliest token every time use --temperature 0")
     chosen = consent.terms(half=bundle is not None or server is not None)
+    padding = Padding.parse(pad)
     where = None if server is None else server_access.address(server)
     sign_of_life()
-    from veil import Padding
     from veil.commands.generate import GenerateRequest, run
 
     run(
@@ -182,7 +188,7 @@ def command(
             stop=tuple(stop or ()),
             batch=batch,
             checked=checked.value,
-            padding=Padding.parse(pad),
+            padding=padding,
         ),
         as_json=as_json,
     )
