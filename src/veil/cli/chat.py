@@ -64,6 +64,7 @@ def command(
         server_access,
         consent,
         checked=checked,
+        pad=pad,
     )
     sign_of_life()
     from veil.commands.chat import ChatOptions, run
