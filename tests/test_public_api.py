@@ -11,7 +11,7 @@ import veil
 from veil import errors
 
 NAMES = {"HybridFHEMode", "HybridFHEModel", "Params", "Spec", "Terms", "__version__", "linear_modules"}
-NAMES |= {"LoraTrainer", "get_remote_names", "Source", "load_model", "connect", "OfflineRows", "Timeouts"}
+NAMES |= {"LoraTrainer", "Padding", "get_remote_names", "Source", "load_model", "connect", "OfflineRows", "Timeouts"}
 NAMES |= {"Server", "ServerConfig", "Limits", "Tokens", "Fidelity", "fidelity"}
 ERRORS = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, errors.VeilError)}
 INSIDE = {"TYPE_CHECKING", "Any", "annotations", "importlib"}

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from veil.errors import ServerUnreachable as ServerUnreachable
     from veil.errors import StreamChanged as StreamChanged
     from veil.errors import Unchecked as Unchecked
+    from veil.errors import UnevenTraffic as UnevenTraffic
     from veil.errors import UnknownBatch as UnknownBatch
     from veil.errors import UnknownSession as UnknownSession
     from veil.errors import VeilError as VeilError
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from veil.report.measure import fidelity as fidelity
     from veil.runtime.concrete import HybridFHEMode as HybridFHEMode
     from veil.runtime.modules import linear_modules as linear_modules
+    from veil.runtime.padding import Padding as Padding
     from veil.server.listen import Server as Server
     from veil.server.listen import ServerConfig as ServerConfig
     from veil.server.store import Limits as Limits
@@ -71,6 +73,7 @@ _HOMES = {
     "NotCompiled": "veil.errors",
     "NotFiniteActivation": "veil.errors",
     "OfflineRows": "veil.client.session",
+    "Padding": "veil.runtime.padding",
     "ParameterError": "veil.errors",
     "Params": "veil.params",
     "QuotaExceeded": "veil.errors",
@@ -86,6 +89,7 @@ _HOMES = {
     "Timeouts": "veil.network.timeouts",
     "Tokens": "veil.network.tokens",
     "Unchecked": "veil.errors",
+    "UnevenTraffic": "veil.errors",
     "UnknownBatch": "veil.errors",
     "UnknownSession": "veil.errors",
     "VeilError": "veil.errors",
@@ -115,6 +119,7 @@ __all__ = [
     "NotCompiled",
     "NotFiniteActivation",
     "OfflineRows",
+    "Padding",
     "ParameterError",
     "Params",
     "QuotaExceeded",
@@ -130,6 +135,7 @@ __all__ = [
     "Timeouts",
     "Tokens",
     "Unchecked",
+    "UnevenTraffic",
     "UnknownBatch",
     "UnknownSession",
     "VeilError",

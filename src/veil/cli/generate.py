@@ -18,6 +18,7 @@ from veil.cli.options import (
     FuseNorms,
     Mode,
     OtherModel,
+    Pad,
     Server,
     ServerAccess,
     ServerBundle,
@@ -106,6 +107,7 @@ def command(
             "line, with an `id` if wanted; one object a line comes out, with `id` and `text`.",
         ),
     ] = None,
+    pad: Pad = "off",
     as_json: AsJson = False,
 ) -> None:
     """Answer a prompt through encryption, client and server in one process or, with `--server`, in two.
@@ -139,10 +141,14 @@ def command(
         raise ValueError("--checked require is about encrypted answers; leave out --mode")
     if mode is Mode.torch and speculate not in ("auto", "off"):
         raise ValueError("--speculate needs remote layers; leave out --mode torch")
+    if pad != "off" and (speculate not in ("auto", "off") or mode is not Mode.execute):
+        raise ValueError("--pad hides lengths from a server; leave out --speculate and --mode")
     if mode is Mode.torch and bundle is not None:
         raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or --model")
     check_model(model or "smollm2")
     check_bundle(bundle)
+    from veil import Padding
+
     if prompt is not None and not prompt.strip():
         raise ValueError("the prompt is empty; give at least one word")
     if speculate not in ("auto", "lookup", "off"):
@@ -153,6 +159,7 @@ def command(
     if top_p == 0.0:
         raise ValueError("--top-p has to be above 0; for the likeliest token every time use --temperature 0")
     chosen = consent.terms(half=bundle is not None or server is not None)
+    padding = Padding.parse(pad)
     where = None if server is None else server_access.address(server)
     sign_of_life()
     from veil.commands.generate import GenerateRequest, run
@@ -181,6 +188,7 @@ def command(
             stop=tuple(stop or ()),
             batch=batch,
             checked=checked.value,
+            padding=padding,
         ),
         as_json=as_json,
     )

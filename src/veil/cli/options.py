@@ -153,6 +153,17 @@ WhichChecked = Annotated[
 ]
 
 
+Pad = Annotated[
+    str,
+    typer.Option(
+        "--pad",
+        metavar="off|STEP|powers[,whole]",
+        help="Hide lengths in steps: prompts take rows in multiples of STEP (64, say) or powers of two, and answers go on, "
+        "unseen, to a multiple of tokens, or with `,whole` to the most they may have. Also where they fail or you go away.",
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerAccess:
     """How a server is reached."""
@@ -240,6 +251,7 @@ def model_choice(
     consent: Consent,
     adapters: Sequence[str] = (),
     checked: Checked = Checked.auto,
+    pad: str = "off",
 ) -> ModelChoice:
     """Which model answers, of those that `veil gateway` and `veil chat` can have."""
     if model is not None and (bundle is not None or server is not None):
@@ -247,7 +259,10 @@ def model_choice(
     check_fuse_norms(fuse_norms, server, bundle)
     check_model(model or "smollm2")
     check_bundle(bundle)
+    from veil import Padding
     from veil.commands.choice import ModelChoice
+
+    padding = Padding.parse(pad)
 
     return ModelChoice(
         model=model or "smollm2",
@@ -259,4 +274,5 @@ def model_choice(
         terms=consent.terms(half=bundle is not None or server is not None),
         adapters=tuple(adapters),
         checked=checked.value,
+        padding=padding,
     )
