@@ -55,21 +55,26 @@ def test_the_code_of_a_page_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its blocks one after the other, with a tiny model in SmolLM2's place and a server on a free port."""
+    """Its blocks one after the other, with a tiny model in SmolLM2's place and a server on a free port.
+
+    ``hybrid``, a model in mode execute, and ``inputs`` are there before the first.
+    """
     folder, address = place
     if page.name == "README.md":
         monkeypatch.chdir(folder)
     else:
         monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VEIL_CACHE_DIR", str(tmp_path / "cache"))
-    names: dict[str, Any] = {"veil": veil}
+    given = veil.HybridFHEModel.load(folder / "bundle")
+    given.set_fhe_mode("execute")
+    names: dict[str, Any] = {"veil": veil, "hybrid": given, "inputs": given.tokenizer("w1 w2", return_tensors="pt")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for code in blocks(page):
             small = code.replace('"smollm2"', repr(str(llama_folder))).replace("127.0.0.1:8471", address)
-            exec(compile(small, page.name, "exec"), names)
-    if isinstance(names.get("hybrid"), veil.HybridFHEModel):
-        names["hybrid"].close()
+            exec(compile(re.sub(r"max_new_tokens=\d+", "max_new_tokens=4", small), page.name, "exec"), names)
+    given.close()
+    names["hybrid"].close()
 
 
 def test_what_runs_elsewhere_is_still_there() -> None:
