@@ -170,7 +170,7 @@ def test_the_client_half_holds_no_remote_weight(whole: tuple[HybridFHEModel, Pat
     for layer in remote:
         assert not [name for name in tensors if name.startswith(layer.name + ".")]
     local = {"transformer.wte.weight", "model.embed_tokens.weight"}
-    weights = [hybrid.model.get_submodule(layer.name).weight.detach().numpy() for layer in remote]
+    weights = [hybrid.model.get_submodule(layer.name).inner.weight.detach().numpy() for layer in remote]
     for name, tensor in tensors.items():
         if name not in local:
             for weight in weights:
@@ -200,7 +200,7 @@ def test_the_client_half_alone_cannot_multiply(whole: tuple[HybridFHEModel, Path
     opened = bundle.load_client(whole[1] / "client", WEAK)
     assert opened.compiled.weights is None
     for layer in opened.layers.values():
-        assert layer.weight is None
+        assert layer.inner is None
     shutil.copytree(whole[1] / "client", tmp_path / "client")
     with pytest.raises(NotCompiled, match="only the client half"):
         HybridFHEModel.load(tmp_path, terms=WEAK)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,11 +47,25 @@ class RemoteExperts(nn.Module):
         """Every remote layer in it."""
         return [layer for part in (self._up, "down_proj") for layer in self._part(part)]
 
+    @property
+    def original(self) -> nn.Module:
+        """The module that it stands for."""
+        return self._whole[0]
+
     def forget_weights(self) -> None:
         """Drop the original's weights and keep its activation function."""
         self._whole[0]._parameters.clear()
         for layer in self.layers:
             layer.inner = None
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's: stacked weights, under their own names; `RuntimeError` where there are none."""
+        if not self._whole[0]._parameters:
+            raise RuntimeError("the experts have no float weights here; save the original model, not a client's half of it")
+        return self._whole[0].state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._whole[0]._load_from_state_dict(*args)
 
     def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Rows [R, width], the experts chosen for each [R, k] and their weights [R, k] → [R, width]."""
@@ -119,4 +134,5 @@ def _layers(name: str, original: nn.Module, part: str) -> list[RemoteLayer]:
         if biases is not None:
             inner.bias = nn.Parameter(biases.data[expert], requires_grad=False)
         layers.append(RemoteLayer(f"{name}.{expert}", "linear", inner, (width, out), weight.dtype))
+        layers[-1].is_stacked = True
     return layers

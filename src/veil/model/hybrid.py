@@ -20,13 +20,17 @@ from veil.errors import NotCompiled
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Array, Kernels, Scaling
 from veil.kernels.warm import warm_up
-from veil.model.compiled import Compiled, compile_layers
+from veil.model.calibration import calibration_call
+from veil.model.compiled import Compiled, compile_layers, compiled_modules
 from veil.model.constants import scalings_of
+from veil.model.coverage import Coverage, signature_of
 from veil.model.experts import EXPERT_LEAKS, ExpertLeak
+from veil.model.fingerprint import Fingerprints
 from veil.model.layers import RemoteLayer
-from veil.model.modes import ClearLayers, SimulatedLayers
+from veil.model.modes import ClearLayers, Evaluator, SimulatedLayers
 from veil.model.modules import find_modules, replace_modules
 from veil.model.pace import Pace
+from veil.model.passes import Passes
 from veil.model.residual import ResidualStream
 from veil.model.router import Router
 from veil.model.terms import STRICT, Terms
@@ -89,7 +93,10 @@ class HybridFHEModel:
         self._graph: TokenGraph | None = None
         self._address: Any = None
         self._link: Link | None = None
-        self._mode = "torch"
+        self._evaluators: dict[str, Evaluator] = {}
+        self._fingerprints: Fingerprints | None = None
+        self._coverage: Coverage | None = None
+        self._generating = False
         self._progress: Progress | None = None
         self.ahead: Ahead | None = None
         self.hints: Path | None = None
@@ -97,6 +104,7 @@ class HybridFHEModel:
         generation = getattr(model, "generation_config", None)
         if generation is not None:
             generation.disable_compile = True  # torch.compile cannot look into a remote layer
+        self._passes = Passes(model, layers, self._around_pass)
         self._model_forward = model.forward
         model.forward = _like(model.forward, self._forward)
         if callable(getattr(model, "generate", None)):
@@ -116,8 +124,9 @@ class HybridFHEModel:
         progress: Progress | None = None,
         fold_norms: str = "off",
     ) -> None:
-        """Calibrate on ``x`` (a tensor, or a dict of keyword arguments) and quantize the remote layers to ``n_bits``.
+        """Calibrate on ``x`` and quantize the remote layers to ``n_bits``.
 
+        ``x`` is a tensor or an array, a tuple of inputs, or a dict of keyword arguments, as tokenizers return it.
         ``n_bits`` is 2 to 8, or a dict by module name (others: 8). Without dynamic quantization one scale per layer is
         calibrated on ``x`` and longer inputs are clipped to it. From 16 rows of ``x`` on, what it shows of the inputs makes
         weights of the same bits lose less, and enters both halves: give ordinary text of a few hundred tokens and nothing
@@ -130,19 +139,22 @@ class HybridFHEModel:
             raise RuntimeError("the model is compiled already; make a new HybridFHEModel to compile with other settings")
         self._progress = progress
         kernels = kernels_for(device)
-        run = lambda: self._model_forward(**x) if isinstance(x, dict) or hasattr(x, "keys") else self._model_forward(x)  # noqa: E731
+        args, kwargs = calibration_call(self._model_forward, x)
         compiled = compile_layers(
             self.model,
             self._layers,
-            run,
+            lambda: self._model_forward(*args, **kwargs),
             n_bits,
             use_dynamic_quantization,
             params or Params.default(),
             progress or (lambda stage, done, total: None),
             fold_norms,
-            x.get("input_ids") if hasattr(x, "get") else x,
+            kwargs.get("input_ids", next(iter(args), None)),
         )
         self._adopt(compiled, kernels)
+        signature = signature_of(self._model_forward, args, kwargs)
+        self._coverage = Coverage(self.model, self._layers, compiled.manifest, compiled.asked, signature)
+        self._fingerprints = Fingerprints(compiled_modules(self.model, self._layers, compiled.manifest))
 
     def _adopt(self, compiled: Compiled, kernels: Kernels) -> None:
         self._server_kernels = kernels
@@ -167,7 +179,8 @@ class HybridFHEModel:
             warm_up(self._progress)
         self._scalings = scalings_of(compiled.constants, compiled.params, kernels)
         stream = ResidualStream(self.model, compiled.manifest)
-        self._router = Router(compiled.manifest, compiled.constants, kernels, stream)
+        self._router = self._passes.current = Router(compiled.manifest, compiled.constants, kernels, stream)
+        self._evaluators.clear()
         self.stats.kernels = server.name if kernels is server else f"client {kernels.name}, server {server.name}"
 
     @property
@@ -262,6 +275,7 @@ class HybridFHEModel:
             if part is not None:
                 part.close()
         self._session = self._remote = self._graph = None
+        self._evaluators.clear()
         if self._mode in ("execute", "remote"):
             self.set_fhe_mode("torch")
 
@@ -270,7 +284,7 @@ class HybridFHEModel:
     @property
     def fhe_mode(self) -> str:
         """The mode in force."""
-        return self._mode
+        return self._passes.mode_now
 
     def set_fhe_mode(self, mode: str) -> None:
         """Choose how remote layers run.
@@ -282,24 +296,28 @@ class HybridFHEModel:
         """
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
-        if mode == "torch":
-            self._select(mode, None)
-            return
-        self._need_compiled()
+        if mode != "torch":
+            self._need_compiled()
+            with self._passes.lock:
+                evaluator = self._prepared(mode)
+                assert self._router is not None
+                self._router.evaluator = evaluator
+        self._select(mode)
+
+    def _prepared(self, mode: str) -> Evaluator:
+        """What evaluates groups in a mode, made at its first use where the model is now."""
         self._choose_client()
-        router = self._router
-        assert router is not None
-        if mode in ("disable", "simulate"):
-            router.evaluator = self._clear_layers(simulate=mode == "simulate")
-        elif mode == "execute":
-            if self._session is None:
-                self._session = self._open_session()
-            router.evaluator = self._session
-        else:
-            if self._remote is None:
+        if mode not in self._evaluators:
+            if mode in ("disable", "simulate"):
+                self._evaluators[mode] = self._clear_layers(simulate=mode == "simulate")
+            elif mode == "execute":
+                self._session = self._session or self._open_session()
+                self._evaluators[mode] = self._session
+            elif self._remote is None:
                 raise NotCompiled("mode 'remote' needs a server; make the model with HybridFHEModel.connect")
-            router.evaluator = self._remote
-        self._select(mode, router)
+            else:
+                self._evaluators[mode] = self._remote
+        return self._evaluators[mode]
 
     def _clear_layers(self, *, simulate: bool) -> ClearLayers:
         compiled, kernels = self._need_compiled(), self._kernels
@@ -371,15 +389,17 @@ class HybridFHEModel:
         return b"" if session is None else session.last_sent
 
     def __call__(self, *args: Any, fhe: str | None = None, **kwargs: Any) -> Any:
-        """One forward pass, in mode ``fhe`` if given (the mode in force comes back afterwards)."""
-        before = self._mode
-        if fhe is not None and fhe != before:
-            self.set_fhe_mode(fhe)
-        try:
+        """One forward pass, in mode ``fhe`` if given: of this call alone, whatever other threads do."""
+        if fhe is None:
             return self.model(*args, **kwargs)
-        finally:
-            if self._mode != before:
-                self.set_fhe_mode(before)
+        if fhe not in MODES:
+            raise ValueError(f"mode is {fhe!r}, expected one of {', '.join(MODES)}")
+        if fhe != "torch":
+            self._need_compiled()
+            with self._passes.lock:
+                self._prepared(fhe)
+        with self._passes.chosen(fhe):
+            return self.model(*args, **kwargs)
 
     # A bundle on disk ----------------------------------------------------------------------------------------------------
 
@@ -457,37 +477,77 @@ class HybridFHEModel:
     def _on_card(self) -> bool:
         return self._router is not None and self._kernels.name == "cuda"
 
-    def _select(self, mode: str, router: Router | None) -> None:
-        self._mode = mode
+    @property
+    def _mode(self) -> str:
+        return self._passes.mode_now
+
+    def _select(self, mode: str) -> None:
+        self._passes.mode = mode
         if self._router is not None and self._router.stream is not None:
-            self._router.stream.active = router is not None
-        for layer in self._layers.values():
-            layer.router = router
+            self._router.stream.active = mode != "torch"
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        with nullcontext() if self._mode == "torch" or self._on_card else _one_torch_thread():
+        if self._mode == "torch":
             return self._model_generate(*args, **kwargs)
+        self._check_weights()
+        self._generating = True
+        try:
+            with nullcontext() if self._on_card else _one_torch_thread():
+                return self._model_generate(*args, **kwargs)
+        finally:
+            self._generating = False
+
+    def _check_weights(self) -> None:
+        if self._fingerprints is not None:
+            self._fingerprints.check(values=not self._generating)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self._mode == "torch" or self._router is None:
+        passes = self._passes
+        if passes.router is None or passes.is_inside:
             return self._model_forward(*args, **kwargs)
-        self._router.begin_forward()
-        self._router.checkpoint = self.checkpoint
-        self._router.last_row_only = self._asks_last_row(kwargs)
-        session = self._active()
-        if session is not None:
-            session.begin_forward()
-        start, before = time.perf_counter(), dict(self.stats.seconds)
-        result = self._graph(kwargs) if self._graph is not None and self._mode == "execute" and not args else None
-        if result is None:
-            with nullcontext() if self._on_card else _one_torch_thread(), torch.no_grad():
+        with passes.opened():
+            assert passes.router is not None
+            passes.router.last_row_only = self._asks_last_row(kwargs)
+            graph = self._graph if self._mode == "execute" and not args else None
+            result = None if graph is None else graph(kwargs)
+            if result is None:
                 result = self._model_forward(*args, **kwargs)
-        if session is not None:
-            session.end_forward()
-        elapsed, seconds = time.perf_counter() - start, self.stats.seconds
-        elsewhere = sum(seconds[name] - before[name] for name in ("wait", "online_server"))
-        seconds["client"] += elapsed - elsewhere
+                if self._coverage is not None:
+                    signature = functools.partial(signature_of, self._model_forward, args, kwargs)
+                    self._coverage.check(passes.asked, passes.entered, signature)
         return result
+
+    @contextmanager
+    def _around_pass(self, mode: str, fresh: bool) -> Iterator[None]:
+        """Everything that a pass needs beside the model, or a part that goes on with one: see `Passes`."""
+        self._check_weights()
+        router, session, chosen = self._router, self._active(), mode != self._passes.mode
+        assert router is not None
+        before, stream = router.evaluator, router.stream
+        if chosen or before is None:
+            router.evaluator = self._prepared(mode)
+        router.checkpoint = self.checkpoint
+        if stream is not None:
+            stream.active = True
+        if fresh:
+            router.begin_forward()
+            if session is not None:
+                session.begin_forward()
+        start, spent = time.perf_counter(), dict(self.stats.seconds)
+        try:
+            with nullcontext() if self._on_card else _one_torch_thread(), torch.no_grad():
+                yield
+            if session is not None:
+                session.end_forward()
+        finally:
+            router.last_row_only = False
+            if chosen:
+                router.evaluator = before
+            if stream is not None:
+                stream.active = self._passes.mode != "torch"
+        elapsed, seconds = time.perf_counter() - start, self.stats.seconds
+        elsewhere = sum(seconds[name] - spent[name] for name in ("wait", "online_server"))
+        seconds["client"] += elapsed - elsewhere
 
 
 def _is_on_card(model: nn.Module) -> bool:

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from veil.model.linearity import check_linear
 from veil.model.manifest import Kind
 from veil.model.router import Router
+from veil.model.withheld import WithheldWeight
+
+if TYPE_CHECKING:
+    from veil.model.passes import Passes
 
 F32 = NDArray[np.float32]
+Observer = Callable[[torch.Tensor, torch.Tensor], None]
+"""Told of what a layer read and gave, between the hooks of the float module."""
+
+COPY_REMEDY = "a model with remote layers cannot be copied or pickled; save it with HybridFHEModel.save, or copy it before"
+_SIZES = {"embedding": ("num_embeddings", "embedding_dim"), "conv1d": ("nx", "nf")}
+"""Names of (in, out) that models read where nn.Linear has in_features and out_features."""
 
 
 class RemoteLayer(nn.Module):
-    """Stands for one remote module. Without a router it runs the float module (mode ``torch``)."""
+    """Stands for one remote module, under its parameters' names; in mode ``torch`` it runs the float module.
+
+    Hooks that were put on the float module run in every mode. It cannot be copied or pickled: `TypeError` says what can.
+    """
 
     def __init__(
         self,
@@ -29,33 +44,141 @@ class RemoteLayer(nn.Module):
         super().__init__()
         self.name = name
         self.kind = kind
-        self.inner = inner
         self.in_features, self.out_features = shape
         self.dtype = dtype
-        self.router: Router | None = None
-        self.weight_read = False
+        self.device = torch.device("cpu")
+        self.passes: Passes | None = None
+        self.observers: list[Observer] = []
+        self.withholds = False
+        """Whether the float weight cannot be read in mode ``torch`` either."""
+        self.is_stacked = False
+        """Whether the weight is a part of another module's parameter, which keeps it in files."""
+        self._held: list[nn.Module] = []
+        if inner is not None:
+            self._hold(inner)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def _hold(self, inner: nn.Module) -> None:
+        self._held = [inner]  # in a list, so that it is no module in the model's tree: its parameters are this one's
+        self._local: Callable[[Any], Any] = inner.forward
+        for part in ("_parameters", "_buffers", "_modules"):
+            self.__dict__[part] = inner.__dict__[part]
+        weight = inner.weight
+        assert isinstance(weight, torch.Tensor)
+        self.device = weight.device
+
+    @property
+    def inner(self) -> nn.Module | None:
+        """The float module; None where there are no float weights. Setting it to None drops them."""
+        return self._held[0] if self._held else None
+
+    @inner.setter
+    def inner(self, nothing: None) -> None:
+        self._held = []
+        for part in ("_parameters", "_buffers", "_modules"):
+            self.__dict__[part] = {}
+
+    @property
+    def router(self) -> Router | None:
+        """What answers in the mode of this call; None in mode ``torch``."""
+        return None if self.passes is None else self.passes.router
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Input [..., in] (or token ids [...]) → output [..., out] in the input's dtype (the weight's for token ids)."""
-        if self.router is None:
+        x = self._input(args, kwargs)
+        inner = self.inner
+        if inner is None or not (inner._forward_hooks or inner._forward_pre_hooks):
+            return self._answer(x)
+        if self.router is None and not self.observers:
+            return inner(x)
+        inner.__dict__["forward"] = self._answer  # the float module's own call, so that its hooks run around this answer
+        try:
+            return inner(x)
+        finally:
+            if self._local == type(inner).forward.__get__(inner):
+                del inner.__dict__["forward"]
+            else:
+                inner.__dict__["forward"] = self._local
+
+    def _input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = (*args, *kwargs.values())
+        if len(given) != 1 or set(kwargs) - {"input", "x"}:
+            raise TypeError(f"{self.name} takes one tensor, as 'input' or without a name, not {len(given)} arguments")
+        return given[0]
+
+    def _answer(self, x: torch.Tensor) -> torch.Tensor:
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{self.name} was given a {type(x).__name__}, expected a torch.Tensor")
+        router, passes = self.router, self.passes
+        if router is None or passes is None:
             if self.inner is None:
                 raise RuntimeError(f"{self.name} has no float weights here; choose a mode other than 'torch'")
-            out: torch.Tensor = self.inner(x)
-            return out
+            out: torch.Tensor = self._local(x)
+        else:
+            if passes.is_inside:
+                passes.asked.add(self.name)
+                out = self._remote(router, x)
+            else:
+                with passes.opened((self.name,)):
+                    passes.asked.add(self.name)
+                    out = self._remote(router, x)
+        for observe in self.observers:
+            observe(x, out)
+        return out
+
+    def _remote(self, router: Router, x: torch.Tensor) -> torch.Tensor:
         if self.kind == "embedding":
-            return self.router.embedding(self.name, x).to(self.dtype)
-        return self.router.linear(self.name, x).to(x.dtype)
+            return router.embedding(self.name, x).to(self.dtype)
+        return router.linear(self.name, x).to(x.dtype)
 
     @property
     def weight(self) -> Any:
-        """The float weight, where there is one: transformers looks at its dtype and device."""
-        self.weight_read = True
-        return None if self.inner is None else self.inner.weight
+        """The float weight in mode ``torch``; else one that shows its dtype, device and shape, and no values."""
+        if self.inner is not None and self.router is None and not self.withholds:
+            return self.inner.weight
+        first, second = self.in_features, self.out_features
+        shape = (second, first) if self.kind == "linear" else (first, second)
+        return WithheldWeight(self.name, shape, self.dtype, self.device)
 
     @property
     def bias(self) -> Any:
         """The float bias, where there is one."""
         return None if self.inner is None else getattr(self.inner, "bias", None)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else a model reads of the float module: its sizes under other names, and settings of subclasses."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            held = self.__dict__.get("_held")
+            if held and not name.startswith("__"):
+                return getattr(held[0], name)
+            if name in _SIZES.get(self.__dict__.get("kind", ""), ()):
+                return self.in_features if name == _SIZES[self.kind][0] else self.out_features
+            raise
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> RemoteLayer:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        moved = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+        if not moved.is_meta:
+            self.dtype, self.device = moved.dtype, moved.device
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The float module's; `RuntimeError` where there are no float weights, since a file without them is no model."""
+        if self.inner is None and not self.is_stacked:
+            raise RuntimeError(f"{self.name} has no float weights here; save the original model, not a client's half of it")
+        return super().state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        if not self.is_stacked:
+            super()._load_from_state_dict(*args)
+
+    def __deepcopy__(self, memo: Any) -> RemoteLayer:
+        raise TypeError(COPY_REMEDY)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """It is part of sessions and keys, which are not copied."""
+        raise TypeError(COPY_REMEDY)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
@@ -80,23 +203,12 @@ def float_weight(module: nn.Module, kind: Kind) -> F32:
     """
     with torch.no_grad():
         if kind == "embedding":
-            table = module(torch.arange(module.weight.shape[0], device=module.weight.device))  # type: ignore[index, arg-type]
+            table = module.forward(torch.arange(module.weight.shape[0], device=module.weight.device))  # type: ignore[index, arg-type]
         else:
             table = module.weight.detach()  # type: ignore[operator]
-            _check_linear(module, table if kind == "linear" else table.T)
+            check_linear(module, table if kind == "linear" else table.T)
     array: F32 = table.to(device="cpu", dtype=torch.float32).numpy()
     return array if kind == "linear" else np.ascontiguousarray(array.T)
-
-
-def _check_linear(module: nn.Module, weight: torch.Tensor) -> None:
-    """Try a subclass with a ``forward`` of its own on one row."""
-    if type(module).forward is nn.Linear.forward:
-        return
-    row = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)[None]
-    bias = getattr(module, "bias", None)
-    expected = (row @ weight.T if bias is None else row @ weight.T + bias).float()
-    if not torch.allclose(module(row).float(), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
-        raise ValueError(f"a {type(module).__name__} computes more than a linear layer; leave it out of module_names")
 
 
 def float_bias(module: nn.Module) -> F32 | None:
