@@ -71,9 +71,14 @@ def save(
         server = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
         save_server(path / "server", server, folder.half_digest(path / "client"))
     except BaseException:
-        for half in ("client", "server"):
-            shutil.rmtree(path / half, ignore_errors=True)
+        remove(path)
         raise
+
+
+def remove(path: Path) -> None:
+    """Remove both halves of a bundle."""
+    for half in ("client", "server"):
+        shutil.rmtree(path / half, ignore_errors=True)
 
 
 def load(path: Path, terms: Terms, *, verify: bool = True) -> Opened:

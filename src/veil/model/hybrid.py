@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +21,19 @@ from veil.errors import NotCompiled
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Array, Kernels, Scaling
 from veil.kernels.warm import warm_up
+from veil.model.acceptance import check_model
 from veil.model.calibration import calibration_call
 from veil.model.compiled import Compiled, compile_layers, compiled_modules
 from veil.model.constants import scalings_of
 from veil.model.coverage import Coverage, signature_of
 from veil.model.experts import EXPERT_LEAKS, ExpertLeak
 from veil.model.fingerprint import Fingerprints
-from veil.model.layers import RemoteLayer
+from veil.model.layers import COPY_REMEDY, RemoteLayer
 from veil.model.modes import ClearLayers, Evaluator, SimulatedLayers
 from veil.model.modules import find_modules, replace_modules
 from veil.model.pace import Pace
-from veil.model.passes import Passes
+from veil.model.passes import Passes, refuse_compiler
+from veil.model.reopening import Sample, shortened
 from veil.model.residual import ResidualStream
 from veil.model.router import Router
 from veil.model.terms import STRICT, Terms
@@ -43,6 +46,7 @@ from veil.wire.patience import Patience
 
 if TYPE_CHECKING:
     from veil.client.link import Link
+    from veil.model.bundle import Opened
     from veil.model.speculation import Speculation
 
 _ROW_S = 0.05
@@ -68,8 +72,7 @@ class HybridFHEModel:
     def __init__(
         self, model: nn.Module, module_names: str | list[str] | tuple[str, ...], *, expert_leak: ExpertLeak = "none"
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+        check_model(model)
         names = [module_names] if isinstance(module_names, str) else list(module_names)
         if expert_leak not in EXPERT_LEAKS:
             raise ValueError(f"expert_leak is {expert_leak!r}, expected one of {', '.join(EXPERT_LEAKS)}")
@@ -96,6 +99,7 @@ class HybridFHEModel:
         self._evaluators: dict[str, Evaluator] = {}
         self._fingerprints: Fingerprints | None = None
         self._coverage: Coverage | None = None
+        self._sample: Sample | None = None
         self._generating = False
         self._progress: Progress | None = None
         self.ahead: Ahead | None = None
@@ -120,7 +124,7 @@ class HybridFHEModel:
         use_dynamic_quantization: bool = True,
         *,
         params: Params | None = None,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         progress: Progress | None = None,
         fold_norms: str = "off",
     ) -> None:
@@ -152,6 +156,7 @@ class HybridFHEModel:
             kwargs.get("input_ids", next(iter(args), None)),
         )
         self._adopt(compiled, kernels)
+        self._sample = shortened((args, kwargs))
         signature = signature_of(self._model_forward, args, kwargs)
         self._coverage = Coverage(self.model, self._layers, compiled.manifest, compiled.asked, signature)
         self._fingerprints = Fingerprints(compiled_modules(self.model, self._layers, compiled.manifest))
@@ -224,7 +229,7 @@ class HybridFHEModel:
         terms: Terms = STRICT,
         ahead: Ahead | None = None,
         patience: Patience | None = None,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
     ) -> HybridFHEModel:
         """The model of a bundle's client half in mode ``remote``: its remote layers run on the server at ``HOST:PORT``.
 
@@ -403,17 +408,51 @@ class HybridFHEModel:
 
     # A bundle on disk ----------------------------------------------------------------------------------------------------
 
+    def __copy__(self) -> HybridFHEModel:
+        raise TypeError(COPY_REMEDY)
+
+    def __deepcopy__(self, memo: Any) -> HybridFHEModel:
+        raise TypeError(COPY_REMEDY)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """It holds keys and sessions, which are not pickled."""
+        raise TypeError(COPY_REMEDY)
+
     def save(self, path: str | Path, tokenizer: Any = None) -> None:
-        """Write the bundle: ``client/`` and ``server/`` under ``path`` (a new or empty folder)."""
+        """Write the bundle: ``client/`` and ``server/`` under ``path`` (a new or empty folder).
+
+        What was written is opened and tried. Raises `BundleError` for a model that would not be the same from disk.
+        """
         from veil.model import bundle
+        from veil.model.reopening import check_reopens, refuse_adapters
 
         compiled = self._need_compiled()
+        refuse_adapters(self.model)
+        self._check_weights()
         self._need_engine()
         bundle.save(Path(path), compiled, self._tables, self.model, tokenizer or self.tokenizer)
+        try:
+            check_reopens(self, Path(path) / "client", self._sample)
+        except BaseException:
+            bundle.remove(Path(path))
+            raise
+
+    def reopened(self, opened: Opened) -> HybridFHEModel:
+        """A client half that was read from disk, with this model's weights for it, to compare the two."""
+        hybrid = type(self).__new__(type(self))
+        hybrid._attach(opened.model.to(next(self.model.parameters()).device), opened.layers)
+        hybrid._adopt(replace(opened.compiled, weights=self._need_compiled().weights), self._server_kernels)
+        hybrid._weights = self._weights
+        return hybrid
 
     @classmethod
     def load(
-        cls, path: str | Path, *, device: str = "auto", progress: Progress | None = None, terms: Terms = STRICT
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        progress: Progress | None = None,
+        terms: Terms = STRICT,
     ) -> HybridFHEModel:
         """Open a bundle that `save` wrote: the model in mode ``disable``, its tokenizer as ``tokenizer`` if there is one.
 
@@ -560,6 +599,7 @@ def _like(forward: Callable[..., Any], replacement: Callable[..., Any]) -> Calla
 
     @functools.wraps(forward)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        refuse_compiler()
         return replacement(*args, **kwargs)
 
     return wrapped

@@ -13,8 +13,9 @@ _ALLOWED = {torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether it runs nn.Linear's own ``forward``, so that nothing needs to be tried."""
-    return type(module).forward is nn.Linear.forward and "forward" not in module.__dict__
+    """Whether it runs the ``forward`` of nn.Linear or of transformers' Conv1D, so that nothing needs to be tried."""
+    conv1d = f"{type(module).__module__}.{type(module).__name__}" == "transformers.pytorch_utils.Conv1D"
+    return (conv1d or type(module).forward is nn.Linear.forward) and "forward" not in module.__dict__
 
 
 def check_linear(module: nn.Module, weight: torch.Tensor) -> None:

@@ -9,8 +9,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from veil.model.acceptance import check_model, check_weight, is_linear
 from veil.model.experts import ExpertLeak, RemoteExperts, is_experts
 from veil.model.layers import RemoteLayer, float_weight_shape, kind_of
+from veil.model.local_parts import adapter_names, tell_local_parts
 from veil.model.terms import is_one_expert
 
 _NOT_TOKENS = re.compile(r"pos|wpe|type|relative", re.IGNORECASE)
@@ -19,13 +21,16 @@ _NOT_TOKENS = re.compile(r"pos|wpe|type|relative", re.IGNORECASE)
 def linear_modules(model: nn.Module, include_head: bool = True, include_embedding: bool = False) -> list[str]:
     """Names of every linear layer of a model, in its order, for ``HybridFHEModel(module_names=...)``.
 
-    Those are ``nn.Linear``, ``Conv1D``, and modules that hold a mixture's experts as stacked weights.
+    Those are ``nn.Linear``, ``Conv1D``, and modules that hold a mixture's experts as stacked weights. Not among them are
+    adapters (LoRA), whose weights are the user's, and routers that give something else; what else stays with the client is
+    logged with its share of the parameters (`veil.model.local_parts`).
 
     ``include_head``: the output layer over the vocabulary too. ``include_embedding``: the token embeddings too, not the
     positional ones. Raises `ValueError` for a model that has none.
     """
-    supported = _supported(model)
-    chosen = {name for name, module in supported.items() if not isinstance(module, nn.Embedding)}
+    supported = _supported(check_model(model))
+    adapters = adapter_names(model)
+    chosen = {name for name, module in supported.items() if not isinstance(module, nn.Embedding) and name not in adapters}
     if not include_head:
         head = _head(model)
         chosen = {name for name in chosen if supported[name] is not head}
@@ -33,7 +38,9 @@ def linear_modules(model: nn.Module, include_head: bool = True, include_embeddin
         chosen |= _token_embeddings(model, supported)
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no module of a kind that can be remote (nn.Linear, Conv1D)")
-    return [name for name in supported if name in chosen]
+    names = [name for name in supported if name in chosen]
+    tell_local_parts(model, names)
+    return names
 
 
 def select_modules(model: nn.Module, what: str) -> list[str]:
@@ -46,7 +53,7 @@ def select_modules(model: nn.Module, what: str) -> list[str]:
     """
     if what in ("linear", "linear+embedding"):
         return linear_modules(model, include_embedding=what == "linear+embedding")
-    supported = _supported(model)
+    supported = _supported(check_model(model))
     chosen = _matching(what, model, list(supported))
     return [name for name in supported if name in chosen]
 
@@ -58,7 +65,7 @@ def nearest_names(name: str, candidates: list[str]) -> str:
 
 
 def _supported(model: nn.Module) -> dict[str, nn.Module]:
-    return {name: module for name, module in model.named_modules() if kind_of(module) is not None or is_experts(module)}
+    return {name: module for name, module in model.named_modules() if is_linear(name, module) or is_experts(module)}
 
 
 def _head(model: nn.Module) -> nn.Module | None:
@@ -109,7 +116,8 @@ def find_modules(model: nn.Module, names: Iterable[str], leak: ExpertLeak = "non
     found: dict[str, nn.Module] = {}
     for name in names:
         if name not in modules:
-            near = difflib.get_close_matches(name, modules, n=1, cutoff=0.0)
+            usable = [own for own, module in modules.items() if kind_of(module) is not None or is_experts(module)]
+            near = difflib.get_close_matches(name, usable, n=1, cutoff=0.0)
             hint = f"; the nearest is {near[0]!r}" if near else ""
             raise ValueError(f"the model has no module named {name!r}{hint}")
         if kind_of(modules[name]) is None and not is_experts(modules[name]):
@@ -120,6 +128,8 @@ def find_modules(model: nn.Module, names: Iterable[str], leak: ExpertLeak = "non
                 f"{name!r} is one expert of several that this model calls as it routes, which would tell the server; "
                 "leave it out, or accept that with expert_leak='reveal'"
             )
+        if kind_of(modules[name]) is not None:
+            check_weight(name, modules[name])
         if modules[name] not in found.values():
             found[name] = modules[name]
     if not found:

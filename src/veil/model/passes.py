@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import nn
 
 from veil.model.layers import RemoteLayer
@@ -104,6 +105,7 @@ class Passes:
     def _marked(self, name: str, names: frozenset[str], forward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(forward)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
+            refuse_compiler()
             if self.is_inside:
                 self.entered.add(name)
                 return forward(*args, **kwargs)
@@ -114,6 +116,12 @@ class Passes:
                 return forward(*args, **kwargs)
 
         return wrapped
+
+
+def refuse_compiler() -> None:
+    """`TypeError` under torch.compile, while it traces and while it runs what it could not trace."""
+    if torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
+        raise TypeError("torch.compile cannot look into remote layers; call the model as it is, without compiling it")
 
 
 def _layers_inside(model: nn.Module) -> dict[str, list[str]]:
