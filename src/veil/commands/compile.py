@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from veil.commands.terminal import Reporter, error_console
 from veil.model.bundle import TABLES, TOKENIZER
 from veil.model.experts import ExpertLeak
 from veil.model.folder import half_digest
+from veil.model.local_parts import LocalPart, local_parts
+from veil.model.modules import select_modules
 from veil.model.sources import Task, load_model
 
 
@@ -38,8 +41,10 @@ def run(
         raise ValueError(f"{out} exists already; remove it, or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
+    local: tuple[LocalPart, ...] = ()
     with Reporter() as reporter:
         source = load_model(model, task=task, progress=reporter.report)
+        local = local_parts(source.model, select_modules(source.model, modules, tell=False))
         hybrid = compiled(
             source,
             bits=bits,
@@ -55,6 +60,7 @@ def run(
         "path": str(out),
         "bits": bits,
         "remote_modules": count,
+        "local_modules": [asdict(part) for part in local],
         "trips": len(hybrid.manifest.groups),
         "folded_norms": len([group for group in hybrid.manifest.groups if group.fold]),
         "unfolded_norms": list(hybrid.unfolded),
@@ -73,6 +79,8 @@ def run(
     table = Table(show_header=False)
     table.add_row("model", source.origin)
     table.add_row("remote modules", f"{count}, weights of {bits} bits")
+    if local:
+        table.add_row("computed by the client", "\n".join(map(str, local)))
     folded = f"{summary['trips']} round trips a token, {summary['folded_norms']} norms folded"
     table.add_row("network", folded + "".join(f"\nnot folded: {reason}" for reason in hybrid.unfolded[:1]))
     tokenizer, tables = summary["tokenizer_bytes"], summary["public_table_bytes"]

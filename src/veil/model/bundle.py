@@ -136,9 +136,28 @@ def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: 
     norms = [[group.bound, group.fixed_norm] for group in compiled.constants]
     fields = folder.common_fields(compiled.params, compiled.seed, compiled.manifest)
     places = {name: part.name for name, part in model.named_modules(remove_duplicate=False) if isinstance(part, RemoteLayer)}
-    folder.write_header(
-        path, "client", fields | {"class": type(model).__name__, "norms": norms, "places": places, "experts": mixtures}
-    )
+    fields |= {"class": type(model).__name__, "norms": norms, "places": places, "experts": mixtures}
+    absent = _absent(model)
+    folder.write_header(path, "client", fields | ({"absent": absent} if absent else {}))
+
+
+def _absent(model: Any) -> list[str]:
+    """Parts that the configuration would make and this model does without: what no setting says, such as a pooler."""
+    with torch.device("meta"):
+        made = type(model)._from_config(model.config)
+    parents = ((name, *name.rpartition(".")[::2]) for name, _ in made.named_modules() if name)
+    own = dict(model.named_modules(remove_duplicate=False))
+    return [name for name, parent, child in parents if parent in own and getattr(own[parent], child, model) is None]
+
+
+def _leave_out(model: nn.Module, names: Any) -> None:
+    """Put None where a bundle's model does without a part."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BundleError("the bundle does not say which parts its model does without")
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        del model.get_submodule(parent)._modules[child]
+        setattr(model.get_submodule(parent), child, None)
 
 
 def _client_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -203,6 +222,7 @@ def _load_model(path: Path, header: dict[str, Any], manifest: Manifest) -> tuple
     _refuse_other_code(config, path)
     with torch.device("meta"):
         model = model_class._from_config(config)  # type: ignore[attr-defined]
+    _leave_out(model, header.get("absent", []))
     mixtures = _empty_experts(model, header["experts"])
     layers = {}
     for group in manifest.groups:

@@ -13,17 +13,20 @@ from veil.model.acceptance import check_model, check_weight, is_linear
 from veil.model.experts import ExpertLeak, RemoteExperts, is_experts
 from veil.model.layers import RemoteLayer, float_weight_shape, kind_of
 from veil.model.local_parts import adapter_names, tell_local_parts
+from veil.model.manifest import NAME
 from veil.model.terms import is_one_expert
 
 _NOT_TOKENS = re.compile(r"pos|wpe|type|relative", re.IGNORECASE)
 
 
-def linear_modules(model: nn.Module, include_head: bool = True, include_embedding: bool = False) -> list[str]:
+def linear_modules(
+    model: nn.Module, include_head: bool = True, include_embedding: bool = False, *, tell: bool = True
+) -> list[str]:
     """Names of every linear layer of a model, in its order, for ``HybridFHEModel(module_names=...)``.
 
     Those are ``nn.Linear``, ``Conv1D``, and modules that hold a mixture's experts as stacked weights. Not among them are
     adapters (LoRA), whose weights are the user's, and routers that give something else; what else stays with the client is
-    logged with its share of the parameters (`veil.model.local_parts`).
+    logged with its share of the parameters, if ``tell`` (`veil.model.local_parts`).
 
     ``include_head``: the output layer over the vocabulary too. ``include_embedding``: the token embeddings too, not the
     positional ones. Raises `ValueError` for a model that has none.
@@ -39,11 +42,12 @@ def linear_modules(model: nn.Module, include_head: bool = True, include_embeddin
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no module of a kind that can be remote (nn.Linear, Conv1D)")
     names = [name for name in supported if name in chosen]
-    tell_local_parts(model, names)
+    if tell:
+        tell_local_parts(model, names)
     return names
 
 
-def select_modules(model: nn.Module, what: str) -> list[str]:
+def select_modules(model: nn.Module, what: str, *, tell: bool = True) -> list[str]:
     """Names of the modules to make remote, in the model's order.
 
     ``what`` is ``linear`` (every linear layer, the head and experts included), ``linear+embedding`` (the token
@@ -52,7 +56,7 @@ def select_modules(model: nn.Module, what: str) -> list[str]:
     Raises `ValueError` for a pattern that is not a regular expression or selects nothing.
     """
     if what in ("linear", "linear+embedding"):
-        return linear_modules(model, include_embedding=what == "linear+embedding")
+        return linear_modules(model, include_embedding=what == "linear+embedding", tell=tell)
     supported = _supported(check_model(model))
     chosen = _matching(what, model, list(supported))
     return [name for name in supported if name in chosen]
@@ -127,6 +131,10 @@ def find_modules(model: nn.Module, names: Iterable[str], leak: ExpertLeak = "non
             raise ValueError(
                 f"{name!r} is one expert of several that this model calls as it routes, which would tell the server; "
                 "leave it out, or accept that with expert_leak='reveal'"
+            )
+        if not re.fullmatch(NAME, name):
+            raise ValueError(
+                f"{name!r} cannot be a remote layer's name, which has letters, digits, '_', '.' and '-' only; rename it"
             )
         if kind_of(modules[name]) is not None:
             check_weight(name, modules[name])
