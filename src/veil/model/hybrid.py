@@ -560,7 +560,7 @@ class HybridFHEModel:
     def _around_pass(self, mode: str, fresh: bool) -> Iterator[None]:
         """Everything that a pass needs beside the model, or a part that goes on with one: see `Passes`."""
         self._check_weights()
-        router, session, chosen = self._router, self._active(), mode != self._passes.mode
+        router, session, chosen = self._router, self._active(), self._passes.is_chosen
         assert router is not None
         before, stream = router.evaluator, router.stream
         if chosen or before is None:

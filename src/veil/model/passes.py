@@ -65,6 +65,11 @@ class Passes:
         return self._pass_mode if self.is_inside else self.mode
 
     @property
+    def is_chosen(self) -> bool:
+        """Whether the mode was chosen for this call."""
+        return id(self) in _CHOSEN.get()
+
+    @property
     def router(self) -> Router | None:
         """What answers for remote layers in this call; None in mode ``torch``."""
         return None if self.mode_now == "torch" else self.current
