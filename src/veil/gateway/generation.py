@@ -231,6 +231,6 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
 
 
 def _cache_name(net: Any) -> str:
-    """What ``generate`` calls the attention state: it was renamed within transformers 5. A wrapper with adapters has no say."""
+    """What ``generate`` calls the attention state: it was renamed within transformers 5. A PEFT wrapper does not say."""
     base = net.get_base_model() if hasattr(net, "get_base_model") else net
     return "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
