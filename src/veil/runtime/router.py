@@ -161,18 +161,18 @@ class Router:
         if not len(x):
             return x.new_empty((0, self.manifest.groups[group].rows))
         if self._trains(group, x):
-            back = self.manifest.back[group]
-            return encrypted_product(x, partial(self._ask, group), partial(self._ask, back))
-        return self._ask(group, x, slots)
+            evaluator, back = self.evaluator, self.manifest.back[group]  # the way back is in the mode of the pass
+            return encrypted_product(x, partial(self._ask, evaluator, group), partial(self._ask, evaluator, back))
+        return self._ask(self.evaluator, group, x, slots)
 
     def _trains(self, group: int, x: Tensor) -> bool:
         """Whether a gradient may come back through the group to ``x``."""
         return x.requires_grad and torch.is_grad_enabled() and group in self.manifest.back
 
-    def _ask(self, group: int, x: Tensor, slots: int | None = None) -> Tensor:
-        if self.evaluator is None:
+    def _ask(self, evaluator: Evaluator | None, group: int, x: Tensor, slots: int | None = None) -> Tensor:
+        if evaluator is None:
             raise NotCompiled("call set_fhe_mode first")
-        outputs = self._kernels.to_torch(self.evaluator.evaluate(group, self._kernels.from_torch(x), slots))
+        outputs = self._kernels.to_torch(evaluator.evaluate(group, self._kernels.from_torch(x), slots))
         if self.candidates is not None and self.candidates.group == group:
             outputs = self.candidates.refined(x, outputs)
         if self.observer is not None:
