@@ -23,6 +23,7 @@
     ├── ModelChanged              a model that is not, or not used as, what was compiled
     ├── StreamChanged             a fused model whose residual stream is not what it was compiled for
     ├── RemoteWeightError         something that needs, or would change, a weight that only the server has
+    ├── UnevenTraffic             a model whose questions to the server depend on the text
     ├── NotFiniteActivation       NaN or infinity reached a remote layer; generation stops on the client
     └── DeviceUnavailable         a device that was asked for and is not there
 
@@ -115,6 +116,10 @@ class ModelChanged(VeilError, ValueError):
 
 class StreamChanged(VeilError, RuntimeError):
     """A fused model whose residual stream is not the sum that its bundle was compiled for."""
+
+
+class UnevenTraffic(VeilError, RuntimeError):
+    """What a model asks the server depends on the text, which the user did not allow."""
 
 
 class NotFiniteActivation(VeilError, ValueError):

@@ -126,14 +126,20 @@ class ServedModel:
         turns: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        *,
+        going: bool = False,
     ) -> list[int]:
-        """The token ids of a chat by the model's template, with tools and a template's own variables. `ApiError`."""
+        """The token ids of a chat by the model's template, with tools and a template's own variables. `ApiError`.
+
+        With ``going`` the last turn is not closed: what comes is more of it.
+        """
         if not self.tokenizer.chat_template:
             raise bad_parameter("messages", f"{self.name} has no chat template; use /v1/completions")
         taken = sorted(_TEMPLATE_PARAMETERS & set(variables or {}))
         if taken:
             raise bad_parameter("chat_template_kwargs", f"{taken[0]} is no variable of a template: the gateway sets it")
-        options: dict[str, Any] = {"tools": tools, "add_generation_prompt": True, "return_dict": True}
+        options: dict[str, Any] = {"tools": tools, "add_generation_prompt": not going, "return_dict": True}
+        options["continue_final_message"] = going
         try:
             encoded = self.tokenizer.apply_chat_template(turns, **options, **(variables or {}))
         except TemplateError as error:
@@ -202,7 +208,10 @@ class ServedModel:
         return ids
 
     def room(self, prompt_tokens: int) -> int:
-        """The most tokens that an answer to such a prompt may have."""
+        """The most tokens that an answer to such a prompt may have; with padding the same for all prompts of a step."""
+        padding = self.hybrid.padding
+        if padding is not None:
+            prompt_tokens = min(padding.rows(prompt_tokens), self.context_length - padding.step)
         return self._answer_length - 1 if self.two_sided else self.context_length - prompt_tokens
 
     def need(self, kind: str, param: str = "model") -> None:
@@ -221,6 +230,8 @@ class ServedModel:
         if not ids:
             raise bad_parameter(param, "it has no tokens; write at least one word")
         self.known_tokens(ids, param)
+        if room and self.hybrid.padding is not None:
+            room = self.hybrid.padding.step
         room = 0 if self.two_sided else room
         if len(ids) + room > self.context_length:
             raise too_long(len(ids), self.context_length, param)

@@ -36,16 +36,19 @@ from veil.params import Params
 from veil.progress import Progress
 from veil.random import SecretRng
 from veil.runtime.acceptance import check_model
+from veil.runtime.adapters import base_of
 from veil.runtime.concrete import mode_name, split_mode
 from veil.runtime.coverage import Coverage, signature_of
 from veil.runtime.evaluators import ClearLayers, Evaluator, SimulatedLayers
-from veil.runtime.experts import EXPERT_LEAKS, ExpertLeak
+from veil.runtime.experts import EXPERT_LEAKS, ExpertLeak, open_layers
 from veil.runtime.layers import COPY_REMEDY, RemoteLayer
 from veil.runtime.modules import find_modules, replace_modules
 from veil.runtime.pace import Pace
-from veil.runtime.passes import Passes, refuse_compiler
+from veil.runtime.padding import Padding
+from veil.runtime.passes import Forward, Passes, refuse_compiler
 from veil.runtime.residual import ResidualStream
 from veil.runtime.router import Router
+from veil.runtime.traffic import Traffic, padded_most
 from veil.runtime.weight_changes import Fingerprints
 from veil.server.engine import Engine
 from veil.server.local import LocalServer
@@ -86,14 +89,17 @@ class HybridFHEModel(ConcreteNames):
         names = [module_names] if isinstance(module_names, str) else list(module_names)
         if expert_leak not in EXPERT_LEAKS:
             raise ValueError(f"expert_leak is {expert_leak!r}, expected one of {', '.join(EXPERT_LEAKS)}")
-        self._attach(model, replace_modules(model, find_modules(model, names, expert_leak), expert_leak))
+        self._attach(model, replace_modules(model, find_modules(model, names, expert_leak), expert_leak), expert_leak)
 
-    def _attach(self, model: nn.Module, layers: dict[str, RemoteLayer]) -> None:
+    def _attach(self, model: nn.Module, layers: dict[str, RemoteLayer], expert_leak: ExpertLeak) -> None:
         self.model = model
         self.module_names = list(layers)
         self.stats = Stats()
         self.tokenizer: Any = None
         self._layers = layers
+        self._open_layers = open_layers(model, layers, expert_leak)
+        self._traffic: Traffic | None = None
+        self._padding: Padding | None = None
         self._compiled: Compiled | None = None
         self._engine: Engine | None = None
         self._weights: Sequence[Array] | None = None
@@ -119,7 +125,8 @@ class HybridFHEModel(ConcreteNames):
         generation = getattr(model, "generation_config", None)
         if generation is not None:
             generation.disable_compile = True  # torch.compile cannot look into a remote layer
-        self._passes = Passes(model, layers, self._around_pass)
+        self._entries = _entries(model)
+        self._passes = Passes(model, layers, self._around_pass, self._planned, frozenset(self._entries))
         self._model_forward = model.forward
         model.forward = _like(model.forward, self._forward)
         if callable(getattr(model, "generate", None)):
@@ -202,6 +209,8 @@ class HybridFHEModel(ConcreteNames):
         stream = ResidualStream(self.model, compiled.manifest)
         self._router = self._passes.current = Router(compiled.manifest, compiled.constants, kernels, stream)
         self._evaluators.clear()
+        self._traffic = Traffic(self._router, self._open_layers)
+        self._traffic.padding = self._padding
         self.stats.kernels = server.name if kernels is server else f"client {kernels.name}, server {server.name}"
 
     @property
@@ -221,6 +230,27 @@ class HybridFHEModel(ConcreteNames):
 
         compiled = self._need_compiled()
         return fingerprint_of(compiled.params, compiled.seed, compiled.manifest)
+
+    @property
+    def padding(self) -> Padding | None:
+        """The steps that a server sees in place of lengths, None for none: set before a generation.
+
+        Prompts take more rows, of zeros, and answers go on in passes of zeros after they ended, also where they failed or
+        nobody waits any more. Of ``generate``, ``max_new_tokens`` bounds them.
+        """
+        return self._padding
+
+    @padding.setter
+    def padding(self, padding: Padding | None) -> None:
+        self._padding = padding
+        if self._traffic is not None:
+            self._traffic.padding = padding
+            self._traffic.stopping.clear()
+
+    def stop_padding(self, stop: bool = True) -> None:
+        """End answers that go on in passes of zeros, from any thread, and let none begin; for who ends the session."""
+        if self._traffic is not None:
+            (self._traffic.stopping.set if stop else self._traffic.stopping.clear)()
 
     @property
     def unfused(self) -> tuple[str, ...]:
@@ -288,7 +318,7 @@ class HybridFHEModel(ConcreteNames):
         fetch_tables(folder, address, timeouts or Timeouts(), terms)
         opened = bundles.load_client(folder, terms)
         hybrid = cls.__new__(cls)
-        hybrid._attach(opened.model, opened.layers)
+        hybrid._attach(opened.model, opened.layers, terms.expert_leak)
         hybrid.tokenizer = opened.tokenizer
         hybrid._adopt(opened.compiled, kernels_for(device))
         compiled = opened.compiled
@@ -342,6 +372,7 @@ class HybridFHEModel(ConcreteNames):
 
     def close(self) -> None:
         """End the sessions, in process and remote, and forget their keys."""
+        self.stop_padding()
         for part in (self._graph, self._session, self._remote):
             if part is not None:
                 part.close()
@@ -434,6 +465,8 @@ class HybridFHEModel(ConcreteNames):
         """
         from veil.runtime.speculation import Speculation
 
+        if self._padding is not None:
+            raise ValueError("draft tokens show how often they were right, whatever the padding; leave out one of the two")
         compiled, session = self._need_compiled(), self._active()
         fixed_s = len(compiled.manifest.forward) * self.link.rtt_s if self._mode == "remote" and self.link else 0.0
         pace = Pace(fixed_s=fixed_s, row_s=_ROW_S, most=most)
@@ -451,6 +484,8 @@ class HybridFHEModel(ConcreteNames):
             raise ValueError(f"expected rows and tokens are {prompt_rows} and {new_tokens}, neither can be negative")
         session = self._active()
         if session is not None:
+            if self._padding is not None:
+                prompt_rows, new_tokens = self._padding.rows(prompt_rows), self._padding.rows(new_tokens)
             session.expect(prompt_rows, new_tokens)
 
     @property
@@ -517,7 +552,7 @@ class HybridFHEModel(ConcreteNames):
     def reopened(self, opened: Opened) -> HybridFHEModel:
         """A client half that was read from disk, with this model's weights for it, to compare the two."""
         hybrid = type(self).__new__(type(self))
-        hybrid._attach(opened.model.to(next(self.model.parameters()).device), opened.layers)
+        hybrid._attach(opened.model.to(next(self.model.parameters()).device), opened.layers, "none")
         hybrid._adopt(replace(opened.compiled, weights=self._need_compiled().weights), self._server_kernels)
         hybrid._weights = self._weights
         return hybrid
@@ -539,7 +574,7 @@ class HybridFHEModel(ConcreteNames):
 
         opened = saved_model.load(Path(path), terms)
         hybrid = cls.__new__(cls)
-        hybrid._attach(opened.model, opened.layers)
+        hybrid._attach(opened.model, opened.layers, terms.expert_leak)
         hybrid.tokenizer = opened.tokenizer
         hybrid._progress = progress
         hybrid._adopt(opened.compiled, kernels_for(device))
@@ -634,10 +669,36 @@ class HybridFHEModel(ConcreteNames):
         self._check_weights()
         self._generating = True
         try:
-            with nullcontext() if self._on_gpu else _one_torch_thread():
+            with nullcontext() if self._on_gpu else _one_torch_thread(), self._padded(kwargs):
                 return self._model_generate(*args, **kwargs)
         finally:
             self._generating = False
+
+    @contextmanager
+    def _padded(self, kwargs: dict[str, Any]) -> Iterator[None]:
+        """A generation with these options, in which passes of zeros follow up to the step that padding says."""
+        session, traffic, router = self._active(), self._traffic, self._router
+        if session is None or router is None or traffic is None or traffic.padding is None:
+            yield
+            return
+        before = router.evaluator
+
+        def begin() -> None:
+            router.evaluator = session
+            session.begin_forward()
+
+        most = padded_most(self.model, kwargs, traffic.padding)
+        try:
+            with traffic.generation(most, begin, session.end_forward):
+                yield
+        finally:
+            router.evaluator = before
+
+    def _planned(self, name: str, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a part of the model, or of all of it: what it asks of a server is fixed before, by its shape."""
+        if self._active() is None or self._traffic is None or self._is_training or self._traffic.inside:
+            return forward(*args, **kwargs)
+        return self._traffic.run(self._entries.get(name, name), forward, args, kwargs)
 
     def _check_weights(self) -> None:
         if self._fingerprints is not None:
@@ -654,7 +715,10 @@ class HybridFHEModel(ConcreteNames):
             graph = self._graph if self._mode == "execute" and not args and not training else None
             result = None if graph is None else graph(kwargs)
             if result is None:
-                result = self._model_forward(*args, **kwargs)
+                if "" in self._entries:
+                    result = self._planned("", self._model_forward, args, kwargs)
+                else:  # a wrapper: the model within is planned
+                    result = self._model_forward(*args, **kwargs)
                 if self._coverage is not None:
                     signature = functools.partial(signature_of, self._model_forward, args, kwargs)
                     self._coverage.check(passes.asked, passes.entered, signature)
@@ -700,6 +764,16 @@ def _known_mode(mode: object) -> str:
     if name not in MODES:
         raise ValueError(f"mode is {name!r}, expected one of {', '.join(MODES)}")
     return name
+
+
+def _entries(model: nn.Module) -> dict[str, str]:
+    """What traffic calls the parts whose passes make up a generation: the model within its wrappers, and its encoder."""
+    base = base_of(model)
+    names = {module: name for name, module in reversed(list(model.named_modules()))}
+    found = {names.get(base, ""): "forward"}
+    if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+        found[names.get(base.get_encoder(), "encoder")] = "encoder"
+    return found
 
 
 def _is_on_gpu(model: nn.Module) -> bool:

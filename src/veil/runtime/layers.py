@@ -133,7 +133,8 @@ class RemoteLayer(nn.Module):
     def _remote(self, router: Router, x: torch.Tensor) -> torch.Tensor:
         if self.kind == "embedding":
             return router.embedding(self.name, x).to(self.dtype)
-        return router.linear(self.name, x).to(x.dtype)
+        out = router.linear(self.name, x)
+        return out if out.dtype is x.dtype else out.to(x.dtype)
 
     @property
     def weight(self) -> Any:

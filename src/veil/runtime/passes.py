@@ -24,6 +24,9 @@ from veil.runtime.router import Router
 _CHOSEN: ContextVar[Mapping[int, str]] = ContextVar("veil_modes", default=MappingProxyType({}))
 """Modes that were chosen for one call, by the identity of the model's `Passes`: other threads do not see them."""
 
+Forward = Callable[..., Any]
+Plan = Callable[[str, Forward, tuple[Any, ...], dict[str, Any]], Any]
+"""Of a part's name, its own forward and a call's arguments: the call, whose traffic is fixed before it begins."""
 Around = Callable[[str, bool], AbstractContextManager[None]]
 """Of a mode, and whether groups start level: what is to be done around a pass, or around a part of one."""
 
@@ -34,10 +37,12 @@ class Passes:
     The ``forward`` of every module of ``model`` that holds some of ``layers`` is replaced by one that knows where a pass
     begins. A part of the model whose layers were not asked in the last pass goes on with it, so that block after block, or
     the model without its head and then the head, is one pass. So does what is recomputed on the way back (activation
-    checkpointing), in the mode of that pass.
+    checkpointing), in the mode of that pass. ``plan`` calls the parts that something outside calls, and the ``entries``.
     """
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, RemoteLayer], around: Around) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, RemoteLayer], around: Around, plan: Plan, entries: frozenset[str]
+    ) -> None:
         self.mode = "torch"
         self.asked: set[str] = set()
         """Names of the layers that were asked in the last pass."""
@@ -48,7 +53,7 @@ class Passes:
         self._owner: int | None = None
         self._pass_mode = "torch"
         self._failed = False
-        self._around = around
+        self._around, self._plan, self._entries = around, plan, entries
         for layer in layers.values():
             layer.passes = self
         inside = _layers_inside(model)
@@ -116,12 +121,12 @@ class Passes:
             refuse_compiler()
             if self.is_inside:
                 self.entered.add(name)
-                return forward(*args, **kwargs)
+                return self._plan(name, forward, args, kwargs) if name in self._entries else forward(*args, **kwargs)
             if self.router is None:
                 return forward(*args, **kwargs)
             with self.opened(names):
                 self.entered.add(name)
-                return forward(*args, **kwargs)
+                return self._plan(name, forward, args, kwargs)
 
         return wrapped
 
