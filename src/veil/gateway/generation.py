@@ -44,7 +44,7 @@ class Generator:
         self.counted = {"prompt": 0, "cached": 0, "new": 0}
         """Tokens of prompts, those of them that were not sent again, and tokens that were made."""
         self._lock = TurnLock()
-        self._turn: Turn | None = None
+        self._turn: ModelTurn | None = None
         self._prefixes = PrefixStore(_PREFIX_BYTES // max(1, callers))
         self._prefixes.disk = served.kept
 
@@ -65,7 +65,7 @@ class Generator:
         with padding before this function returns.
         """
         served, adapter = self.served, sampling.adapter
-        turn = Turn(self, account, cancelled, adapter)
+        turn = ModelTurn(self, account, cancelled, adapter)
         room = min(sampling.max_tokens, served.room(len(ids)))
         matcher = sampling.grammar.matcher() if sampling.grammar else None
         with turn:
@@ -114,7 +114,7 @@ class Generator:
         What is done before a cancellation is remembered too.
         """
         served = self.served
-        with Turn(self, account, cancelled, adapter) as turn:
+        with ModelTurn(self, account, cancelled, adapter) as turn:
             known, cache = self._prefixes.take([*ids, -1], owner, adapter)
             state: Any = cache or DynamicCache()
             for start in range(known, len(ids), _PIECE_TOKENS):
@@ -129,7 +129,7 @@ class Generator:
 
     def embed(self, ids: Sequence[int], account: Account, cancelled: threading.Event) -> list[float]:
         """The mean of the last hidden states over the tokens, scaled to length one."""
-        with Turn(self, account, cancelled):
+        with ModelTurn(self, account, cancelled):
             account.prompt_tokens += len(ids)
             inputs = torch.tensor([list(ids)])
             options = _states_of(self.served)
@@ -156,7 +156,7 @@ class Generator:
         self._prefixes.clear()
 
 
-class Turn:
+class ModelTurn:
     """The right to use the model, handed on between tokens, and the counters of the time when it was held."""
 
     def __init__(
@@ -170,7 +170,7 @@ class Turn:
         self.cancelled = cancelled
         self._before = Stats()
 
-    def __enter__(self) -> Turn:
+    def __enter__(self) -> ModelTurn:
         self._lock.acquire()
         self._begin()
         self.account.started = self.account.started or time.perf_counter()

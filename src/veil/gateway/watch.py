@@ -13,7 +13,7 @@ from veil.gateway.sampling import Matcher, Sampler
 from veil.gateway.transcript import Piece, Transcript
 
 if TYPE_CHECKING:
-    from veil.gateway.generation import Turn
+    from veil.gateway.generation import ModelTurn
 
 
 class Watch(StoppingCriteria):  # type: ignore[misc]
@@ -26,7 +26,7 @@ class Watch(StoppingCriteria):  # type: ignore[misc]
         ends: frozenset[int],
         matcher: Matcher | None,
         min_tokens: int,
-        turn: Turn,
+        turn: ModelTurn,
         emit: Emit,
     ) -> None:
         self._transcript = transcript
