@@ -227,5 +227,6 @@ def _last_logits(net: Any) -> dict[str, int]:
 
 
 def _cache_name(net: Any) -> str:
-    """What ``generate`` calls the attention state: it was renamed within transformers 5."""
-    return "cache" if "cache" in inspect.signature(net.forward).parameters else "past_key_values"
+    """What ``generate`` calls the attention state: it was renamed within transformers 5. A PEFT wrapper does not say."""
+    base = net.get_base_model() if hasattr(net, "get_base_model") else net
+    return "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
