@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from veil import __version__
-from veil.cli import bench, chat, compile, gateway, generate, params, pull, report, serve, token
+from veil.cli import bench, bench_load, chat, compile, gateway, generate, params, pull, report, serve, token
 from veil.commands.terminal import EXIT_INTERRUPTED, one_line_errors
 
 app = typer.Typer(
@@ -54,11 +54,15 @@ for _name, _module in {
     "gateway": gateway,
     "chat": chat,
     "token": token,
-    "bench": bench,
     "report": report,
     "params": params,
 }.items():
     app.command(_name)(one_line_errors(_module.command))
+
+_bench = typer.Typer(invoke_without_command=True, rich_markup_mode="markdown")
+_bench.callback()(one_line_errors(bench.command))
+_bench.command("load")(one_line_errors(bench_load.command))
+app.add_typer(_bench, name="bench")
 
 
 def main() -> None:

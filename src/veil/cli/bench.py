@@ -36,6 +36,7 @@ class BenchFigure(str, Enum):
 
 
 def command(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Option(
@@ -126,6 +127,8 @@ def command(
 
     Nothing else should run meanwhile. `gpt2` takes about three minutes, its peer two more.
     """
+    if context.invoked_subcommand is not None:
+        return
     from veil.bench.run import Request
     from veil.commands import bench
 
