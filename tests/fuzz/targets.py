@@ -30,8 +30,9 @@ from veil.params import Params, packed_bytes
 from veil.seed import PublicSeed
 from veil.server.engine import Engine, ServerModel
 from veil.server.metrics import Metrics
+from veil.server.row_loop import RowLoop
 from veil.server.rows import RowStream
-from veil.server.scheduler import OnlineTurns, PreparationWorker
+from veil.server.scheduler import PreparationWorker
 from veil.server.service import Served, Service, Shared
 from veil.server.store import Limits, SessionStore
 from veil.server.tokens import Tokens
@@ -81,9 +82,9 @@ def server() -> Service:
     model = ServerModel(PARAMS, PublicSeed(bytes(32)), MANIFEST, weights)
     engine = Engine.build(model, KERNELS, None, store)
     size = methods.largest_message([(PARAMS, MANIFEST)])
-    shared = Shared(
-        {"m": Served(engine, "0" * 64)}, store, PreparationWorker(), OnlineTurns(), Metrics(), None, size, 5.0, 8
-    )
+    loop = RowLoop(threads=1)
+    loop.start()
+    shared = Shared({"m": Served(engine, "0" * 64)}, store, PreparationWorker(), loop, Metrics(), None, size, 5.0, 8)
     return Service(shared)
 
 
@@ -175,7 +176,7 @@ def evaluate(data: bytes) -> None:
     zeros = bytes(PARAMS.batch_bytes)
     parts += [pb.PrepareRequest(batch=pb.PrepareBatch(number=number, data=zeros)) for number in range(2)]
     server().prepare(iter([seal(part) for part in parts]), "")
-    stream = RowStream(shared.store, shared.turns, shared.metrics, "", lambda: None)
+    stream = RowStream(shared.store, shared.loop, shared.metrics, "", lambda: None)
 
     def run() -> None:
         for piece in pieces(data):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -25,8 +26,10 @@ from veil.server.lane import RowLane
 from veil.server.logs import event
 from veil.server.metrics import Metrics
 from veil.server.offer import Offer
-from veil.server.scheduler import OnlineTurns, PreparationWorker
+from veil.server.row_loop import RowLoop
+from veil.server.scheduler import PreparationWorker
 from veil.server.service import Served, Service, Shared
+from veil.server.stages import Stages
 from veil.server.store import Limits, SessionStore
 from veil.server.tokens import Tokens
 from veil.server.unproven import FIRST_S
@@ -141,13 +144,14 @@ class Server:
         threads = 4 * min(config.limits.max_sessions, 64) + 16
         most_streams = threads // 4 if config.tokens else 3 * threads // 4  # a session has two at most; others have the rest
         on_card = any(served.engine.on_card for served in bundles.values())
-        turns = OnlineTurns(1 if on_card else None, observer=self.metrics.computed)
+        self._stages = Stages(self.metrics.staged)
+        self._loop = RowLoop(self._stages, threads=1 if on_card else None)
         self.service = Service(
             Shared(
                 bundles,
                 store,
                 self._worker,
-                turns,
+                self._loop,
                 self.metrics,
                 config.tokens,
                 message_bytes,
@@ -174,6 +178,7 @@ class Server:
         """Begin to answer."""
         if self.config.metrics_port is not None:
             self._stop_metrics = self.metrics.serve(self.config.host, self.config.metrics_port)
+        self._loop.start()
         self._grpc.start()
         if self._lane is not None:
             self._lane.start()
@@ -193,6 +198,7 @@ class Server:
         while not ended.wait(0.1):
             self.service.calls.cancel_idle()
         self._worker.stop()
+        self._loop.stop()
         self._ended.set()
         self._pool.shutdown(wait=True)
         if self._stop_metrics is not None:
@@ -225,6 +231,7 @@ class Server:
                 (config.host, config.rows_port),
                 config.tls,
                 self.service.lane_stream,
+                self._loop,
                 partial(self.metrics.ended, "Rows"),
                 message_bytes=message_bytes,
                 most=most,
@@ -241,6 +248,7 @@ class Server:
             "batches_ready": ("Prepared batches that wait for their rows", lambda: self.store.batch_count),
             "batches_queued": ("Batches that wait to be prepared", lambda: self._worker.waiting),
             "batch_memory_bytes": ("Memory of prepared batches", lambda: self.store.used_bytes),
+            "cpu_seconds": ("Processor seconds of this process", time.process_time),
             "streams": ("Open streams", lambda: self.service.calls.count + (self._lane.count if self._lane else 0)),
         }
         for name, (text, read) in readings.items():
@@ -249,6 +257,7 @@ class Server:
     def _sweep(self) -> None:
         while not self._ended.wait(self.config.sweep_s):
             self.store.expire()
+            self._stages.flush()
             self.service.calls.cancel_silent(self.config.silent_s)
             if self._lane is not None:
                 self._lane.cut_silent(self.config.silent_s)

@@ -21,8 +21,9 @@ from veil.server.engine import Engine
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
 from veil.server.offer import Offer
+from veil.server.row_loop import RowLoop
 from veil.server.rows import RowStream
-from veil.server.scheduler import OnlineTurns, PreparationWorker
+from veil.server.scheduler import PreparationWorker
 from veil.server.store import SessionStore
 from veil.server.tokens import Tokens
 from veil.wire import failures, methods
@@ -50,7 +51,7 @@ class Shared:
     bundles: dict[str, Served]
     store: SessionStore
     worker: PreparationWorker
-    turns: OnlineTurns
+    loop: RowLoop
     metrics: Metrics
     tokens: Tokens | None
     message_bytes: int
@@ -180,7 +181,7 @@ class Service:
 
     def stream(self, owner: str, cancel: Callable[[], object]) -> RowStream:
         """A new stream of rows of an owner."""
-        return RowStream(self._shared.store, self._shared.turns, self._shared.metrics, owner, cancel)
+        return RowStream(self._shared.store, self._shared.loop, self._shared.metrics, owner, cancel)
 
     def lane_stream(self, session: str, ticket: str, cancel: Callable[[], object]) -> RowStream:
         """A stream of rows on the row lane for a session that ``ticket`` belongs to; `UnknownSession` for another."""

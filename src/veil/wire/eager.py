@@ -29,9 +29,10 @@ class EagerWait:
     the core for so long.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._poll = select.poll() if hasattr(select, "poll") else None
-        if self._poll is not None:
+    def __init__(self, connection: socket.socket | int | None) -> None:
+        """Of a socket, or the file of a selector of many; with None there is nothing to look at."""
+        self._poll = select.poll() if hasattr(select, "poll") and connection is not None else None
+        if self._poll is not None and connection is not None:
             self._poll.register(connection, select.POLLIN)
         self._eager = True
         self._rest = 0
