@@ -11,11 +11,12 @@ import json
 import sys
 
 
-def main(model: str, device: str, max_sessions: str, memory_gib: str, cards: str = "1", fronts: str = "0") -> None:
+def main(model: str, device: str, max_sessions: str, memory_gib: str, cards: str = "1") -> None:
     """Serve one model's shapes until standard input ends."""
     from veil.bench.load_shapes import random_model
     from veil.kernels.backend import kernels_for
     from veil.priority import let_helpers_sleep
+    from veil.server.cards import CardsEngine
     from veil.server.engine import Engine
     from veil.server.listen import Server, ServerConfig, server_limits
     from veil.server.service import Served
@@ -25,7 +26,10 @@ def main(model: str, device: str, max_sessions: str, memory_gib: str, cards: str
     let_helpers_sleep()
     limits = server_limits(int(max_sessions), float(memory_gib))
     store = SessionStore(limits)
-    engine = Engine.build(random_model(model), kernels_for(device), None, store)
+    if int(cards) > 1:
+        engine: Engine = CardsEngine.over(random_model(model), [kernels_for(device)] * int(cards), None, store)
+    else:
+        engine = Engine.build(random_model(model), kernels_for(device), None, store)
     with listening("127.0.0.1", 0, "--metrics-port") as free:
         metrics_port = int(free.getsockname()[1])
     config = ServerConfig(port=0, limits=limits, metrics_port=metrics_port)

@@ -12,6 +12,7 @@ from pathlib import Path
 from veil.commands.terminal import Reporter
 from veil.kernels.backend import kernels_for
 from veil.priority import let_helpers_sleep
+from veil.server.cards import find_cards
 from veil.server.listen import Server, ServerConfig, build_bundles, server_limits
 from veil.server.logs import LOGGER, JsonLines
 from veil.server.store import SessionStore
@@ -38,6 +39,7 @@ class ServeRequest:
     max_sessions: int
     memory_gib: float
     metrics_port: int | None
+    cards: int = 1
 
 
 def run(request: ServeRequest) -> None:
@@ -65,10 +67,16 @@ def run(request: ServeRequest) -> None:
     config.check_ports()
     let_helpers_sleep()
     kernels = kernels_for(request.device)
+    cards = find_cards(request.device, request.cards) if request.cards > 1 else []
     _log_to_stderr()
     store = SessionStore(limits)
     with Reporter() as reporter:
-        bundles = build_bundles(_named(request.bundles), _named(request.offers), kernels, store, reporter.report)
+        bundles = build_bundles(
+            _named(request.bundles), _named(request.offers), kernels, store, reporter.report, cards=cards
+        )
+    for name, served in bundles.items():
+        if served.placed:
+            print(f"veil: {name} is {served.placed}", file=sys.stderr, flush=True)
     server = Server(bundles, store, config)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from veil.model.server_bundle import client_digest, load_server
 from veil.priority import in_thread_of_its_own
 from veil.process import raise_file_limit
 from veil.progress import Progress
+from veil.server.cards import Card, engines
 from veil.server.engine import Engine
 from veil.server.lane import RowLane
 from veil.server.logs import event
@@ -100,9 +101,10 @@ def build_bundles(
     store: SessionStore,
     progress: Progress | None = None,
     hints: Path | None = None,
+    cards: Sequence[Card] = (),
 ) -> dict[str, Served]:
     """Load server halves by name and build their hints; ``offers`` are client halves by the same names,
-    ``hints`` a folder where hints are kept for the next start."""
+    ``hints`` a folder where hints are kept for the next start. With several ``cards`` they lie on those."""
     unknown = sorted(set(offers) - set(halves))
     if unknown:
         raise ValueError(f"--offer names {unknown[0]!r}, which is not served; served are {', '.join(halves)}")
@@ -115,6 +117,11 @@ def build_bundles(
                 f"{offers[name]} is not the client half that was compiled with {path}: its digest is {offer.digest}, not "
                 f"{digest}; offer the one beside it"
             )
+        if len(cards) > 1:
+            build = partial(engines, load_server(path), cards, store.limits.memory_bytes, progress, store)
+            made, placed = in_thread_of_its_own(build)
+            bundles[name] = Served(made[0], digest, offer, tuple(made[1:]), placed)
+            continue
         engine = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, store, hints))
         bundles[name] = Served(engine, digest, offer)
     return bundles
@@ -145,7 +152,9 @@ class Server:
         most_streams = threads // 4 if config.tokens else 3 * threads // 4  # a session has two at most; others have the rest
         on_card = any(served.engine.on_card for served in bundles.values())
         self._stages = Stages(self.metrics.staged)
-        self._loop = RowLoop(self._stages, threads=1 if on_card else None)
+        self._loop = RowLoop(
+            self._stages, threads=max(1 + len(served.copies) for served in bundles.values()) if on_card else None
+        )
         self.service = Service(
             Shared(
                 bundles,

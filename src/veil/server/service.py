@@ -37,11 +37,16 @@ _LOG = logging.getLogger("veil.server")
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """One bundle: its engine, the digest of the client half that goes with it and, where it is offered, its files."""
+    """One bundle: its engine, the digest of the client half that goes with it and, where it is offered, its files.
+
+    ``copies`` are other engines of it, on other cards; ``placed`` says how it lies on them.
+    """
 
     engine: Engine
     digest: str
     offer: Offer | None = None
+    copies: tuple[Engine, ...] = ()
+    placed: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +122,7 @@ class Service:
                 "fetch it again with 'veil pull', or name another bundle"
             )
         limits = self._shared.store.limits
-        session = self._shared.store.open(owner, served.engine)
+        session = self._shared.store.open(owner, self._shared.store.least_used((served.engine, *served.copies)))
         event("opened", session=alias(session.name), bundle=request.bundle, owner=owner[:8])
         return pb.OpenReply(
             session=session.name,

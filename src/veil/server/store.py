@@ -7,7 +7,7 @@ import hmac
 import secrets
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -127,6 +127,14 @@ class SessionStore:
             name = secrets.token_hex(16)
             session = self._sessions[name] = Session(name, owner, engine, self._clock())
             return session
+
+    def least_used(self, engines: Sequence[Any]) -> Any:
+        """Of some engines the one with the fewest sessions."""
+        if len(engines) == 1:
+            return engines[0]
+        with self._lock:
+            used = Counter(id(session.engine) for session in self._sessions.values())
+        return min(engines, key=lambda engine: used[id(engine)])
 
     def find(self, name: str, owner: str = "") -> Session:
         """The session of this name if it is ``owner``'s; `UnknownSession`, which does not say whose it is."""
