@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from veil import __version__
-from veil.cli import bench, bench_load, chat, compile, gateway, generate, params, pull, report, serve, token
+from veil.cli import bench, bench_load, chat, cluster, compile, gateway, generate, params, pull, report, serve, token
 from veil.commands.terminal import EXIT_INTERRUPTED, one_line_errors
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ for _name, _module in {
     "generate": generate,
     "compile": compile,
     "serve": serve,
+    "cluster": cluster,
     "pull": pull,
     "gateway": gateway,
     "chat": chat,

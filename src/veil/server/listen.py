@@ -214,6 +214,11 @@ class Server:
             self._stop_metrics()
         event("stopped")
 
+    @property
+    def queued(self) -> int:
+        """Batches that wait to be prepared."""
+        return self._worker.waiting
+
     def _check_health(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         reply: bytes = self._health.Check(health_pb2.HealthCheckRequest.FromString(data), context).SerializeToString()
         return reply
