@@ -11,8 +11,10 @@ import json
 import sys
 
 
-def main(model: str, device: str, max_sessions: str, memory_gib: str, cards: str = "1") -> None:
+def main(model: str, device: str, max_sessions: str, memory_gib: str, cards: str = "1", session_ttl_s: str = "900") -> None:
     """Serve one model's shapes until standard input ends."""
+    from dataclasses import replace
+
     from veil.bench.load_shapes import random_model
     from veil.kernels.backend import kernels_for
     from veil.priority import let_helpers_sleep
@@ -24,7 +26,7 @@ def main(model: str, device: str, max_sessions: str, memory_gib: str, cards: str
     from veil.wire.listening import listening
 
     let_helpers_sleep()
-    limits = server_limits(int(max_sessions), float(memory_gib))
+    limits = replace(server_limits(int(max_sessions), float(memory_gib)), session_ttl_s=float(session_ttl_s))
     store = SessionStore(limits)
     if int(cards) > 1:
         engine: Engine = CardsEngine.over(random_model(model), [kernels_for(device)] * int(cards), None, store)
