@@ -66,7 +66,7 @@ class Listening:
         self.connections: list[weakref.ref[Any]] = []
         self.loop = RowLoop()
         address = ("127.0.0.1", 0)
-        self.lane = RowLane(address, None, self.stream, self.loop, self.ended.append, message_bytes=1 << 23, most=4)
+        self.lane = RowLane(address, None, self.stream, self.loop, self.ended.append, message_bytes=1 << 23, most=8)
         self.loop.start()
         self.lane.start()
 
@@ -148,7 +148,7 @@ def test_what_cannot_be_answered_ends_its_connection_alone(listening: Listening,
 
 def test_no_more_connections_than_allowed(listening: Listening, until: Any) -> None:
     with contextlib.ExitStack() as held:
-        frames = [listening.greet(held.enter_context(listening.connect())) for _ in range(4)]
+        frames = [listening.greet(held.enter_context(listening.connect())) for _ in range(8)]
         with listening.connect() as one_more:
             assert one_more.recv(1) == b""
         assert listening.ended == ["quota"]
