@@ -80,10 +80,9 @@ def test_every_text_is_the_undisturbed_one(
         replicas.break_down(first)
         until_each_wrote(2)
         step_until(3, other_than=before)  # Ray restarts it, on another port
-        controller.add()
-        step_until(4)
+        before = frozenset(controller.addresses())
         controller.drain(second)
-        step_until(3)
+        step_until(3, other_than=before)  # the controller adds one
         until_each_wrote(2)
         over.set()
         for thread in threads:
