@@ -2,7 +2,8 @@
 
     python bench/soak.py [--minutes 30] [--clients 16] [--model tiny] [--out bench/results/soak.json]
 
-Each client draws what it does next: some passes and a goodbye; to vanish in the middle of a message; to stop reading a reply;
+Each client draws what it does next: some passes and a goodbye; to vanish in the middle of a message; to stop reading
+a reply;
 to send half a message and wait; a connection that says nothing; bytes that are no message. Each minute the server's
 memory, threads and files are noted, with nobody there. It fails if one of them grew by more than a twentieth between the
 end of the first quarter and the end, or if the server counted an internal error.
