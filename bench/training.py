@@ -27,6 +27,7 @@ from transformers import BatchEncoding
 
 from bench.record import Measurement, Record
 from veil import HybridFHEModel, noise
+from veil.bench import machine
 from veil.bench.subjects import Loaded, load, release_floats
 from veil.bundle.constants import row_norms
 from veil.compile.sample import _TEXT, sample_tokens
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="torch's, for both")
     parser.add_argument("--validate-every", type=int, default=20)
     parser.add_argument("--mode", default="execute")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of both halves, and of plaintext")
     parser.add_argument("--model", default="", help="of curve: smollm2 or small; of step: llama-1b, gpt2, smollm2")
     parser.add_argument("--rows", default="4x16", help="examples x tokens of a batch")
     parser.add_argument("--plot", type=Path)
@@ -67,12 +69,14 @@ def curve(args: argparse.Namespace) -> None:
     out = args.out or RESULTS / "training-curve.json"
     torch.set_num_threads(args.threads or torch.get_num_threads())
     float_source = small() if args.model == "small" else load_model("smollm2")
+    float_source.model.to(args.device)
     source = replace(float_source, model=copy.deepcopy(float_source.model))
     data = prose(source, 64)
     schedule = Schedule(steps=args.steps, batch=4, learning_rate=2e-4, seed=1)
     about = {"model": source.name, "lora": "r 8, q and v", "batch": "4 x 64", "schedule": args.steps, "mode": args.mode}
-    record = Record(benchmark="training, curve", parameters=about)
-    hybrid = compiled(source.model, sample_tokens(source))
+    about |= {"device": args.device}
+    record = Record(benchmark="training, curve", parameters=about, machine=machine_of(args.device))
+    hybrid = compiled(source.model, sample_tokens(source), args.device)
     hybrid.set_fhe_mode(args.mode)
     models = {"float": (float_source.model, None), args.mode: (hybrid.model, hybrid.stats)}
     tunings = {}
@@ -178,16 +182,16 @@ def step(args: argparse.Namespace) -> None:
     loaded: Loaded = load(args.model or "llama-1b")
     examples, tokens = (int(part) for part in args.rows.split("x"))
     vocabulary = int(loaded.model.config.get_text_config().vocab_size)
-    ids = torch.randint(0, vocabulary, (examples, tokens), generator=torch.Generator().manual_seed(0))
-    record = Record(
-        benchmark="training, step", parameters={"model": loaded.origin, "batch": args.rows, "lora": "r 8, q and v"}
-    )
+    ids = torch.randint(0, vocabulary, (examples, tokens), generator=torch.Generator().manual_seed(0)).to(args.device)
+    loaded.model.to(args.device)
+    about = {"model": loaded.origin, "batch": args.rows, "lora": "r 8, q and v", "device": args.device}
+    record = Record(benchmark="training, step", parameters=about, machine=machine_of(args.device))
     with quiet():
         adapted = add_lora(loaded.model, LORA)
         plain = timed(batch_of(adapted, ids), 3)
         record.add(Measurement.of("plaintext, a batch", plain, "s"))
         model = adapted.unload()
-        hybrid = compiled(model, ids[:1])
+        hybrid = compiled(model, ids[:1], args.device)
         release_floats(hybrid.model)
         hybrid.set_fhe_mode("execute")
         one = batch_of(add_lora(hybrid.model, LORA), ids)
@@ -225,6 +229,8 @@ def batch_of(model: Any, ids: torch.Tensor) -> Callable[[], None]:
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if ids.is_cuda:
+            torch.cuda.synchronize()
 
     return run
 
@@ -239,12 +245,17 @@ def timed(run: Callable[[], None], times: int) -> list[float]:
     return found
 
 
-def compiled(model: Any, sample: torch.Tensor) -> HybridFHEModel:
-    """A model compiled for training, every linear layer remote."""
+def compiled(model: Any, sample: torch.Tensor, device: str = "cpu") -> HybridFHEModel:
+    """A model compiled for training, every linear layer remote; the sample goes where the model is."""
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
     with quiet():
-        hybrid.compile_model(sample, trainable=True, device="cpu")
+        hybrid.compile_model(sample.to(device), trainable=True, device=device)
     return hybrid
+
+
+def machine_of(device: str) -> str:
+    """The processor's name, or the card's."""
+    return torch.cuda.get_device_name() if device == "cuda" else machine.name()
 
 
 # Signal to noise ----------------------------------------------------------------------------------------------------------

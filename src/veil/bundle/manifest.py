@@ -66,22 +66,22 @@ class Group:
     transposed: int | None = field(default=None, kw_only=True)
     """Of a group of segment ``back``: which group's weights it multiplies with, transposed."""
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The names of the layers, for people and files."""
         return "+".join(layer.name for layer in self.layers)
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Width of the shared input."""
         return self.layers[0].in_features + (self.fusion.width if self.fusion else 0)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Outputs of all layers together."""
         return sum(layer.out_features for layer in self.layers)
 
-    @property
+    @cached_property
     def prompt_rows(self) -> int:
         """Outputs, the first ones, that matter for every row of a prompt and not for the last alone."""
         return sum(layer.out_features for layer in self.layers if not layer.last_row)

@@ -82,7 +82,9 @@ class _Line:
     def level(self) -> list[int]:
         """Bring the groups level and drop batches that the furthest leading group has passed; their numbers."""
         for batch in self._each():
-            floor = max(batch.taken(group) for group in self._leading)
+            floor = max(map(batch.taken, self._leading))
+            if not floor:  # groups take the oldest rows, so nobody has used a later batch
+                break
             for group in self._groups:
                 batch.skip(group, floor)
         dropped = []

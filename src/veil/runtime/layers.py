@@ -49,7 +49,8 @@ class RemoteLayer(nn.Module):
             return out
         if self.kind == "embedding":
             return self.router.embedding(self.name, x).to(self.dtype)
-        return self.router.linear(self.name, x).to(x.dtype)
+        out = self.router.linear(self.name, x)
+        return out if out.dtype is x.dtype else out.to(x.dtype)
 
     @property
     def inner(self) -> nn.Module | None:

@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from veil.bundle.constants import GroupConstants
-from veil.bundle.manifest import Manifest, NormFusion
+from veil.bundle.manifest import Group, Manifest, NormFusion
 from veil.errors import NotCompiled, StreamChanged
 from veil.kernels.interface import Kernels
 from veil.runtime.evaluators import Evaluator
@@ -27,11 +28,22 @@ Observer = Callable[[int, Tensor, Tensor], None]
 """Told of each evaluation: (group, inputs [R, width], outputs [R, rows])."""
 
 
-@dataclass(eq=False)
+class _Place(NamedTuple):
+    """A remote layer's group and which of the group's layers it is."""
+
+    group: int
+    info: Group
+    number: int
+    sizes: tuple[int, ...]
+
+
+@dataclass(eq=False, slots=True)
 class _Pending:
+    """A group's outputs [R, rows], the input that they are of, and each layer's part until it is claimed."""
+
     source: Sighting
     outputs: Tensor
-    claimed: set[str]
+    parts: list[Tensor | None]
 
 
 @dataclass(eq=False)
@@ -67,6 +79,11 @@ class Router:
         self.last_row_only = False
         """Whether of the last layers nothing but the last row of each sequence matters in this pass."""
         self._kernels = kernels
+        self._places = {
+            layer.name: _Place(index, group, number, tuple(own.out_features for own in group.layers))
+            for index, group in enumerate(manifest.forward)
+            for number, layer in enumerate(group.layers)
+        }
         self._shifts = [None if own.shift is None else kernels.to_torch(kernels.asarray(own.shift)) for own in constants]
         self._pending: dict[int, _Pending] = {}
         self._answers: dict[int, _Answer] = {}
@@ -81,41 +98,53 @@ class Router:
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """The output [..., out] of a remote linear layer for its input [..., in]."""
-        index = self.manifest.by_layer[name][0]
-        group = self.manifest.groups[index]
+        place = self._places[name]
+        group, shape = place.info, x.shape
         with self._lock:
-            if self.last_row_only and x.ndim == 3 and x.shape[1] > 1 and group.layers[-1].last_row:
-                flat = self._output(name, x, lambda: self._needed(index, x))
+            if self.last_row_only and len(shape) == 3 and shape[1] > 1 and group.layers[-1].last_row:
+                flat = self._output(place, x, self._needed)
             elif group.fusion is None:
-                flat = self._output(name, x, lambda: self._evaluate(index, _rows(x)))
-            elif name == group.layers[0].name:
+                flat = self._output(place, x, self._whole)
+            elif place.number == 0:
                 flat = self._add(name, group.fusion, x)
             else:
                 flat = self._read(name, group.fusion, x)
-            return flat.reshape(*x.shape[:-1], flat.shape[-1]).to(x.device)
+            return _beside(flat.reshape(*shape[:-1], place.sizes[place.number]), x)
 
     def embedding(self, name: str, ids: Tensor) -> Tensor:
         """The output [..., out] of a remote embedding for token ids [...], as the product with one-hot rows."""
-        width = self.manifest.groups[self.manifest.by_layer[name][0]].width
+        place = self._places[name]
         with self._lock:
-            group = self.manifest.by_layer[name][0]
-            flat = self._output(name, ids, lambda: self._evaluate(group, _one_hot(ids, width)))
-            return flat.reshape(*ids.shape, flat.shape[-1]).to(ids.device)
+            flat = self._output(place, ids, self._looked_up)
+            return _beside(flat.reshape(*ids.shape, flat.shape[-1]), ids)
 
-    def _output(self, name: str, source: Tensor, evaluate: Callable[[], Tensor]) -> Tensor:
-        group, part = self.manifest.by_layer[name]
+    def _output(self, place: _Place, source: Tensor, evaluate: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """A layer's outputs [R, out] for a tensor: of an evaluation that waits for it, or of a new one."""
+        group, number = place.group, place.number
+        if len(place.sizes) == 1:
+            return evaluate(group, source)
         pending = self._pending.get(group)
         if (
             pending is None
+            or pending.parts[number] is None
             or not pending.source.holds(source)
-            or name in pending.claimed
             or pending.outputs.requires_grad != self._trains(group, source)
         ):
-            pending = self._pending[group] = _Pending(Sighting(source), evaluate(), set())
-        pending.claimed.add(name)
-        if len(pending.claimed) == len(self.manifest.groups[group].layers):
+            sighting, outputs = Sighting(source), evaluate(group, source)
+            pending = self._pending[group] = _Pending(sighting, outputs, _parts(outputs, place.sizes))
+        part, pending.parts[number] = pending.parts[number], None
+        if not any(own is not None for own in pending.parts):
             del self._pending[group]
-        return _columns(pending.outputs, part)
+        assert part is not None
+        return part
+
+    def _whole(self, group: int, x: Tensor) -> Tensor:
+        """A group's outputs for every row of x [..., width]."""
+        return self._evaluate(group, _rows(x))
+
+    def _looked_up(self, group: int, ids: Tensor) -> Tensor:
+        """An embedding's outputs for token ids [...]."""
+        return self._evaluate(group, _one_hot(ids, self.manifest.groups[group].width))
 
     def _add(self, name: str, fusion: NormFusion, x: Tensor) -> Tensor:
         """The output of the layer that adds to the stream; what reads the stream next is answered by the same trip."""
@@ -158,7 +187,7 @@ class Router:
         """A group's outputs [R, rows] for its rows x [R, width]; the first ``slots`` of them for rows of a prompt."""
         if self.cancel_check is not None:
             self.cancel_check()
-        if not len(x):
+        if not x.shape[0]:
             return x.new_empty((0, self.manifest.groups[group].rows))
         if self._trains(group, x):
             back = self.manifest.back[group]
@@ -187,8 +216,22 @@ def _columns(outputs: Tensor, part: slice) -> Tensor:
     return outputs[:, part].contiguous()
 
 
+def _parts(outputs: Tensor, sizes: Sequence[int]) -> list[Tensor | None]:
+    """Each layer's share of its group's outputs; tensors of their own, so that writing to one is seen of it alone."""
+    ends = accumulate(sizes)
+    return [outputs.narrow(1, end - size, size).contiguous() for size, end in zip(sizes, ends, strict=True)]
+
+
+def _beside(outputs: Tensor, x: Tensor) -> Tensor:
+    """The outputs where x is."""
+    return outputs if outputs.is_cpu and x.is_cpu else outputs.to(x.device)
+
+
 def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1]).to(torch.float32).contiguous()
+    """Rows [R, width] float32 of x [..., width], one behind the other."""
+    if x.dtype is not torch.float32:
+        x = x.to(torch.float32)
+    return x.reshape(-1, x.shape[-1]).contiguous()
 
 
 def _one_hot(ids: Tensor, width: int) -> Tensor:

@@ -65,7 +65,11 @@ class Engine:
         self.weights = weights
         self._ring = ring_of(model.params)
         self._places = [
-            (group.segment, (group.input_bits, group.result_bits), start)
+            (
+                (group.segment, group.rows, packed_bytes(group.width, group.input_bits)),
+                (group.input_bits, group.result_bits),
+                start,
+            )
             for group, start in zip(model.manifest.groups, model.manifest.starts, strict=True)
         ]
 
@@ -135,8 +139,7 @@ class Engine:
         """A group's segment, outputs, and bytes of a packed row; `WireError` for a group that is none."""
         if not 0 <= group < len(self._places):
             raise WireError(f"group {group} is not one of {len(self._places)}")
-        (segment, (up, _), _), info = self._places[group], self.model.manifest.groups[group]
-        return segment, info.rows, packed_bytes(info.width, up)
+        return self._places[group][0]
 
     def prefetch_after(self, group: int) -> Iterator[object]:
         """Steps that bring the weights of the group behind this one into the caches: a pass takes groups in their order."""

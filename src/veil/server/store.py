@@ -252,7 +252,10 @@ class SessionStore:
                     raise WireError(f"rows {span.first} to {span.first + span.count} are not those of a batch")
                 found.append(batch)
             for span, batch, digest in zip(spans, found, digests, strict=True):
-                batch.claimed.setdefault(group, _Claimed()).claim(span, digest)
+                claimed = batch.claimed.get(group)
+                if claimed is None:
+                    claimed = batch.claimed[group] = _Claimed()
+                claimed.claim(span, digest)
             return [Rows(batch.shares[segment], span.first, span.count) for span, batch in zip(spans, found, strict=True)]
 
     def _refuse(self, session: Session, batches: int, nbytes: int) -> None:

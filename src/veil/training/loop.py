@@ -210,7 +210,10 @@ class FineTuning:
             torch.set_num_threads(threads)
 
     def _loss(self, batch: Sequence[Example]) -> torch.Tensor:
-        loss: torch.Tensor = self.model(**tensors(batch, self._padding)).loss
+        device = self._parameters[0].device
+        loss: torch.Tensor = self.model(
+            **{name: value.to(device) for name, value in tensors(batch, self._padding).items()}
+        ).loss
         return loss
 
 

@@ -153,7 +153,9 @@ class CpuKernels:
         return values
 
     def from_torch(self, values: torch.Tensor) -> NDArray[Any]:
-        return values.detach().contiguous().numpy() if values.device.type == "cpu" else values.detach().cpu().numpy()
+        if values.requires_grad:
+            values = values.detach()
+        return values.contiguous().numpy() if values.is_cpu else values.cpu().numpy()
 
     def to_torch(self, values: NDArray[Any]) -> torch.Tensor:
         import torch
