@@ -90,6 +90,7 @@ def listening() -> Iterator[Listening]:
     yield listening
     listening.lane.stop(0.0)
     listening.loop.stop()
+    listening.lane.close()
 
 
 def test_a_connection_that_ended_is_not_kept(listening: Listening, until: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from veil.cli.options import Device, FuseNorms
+from veil.cli.options import Device, FuseNorms, check_file
 from veil.cli.reach import sign_of_life
 
 
@@ -130,6 +130,8 @@ def command(
     """
     if context.invoked_subcommand is not None:
         return
+    for record in from_ or ():
+        check_file(record)
     sign_of_life()
     from veil.bench.run import RunRequest
     from veil.commands import bench

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from veil.cli.options import Device, NoTls, Tls, TlsCa, Token
+from veil.cli.options import Device, NoTls, Tls, TlsCa, Token, check_file
+from veil.cli.reach import sign_of_life
 
 
 def command(
@@ -65,6 +66,9 @@ def command(
 
     The server needs room: `--max-sessions`, and `--memory-gib` for `--kept` batches of each client.
     """
+    if from_ is not None:
+        check_file(from_)
+    sign_of_life()
     from veil.bench.load import LoadRequest
     from veil.commands import bench_load
     from veil.commands.bench import parse_numbers

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from veil.cli.options import Device
+from veil.cli.reach import sign_of_life
 
 
 def command(
@@ -51,10 +52,11 @@ def command(
 
     Needs `pip install "veil-llm[cluster]"`. See docs/cluster.md.
     """
+    sign_of_life()
     from veil.cluster.on_ray import ReplicaPlan
     from veil.cluster.placement import Scale
     from veil.commands.cluster import ClusterRequest, run
-    from veil.commands.serve import _named
+    from veil.commands.halves import named
     from veil.network.tokens import Tokens
     from veil.server.listen import ServerConfig, server_limits
 
@@ -67,8 +69,8 @@ def command(
     listens = replica_host or ("127.0.0.1" if ray_address is None else "0.0.0.0")
     replica = ServerConfig(host=listens, port=0, tls=tls, tokens=accepted, insecure=insecure, limits=limits)
     replica.check()
-    halves = {name: path.absolute() for name, path in _named(bundles).items()}
-    offers = {name: path.absolute() for name, path in _named(offer or []).items()}
+    halves = {name: path.absolute() for name, path in named(bundles).items()}
+    offers = {name: path.absolute() for name, path in named(offer or []).items()}
     reached = replica_host or ("127.0.0.1" if ray_address is None else None)
     run(
         ClusterRequest(

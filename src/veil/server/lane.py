@@ -113,6 +113,11 @@ class RowLane:
             time.sleep(0.02)
         self._cut(lambda one, silent: True)
 
+    def close(self) -> None:
+        """Free the connections whose end the loop did not see any more; after the loop has stopped."""
+        for seat in list(self._seats):
+            seat.drop()
+
     def _cut(self, which: Callable[[Seat, float], bool]) -> None:
         now = time.monotonic()
         with self._lock:
