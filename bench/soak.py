@@ -25,7 +25,7 @@ from pathlib import Path
 
 from bench.record import Measurement, Record
 from veil.bench import machine
-from veil.bench.load_user import Traffic, User
+from veil.bench.load_user import LoadTraffic, User
 from veil.client.connection import Address, Connection
 from veil.errors import QuotaExceeded, VeilError
 from veil.network.frames import Frames
@@ -60,7 +60,7 @@ class Client:
         connection = Connection(self._address, Timeouts())
         try:
             (bundle,) = connection.describe()
-            traffic = Traffic.of(bundle.name, bundle.fingerprint, bundle.header, self._draw.choice((1, 1, 3, 20)), 2)
+            traffic = LoadTraffic.of(bundle.name, bundle.fingerprint, bundle.header, self._draw.choice((1, 1, 3, 20)), 2)
             request = pb.OpenRequest(protocol=methods.PROTOCOL, bundle=bundle.name, fingerprint=bundle.fingerprint)
             opened = connection.unary("Open", request, pb.OpenReply, 10.0)
             user = User(traffic, opened.session)

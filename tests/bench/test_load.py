@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from veil.bench import files, load_report
-from veil.bench.load_driver import Driver, Plan
+from veil.bench.load_driver import Driver, LoadPlan
 from veil.bench.load_record import LoadSeries, Percentiles
 from veil.bench.load_shapes import MODELS, manifest_of, random_model
-from veil.bench.load_user import Traffic, User
+from veil.bench.load_user import LoadTraffic, User
 from veil.bundle.header_file import common_fields
 from veil.cli import app
 from veil.kernels.backend import kernels_for
@@ -34,15 +34,15 @@ def server() -> Iterator[Server]:
     server = Server({"tiny": HostedBundle(engine, "0" * 64)}, store, ServerConfig(port=0, limits=limits, metrics_port=None))
     server.start()
     options = {"token": None, "tls": False, "allow_no_tls": False, "bundle": "", "rtt_s": 0.0, "seconds": 0.1}
-    warming = Plan(server=f"127.0.0.1:{server.port}", clients=3, rows=1, prompts=1, prompt_rows=20, **options)
+    warming = LoadPlan(server=f"127.0.0.1:{server.port}", clients=3, rows=1, prompts=1, prompt_rows=20, **options)
     Driver(warming).run(lambda: None, lambda: True)  # kernels may be compiled now, not while a test measures
     yield server
     server.stop(0.5)
 
 
-def traffic(rows: int, kept: int = 2) -> Traffic:
+def traffic(rows: int, kept: int = 2) -> LoadTraffic:
     model = random_model("tiny")
-    return Traffic.of("tiny", "f" * 64, common_fields(model.params, model.seed, model.manifest), rows, kept)
+    return LoadTraffic.of("tiny", "f" * 64, common_fields(model.params, model.seed, model.manifest), rows, kept)
 
 
 def test_a_run_with_clients_and_a_prompt(server: Server, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_run_with_clients_and_a_prompt(server: Server, tmp_path: Path) -> None
 def test_a_driver_counts_what_the_server_answered(server: Server) -> None:
     before = server.metrics.registry.get_sample_value("veil_messages_total") or 0.0
     options = {"token": None, "tls": False, "allow_no_tls": False, "bundle": "", "rtt_s": 0.0, "seconds": 0.2}
-    seen = Driver(Plan(server=f"127.0.0.1:{server.port}", clients=2, rows=3, **options)).run(lambda: None, lambda: True)
+    seen = Driver(LoadPlan(server=f"127.0.0.1:{server.port}", clients=2, rows=3, **options)).run(lambda: None, lambda: True)
     server._stages.flush()
     answered = (server.metrics.registry.get_sample_value("veil_messages_total") or 0.0) - before
     assert 0 < len(seen.message_s) <= answered

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from veil.bench import machine
-from veil.bench.load_driver import Plan, Seen
+from veil.bench.load_driver import LoadPlan, Seen
 from veil.bench.load_meter import CardUse, read_account, stages_of
 from veil.bench.load_record import LoadPoint, LoadSeries, Percentiles
 from veil.bench.load_user import LoadFailed
@@ -105,7 +105,7 @@ def _server(request: LoadRequest, progress: Progress) -> Iterator[tuple[str, str
 
 def _point(request: LoadRequest, clients: int, rtt_s: float) -> tuple[LoadPoint, Seen]:
     assert request.server is not None
-    plan = Plan(
+    plan = LoadPlan(
         server=request.server,
         token=request.token,
         tls=request.tls,
@@ -147,7 +147,7 @@ def _point(request: LoadRequest, clients: int, rtt_s: float) -> tuple[LoadPoint,
     ), together
 
 
-def _shared_out(plan: Plan, processes: int) -> list[Plan]:
+def _shared_out(plan: LoadPlan, processes: int) -> list[LoadPlan]:
     """The plan's users in so many parts; the prompts' user is in the last."""
     parts = []
     for place in range(processes):
@@ -170,7 +170,7 @@ def _together(seen: Sequence[Seen]) -> Seen:
 class Drivers:
     """The generator's processes while one point is measured."""
 
-    def __init__(self, plans: Sequence[Plan]) -> None:
+    def __init__(self, plans: Sequence[LoadPlan]) -> None:
         self._plans = plans
         self._processes: list[subprocess.Popen[str]] = []
 

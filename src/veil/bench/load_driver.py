@@ -2,7 +2,7 @@
 
     python -m veil.bench.load_driver < PLAN.json
 
-The first line of standard input is a `Plan` as JSON. It prints ``warm`` when each user has had its first token, measures
+The first line of standard input is a `LoadPlan` as JSON. It prints ``warm`` when each user has had its first token, measures
 from the next line of input for the plan's seconds, and prints its `Seen`.
 """
 
@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from veil.bench.load_user import LoadFailed, Traffic, User
+from veil.bench.load_user import LoadFailed, LoadTraffic, User
 from veil.client.connection import Address, Connection
 from veil.errors import VeilError
 from veil.network.ready_frames import ReadyFrames
@@ -37,7 +37,7 @@ _PATIENCE = Timeouts(prepare_s=_REACH_S, connect_s=30.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class LoadPlan:
     """What a process does: ``clients`` users of ``rows`` rows a message and, beside them, ``prompts`` of ``prompt_rows``."""
 
     server: str
@@ -87,7 +87,7 @@ class _Seat:
 class Driver:
     """Runs a plan; ``begin_measuring`` is polled, and tells when everybody everywhere is warm."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: LoadPlan) -> None:
         tls = Path(plan.tls) if isinstance(plan.tls, str) else plan.tls
         address = Address(target=plan.server, token=plan.token, tls=tls, allow_no_tls=plan.allow_no_tls)
         self._plan = plan
@@ -147,13 +147,13 @@ class Driver:
         self._connection.close()
         self._selector.close()
 
-    def _describe(self, rows: int) -> Traffic:
+    def _describe(self, rows: int) -> LoadTraffic:
         for bundle in self._connection.describe():
             if not self._plan.bundle or bundle.name == self._plan.bundle:
-                return Traffic.of(bundle.name, bundle.fingerprint, bundle.header, rows, self._plan.kept)
+                return LoadTraffic.of(bundle.name, bundle.fingerprint, bundle.header, rows, self._plan.kept)
         raise LoadFailed(f"the server has no bundle named {self._plan.bundle!r}")
 
-    def _seat(self, traffic: Traffic, prompt: bool) -> _Seat:
+    def _seat(self, traffic: LoadTraffic, prompt: bool) -> _Seat:
         began = time.perf_counter()
         request = pb.OpenRequest(protocol=methods.PROTOCOL, bundle=traffic.name, fingerprint=traffic.fingerprint)
         reply = self._connection.unary("Open", request, pb.OpenReply, 30.0)
@@ -244,7 +244,7 @@ class Driver:
 
 def main() -> None:
     """The program above; the last line it prints is a JSON object with ``error`` or what it saw."""
-    plan = Plan(**json.loads(sys.stdin.readline()))
+    plan = LoadPlan(**json.loads(sys.stdin.readline()))
 
     def begin() -> bool:
         return bool(select.select([sys.stdin], [], [], 0)[0])

@@ -24,7 +24,7 @@ from veil.wire.messages import Span
 
 
 @dataclass(frozen=True, eq=False)
-class Traffic:
+class LoadTraffic:
     """What every user of a bundle sends: its name and fingerprint, an upload's bytes, and rows of each group.
 
     A pass is of ``rows`` rows, and ``kept`` batches are kept ready, more where a pass takes them. ``turns`` are
@@ -42,7 +42,7 @@ class Traffic:
     turns: tuple[tuple[int, int, int], ...]
 
     @classmethod
-    def of(cls, name: str, fingerprint: str, header: dict[str, Any], rows: int, kept: int) -> Traffic:
+    def of(cls, name: str, fingerprint: str, header: dict[str, Any], rows: int, kept: int) -> LoadTraffic:
         """For a bundle as its server describes it."""
         params, _, manifest = parse_common(header)
         draw = np.random.default_rng(1)
@@ -69,7 +69,7 @@ class Traffic:
 class User:
     """The state of one user. `request` is the next message, `reply` takes the answer to it; no time and no socket here."""
 
-    traffic: Traffic
+    traffic: LoadTraffic
     session: str
     ready: deque[int] = field(default_factory=deque)
     asked: int = 0
