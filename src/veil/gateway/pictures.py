@@ -68,8 +68,8 @@ def read_picture(part: incoming.OtherPart, where: str) -> Any:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     said = (part.model_extra or {}).get("image_url")
-    url = said.get("url") if isinstance(said, dict) else said
-    found = _DATA.match(url) if isinstance(url, str) else None
+    url = str(said.get("url") if isinstance(said, dict) else said)
+    found = _DATA.match(url)
     if found is None:
         message = f"{where}: pictures are not fetched from addresses; send one as data:image/png;base64,…"
         raise ApiError(400, message, param="messages", code="unsupported_value")
