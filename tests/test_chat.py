@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from veil.cli import app
-from veil.commands.chat import ChatOptions, Conversation, stats_of
+from veil.commands.conversation import ChatOptions, Conversation, stats_of
 from veil.commands.model_choice import ModelChoice
 from veil.errors import ServerUnreachable
 from veil.gateway.served import ServedModel
