@@ -1,14 +1,12 @@
 """One chat turn with the built-in model, encrypted, and what it cost."""
 
-from veil import HybridFHEModel
-from veil.runtime.modules import select_modules
-from veil.sources.models import load_model
+import veil
 
-source = load_model("smollm2")
+source = veil.load_model("smollm2")
 question = [{"role": "user", "content": "Name three primary colours."}]
 inputs = source.tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 
-hybrid = HybridFHEModel(source.model, select_modules(source.model, "linear"))
+hybrid = veil.HybridFHEModel(source.model, veil.linear_modules(source.model))
 hybrid.compile_model(inputs["input_ids"])
 hybrid.set_fhe_mode("execute")
 output = hybrid.model.generate(**inputs, max_new_tokens=32, do_sample=False)

@@ -72,7 +72,7 @@ ARROWS = {
         *("sources", "training", "trust", "veil", "wire"),
     },
     "cli": {"bench", "bundle", "client", "commands", "gateway", "network", "training", "veil"},
-    "veil": {"bundle", "hybrid", "runtime", "training"},
+    "veil": {"bundle", "client", "commands", "hybrid", "network", "report", "runtime", "server", "sources", "training"},
     "__main__": {"cli"},
 }
 

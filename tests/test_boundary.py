@@ -91,3 +91,9 @@ def test_import_veil_is_light() -> None:
 def test_a_public_name_loads_what_it_needs_and_no_more() -> None:
     modules = imported("from veil import Params; Params.default()")
     assert within(modules, "torch", "numpy", "numba", *SECRET) == []
+
+
+def test_a_server_from_the_public_api_reaches_no_secret() -> None:
+    modules = imported("from veil import Limits, Server, ServerConfig, Tokens, VeilError")
+    assert "veil.server.listen" in modules
+    assert within(modules, "torch", "transformers", *SECRET) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def test_every_example_is_short() -> None:
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text().splitlines()) < 60, path
+
+
+def test_examples_import_nothing_deeper_than_the_package() -> None:
+    for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")]:
+        assert not re.findall(r"(?:from|import) veil\.\w+", path.read_text(encoding="utf-8")), path
 
 
 def test_gpt2(capsys: pytest.CaptureFixture[str]) -> None:

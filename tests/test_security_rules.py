@@ -293,15 +293,23 @@ def test_what_is_sent_depends_on_shapes_alone(gpt2: HybridFHEModel, calls: list[
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_an_activation_that_is_not_finite_stops_before_anything_is_sent(
-    twice: HybridFHEModel, calls: list[Any], bad: float
+def test_an_activation_that_is_not_finite_is_not_sent_and_does_not_show(
+    twice: HybridFHEModel, calls: list[Any], bad: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The pass goes on with rows of zeros: the server could tell by its end that something was not finite, and where."""
     x = torch.randn(3, 8)
     x[1, 2] = bad
+    encrypted: list[torch.Tensor] = []
+    assert twice._session is not None
+    evaluate = twice._session.evaluate
+    monkeypatch.setattr(twice._session, "evaluate", lambda *a: (encrypted.append(torch.as_tensor(a[1])), evaluate(*a))[1])
     with pytest.raises(NotFiniteActivation, match="generation stops here"):
         twice(x)
-    assert not [call for call in calls if call.method in ("evaluate",)]
+    sent = [call.args[1] for call in calls if call.method == "evaluate"]
+    assert not any(part.any() for part in encrypted[1:]), "zeros follow the row that was refused"
+    calls.clear()
     assert torch.isfinite(twice(torch.randn(3, 8))).all()
+    assert sent == [call.args[1] for call in calls if call.method == "evaluate"]
 
 
 def test_what_is_sent_is_uniform_and_the_message_is_not(pair: Any, calls: list[Any]) -> None:

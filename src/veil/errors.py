@@ -22,6 +22,7 @@
     ├── NotCompiled               a mode that needs ``compile_model`` first
     ├── StreamChanged             a fused model whose residual stream is not what it was compiled for
     ├── RemoteWeightError         something that needs, or would change, a weight that only the server has
+    ├── UnevenTraffic             a model whose questions to the server depend on the text
     ├── NotFiniteActivation       NaN or infinity reached a remote layer; generation stops on the client
     └── DeviceUnavailable         a device that was asked for and is not there
 
@@ -110,6 +111,10 @@ class NotCompiled(VeilError, RuntimeError):
 
 class StreamChanged(VeilError, RuntimeError):
     """A fused model whose residual stream is not the sum that its bundle was compiled for."""
+
+
+class UnevenTraffic(VeilError, RuntimeError):
+    """What a model asks the server depends on the text, which the user did not allow."""
 
 
 class NotFiniteActivation(VeilError, ValueError):

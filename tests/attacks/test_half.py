@@ -17,8 +17,9 @@ from veil import HybridFHEModel, Terms
 from veil.bundle import header_file
 from veil.client.connection import Address
 from veil.commands import pull
-from veil.errors import BundleError, InsecureParameters
+from veil.errors import BundleError, InsecureParameters, UnevenTraffic
 from veil.runtime import saved_model as bundles
+from veil.runtime.traffic import Traffic
 from veil.sources.generation_settings import FIELDS, harmless
 
 WEAK = Terms(no_cryptography=True)
@@ -80,6 +81,13 @@ def test_without_the_rule_the_server_sees_where_tokens_go(
     bad = forged(mixtral, header=reveal)
     monkeypatch.setattr(header_file.Terms, "check_leaks", lambda *_: None)
     with serve(bad) as server:
+        seen = []
+        for prompt in PROMPTS:
+            with pytest.raises(UnevenTraffic, match="depends on the text"):  # a second rule, in the runtime
+                traffic(bad, server, asked, prompt)
+            seen.append(list(asked))
+        assert seen[0] == seen[1] != [], "what deviates was not sent"
+        monkeypatch.setattr(Traffic, "run", lambda self, entry, forward, args, kwargs: forward(*args, **kwargs))
         shown = [traffic(bad, server, asked, prompt) for prompt in PROMPTS]
     assert shown[0] != shown[1]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from veil.cli.options import Device, FuseNorms
+from veil.cli.options import Device, FuseNorms, check_file
 from veil.cli.reach import sign_of_life
 
 
@@ -127,6 +127,8 @@ def command(
 
     Nothing else should run meanwhile. `gpt2` takes about three minutes, its peer two more.
     """
+    for record in from_ or ():
+        check_file(record)
     sign_of_life()
     from veil.bench.run import RunRequest
     from veil.commands import bench

@@ -14,6 +14,7 @@ from veil.cli.options import (
     Device,
     FuseNorms,
     OtherModel,
+    Pad,
     Server,
     ServerAccess,
     ServerBundle,
@@ -46,6 +47,7 @@ def command(
     server_access: ServerAccess,
     consent: Consent,
     checked: WhichChecked = Checked.auto,
+    pad: Pad = "off",
 ) -> None:
     """Talk to a model in the terminal; rows are made while you type.
 
@@ -62,6 +64,7 @@ def command(
         server_access,
         consent,
         checked=checked,
+        pad=pad,
     )
     sign_of_life()
     from veil.commands.chat import ChatOptions, run

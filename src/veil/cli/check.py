@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from veil.cli.groups import grouped
-from veil.cli.options import MODEL_HELP, AsJson, Consent
+from veil.cli.options import MODEL_HELP, AsJson, Consent, check_bundle, check_model
+from veil.cli.reach import sign_of_life
 
 
 @grouped
@@ -35,13 +36,18 @@ def command(
     slot that is surely caught, in root mean squares of the group's largest), `loss` (of the half's divisors, beside plain
     rounding), `on_trust`, `seconds`.
     """
-    from veil.commands import check
-
     if forgive is not None:
         if (model, half) != (None, None):
             raise ValueError("--forgive stands alone; leave out the model and --half")
+        from veil.commands import check
+
         check.forgive(forgive, as_json=as_json)
         return
     if model is None or half is None:
         raise ValueError("name the model that you trust and its half: veil check MODEL --half HALF")
+    check_model(model)
+    check_bundle(half)
+    sign_of_life()
+    from veil.commands import check
+
     check.run(model, half, terms=consent.terms(), as_json=as_json)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from veil.cli.options import AsJson, Bits, ExpertLeak, FuseNorms, Model, Modules
+from veil.cli.options import AsJson, Bits, ExpertLeak, FuseNorms, Model, Modules, check_model, check_new_folder
 from veil.cli.reach import sign_of_life
 
 
@@ -61,6 +61,8 @@ def command(
 
     The server's folder holds the integer weights of the remote layers and a public seed; the client's everything else.
     """
+    check_model(model)
+    check_new_folder(out)
     sign_of_life()
     from veil.commands.compile import run
 

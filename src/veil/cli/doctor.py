@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from veil.cli.options import AsJson
+from veil.cli.reach import sign_of_life
 
 
 def command(
@@ -22,6 +23,7 @@ def command(
 
     With `--json`: a list of objects with `name`, `state`, `found`, `remedy`.
     """
+    sign_of_life()
     from veil.commands.doctor import run
 
     run(server=server, as_json=as_json)

@@ -20,9 +20,14 @@ from veil.cli.options import (
     ServerAccess,
     ServerBundle,
     ServingDevice,
+    check_bundle,
+    check_file,
+    check_model,
+    check_new_folder,
 )
 from veil.cli.options import Device as Device
 from veil.cli.options import ExpertLeak as ExpertLeak
+from veil.cli.reach import sign_of_life
 
 
 @grouped
@@ -85,6 +90,12 @@ def command(
         raise ValueError("--server uses encryption; leave out --mode")
     if bundle is not None and mode is Mode.torch:
         raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or MODEL")
+    check_model(model or "smollm2")
+    check_bundle(bundle)
+    check_file(data)
+    if not resume:
+        check_new_folder(out)
+    sign_of_life()
     consent = Consent(digest=digest, allow_no_cryptography=allow_no_cryptography)
     from veil.commands.finetune import FinetuneRequest, run
     from veil.training.adapters import LoraSettings

@@ -17,6 +17,7 @@ from veil.cli.options import (
     Consent,
     Device,
     FuseNorms,
+    Pad,
     ServerAccess,
     ServerBundle,
     ServingDevice,
@@ -97,6 +98,7 @@ def command(
     server_access: ServerAccess,
     consent: Consent,
     checked: WhichChecked = Checked.auto,
+    pad: Pad = "off",
 ) -> None:
     """Answer the OpenAI API and a chat page on this machine; the model may be on another that sees ciphertexts only.
 
@@ -106,10 +108,16 @@ def command(
     """
     if (tls_cert is None) != (tls_key is None):
         raise ValueError("--tls-cert and --tls-key go together")
+    from veil import Padding
     from veil.cli.models import aliases_of, model_choices
     from veil.gateway.guard import Access
     from veil.gateway.keys import Keys
 
+    padding = Padding.parse(pad)
+    if padding is not None and cache_gib is not None:
+        raise ValueError(
+            "--cache-gib shows how far a prompt repeats an earlier one, whatever --pad says; leave out one of them"
+        )
     access = Access(
         host=host,
         keys=Keys.read(api_key, api_keys),
@@ -130,7 +138,7 @@ def command(
         if len(choices) > 1:
             raise ValueError("--adapter is for one model; start a gateway for each model that has adapters")
         choices = (replace(choices[0], adapters=tuple(adapter)),)
-    choices = tuple(replace(choice, checked=checked.value) for choice in choices)
+    choices = tuple(replace(choice, checked=checked.value, padding=padding) for choice in choices)
     sign_of_life()
     from veil.commands.gateway import GatewayRequest, Keep, run
     from veil.gateway.app import Settings

@@ -18,11 +18,14 @@ from veil.cli.options import (
     FuseNorms,
     Mode,
     OtherModel,
+    Pad,
     Server,
     ServerAccess,
     ServerBundle,
     WhichChecked,
     WhichFusion,
+    check_bundle,
+    check_file,
     check_fuse_norms,
     check_model,
 )
@@ -104,6 +107,7 @@ def command(
             "line, with an `id` if wanted; one object a line comes out, with `id` and `text`.",
         ),
     ] = None,
+    pad: Pad = "off",
     as_json: AsJson = False,
 ) -> None:
     """Answer a prompt through encryption, client and server in one process or, with `--server`, in two.
@@ -126,9 +130,8 @@ def command(
         raise ValueError("draft tokens do not know the schema; leave out --speculate, or --json-schema")
     if any(not text for text in stop or ()):
         raise ValueError("--stop takes a text of at least one character")
-    for path in (batch, json_schema):
-        if path is not None and not path.is_file():
-            raise ValueError(f"there is no file {path}; check the path")
+    check_file(batch)
+    check_file(json_schema)
     if bundle is not None and (model, bits, modules) != (None, None, None):
         raise ValueError("--bundle has its own model; leave out --model, --bits and --modules")
     if server is not None and (mode is not Mode.execute or (model, bits, modules) != (None, None, None)):
@@ -138,9 +141,16 @@ def command(
         raise ValueError("--checked require is about encrypted answers; leave out --mode")
     if mode is Mode.torch and speculate not in ("auto", "off"):
         raise ValueError("--speculate needs remote layers; leave out --mode torch")
+    if pad != "off" and (speculate not in ("auto", "off") or mode is not Mode.execute):
+        raise ValueError("--pad hides lengths from a server; leave out --speculate and --mode")
     if mode is Mode.torch and bundle is not None:
         raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or --model")
     check_model(model or "smollm2")
+    check_bundle(bundle)
+    from veil import Padding
+
+    if prompt is not None and not prompt.strip():
+        raise ValueError("the prompt is empty; give at least one word")
     if speculate not in ("auto", "lookup", "off"):
         try:
             check_model(speculate)
@@ -149,6 +159,7 @@ def command(
     if top_p == 0.0:
         raise ValueError("--top-p has to be above 0; for the likeliest token every time use --temperature 0")
     chosen = consent.terms(half=bundle is not None or server is not None)
+    padding = Padding.parse(pad)
     where = None if server is None else server_access.address(server)
     sign_of_life()
     from veil.commands.generate import GenerateRequest, run
@@ -177,6 +188,7 @@ def command(
             stop=tuple(stop or ()),
             batch=batch,
             checked=checked.value,
+            padding=padding,
         ),
         as_json=as_json,
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from veil.errors import ModelSourceError
+from veil.errors import BundleError, ModelSourceError
 
 if TYPE_CHECKING:
     from veil.bundle.terms import Terms
@@ -153,6 +153,17 @@ WhichChecked = Annotated[
 ]
 
 
+Pad = Annotated[
+    str,
+    typer.Option(
+        "--pad",
+        metavar="off|STEP|powers[,whole]",
+        help="Hide lengths in steps: prompts take rows in multiples of STEP (64, say) or powers of two, and answers go on, "
+        "unseen, to a multiple of tokens, or with `,whole` to the most they may have. Also where they fail or you go away.",
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerAccess:
     """How a server is reached."""
@@ -204,6 +215,25 @@ def check_model(source: str) -> None:
         raise ModelSourceError(f"there is no folder or file {source!r}; check the path, or use `smollm2`")
 
 
+def check_bundle(path: Path | None) -> None:
+    """`BundleError` for a folder without a bundle or a half of one, before anything heavy is loaded to read it."""
+    if path is None or any((place / "bundle.json").is_file() for place in (path, path / "client", path / "server")):
+        return
+    raise BundleError(f"{path} holds no bundle (bundle.json is missing); make one with 'veil compile'")
+
+
+def check_file(path: Path | None) -> None:
+    """`ValueError` for a file that is not there."""
+    if path is not None and not path.is_file():
+        raise ValueError(f"there is no file {path}; check the path")
+
+
+def check_new_folder(path: Path) -> None:
+    """`ValueError` for a folder with something in it, or a file."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise ValueError(f"{path} exists already and is not empty; choose a new folder")
+
+
 def check_fuse_norms(fuse_norms: FuseNorms, server: str | None, bundle: Path | None) -> None:
     """`ValueError` unless a half is fetched that can be chosen."""
     if fuse_norms is not FuseNorms.auto and (server is None or bundle is not None):
@@ -221,13 +251,18 @@ def model_choice(
     consent: Consent,
     adapters: Sequence[str] = (),
     checked: Checked = Checked.auto,
+    pad: str = "off",
 ) -> ModelChoice:
     """Which model answers, of those that `veil gateway` and `veil chat` can have."""
     if model is not None and (bundle is not None or server is not None):
         raise ValueError("--bundle and --server have their own model; leave out --model")
     check_fuse_norms(fuse_norms, server, bundle)
     check_model(model or "smollm2")
+    check_bundle(bundle)
+    from veil import Padding
     from veil.commands.choice import ModelChoice
+
+    padding = Padding.parse(pad)
 
     return ModelChoice(
         model=model or "smollm2",
@@ -239,4 +274,5 @@ def model_choice(
         terms=consent.terms(half=bundle is not None or server is not None),
         adapters=tuple(adapters),
         checked=checked.value,
+        padding=padding,
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from veil.cli.options import AsJson, Bits, Checked, Device, Model, Modules
+from veil.cli.options import AsJson, Bits, Checked, Device, Model, Modules, check_file, check_model
 from veil.cli.reach import sign_of_life
 
 
@@ -41,6 +41,8 @@ def command(
     them. Then signal to noise, of every layer beside its prediction and as predicted for other widths; bytes, memory, time
     and security.
     """
+    check_model(model)
+    check_file(text)
     sign_of_life()
     from veil.commands.report import ReportRequest, run
 

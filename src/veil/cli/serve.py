@@ -55,6 +55,10 @@ def command(
     It reads the server halves and sees ciphertexts only. SIGTERM lets running calls finish, for 30 seconds at most. One
     JSON object a line is logged to standard error.
     """
+    from veil.commands.halves import named
+
+    for halves in (bundles, offer or []):
+        named(halves)  # a path to nothing is told of before anything is loaded
     sign_of_life()
     from veil.commands.serve import ServeRequest, run
 

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from rich.text import Text
 from veil.checks.words import answers_words
 from veil.commands import chat_files
 from veil.commands.choice import ModelChoice
+from veil.commands.hidden_lengths import SAID
 from veil.commands.interrupts import interrupts_set
 from veil.commands.model_choice import opened
 from veil.commands.stream import printable
@@ -82,7 +83,7 @@ class Conversation:
     def use(self, served: ServedModel) -> None:
         """Go on with a model."""
         served.need("text")
-        self.served, self.generator = served, Generator(served)
+        self.served, self.generator = served, Generator(served, conversation=True)
 
     def reset(self) -> None:
         """Begin anew."""
@@ -214,7 +215,9 @@ def _lines(conversation: Conversation) -> None:
             print(f"veil: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
             continue
         if answer is None:
-            answer = conversation.ask(line.strip(), lambda text: None)
+            hidden = conversation.served.hybrid.padding is not None
+            with interrupts_set(conversation.interrupted, SAID) if hidden else nullcontext():
+                answer = conversation.ask(line.strip(), lambda text: None)
         print(printable(answer), flush=True)
 
 
@@ -331,7 +334,7 @@ class _Terminal:
             return
         try:
             with (
-                interrupts_set(self._conversation.interrupted),
+                interrupts_set(self._conversation.interrupted, SAID if self._conversation.served.hybrid.padding else ""),
                 Live(
                     Text("…", style="dim"), console=self._console, refresh_per_second=12, vertical_overflow="visible"
                 ) as live,

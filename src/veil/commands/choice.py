@@ -10,6 +10,7 @@ from veil.bundle.terms import STRICT, Terms
 
 if TYPE_CHECKING:
     from veil.client.connection import Address
+    from veil.runtime.padding import Padding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,3 +30,4 @@ class ModelChoice:
     terms: Terms = STRICT
     adapters: tuple[str, ...] = ()
     checked: str = "auto"
+    padding: Padding | None = None

@@ -20,6 +20,7 @@ from veil.checks.words import answers_words
 from veil.client.session import OfflineRows
 from veil.commands import batch
 from veil.commands.costs import CostMeter, Costs
+from veil.commands.hidden_lengths import lengths_hidden
 from veil.commands.models import connected, opened_model
 from veil.commands.stream import AnswerStreamer
 from veil.commands.structure import SchemaMask, Until, cut_at, grammar_of
@@ -30,6 +31,7 @@ from veil.hybrid.model import HybridFHEModel
 from veil.kernels.backend import kernels_for
 from veil.process import keep_out_of_dumps
 from veil.progress import Progress
+from veil.runtime.padding import Padding
 from veil.runtime.speculation import check_draft
 from veil.sources.models import Source, load_model
 from veil.sources.quiet import quiet
@@ -69,6 +71,7 @@ class GenerateRequest:
     stop: tuple[str, ...] = ()
     batch: Path | None = None
     checked: str = "auto"
+    padding: Padding | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +225,8 @@ def _generate(request: GenerateRequest, ready: _Ready, load_s: float, *, write: 
     encrypted = ready.hybrid is not None and request.mode in ("execute", "remote")
     remote = request.server is not None
     speculation = _speculation(request, ready)
+    padding = request.padding if encrypted else None
+    sent = padding.rows(rows) if padding else rows
     meter = CostMeter(ready.hybrid if encrypted else None, remote=remote, draft_tokens=speculation is not None and encrypted)
     until = Until(request.stop, _write)
     streamer = AnswerStreamer(ready.tokenizer, write=until if write else None, on_token=meter.token)
@@ -231,12 +236,12 @@ def _generate(request: GenerateRequest, ready: _Ready, load_s: float, *, write: 
     if ready.hybrid is not None and remote:
         ready.hybrid.expect(rows, request.max_new_tokens)
     elif ready.hybrid is not None and encrypted:
-        whole = (rows - 1) // ready.hybrid.params.T * ready.hybrid.params.T  # what is left over shares a batch with tokens
+        whole = (sent - 1) // ready.hybrid.params.T * ready.hybrid.params.T  # what is left over shares a batch with tokens
         ready.hybrid.reserve(rows_body=whole)
         meter.prompt_rows_made()
-        ready.hybrid.reserve(rows_full=rows - whole + min(request.max_new_tokens - 1, _TOKENS_OFFLINE))
+        ready.hybrid.reserve(rows_full=sent - whole + min(request.max_new_tokens - 1, _TOKENS_OFFLINE))
     try:
-        with quiet(), speculation or nullcontext({}) as options:
+        with quiet(), lengths_hidden(ready.hybrid, padding), speculation or nullcontext({}) as options:
             options |= _structure(request, ready)
             config = _generation_config(request, ready.model)
             for name in [name for name in options if name not in ("assistant_model", *_STRUCTURE)]:
@@ -281,7 +286,8 @@ def _answer_all(request: GenerateRequest, ready: _Ready, entries: list[batch.Ent
             if ready.hybrid is not None and request.mode in ("execute", "remote"):
                 ready.hybrid.expect(rows, len(part) * request.max_new_tokens)
             inputs = {name: tensor.to(ready.model.device) for name, tensor in inputs.items()}
-            with quiet():
+            encrypted = ready.hybrid is not None and request.mode in ("execute", "remote")
+            with quiet(), lengths_hidden(ready.hybrid, request.padding if encrypted else None):
                 config = _generation_config(request, ready.model)
                 output = ready.model.generate(**inputs, generation_config=config, **_structure(request, ready, len(part)))
             begun = 0 if ready.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
@@ -300,7 +306,7 @@ def _speculation(request: GenerateRequest, ready: _Ready) -> Speculation | None:
     """Speculation as the user asked; ``auto`` looks up in the text when a server answers, as the pace allows."""
     wanted = request.speculate
     if wanted == "auto":
-        wanted = "lookup" if request.server is not None else "off"
+        wanted = "lookup" if request.server is not None and request.padding is None else "off"
     if wanted == "off" or ready.hybrid is None:
         return None
     if wanted == "lookup":

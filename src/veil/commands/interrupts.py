@@ -16,10 +16,11 @@ except ImportError:  # not POSIX
 
 
 @contextmanager
-def interrupts_set(event: threading.Event) -> Iterator[None]:
+def interrupts_set(event: threading.Event, said: str = "") -> Iterator[None]:
     """Have the first Ctrl-C set the event and the next one raise ``KeyboardInterrupt``; the terminal shows no ``^C``.
 
-    Only the main thread can have it so; in others nothing changes.
+    The first also prints ``said`` on standard error, if anything. Only the main thread can have it so; in others nothing
+    changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -29,6 +30,8 @@ def interrupts_set(event: threading.Event) -> Iterator[None]:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()
+        if said:
+            print(said, file=sys.stderr, flush=True)
 
     before = signal.signal(signal.SIGINT, on_signal)
     shown = _echo_of_controls(False)

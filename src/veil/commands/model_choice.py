@@ -39,6 +39,10 @@ def opened(choice: ModelChoice) -> Iterator[ServedModel]:
     keep_out_of_dumps()
     with Reporter() as reporter:
         served = _open(choice, reporter.report)
+    if choice.padding is not None and choice.padding.step >= served.context_length:
+        served.hybrid.close()
+        raise ValueError(f"--pad has steps of {choice.padding.step}, the model takes {served.context_length}; use less")
+    served.hybrid.padding = choice.padding
     try:
         if choice.adapters:
             from veil.training.adapters import load_adapters

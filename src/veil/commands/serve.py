@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from veil.cache import data_folder
+from veil.commands.halves import named
 from veil.commands.terminal import Reporter
 from veil.kernels.backend import kernels_for
 from veil.network.certificates import server_context
@@ -73,7 +74,7 @@ def run(request: ServeRequest) -> None:
     _log_to_stderr()
     store = SessionStore(limits)
     with Reporter() as reporter:
-        bundles = build_bundles(_named(request.bundles), _named(request.offers), kernels, reporter.report)
+        bundles = build_bundles(named(request.bundles), named(request.offers), kernels, reporter.report)
     server = Server(bundles, store, config)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -99,25 +100,6 @@ def _rows_port(request: ServeRequest) -> int | None:
     if request.rows_port is None:
         return request.port + 1 if 0 < request.port < 65535 else 0
     return request.rows_port
-
-
-def _named(values: list[str]) -> dict[str, Path]:
-    """``NAME=PATH`` or ``PATH`` by name; the folder's name, or its parent's where the folder is a half of a bundle."""
-    found: dict[str, Path] = {}
-    for value in values:
-        name, equals, text = value.partition("=")
-        path = Path(text if equals else value)
-        if not equals:
-            absolute = path.resolve()
-            name = absolute.parent.name if absolute.name in ("server", "client") else absolute.name
-        if not (path / "bundle.json").is_file():
-            inner = [half for half in ("server", "client") if (path / half / "bundle.json").is_file()]
-            advice = f"; did you mean {path / inner[0]}?" if inner else "; make one with 'veil compile'"
-            raise ValueError(f"{path} is not a half of a bundle{advice}")
-        if not name or name in found:
-            raise ValueError(f"two bundles would be called {name!r}; name them with NAME=PATH")
-        found[name] = path
-    return found
 
 
 def _log_to_stderr() -> None:

@@ -50,6 +50,10 @@ class Answers:
         """Pass an event on; called in the generating thread."""
         self._put(event)
 
+    def close(self) -> None:
+        """Say that no event follows; called in the generating thread, which may go on to hide how long the answers were."""
+        self._put(None)
+
     def __aiter__(self) -> AsyncIterator[Event]:
         return self._iterate()
 
@@ -120,8 +124,12 @@ def texts(
                 def emit(piece: Piece, index: int = index) -> None:
                     answers.emit(Event(index, piece))
 
-                end = generator.answer(ids, sampling, branch, answers.account, answers.job.cancelled, emit, owner)
-                answers.emit(Event(index, end))
+                def over(end: End, index: int = index) -> None:
+                    answers.emit(Event(index, end))
+                    if index == len(prompts) * n - 1:
+                        answers.close()
+
+                generator.answer(ids, sampling, branch, answers.account, answers.job.cancelled, emit, owner, over)
 
     return Answers(line, caller, work, generator.served.in_vain)
 

@@ -126,7 +126,11 @@ def build_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        for one in several:
+            one.hybrid.stop_padding(False)
         yield
+        for one in several:
+            one.hybrid.stop_padding()
         await asyncio.to_thread(gateway.line.close)
 
     app = FastAPI(

@@ -61,11 +61,14 @@ Emit = Callable[[Piece], None]
 class Generator:
     """Generates with one `ServedModel`; callers in several threads take turns, a token each, in the order they ask.
 
-    What is remembered of conversations is apart for each of ``callers`` owners of keys, who share the memory evenly.
+    What is remembered of conversations is apart for each of ``callers`` owners of keys, who share the memory evenly. With
+    padding an answer is padded to its end before the next begins, and prompts are sent whole, unless all of them are one
+    ``conversation``: how far one repeats an earlier one would show.
     """
 
-    def __init__(self, served: ServedModel, callers: int = 1) -> None:
+    def __init__(self, served: ServedModel, callers: int = 1, *, conversation: bool = False) -> None:
         self.served = served
+        self._conversation = conversation
         self.totals = Stats()
         self.counted = {"prompt": 0, "cached": 0, "new": 0}
         """Tokens of prompts, those of them that were not sent again, and tokens that were made."""
@@ -83,17 +86,20 @@ class Generator:
         cancelled: threading.Event,
         emit: Emit,
         owner: str = "",
+        over: Callable[[End], object] = lambda end: None,
     ) -> End:
         """Continue ``ids`` until a stop, telling ``emit`` of every piece of text. `Cancelled`, and veil's errors.
 
-        ``branch`` numbers the answers of one request; the prompt is counted with the first.
+        ``branch`` numbers the answers of one request; the prompt is counted with the first. ``over`` is told of the end, and
+        with padding before this function returns.
         """
         served, adapter = self.served, sampling.adapter
         turn = _Turn(self, account, cancelled, adapter)
         room = min(sampling.max_tokens, served.room(len(ids)))
         matcher = sampling.grammar.matcher() if sampling.grammar else None
         with turn:
-            known, cache = (0, None) if served.two_sided else self._prefixes.take(ids, owner, adapter)
+            kept = not served.two_sided and (served.hybrid.padding is None or self._conversation)
+            known, cache = self._prefixes.take(ids, owner, adapter) if kept else (0, None)
             if branch == 0:
                 account.prompt_tokens += len(ids)
                 account.cached_tokens += known
@@ -103,6 +109,8 @@ class Generator:
             sampler = Sampler(sampling, served.ends, branch, matcher)
             transcript = Transcript(served.tokenizer, sampling.stop, served.token_bytes, sampling.written)
             watch = _Watch(transcript, sampler, served.ends | sampling.stop_tokens, matcher, sampling.min_tokens, turn, emit)
+            if served.hybrid.padding is not None:  # whoever waits is told at once, and the rest is for the server
+                watch.most, watch.over = room, over
             config = GenerationConfig(
                 do_sample=False,
                 max_new_tokens=room,
@@ -119,10 +127,12 @@ class Generator:
                 stopping_criteria=[watch],
                 **({} if cache is None else {_cache_name(served.net): cache}),
             )
-            if not served.two_sided:
+            if kept:
                 self._prefixes.keep(output.sequences[0].tolist(), output.get(_cache_name(served.net)), owner, adapter)
-        watch.finish()
-        return End("stop" if watch.ended else "length", transcript.stopped_by)
+        end = watch.finish()
+        if served.hybrid.padding is None:
+            over(end)
+        return end
 
     def embed(self, ids: Sequence[int], account: Account, cancelled: threading.Event) -> list[float]:
         """The mean of the last hidden states over the tokens, scaled to length one."""
@@ -178,11 +188,16 @@ class _Turn:
         self._lock.release()
 
     def offer(self) -> None:
-        """Bring the account up to date, and let the next one go first if someone waits."""
+        """Bring the account up to date, and let the next one go first if someone waits and no length is to be hidden."""
         self._end()
-        if self._lock.wanted:
+        if self._lock.wanted and self._hybrid.padding is None:
             self._lock.release()
             self._lock.acquire()
+        self._begin()
+
+    def settle(self) -> None:
+        """Bring the account up to date."""
+        self._end()
         self._begin()
 
     def check(self) -> None:
@@ -227,7 +242,10 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
         self._before = turn.account.new_tokens
         self._turn = turn
         self._emit = emit
+        self._end: End | None = None
         self.ended = False
+        self.most = 0
+        self.over: Callable[[End], object] | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """Take the last token of input_ids [1, tokens]; whether to stop, as ``generate`` asks for it."""
@@ -241,17 +259,26 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
         if token in self._ends:
             self.ended = True
             self._transcript.close(token)
+            self.finish()
             return
         may_stop = self._turn.account.new_tokens - self._before >= self._min_tokens
         self._show(self._transcript.add(token, self._sampler.last, may_stop=may_stop))
         self.ended = self._transcript.stopped or (self._matcher is not None and self._matcher.over)
-        if not self.ended:
+        if self.ended or self._turn.account.new_tokens - self._before == self.most:
+            self.finish()
+        else:
             self._turn.check()
             self._turn.offer()
 
-    def finish(self) -> None:
-        """Show what was held back."""
-        self._show(self._transcript.end())
+    def finish(self) -> End:
+        """Show what was held back, and say why the answer is over; once."""
+        if self._end is None:
+            self._show(self._transcript.end())
+            self._end = End("stop" if self.ended else "length", self._transcript.stopped_by)
+            if self.over is not None:
+                self._turn.settle()
+                self.over(self._end)
+        return self._end
 
     def _show(self, piece: Piece) -> None:
         if piece.text or piece.tokens:

@@ -202,7 +202,10 @@ class ServedModel:
         return ids
 
     def room(self, prompt_tokens: int) -> int:
-        """The most tokens that an answer to such a prompt may have."""
+        """The most tokens that an answer to such a prompt may have; with padding the same for all prompts of a step."""
+        padding = self.hybrid.padding
+        if padding is not None:
+            prompt_tokens = min(padding.rows(prompt_tokens), self.context_length - padding.step)
         return self._answer_length - 1 if self.two_sided else self.context_length - prompt_tokens
 
     def need(self, kind: str, param: str = "model") -> None:
@@ -221,6 +224,8 @@ class ServedModel:
         if not ids:
             raise bad_parameter(param, "it has no tokens; write at least one word")
         self.known_tokens(ids, param)
+        if room and self.hybrid.padding is not None:
+            room = self.hybrid.padding.step
         room = 0 if self.two_sided else room
         if len(ids) + room > self.context_length:
             raise too_long(len(ids), self.context_length, param)

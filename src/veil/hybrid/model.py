@@ -34,12 +34,14 @@ from veil.progress import Progress
 from veil.random import SecretRng
 from veil.runtime.concrete import mode_name, split_mode
 from veil.runtime.evaluators import ClearLayers, SimulatedLayers
-from veil.runtime.experts import EXPERT_LEAKS, ExpertLeak
+from veil.runtime.experts import EXPERT_LEAKS, ExpertLeak, open_layers
 from veil.runtime.layers import RemoteLayer
 from veil.runtime.modules import find_modules, replace_modules
 from veil.runtime.pace import Pace
+from veil.runtime.padding import Padding
 from veil.runtime.residual import ResidualStream
 from veil.runtime.router import Router
+from veil.runtime.traffic import Traffic, padded_most
 from veil.server.engine import Engine
 from veil.server.local import LocalServer
 
@@ -79,14 +81,17 @@ class HybridFHEModel(ConcreteNames):
         names = [module_names] if isinstance(module_names, str) else list(module_names)
         if expert_leak not in EXPERT_LEAKS:
             raise ValueError(f"expert_leak is {expert_leak!r}, expected one of {', '.join(EXPERT_LEAKS)}")
-        self._attach(model, replace_modules(model, find_modules(model, names, expert_leak), expert_leak))
+        self._attach(model, replace_modules(model, find_modules(model, names, expert_leak), expert_leak), expert_leak)
 
-    def _attach(self, model: nn.Module, layers: dict[str, RemoteLayer]) -> None:
+    def _attach(self, model: nn.Module, layers: dict[str, RemoteLayer], expert_leak: ExpertLeak) -> None:
         self.model = model
         self.module_names = list(layers)
         self.stats = Stats()
         self.tokenizer: Any = None
         self._layers = layers
+        self._open_layers = open_layers(model, layers, expert_leak)
+        self._traffic: Traffic | None = None
+        self._padding: Padding | None = None
         self._compiled: Compiled | None = None
         self._engine: Engine | None = None
         self._weights: Sequence[Array] | None = None
@@ -113,6 +118,9 @@ class HybridFHEModel(ConcreteNames):
         if callable(getattr(model, "generate", None)):
             self._model_generate: Callable[..., Any] = model.generate  # type: ignore[assignment]
             model.generate = _like(self._model_generate, self._generate)  # type: ignore[assignment]
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            encoder: Any = model.get_encoder()  # type: ignore[operator]
+            encoder.forward = _like(encoder.forward, functools.partial(self._encode, encoder.forward))
 
     # Compiling ---------------------------------------------------------------------------------------------------------
 
@@ -184,6 +192,8 @@ class HybridFHEModel(ConcreteNames):
         self._scalings = scalings_of(compiled.constants, compiled.params, kernels)
         stream = ResidualStream(self.model, compiled.manifest)
         self._router = Router(compiled.manifest, compiled.constants, kernels, stream)
+        self._traffic = Traffic(self._router, self._open_layers)
+        self._traffic.padding = self._padding
         self.stats.kernels = server.name if kernels is server else f"client {kernels.name}, server {server.name}"
 
     @property
@@ -203,6 +213,27 @@ class HybridFHEModel(ConcreteNames):
 
         compiled = self._need_compiled()
         return fingerprint_of(compiled.params, compiled.seed, compiled.manifest)
+
+    @property
+    def padding(self) -> Padding | None:
+        """The steps that a server sees in place of lengths, None for none: set before a generation.
+
+        Prompts take more rows, of zeros, and answers go on in passes of zeros after they ended, also where they failed or
+        nobody waits any more. Of ``generate``, ``max_new_tokens`` bounds them.
+        """
+        return self._padding
+
+    @padding.setter
+    def padding(self, padding: Padding | None) -> None:
+        self._padding = padding
+        if self._traffic is not None:
+            self._traffic.padding = padding
+            self._traffic.stopping.clear()
+
+    def stop_padding(self, stop: bool = True) -> None:
+        """End answers that go on in passes of zeros, from any thread, and let none begin; for who ends the session."""
+        if self._traffic is not None:
+            (self._traffic.stopping.set if stop else self._traffic.stopping.clear)()
 
     @property
     def unfused(self) -> tuple[str, ...]:
@@ -270,7 +301,7 @@ class HybridFHEModel(ConcreteNames):
         fetch_tables(folder, address, timeouts or Timeouts(), terms)
         opened = bundles.load_client(folder, terms)
         hybrid = cls.__new__(cls)
-        hybrid._attach(opened.model, opened.layers)
+        hybrid._attach(opened.model, opened.layers, terms.expert_leak)
         hybrid.tokenizer = opened.tokenizer
         hybrid._adopt(opened.compiled, kernels_for(device))
         compiled = opened.compiled
@@ -324,6 +355,7 @@ class HybridFHEModel(ConcreteNames):
 
     def close(self) -> None:
         """End the sessions, in process and remote, and forget their keys."""
+        self.stop_padding()
         for part in (self._graph, self._session, self._remote):
             if part is not None:
                 part.close()
@@ -409,6 +441,8 @@ class HybridFHEModel(ConcreteNames):
         """
         from veil.runtime.speculation import Speculation
 
+        if self._padding is not None:
+            raise ValueError("draft tokens show how often they were right, whatever the padding; leave out one of the two")
         compiled, session = self._need_compiled(), self._active()
         fixed_s = len(compiled.manifest.forward) * self.link.rtt_s if self._mode == "remote" and self.link else 0.0
         pace = Pace(fixed_s=fixed_s, row_s=_ROW_S, most=most)
@@ -426,6 +460,8 @@ class HybridFHEModel(ConcreteNames):
             raise ValueError(f"expected rows and tokens are {prompt_rows} and {new_tokens}, neither can be negative")
         session = self._active()
         if session is not None:
+            if self._padding is not None:
+                prompt_rows, new_tokens = self._padding.rows(prompt_rows), self._padding.rows(new_tokens)
             session.expect(prompt_rows, new_tokens)
 
     @property
@@ -474,7 +510,7 @@ class HybridFHEModel(ConcreteNames):
 
         opened = saved_model.load(Path(path), terms)
         hybrid = cls.__new__(cls)
-        hybrid._attach(opened.model, opened.layers)
+        hybrid._attach(opened.model, opened.layers, terms.expert_leak)
         hybrid.tokenizer = opened.tokenizer
         hybrid._progress = progress
         hybrid._adopt(opened.compiled, kernels_for(device))
@@ -565,7 +601,19 @@ class HybridFHEModel(ConcreteNames):
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
         with nullcontext() if self._mode == "torch" or self._on_gpu else _one_torch_thread():
-            return self._model_generate(*args, **kwargs)
+            session, traffic = self._active(), self._traffic
+            if session is None or traffic is None or traffic.padding is None:
+                return self._model_generate(*args, **kwargs)
+            most = padded_most(self.model, kwargs, traffic.padding)
+            with traffic.generation(most, session.begin_forward, session.end_forward):
+                return self._model_generate(*args, **kwargs)
+
+    def _encode(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """An encoder's pass, which ``generate`` makes before the others."""
+        if self._active() is None or self._traffic is None or self._router is None or self._traffic.inside:
+            return forward(*args, **kwargs)
+        self._router.last_row_only = False
+        return self._traffic.run("encoder", forward, args, kwargs)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._mode == "torch" or self._router is None:
@@ -582,7 +630,10 @@ class HybridFHEModel(ConcreteNames):
         result = None if graph is None else graph(kwargs)
         if result is None:
             with nullcontext() if self._on_gpu else _one_torch_thread(), torch.set_grad_enabled(training):
-                result = self._model_forward(*args, **kwargs)
+                if session is None or self._traffic is None or training:
+                    result = self._model_forward(*args, **kwargs)
+                else:
+                    result = self._traffic.run("forward", self._model_forward, args, kwargs)
         if session is not None:
             session.end_forward()
         elapsed, seconds = time.perf_counter() - start, self.stats.seconds

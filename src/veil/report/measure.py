@@ -80,9 +80,17 @@ def windows(ids: torch.Tensor, size: int = WINDOW) -> list[torch.Tensor]:
 
 
 def fidelity(
-    hybrid: HybridFHEModel, parts: list[torch.Tensor], modes: tuple[str, ...], progress: Progress, stage: str
+    hybrid: HybridFHEModel,
+    parts: list[torch.Tensor],
+    modes: tuple[str, ...] = ("disable", "simulate", "execute"),
+    progress: Progress | None = None,
+    stage: str = "reading the text",
 ) -> list[Fidelity]:
-    """Perplexity, KL divergence and top-1 agreement of each mode; float (``torch``) comes first."""
+    """Perplexity, KL divergence and top-1 agreement of each mode on texts' token ids, each [1, T]; float comes first.
+
+    ``hybrid`` is a compiled model that still has its float layers. ``progress`` is told of the stage called ``stage``.
+    """
+    progress = progress or (lambda stage, done, total: None)
     sums = {mode: np.zeros(3) for mode in ("torch", *modes)}
     done, steps, tokens = 0, len(parts) * (1 + len(modes)), sum(part.shape[1] - 1 for part in parts)
     progress(stage, 0, steps)

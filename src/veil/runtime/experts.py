@@ -6,7 +6,7 @@ not depend on the routing. With ``"reveal"`` only the routed experts are asked, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from veil.bundle.terms import EXPERT_LEAKS as EXPERT_LEAKS
 from veil.bundle.terms import ExpertLeak as ExpertLeak
+from veil.bundle.terms import is_one_expert
 from veil.runtime.layers import RemoteLayer
 
 
@@ -86,6 +87,14 @@ class RemoteExperts(nn.Module):
 
     def _part(self, name: str) -> Sequence[RemoteLayer]:
         return self.get_submodule(name)  # type: ignore[return-value]
+
+
+def open_layers(model: nn.Module, layers: Iterable[str], leak: ExpertLeak) -> frozenset[str]:
+    """Names of the remote layers that may be asked for some rows only: experts, where the user accepts that leak."""
+    if leak == "none":
+        return frozenset()
+    mixtures = [part for part in model.modules() if isinstance(part, RemoteExperts) and part.leak == "reveal"]
+    return frozenset(layer.name for mixture in mixtures for layer in mixture.layers) | set(filter(is_one_expert, layers))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +14,11 @@ import torch
 
 from veil.bundle.constants import GroupConstants
 from veil.bundle.manifest import Group, Manifest, NormFusion
-from veil.errors import NotCompiled, StreamChanged
+from veil.errors import NotCompiled, NotFiniteActivation, StreamChanged
 from veil.kernels.interface import Kernels
 from veil.runtime.evaluators import Evaluator
 from veil.runtime.gradient import encrypted_product
+from veil.runtime.plan import Call, Course
 from veil.runtime.residual import REMEDY, ResidualStream
 from veil.runtime.sighting import Sighting
 
@@ -76,6 +78,12 @@ class Router:
         self.observer: Observer | None = None
         self.cancel_check: Callable[[], None] | None = None
         self.candidates: ExactCandidates | None = None
+        self.course: Course | None = None
+        """What the pass under way may ask, in order; None where nothing is sent."""
+        self.rehearsed: list[Call] | None = None
+        """Where calls are written down, and answered with zeros, while a pass is rehearsed."""
+        self.goes_on = False
+        """Whether a pass that the cancel check ended goes on to its end, with rows of zeros."""
         self.last_row_only = False
         """Whether of the last layers nothing but the last row of each sequence matters in this pass."""
         self._kernels = kernels
@@ -101,7 +109,7 @@ class Router:
         place = self._places[name]
         group, shape = place.info, x.shape
         with self._lock:
-            if self.last_row_only and len(shape) == 3 and shape[1] > 1 and group.layers[-1].last_row:
+            if self.last_row_only and len(shape) == 3 and self._several(shape[1]) and group.layers[-1].last_row:
                 flat = self._output(place, x, self._needed)
             elif group.fusion is None:
                 flat = self._output(place, x, self._whole)
@@ -183,30 +191,78 @@ class Router:
         outputs[:, -1] = self._evaluate(group, _rows(x[:, -1]))
         return outputs.view(-1, info.rows)
 
+    def _several(self, rows: int) -> bool:
+        """Whether sequences of so many rows are sent with several rows each, of zeros if they have no others."""
+        return rows > 1 or (self.course is not None and self.course.fills)
+
     def _evaluate(self, group: int, x: Tensor, slots: int | None = None) -> Tensor:
         """A group's outputs [R, rows] for its rows x [R, width]; the first ``slots`` of them for rows of a prompt."""
+        if self.rehearsed is not None:
+            self.rehearsed.append((group, len(x), slots))
+            return x.new_zeros((len(x), self.manifest.groups[group].rows if slots is None else slots))
+        if self.evaluator is None:
+            raise NotCompiled("call set_fhe_mode first")
+        course = self.course
         if self.cancel_check is not None:
-            self.cancel_check()
-        if not x.shape[0]:
-            return x.new_empty((0, self.manifest.groups[group].rows))
+            try:
+                self.cancel_check()
+            except BaseException:
+                if course is not None and not self.goes_on:
+                    course.broken = True
+                raise
+        rows = x.shape[0] if course is None else course.rows(group, x.shape[0], slots)
+        if not rows:
+            if course is not None:
+                course.answered(group)
+            return x.new_empty((0, self.manifest.groups[group].rows if slots is None else slots))
         if self._trains(group, x):
             back = self.manifest.back[group]
             return encrypted_product(x, partial(self._ask, group), partial(self._ask, back))
-        return self._ask(group, x, slots)
+        return self._ask(group, x, slots, rows)
 
     def _trains(self, group: int, x: Tensor) -> bool:
         """Whether a gradient may come back through the group to ``x``."""
         return x.requires_grad and torch.is_grad_enabled() and group in self.manifest.back
 
-    def _ask(self, group: int, x: Tensor, slots: int | None = None) -> Tensor:
-        if self.evaluator is None:
-            raise NotCompiled("call set_fhe_mode first")
-        outputs = self._kernels.to_torch(self.evaluator.evaluate(group, self._kernels.from_torch(x), slots))
+    def _ask(self, group: int, x: Tensor, slots: int | None = None, rows: int = 0) -> Tensor:
+        """The outputs for x [R, width], sent as ``rows`` rows if these are more."""
+        own = x.shape[0]
+        if rows > own:
+            outputs = self._send(group, torch.cat([x, x.new_zeros(rows - own, x.shape[1])]), slots)[:own]
+        else:
+            outputs = self._send(group, x, slots)
         if self.candidates is not None and self.candidates.group == group:
             outputs = self.candidates.refined(x, outputs)
         if self.observer is not None:
             self.observer(group, x, outputs)
         return outputs
+
+    def _send(self, group: int, x: Tensor, slots: int | None) -> Tensor:
+        evaluator, course = self.evaluator, self.course
+        assert evaluator is not None
+        try:
+            outputs = self._kernels.to_torch(evaluator.evaluate(group, self._kernels.from_torch(x), slots))
+        except BaseException as error:
+            if course is not None and not isinstance(error, NotFiniteActivation):
+                course.broken = True
+            raise
+        if course is not None:
+            course.answered(group)
+        return outputs
+
+    def finish(self, device: torch.device) -> None:
+        """Ask what is still due of a pass that ends early, with rows of zeros, no faster than passes did lately."""
+        course = self.course
+        if course is None or course.broken:
+            return
+        for (group, rows, slots), gap_s in course.left:
+            start_s = time.perf_counter()
+            x = torch.zeros(rows, self.manifest.groups[group].width, device=device)
+            time.sleep(max(0.0, gap_s - (time.perf_counter() - start_s)))
+            if rows:
+                self._send(group, x, slots)
+            else:
+                course.answered(group)
 
 
 def _columns(outputs: Tensor, part: slice) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from grpc_health.v1 import health, health_pb2
 
 from veil.bundle.server_half import client_digest, load_server
 from veil.errors import BundleError
+from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Kernels
 from veil.network.grpc_options import server_options
 from veil.network.listening import is_loopback, listening
@@ -120,6 +122,17 @@ def build_bundles(
     return bundles
 
 
+def _server_half(folder: Path) -> Path:
+    """The server half in the folder of a bundle, or the folder itself."""
+    return folder / "server" if (folder / "server").is_dir() else folder
+
+
+def _name(folder: Path) -> str:
+    """What a bundle is called: its folder's name, or the name above that of a half."""
+    whole = folder.resolve()
+    return whole.parent.name if whole.name == "server" else whole.name
+
+
 def _against_floods(threads: int) -> list[tuple[str, int]]:
     """gRPC's options against connections that are there to be many; some files are left for everything else."""
     return [
@@ -131,7 +144,10 @@ def _against_floods(threads: int) -> list[tuple[str, int]]:
 
 
 class Server:
-    """A server for some bundles. `start`, then `stop`; ``port`` is the one that it listens on."""
+    """A server for some bundles. `start`, then `stop`; ``port`` is the one that it listens on.
+
+    `open` makes one from folders. Used in a ``with`` statement it starts, and stops at the block's end.
+    """
 
     def __init__(self, bundles: dict[str, HostedBundle], store: SessionStore, config: ServerConfig) -> None:
         config.check()
@@ -174,6 +190,47 @@ class Server:
         self.port = self._listen()
         self._lane = self._open_lane(message_bytes, threads)
         self._gauges()
+
+    @classmethod
+    def open(
+        cls,
+        bundles: str | Path | Mapping[str, str | Path],
+        config: ServerConfig | None = None,
+        *,
+        offer: bool = True,
+        device: str = "auto",
+        progress: Progress | None = None,
+        hints: Path | None = None,
+    ) -> Server:
+        """A server for the bundle in a folder, or for several by their names; `start` has it answer.
+
+        A folder is what ``veil compile`` or `HybridFHEModel.save` made, or its ``server`` half alone. With ``offer`` the
+        ``client`` half beside it can be fetched by clients. Without ``config`` it listens on a free port of this machine's
+        own. The hint is built now, which takes seconds to minutes; ``hints`` is a folder where it is kept for the next time.
+        Raises `BundleError`, and `ValueError` for an address that others reach and that is not protected.
+        """
+        config = config or ServerConfig(port=0)
+        config.check()
+        named = {_name(Path(bundles)): bundles} if isinstance(bundles, (str, Path)) else bundles
+        halves = {name: _server_half(Path(path)) for name, path in named.items()}
+        beside = {name: half.with_name("client") for name, half in halves.items() if half.with_name("client").is_dir()}
+        hosted = build_bundles(halves, beside if offer else {}, kernels_for(device), progress, hints)
+        return cls(hosted, SessionStore(config.limits), config)
+
+    @property
+    def address(self) -> str:
+        """``HOST:PORT``, where it listens."""
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        return f"{host}:{self.port}"
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
 
     def start(self) -> None:
         """Begin to answer."""

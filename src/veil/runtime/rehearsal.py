@@ -1,0 +1,153 @@
+"""Passes with zeros, so that what a pass asks is known from its shape before anything of its content is looked at."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from veil.runtime.plan import Shape
+
+_IDS = ("input_ids", "inputs_embeds")
+_DECODER_IDS = ("decoder_input_ids", "decoder_inputs_embeds")
+CACHES = ("past_key_values", "cache", "cache_params", "past_key_value")
+_KEEPS = "logits_to_keep"
+_FOLLOWING = frozenset(
+    {"attention_mask", "position_ids", "cache_position", "token_type_ids", "decoder_attention_mask", "labels"}
+    | {"decoder_position_ids", "cross_attention_mask"}
+)
+_ROWS, _ENCODER_ROWS, _KEPT = 4, 5, 2
+"""Rows of a rehearsed sequence: with them every rule of `veil.runtime.plan` gives another number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Arguments:
+    """A pass's arguments by name, and its shape if it is one of token sequences."""
+
+    given: dict[str, Any]
+    ids: str | None
+    shape: Shape | None
+    cached: bool = False
+
+    @property
+    def cache_name(self) -> str:
+        """What the pass calls its state."""
+        return next((name for name in CACHES if name in self.given), CACHES[0])
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What has to be the same for a plan by numbers to be used again."""
+        return tuple((n, tuple(v.shape)) for n, v in sorted(self.given.items()) if isinstance(v, torch.Tensor))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pass is computed."""
+        tensors = (value for value in self.given.values() if isinstance(value, torch.Tensor))
+        first = next(tensors, None)
+        return torch.device("cpu") if first is None else first.device
+
+    def small(self) -> tuple[dict[str, Any], Shape] | None:
+        """Arguments for a rehearsal with a few rows, and their shape; None for passes that are no token sequences."""
+        if self.shape is None:
+            return None
+        length = 1 if self.shape.length == 1 else _ROWS
+        kept = min(self.shape.kept, _KEPT)
+        return self.sized(Shape(self.shape.sequences, length, _ENCODER_ROWS if self.shape.encoder else 0, kept))
+
+    def sized(self, shape: Shape) -> tuple[dict[str, Any], Shape]:
+        """Arguments for a rehearsal of this shape, all zeros."""
+        assert self.ids is not None
+        made: dict[str, Any] = {}
+        for name, value in self.given.items():
+            if name == self.ids:
+                made[name] = value.new_zeros((shape.sequences, shape.length, *value.shape[2:]))
+            elif name in _IDS and self.ids in _DECODER_IDS:
+                made[name] = value.new_zeros((shape.sequences, shape.encoder, *value.shape[2:]))
+            elif name == "encoder_outputs":
+                hidden = value[0]
+                made[name] = _encoded(hidden.new_zeros((shape.sequences, shape.encoder, *hidden.shape[2:])))
+            elif name == _KEEPS:
+                made[name] = shape.kept
+            elif name not in _FOLLOWING and name not in CACHES:
+                made[name] = value
+        return made, shape
+
+    def whole(self) -> dict[str, Any]:
+        """The arguments with zeros in place of tensors' values, ones in masks; states are copies."""
+        return {name: _empty(name, value) for name, value in self.given.items()}
+
+
+def bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+    """The arguments of a call by name."""
+    try:
+        taken = signature.bind(*args, **kwargs)
+    except (TypeError, ValueError):  # the call itself will say what is wrong with them
+        return Arguments({f"{place}": value for place, value in enumerate(args)} | dict(kwargs), None, None)
+    given = dict(taken.arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given |= given.pop(name, {})
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            given |= {f"{name}.{place}": value for place, value in enumerate(given.pop(name, ()))}
+    given = {name: value for name, value in given.items() if value is not None}
+    return Arguments(given, *_shape(given))
+
+
+def _shape(given: Mapping[str, Any]) -> tuple[str | None, Shape | None, bool]:
+    others = {n for n, v in given.items() if isinstance(v, torch.Tensor)} - _FOLLOWING - {*_IDS, *_DECODER_IDS}
+    unknown = [n for n, v in given.items() if not isinstance(v, torch.Tensor) and not _is_plain(v)]
+    if others or {*unknown} - {*CACHES, "encoder_outputs"}:
+        return None, None, False
+    ids = next((name for name in (*_DECODER_IDS, *_IDS) if name in given), None)
+    if ids is None or not isinstance(given[ids], torch.Tensor) or given[ids].ndim != (3 if ids.endswith("embeds") else 2):
+        return None, None, False
+    encoder = 0
+    if ids in _DECODER_IDS:
+        hidden = (
+            given["encoder_outputs"][0] if "encoder_outputs" in given else next((given[n] for n in _IDS if n in given), None)
+        )
+        if not isinstance(hidden, torch.Tensor) or hidden.ndim < 2:
+            return None, None, False
+        encoder = int(hidden.shape[1])
+    sequences, length = given[ids].shape[:2]
+    kept = given.get(_KEEPS, 0)
+    if not isinstance(kept, int) or kept < 0:
+        return None, None, False
+    return ids, Shape(int(sequences), int(length), encoder, kept), any(_is_filled(given.get(name)) for name in CACHES)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _is_filled(cache: Any) -> bool:
+    """Whether a state has something of earlier passes."""
+    length = getattr(cache, "get_seq_length", None)
+    if callable(length):
+        try:
+            return bool(length() > 0)
+        except Exception:  # a state without keys
+            return True
+    return cache is not None
+
+
+def _encoded(hidden: torch.Tensor) -> Any:
+    from transformers.modeling_outputs import BaseModelOutput
+
+    return BaseModelOutput(last_hidden_state=hidden)
+
+
+def _empty(name: str, value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return torch.ones_like(value) if "mask" in name else torch.zeros_like(value)
+    if _is_plain(value):
+        return value
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(_empty(name, part) for part in value)
+    if isinstance(value, dict) and type(value) is dict:
+        return {key: _empty(key if isinstance(key, str) else name, part) for key, part in value.items()}
+    return copy.deepcopy(value)

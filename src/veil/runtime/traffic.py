@@ -1,0 +1,232 @@
+"""Every pass by its plan, and padded where lengths are hidden: what the server is asked then follows from steps only."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from veil.errors import UnevenTraffic, one_line
+from veil.runtime.padding import Padding
+from veil.runtime.plan import Course, Plan, Shape
+from veil.runtime.rehearsal import CACHES, Arguments, bound
+from veil.runtime.router import Router
+
+Forward = Callable[..., Any]
+_Key = tuple[Any, ...]
+
+
+@dataclass(eq=False)
+class Generation:
+    """One answer on its way: its passes, and the last one's arguments; whether the server cannot be asked any more."""
+
+    passes: int = 0
+    broken: bool = False
+    last_answer: float | None = None
+    forward: Forward | None = None
+    arguments: Arguments | None = None
+
+
+class Traffic:
+    """Runs forward passes of one model through its router, each by a plan that was rehearsed with zeros.
+
+    ``open_layers`` are those that may be asked for some rows only, by the user's consent. ``padding`` may be set between
+    generations. One pass at a time.
+    """
+
+    def __init__(self, router: Router, open_layers: frozenset[str] = frozenset()) -> None:
+        self.padding: Padding | None = None
+        self.stopping = threading.Event()
+        """Set by who ends the session: answers are not padded to their end any more."""
+        self._router = router
+        groups = router.manifest.groups
+        self._open = frozenset(i for i, g in enumerate(groups) if all(layer.name in open_layers for layer in g.layers))
+        self._plans: dict[_Key, Plan | None] = {}
+        self._signatures: dict[str, inspect.Signature] = {}
+        self._running = threading.local()
+        self._inside = False
+
+    @property
+    def inside(self) -> bool:
+        """Whether a pass is under way."""
+        return self._inside
+
+    # Generations ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def generation(self, most: int | None, begin: Callable[[], None], end: Callable[[], None]) -> Iterator[None]:
+        """While it is entered, passes are one answer's; then come passes of zeros up to the step, also after an error.
+
+        ``most`` is how many tokens it may have; ``begin`` and ``end`` are called around each pass of zeros.
+        """
+        if self.padding is None:
+            yield
+            return
+        if self._open:
+            raise ValueError("padding hides nothing where experts are revealed; leave out one of the two")
+        before = getattr(self._running, "generation", None)
+        running = self._running.generation = Generation()
+        try:
+            yield
+        finally:
+            self._running.generation = before
+            self._pad(running, most, begin, end)
+
+    def _pad(self, running: Generation, most: int | None, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        arguments, forward = running.arguments, running.forward
+        if self.padding is None or arguments is None or forward is None or arguments.shape is None or running.broken:
+            return
+        shape = Shape(arguments.shape.sequences, 1, arguments.shape.encoder, arguments.shape.kept)
+        plan = self._plan("forward", forward, Arguments(arguments.given, arguments.ids, shape, cached=True), shape, True)
+        for _ in range(self.padding.tokens(running.passes, most) - running.passes):
+            if self.stopping.is_set():
+                return
+            begin()
+            self._router.course = Course(plan, self._padded(shape, True), self._router.manifest, self._open, fills=True)
+            try:
+                self._router.finish(arguments.device)
+            finally:
+                self._router.course = None
+            end()
+
+    # Passes -----------------------------------------------------------------------------------------------------------
+
+    def run(self, entry: str, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The result of a pass; what it asks is its plan's, also where it fails. `UnevenTraffic` for one that deviates."""
+        if self._inside:
+            return forward(*args, **kwargs)
+        if entry not in self._signatures:
+            self._signatures[entry] = inspect.signature(forward)
+        arguments = bound(self._signatures[entry], args, kwargs)
+        running: Generation | None = getattr(self._running, "generation", None)
+        course = self._course(entry, forward, arguments, running)
+        if running is not None and entry == "forward":
+            running.passes += 1
+            running.forward, running.arguments = forward, arguments
+        self._inside, self._router.course = True, course
+        self._router.goes_on = self.padding is not None
+        try:
+            result = forward(*args, **kwargs)
+            course.over()
+            return result
+        except Exception:
+            with contextlib.suppress(Exception), torch.no_grad():  # the first error is the one to tell
+                self._router.finish(arguments.device)
+            raise
+        except BaseException:
+            course.broken = True
+            raise
+        finally:
+            self._inside, self._router.course = False, None
+            if running is not None:
+                running.broken |= course.broken
+                running.last_answer = course.last_answer
+
+    def _course(self, entry: str, forward: Forward, arguments: Arguments, running: Generation | None) -> Course:
+        shape = arguments.shape
+        if shape is None and self.padding is not None:
+            raise ValueError("only passes over token sequences can be padded; leave padding out for this model")
+        begins = running is not None and running.passes == 0
+        single = shape is not None and shape.length == 1 and (shape.encoder > 0 or (arguments.cached and not begins))
+        fills = self.padding is not None and (not single or (shape is not None and shape.encoder > 0))
+        padded = None if shape is None else self._padded(shape, single)
+        plan = self._plan(entry, forward, arguments, padded, arguments.cached)
+        since = None if running is None else running.last_answer
+        return Course(plan, padded, self._router.manifest, self._open, fills=fills, since=since)
+
+    def _padded(self, shape: Shape, single: bool) -> Shape:
+        if self.padding is None:
+            return shape
+        length = 1 if single else self.padding.rows(shape.length)
+        return Shape(shape.sequences, length, self.padding.rows(shape.encoder), shape.kept)
+
+    # Plans ------------------------------------------------------------------------------------------------------------
+
+    def _plan(self, entry: str, forward: Forward, arguments: Arguments, shape: Shape | None, cached: bool) -> Plan:
+        key: _Key = (entry, self._router.last_row_only)
+        if shape is not None:
+            key = (
+                *key,
+                shape.length == 1,
+                min(shape.kept, 2),
+                shape.encoder > 0,
+                shape.encoder > 0 and cached,
+                arguments.ids,
+            )
+        plan = self._plans.get(key)
+        if shape is not None and key not in self._plans:
+            resized = Arguments(arguments.given, arguments.ids, shape, cached)
+            plan = self._plans[key] = self._rehearsed(forward, resized, shape.encoder > 0 and cached)
+        if plan is not None and plan.by_rule:
+            return plan
+        exact = (*key, shape, arguments.signature if self.padding is None else None)
+        plan = self._plans.get(exact)
+        if plan is None:
+            inputs = arguments.whole() if self.padding is None or shape is None else arguments.sized(shape)[0]
+            if self.padding is not None and shape is not None and shape.encoder and cached:
+                inputs = inputs | self._state(forward, inputs, arguments.cache_name)
+            plan = self._plans[exact] = Plan.of(self._rehearse(forward, inputs), None)
+        return plan
+
+    def _rehearsed(self, forward: Forward, arguments: Arguments, cached: bool) -> Plan | None:
+        """The plan by rule of a kind of pass; None where a small pass cannot be made up."""
+        small = arguments.small()
+        if small is None:
+            return None
+        inputs, shape = small
+        try:
+            if cached:
+                inputs = inputs | self._state(forward, inputs, arguments.cache_name)
+            return Plan.of(self._rehearse(forward, inputs), shape)
+        except UnevenTraffic:
+            return None
+
+    def _state(self, forward: Forward, inputs: dict[str, Any], name: str) -> dict[str, Any]:
+        """What a first pass leaves for the next one, by the name that it is asked for."""
+        results: list[Any] = []
+        self._rehearse(forward, inputs | {"use_cache": True}, results)
+        result = results[0]
+        found = (result[own] for own in CACHES if own in result) if isinstance(result, Mapping) else iter(())
+        return {name: next(found, None), "use_cache": True}
+
+    def _rehearse(self, forward: Forward, inputs: dict[str, Any], results: list[Any] | None = None) -> list[Any]:
+        """The calls of a pass with these arguments, of which nothing is sent. `UnevenTraffic` where it fails."""
+        router = self._router
+        calls: list[Any] = []
+        router.begin_forward()
+        router.rehearsed, self._inside = calls, True
+        plain = {name: value for name, value in inputs.items() if not name.partition(".")[2] and not name.isdigit()}
+        several = [value for name, value in inputs.items() if name not in plain]
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                result = forward(*several, **plain)
+        except Exception as error:
+            raise UnevenTraffic(
+                f"what this model asks the server cannot be told beforehand: a pass with zeros fails ({one_line(error)}); "
+                "use a model whose passes do not depend on the text"
+            ) from None
+        finally:
+            router.rehearsed, self._inside = None, False
+            router.begin_forward()
+        if results is not None:
+            results.append(result)
+        return [call for call in calls if call[0] not in self._open]
+
+
+def padded_most(model: Any, options: Mapping[str, Any], padding: Padding) -> int | None:
+    """The most tokens of an answer, as ``generate`` is asked for them; `ValueError` for options that show lengths anyway."""
+    chosen = [options, vars(options.get("generation_config") or model.generation_config)]
+    if any(one.get(name) for one in chosen for name in ("assistant_model", "prompt_lookup_num_tokens")):
+        raise ValueError("draft tokens show how often they were right, whatever the padding; leave out one of the two")
+    if any(one.get("use_cache") is False for one in chosen):
+        raise ValueError("answers without a cache cannot be padded; leave out use_cache=False")
+    most = next((one["max_new_tokens"] for one in chosen if one.get("max_new_tokens")), None)
+    if padding.whole_answers and most is None:
+        raise ValueError("padding to whole answers needs max_new_tokens")
+    return most
