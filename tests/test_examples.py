@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,33 @@ def test_the_notebook_on_a_tiny_model(capsys: pytest.CaptureFixture[str], monkey
             assert not cell["outputs"], "what it prints is not committed"
     assert names["losses"][-1] < names["losses"][0]
     assert "adapter_model.safetensors" in capsys.readouterr().out
+
+
+def test_the_notebooks_run_in_a_kernel(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other in one kernel, whose names are forgotten between two; what they print is not committed."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    monkeypatch.setenv("VEIL_MODEL", str(llama_folder))
+    monkeypatch.setenv("VEIL_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
+    whole, lengths = nbformat.v4.new_notebook(), {}
+    for name in ("private_chat", "your_own_model", "server_and_client"):
+        cells = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4).cells
+        assert not any(cell.get("outputs") for cell in cells), name
+        whole.cells += [*cells, nbformat.v4.new_code_cell("%reset -f")]
+        lengths[name] = len(whole.cells)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nbclient.NotebookClient(
+            whole, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+        ).execute()
+    said = [
+        "".join(out.get("text", "") for cell in whole.cells[:end] for out in cell.get("outputs", []))
+        for end in lengths.values()
+    ]
+    assert "bytes, the first of them" in said[0]
+    assert re.search(r"execute +perplexity .* top-1 \d+%", said[1].replace("\n", " "))
+    assert "round trips; answers are unchecked" in said[2]
 
 
 @pytest.mark.slow

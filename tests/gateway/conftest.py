@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from veil.client.session import OfflineRows
@@ -189,102 +184,6 @@ def listen() -> Callable[..., Any]:
 def serve_model() -> Callable[..., ServedModel]:
     """`make_served`, for tests that cannot import it."""
     return make_served
-
-
-# A browser ------------------------------------------------------------------------------------------------------------
-
-_FLAGS = (
-    "--headless",
-    "--no-sandbox",  # it runs as root in CI, and opens pages of this machine only
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1280,800",
-)
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A headless Chromium. Without one the test is skipped, and fails where the variable ``CI`` is set."""
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if program is None or driver is None:
-        reason = "chromium and chromedriver are not installed; on Debian: apt-get install chromium chromium-driver"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in (*_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    made = webdriver.Chrome(options=options, service=Service(driver))
-    made.set_script_timeout(10)
-    yield made
-    made.quit()
-
-
-class Page:
-    """What a person sees and does."""
-
-    def __init__(self, browser: Any, url: str) -> None:
-        self.browser = browser
-        self.url = url
-        browser.set_window_size(1280, 800)
-        browser.get(url)
-        browser.execute_script("localStorage.clear(); sessionStorage.clear()")
-        self.reload()
-        self.settings(maxTokens=6, temperature=0)
-
-    def reload(self) -> None:
-        self.browser.get(self.browser.current_url)
-        self.browser.refresh()
-        self.until(lambda: "ready" in self.text("#status") or "key" in self.text("#status"))
-
-    def settings(self, **changes: Any) -> None:
-        self.browser.execute_script(
-            "localStorage.setItem('veil.settings', JSON.stringify("
-            "{...JSON.parse(localStorage.getItem('veil.settings') ?? '{}'), ...arguments[0]}))",
-            changes,
-        )
-        self.reload()
-
-    def one(self, selector: str) -> Any:
-        return self.browser.find_element(By.CSS_SELECTOR, selector)
-
-    def all(self, selector: str) -> list[Any]:
-        return list(self.browser.find_elements(By.CSS_SELECTOR, selector))
-
-    def text(self, selector: str) -> str:
-        """What is written there, on the screen or not."""
-        found = self.browser.execute_script("return document.querySelector(arguments[0])?.textContent ?? ''", selector)
-        return str(found)
-
-    def until(self, holds: Callable[[], Any], within_s: float = 10) -> Any:
-        return WebDriverWait(self.browser, within_s, poll_frequency=0.02).until(lambda _: holds())
-
-    def ask(self, words: str) -> None:
-        prompt = self.one("#prompt")
-        prompt.send_keys(words)
-        prompt.send_keys(Keys.ENTER)
-
-    def answer(self) -> str:
-        """The last answer, when it is complete."""
-        self.until(lambda: self.one("#send").is_displayed() and self.all(".turn.assistant"))
-        return str(self.all(".turn.assistant")[-1].find_element(By.CSS_SELECTOR, ".text").text)
-
-    def complaints(self) -> list[str]:
-        return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
-
-
-@pytest.fixture
-def page_of() -> Callable[..., Page]:
-    """`Page`, for tests that cannot import it."""
-    return Page
 
 
 @pytest.fixture

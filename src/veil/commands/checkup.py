@@ -85,7 +85,7 @@ def _torch() -> tuple[State, str, str]:
 def _extras() -> tuple[State, str, str]:
     there: list[str] = []
     absent: list[str] = []
-    for extra in ("server", "gateway", "bench"):  # `_card` tells of the one for a card
+    for extra in ("server", "gateway", "bench"):  # `_gpu` tells of the one for a GPU
         whole = all(importlib.util.find_spec(module) is not None for module in EXTRAS[extra])
         (there if whole else absent).append(extra)
     remedy = f"pip install 'veil-llm[{','.join(absent)}]' if you want them" if absent else ""

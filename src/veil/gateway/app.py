@@ -25,7 +25,7 @@ from veil.gateway.guard import Access, Guard
 from veil.gateway.messages import routes as messages
 from veil.gateway.models import Models, Offered
 from veil.gateway.replies import Replies
-from veil.gateway.requests import chat_prompt, completion_prompts, sampling_of, tokens_asked, tools_of
+from veil.gateway.requests import chat_prompt, completion_prompts, goes_on, sampling_of, tokens_asked, tools_of
 from veil.gateway.responses import routes as responses
 from veil.gateway.sending import Gone, caller_of, owner_of, streamed, whole
 from veil.gateway.served import ServedModel
@@ -195,7 +195,7 @@ async def chat_answers(
     one = gateway.models.need(body.model, "text")
     served = one.served
     use = await asyncio.to_thread(tools_of, body.tools, body.tool_choice, served, body.parallel_tool_calls)
-    prompt = await asyncio.to_thread(chat_prompt, body.messages, served, use, body.chat_template_kwargs)
+    prompt = await asyncio.to_thread(chat_prompt, body.messages, served, use, body.chat_template_kwargs, goes_on(body))
     sampling = await asyncio.to_thread(sampling_of, body, served, gateway.settings.answer_tokens, use)
     sampling = replace(sampling, stop=(*sampling.stop, *stop))
     caller, owner = caller_of(request, body.user), owner_of(request)

@@ -21,6 +21,8 @@ from veil.gateway.served import ServedModel
 from veil.gateway.transcript import Piece, Transcript
 
 _PREFIX_BYTES = 512 << 20
+_GOING_TOKENS = 4
+"""Tokens of a turn that is gone on with, which say how its next one is written."""
 
 
 class Cancelled(Exception):
@@ -107,7 +109,8 @@ class Generator:
                 self.counted["cached"] += known
             served.hybrid.expect(prompt_rows=len(ids) - known, new_tokens=room)
             sampler = Sampler(sampling, served.ends, branch, matcher)
-            transcript = Transcript(served.tokenizer, sampling.stop, served.token_bytes, sampling.written)
+            before = ids[-_GOING_TOKENS:] if sampling.going else ()
+            transcript = Transcript(served.tokenizer, sampling.stop, served.token_bytes, sampling.written, before)
             watch = _Watch(transcript, sampler, served.ends | sampling.stop_tokens, matcher, sampling.min_tokens, turn, emit)
             if served.hybrid.padding is not None:  # whoever waits is told at once, and the rest is for the server
                 watch.most, watch.over = room, over
@@ -294,5 +297,6 @@ def _states_of(served: ServedModel) -> dict[str, Any]:
 
 
 def _cache_name(net: Any) -> str:
-    """What ``generate`` calls the attention state: it was renamed within transformers 5."""
-    return "cache" if "cache" in inspect.signature(net.forward).parameters else "past_key_values"
+    """What ``generate`` calls the attention state: it was renamed within transformers 5. A PEFT wrapper does not say."""
+    base = net.get_base_model() if hasattr(net, "get_base_model") else net
+    return "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"

@@ -51,6 +51,7 @@ def veil_usage_of(served: ServedModel, account: Account) -> schemas.VeilUsage:
         rows=stats.rows,
         rows_ready=stats.rows_ready,
         rows_made=stats.rows_made,
+        trips=stats.trips,
         reconnects=stats.reconnects,
         bytes_up_offline=stats.bytes_up_offline,
         bytes_down_offline=stats.bytes_down_offline,

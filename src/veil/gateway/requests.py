@@ -54,6 +54,7 @@ def sampling_of(body: incoming.SamplingRequest, served: ServedModel, most_tokens
         bias=served.biases(body.logit_bias or {}),
         grammar=grammar_of(body, served, use),
         adapter=served.adapter_of(body.model),
+        going=isinstance(body, incoming.ChatRequest) and goes_on(body),
         written=frozenset(
             token for text, token in served.special_tokens if use and text in f"{use.form.before}{use.form.after}"
         ),
@@ -114,18 +115,39 @@ def _schema_of(asked: incoming.ResponseFormat | None) -> dict[str, Any] | None:
 
 
 def chat_prompt(
-    messages: list[incoming.Message], served: ServedModel, use: Use | None = None, variables: dict[str, Any] | None = None
+    messages: list[incoming.Message],
+    served: ServedModel,
+    use: Use | None = None,
+    variables: dict[str, Any] | None = None,
+    going: bool = False,
 ) -> list[int]:
-    """The token ids of a chat, with the tools as the model's template shows them, or in words."""
+    """The token ids of a chat, with the tools as the model's template shows them, or in words.
+
+    With ``going`` more of its last turn is asked for.
+    """
     turns = [_turn(message, f"messages.{place}") for place, message in enumerate(messages)]
     served.refuse_huge([str(turn["content"]) for turn in turns], "messages")
     if use is not None and use.form.native:
-        return served.template_ids(turns, list(use.tools), variables)
+        return served.template_ids(turns, list(use.tools), variables, going=going)
     if use is not None:
         turns = asked_in_words(use, turns)
     elif any("tool_calls" in turn or turn["role"] == "tool" for turn in turns) and not served.call_form.native:
         turns = in_words(turns)
-    return served.template_ids(turns, variables=variables)
+    return served.template_ids(turns, variables=variables, going=going)
+
+
+def goes_on(body: incoming.ChatRequest) -> bool:
+    """Whether more of the last turn is asked for, rather than a new one. `ApiError`."""
+    if not body.continue_final_message:
+        if body.add_generation_prompt is False:
+            raise bad_parameter("add_generation_prompt", "false needs continue_final_message: true", "unsupported_value")
+        return False
+    if body.add_generation_prompt is not False:
+        raise bad_parameter("continue_final_message", "it needs add_generation_prompt: false beside it")
+    last = body.messages[-1]
+    if last.role != "assistant" or last.tool_calls or not last.content:
+        raise bad_parameter("continue_final_message", "the last message has to be an assistant's with words in it")
+    return True
 
 
 def tools_of(

@@ -46,7 +46,8 @@ class Sampling:
     ends do; none of them comes before ``min_tokens``, and with ``ignore_eos`` the model's own never. ``grammar`` is one that
     `veil.gateway.grammar` made; ``written`` are special tokens that are shown, since calls of tools are written with them.
     ``logprobs`` is None for no log-probabilities, else how many of the likeliest tokens to name
-    beside the one taken. ``adapter`` is one that the model was loaded with, or None.
+    beside the one taken. ``adapter`` is one that the model was loaded with, or None. With ``going`` the answer is more
+    of the prompt's last turn.
     """
 
     max_tokens: int
@@ -68,6 +69,7 @@ class Sampling:
     grammar: Constraint | None = None
     written: frozenset[int] = frozenset()
     adapter: str | None = None
+    going: bool = False
 
 
 @dataclass(frozen=True)

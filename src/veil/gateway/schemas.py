@@ -69,7 +69,8 @@ class Seconds(Reply):
 
 
 class VeilUsage(Reply):
-    """What a request cost and sent: token rows, those made offline, payload bytes, security (0: nothing encrypted).
+    """What a request cost and sent: token rows, those made offline, round trips, payload bytes, security (0:
+    nothing encrypted).
 
     ``checked`` is the model against whose weights the server's answers were checked, null where they were not.
     """
@@ -80,6 +81,7 @@ class VeilUsage(Reply):
     rows: int
     rows_ready: int
     rows_made: int
+    trips: int
     reconnects: int
     bytes_up_offline: int
     bytes_down_offline: int

@@ -126,14 +126,20 @@ class ServedModel:
         turns: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        *,
+        going: bool = False,
     ) -> list[int]:
-        """The token ids of a chat by the model's template, with tools and a template's own variables. `ApiError`."""
+        """The token ids of a chat by the model's template, with tools and a template's own variables. `ApiError`.
+
+        With ``going`` the last turn is not closed: what comes is more of it.
+        """
         if not self.tokenizer.chat_template:
             raise bad_parameter("messages", f"{self.name} has no chat template; use /v1/completions")
         taken = sorted(_TEMPLATE_PARAMETERS & set(variables or {}))
         if taken:
             raise bad_parameter("chat_template_kwargs", f"{taken[0]} is no variable of a template: the gateway sets it")
-        options: dict[str, Any] = {"tools": tools, "add_generation_prompt": True, "return_dict": True}
+        options: dict[str, Any] = {"tools": tools, "add_generation_prompt": not going, "return_dict": True}
+        options["continue_final_message"] = going
         try:
             encoded = self.tokenizer.apply_chat_template(turns, **options, **(variables or {}))
         except TemplateError as error:

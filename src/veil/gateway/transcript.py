@@ -47,7 +47,7 @@ class Transcript:
     """The answer of one generation as it grows. ``stopped`` is true once a stop string came; its text is not shown.
 
     Special tokens are not shown, but for those that are ``written``; a stop string that names one ends the answer where it
-    comes.
+    comes. ``before`` are tokens that the text goes on from; they are not shown, but say whether a space comes first.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Transcript:
         stop: Sequence[str] = (),
         token_bytes: TokenBytes | None = None,
         written: frozenset[int] = frozenset(),
+        before: Sequence[int] = (),
     ) -> None:
         self._tokenizer = tokenizer
         self._bytes = token_bytes or TokenBytes(tokenizer)
@@ -64,8 +65,8 @@ class Transcript:
         names = [self._bytes.text(token) for token in self._bytes.hidden]
         self._marked_stop = tuple(text for text in self._stop if any(name in text for name in names))
         self._marks: list[tuple[int, str]] = []
-        self._ids: list[int] = []
-        self._window = self._read = 0
+        self._ids: list[int] = list(before)
+        self._window, self._read = 0, len(before)
         self._held = ""
         self._shown = 0
         self._scored: list[Scored] = []

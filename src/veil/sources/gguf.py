@@ -15,9 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from veil.cache import cache_folder
 from veil.errors import ModelSourceError, one_line
 from veil.progress import Progress
+from veil.sources.gguf_facts import settle
 from veil.sources.quiet import quiet
 
 _MAGIC = b"GGUF"
+_FORMAT = "gguf-2"
+"""What converted folders are called; the number goes up when they are made in another way."""
 
 
 def converted_folder(file: Path, progress: Progress | None = None) -> Path:
@@ -27,7 +30,7 @@ def converted_folder(file: Path, progress: Progress | None = None) -> Path:
     cache cannot be written.
     """
     try:
-        folder = cache_folder() / f"gguf-{_checked_digest(file)}"
+        folder = cache_folder() / f"{_FORMAT}-{_checked_digest(file)}"
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             _convert_into(file, folder, progress)
@@ -93,6 +96,7 @@ def _convert(file: Path, folder: Path) -> None:
             "download it again, or use a model of an architecture that transformers reads from GGUF"
         ) from error
     require_complete(str(file), report)
+    settle(file, model.config)
     try:
         with quiet(silence_streams=True):
             model.save_pretrained(folder)

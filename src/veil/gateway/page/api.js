@@ -1,6 +1,6 @@
 // The gateway's API: requests, errors in words, and a streamed answer.
 
-const TAB = crypto.randomUUID();
+import { TAB } from "/page/ids.js";
 
 export class ApiError extends Error {
   constructor(status, message) {
@@ -36,9 +36,10 @@ async function call(path, { body, signal } = {}) {
 }
 
 export const models = async () => (await (await call("/v1/models")).json()).data;
-export const status = async () => (await call("/veil/status")).json();
-export const expect = (characters, newTokens) =>
-  call("/veil/expect", { body: { characters, new_tokens: newTokens } }).catch(() => {});
+export const status = async (model) => (await call(`/veil/status${model ? `?model=${encodeURIComponent(model)}` : ""}`)).json();
+export const expect = (model, characters, newTokens) =>
+  call("/veil/expect", { body: { model, characters: Math.min(characters, 1 << 20), new_tokens: newTokens } }).catch(() => {});
+export const countTokens = async (body, signal) => (await call("/tokenize", { body, signal })).json();
 
 // Each chunk of a streamed chat; throws ApiError, or AbortError when the signal stops it.
 export async function* chat(body, signal) {
@@ -60,6 +61,9 @@ export async function* chat(body, signal) {
         yield chunk;
       }
     }
+  } catch (error) {
+    if (error instanceof ApiError || error.name === "AbortError") throw error;
+    throw new ApiError(0, "The gateway went away.");
   } finally {
     reader.cancel().catch(() => {});
   }

@@ -1,140 +1,86 @@
-// The chat page: what is on the screen, and what happens when someone writes.
+// The chat page: which chat is open, and what its parts tell each other.
 
+import * as answering from "/page/answering.js";
 import * as api from "/page/api.js";
 import * as chats from "/page/chats.js";
-import { element, render } from "/page/markdown.js";
-import * as saw from "/page/saw.js";
-import { bindSettings } from "/page/settings.js";
+import * as composer from "/page/composer.js";
+import { confirmed } from "/page/dialogs.js";
+import { $, announce, copyText, drawIcons } from "/page/dom.js";
+import { bindKeys } from "/page/keys.js";
+import { takeOver } from "/page/legacy.js";
+import * as panel from "/page/panel.js";
+import { bindPreferences, open as openSettings } from "/page/preferences.js";
+import { DEFAULT, preset } from "/page/settings.js";
+import * as sidebar from "/page/sidebar.js";
+import * as status from "/page/status.js";
+import { download, fileName, toJson, toMarkdown } from "/page/transfer.js";
+import { pathTo } from "/page/tree.js";
+import * as turns from "/page/turns.js";
+import { messagesOf, requestFor } from "/page/wording.js";
 
-const $ = (id) => document.getElementById(id);
-const { settings } = chats;
-const prompt = $("prompt");
-const scroll = $("scroll");
+let chat = null;
+let models = [];
 
-let chat = chats.find(location.hash.slice(1)) ?? chats.create();
-let running = null; // { stop: AbortController, turn, view }
-let panels = [];
-let warm = new Set(); // chats whose beginning the gateway still knows
+const modelOf = () => models.find(({ id }) => id === chat?.settings.model) ?? models[0];
+const begin = () => chats.create({ ...preset(DEFAULT), model: chat?.settings.model || preset(DEFAULT).model || models[0]?.id || "" });
 
 // What is on the screen -----------------------------------------------------------------------------------------------
 
-function showChats() {
-  const items = chats.all().map((one) => {
-    const open = element("button", one.title);
-    open.type = "button";
-    open.className = "open";
-    open.title = one.title;
-    if (one.id === chat.id) open.setAttribute("aria-current", "true");
-    open.addEventListener("click", () => openChat(one));
-    const remove = element("button", "×");
-    remove.type = "button";
-    remove.className = "remove";
-    remove.setAttribute("aria-label", `Delete “${one.title}”`);
-    remove.addEventListener("click", () => removeChat(one));
-    const item = element("li", open, remove);
-    item.toggleAttribute("data-open", one.id === chat.id);
-    return item;
-  });
-  $("chat-list").replaceChildren(...items);
+function showAll({ toEnd = false } = {}) {
+  const stick = toEnd || turns.atEnd();
+  const at = $("scroll").scrollTop;
+  turns.show(chat);
+  if (stick) turns.toEnd();
+  else $("scroll").scrollTop = at;
+  showHead();
+}
+
+function showHead() {
+  sidebar.show(chat);
   $("title").textContent = chat.title;
-  document.title = chat.turns.length ? `${chat.title} · veil` : "veil";
+  document.title = chat.messages.size ? `${chat.title} · veil` : "veil";
+  $("chat-menu").hidden = !chat.messages.size;
+  showSending();
 }
 
-function showTurns() {
-  panels = [];
-  const views = chat.turns.map((turn) => viewOf(turn));
-  $("turns").replaceChildren(...views.map((view) => view.node));
-  $("welcome").hidden = chat.turns.length > 0;
-  panels.forEach((panel) => panel.show());
-  showActions();
-  scroll.scrollTop = scroll.scrollHeight;
-}
-
-function viewOf(turn) {
-  const text = element("div");
-  text.className = "text";
-  const node = element("li", text);
-  node.className = `turn ${turn.role}${turn.error ? " error" : ""}`;
-  const who = element("span", turn.role === "user" ? "You: " : "Answer: ");
-  who.className = "unseen";
-  node.prepend(who);
-  const view = { node, text, panel: null };
-  if (turn.role === "user") {
-    text.textContent = turn.content;
-  } else {
-    if (turn.error) text.setAttribute("role", "alert");
-    turn.error ? (text.textContent = turn.error) : render(turn.content, text);
-    const actions = element("div");
-    actions.className = "actions";
-    node.append(actions);
-    if (turn.saw && !turn.error) {
-      view.panel = new saw.Panel(turn.saw);
-      panels.push(view.panel);
-      node.append(view.panel.node);
-    }
-  }
-  return view;
-}
-
-// Buttons under the answers: copy each, try the last again.
-function showActions() {
-  [...$("turns").children].forEach((node, index) => {
-    const actions = node.querySelector(".actions");
-    if (!actions) return;
-    const turn = chat.turns[index];
-    const buttons = [];
-    if (running?.turn !== turn) {
-      if (turn.content) buttons.push(action("Copy", (event) => copy(turn.content, event.currentTarget)));
-      if (index === chat.turns.length - 1) buttons.push(action("Try again", again));
-      if (turn.stopped) buttons.push(Object.assign(element("span", turn.stopped), { className: "stopped" }));
-    }
-    actions.replaceChildren(...buttons);
-  });
-}
-
-function action(name, act) {
-  const button = element("button", name);
-  button.type = "button";
-  button.addEventListener("click", act);
-  return button;
-}
-
-async function copy(text, button) {
-  await navigator.clipboard.writeText(text).then(
-    () => (button.textContent = "Copied"),
-    () => (button.textContent = "Cannot copy"),
-  );
-  setTimeout(() => (button.textContent = "Copy"), 1500);
-}
-
-function say(text) {
-  $("announce").textContent = text;
-}
-
-function showRunning() {
+function showSending() {
+  const running = answering.isRunning(chat);
+  const { text, attachments } = composer.draft();
   $("stop").hidden = !running;
-  $("send").hidden = Boolean(running);
-  $("send").disabled = !prompt.value.trim();
+  $("send").hidden = running;
+  $("send").disabled = (!text && !attachments.length) || composer.isReading();
+}
+
+function showModels() {
+  const known = models.some(({ id }) => id === chat.settings.model);
+  if (!known && models.length) chat.settings.model = models[0].id;
+  $("model").replaceChildren(...models.map(({ id }) => new Option(id, id)));
+  $("model").value = chat.settings.model;
+  $("model").disabled = models.length < 2;
 }
 
 // Chats ---------------------------------------------------------------------------------------------------------------
 
-function openChat(one) {
-  running?.stop.abort();
-  chat = one;
-  history.replaceState(null, "", chats.find(chat.id) ? `#${chat.id}` : location.pathname);
-  showChats();
-  showTurns();
-  closeMenu();
-  prompt.focus();
+async function openChat(id) {
+  const found = id === chat?.id ? chat : answering.openOf(id) ?? (await chats.open(id));
+  turnTo(found ?? begin());
 }
 
-function removeChat(one) {
-  if (!confirm(`Delete “${one.title}”?`)) return;
-  chats.remove(one.id);
-  if (one.id === chat.id) openChat(chats.create());
-  else showChats();
+function turnTo(one) {
+  const isNew = !chats.find(one.id);
+  chat = one;
+  history.replaceState(null, "", isNew ? location.pathname : `#${chat.id}`);
+  composer.tell("");
+  composer.turnTo(chat, isNew);
+  showModels();
+  panel.showPanel(chat);
+  showAll({ toEnd: true });
+  closeMenu();
+  counted();
+  if (matchMedia("(pointer: fine)").matches) $("prompt").focus();
 }
+
+const newChat = () => turnTo(begin());
 
 function closeMenu() {
   document.body.classList.remove("menu");
@@ -142,189 +88,198 @@ function closeMenu() {
   $("menu").setAttribute("aria-expanded", "false");
 }
 
+chats.onFailure((words) => composer.tell(words));
+chats.onElsewhere(async ({ chat: id }) => {
+  if (id === undefined || id === chat.id) {
+    const fresh = await chats.open(chat.id);
+    if (!fresh && !answering.isRunning(chat) && chat.messages.size && !chats.find(chat.id)) return turnTo(begin());
+    if (fresh) chats.merge(chat, fresh, (key) => answering.isWritten({ id: key }));
+    return showAll();
+  }
+  showHead();
+});
+
+// A tab that was closed in the midst of an answer leaves one that nobody writes.
+setInterval(() => chat && document.querySelector(".turn.writing") && !answering.isRunning(chat) && !turns.somebodyWrites(chat) && showAll(), 1000);
+
 // Asking --------------------------------------------------------------------------------------------------------------
 
-async function ask(words) {
-  chat.turns.push({ role: "user", content: words });
-  if (chat.turns.length === 1) chat.title = words.split("\n")[0].slice(0, 60);
-  await answer();
+function send(text, attachments) {
+  if (answering.isRunning(chat)) return false;
+  composer.tell("");
+  answering.ask(chat, chat.leaf, text, attachments);
+  return true;
 }
+
+answering.onAnswers({
+  begun(one) {
+    if (one !== chat) return showHead();
+    history.replaceState(null, "", `#${chat.id}`);
+    composer.moveTo(chat);
+    showAll({ toEnd: true });
+    announce("The answer is being written.");
+    status.look();
+  },
+  progress(one, message) {
+    if (one === chat) turns.progress(message);
+  },
+  over(one, message) {
+    status.look();
+    if (one !== chat) return showHead();
+    showAll();
+    counted();
+    if (message.role === "assistant") announce(message.error ?? `Answer: ${message.content}`);
+  },
+  unsent(one, message, error) {
+    if (error.status === 401) setTimeout(openSettings);
+    if (one === chat) {
+      if (!chats.find(chat.id)) turnTo({ ...chat, title: "New chat", leaf: null });
+      showAll();
+      composer.tell(error.message);
+      if (message) composer.giveBack(message.content, message.attachments ?? []);
+    }
+    showHead();
+    status.look();
+  },
+});
+
+turns.onActs({
+  edit: (message, text) => answering.isRunning(chat) || answering.ask(chat, message.parent, text, message.attachments),
+  retry: (message) => answering.answer(chat, chat.messages.get(message.parent)),
+  goOn: (message) => answering.goOn(chat, message),
+  result: (message, call, text) => answering.giveResult(chat, message, call, text),
+  async branch(leaf) {
+    if (answering.isRunning(chat)) return;
+    await chats.change(chat, { leaf });
+    showAll();
+    counted();
+  },
+});
 
 function again() {
-  if (running) return;
-  if (chat.turns.at(-1)?.role === "assistant") chat.turns.pop();
-  answer();
+  const last = pathTo(chat.messages, chat.leaf).at(-1);
+  if (last?.role === "assistant" && !answering.isRunning(chat)) answering.answer(chat, chat.messages.get(last.parent));
 }
 
-async function answer() {
-  const mine = chat;
-  const turn = { role: "assistant", content: "", saw: saw.begin() };
-  mine.turns.push(turn);
-  chats.keep(mine);
-  history.replaceState(null, "", `#${mine.id}`);
-  showChats();
-  const run = (running = { stop: new AbortController(), turn });
-  showTurns();
-  run.view = { node: $("turns").lastElementChild, panel: panels.at(-1) };
-  run.view.text = run.view.node.querySelector(".text");
-  run.view.node.classList.add("writing");
-  showRunning();
-  say("The answer is being written.");
-  const saving = setInterval(() => chats.keep(mine), 1000);
-  let drawn = false;
-  const draw = () => {
-    drawn = false;
-    const stick = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
-    render(turn.content, run.view.text);
-    run.view.panel.show();
-    if (stick) scroll.scrollTop = scroll.scrollHeight;
-  };
-  try {
-    for await (const chunk of api.chat(requestFor(mine), run.stop.signal)) {
-      turn.content += chunk.choices[0]?.delta.content ?? "";
-      if (chunk.choices[0]?.finish_reason === "length") turn.stopped = "the longest answer was reached";
-      if (chunk.veil) saw.note(turn.saw, chunk.veil);
-      if (chunk.usage) saw.noteUsage(turn.saw, chunk.usage);
-      if (!drawn) requestAnimationFrame(draw);
-      drawn = true;
-    }
-    warm.add(mine.id);
-  } catch (error) {
-    if (error.name === "AbortError") turn.stopped = "stopped";
-    else turn.error = error.message;
-    if (error.status === 401) setTimeout(() => $("open-settings").click());
-  }
-  clearInterval(saving);
-  running = null;
-  chats.keep(mine);
-  showRunning();
-  if (mine === chat) {
-    const stick = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
-    const at = scroll.scrollTop;
-    showTurns();
-    if (!stick) scroll.scrollTop = at;
-    say(turn.error ? turn.error : `Answer: ${turn.content}${turn.stopped ? ` (${turn.stopped})` : ""}`);
-  }
-  showChats();
-  watch();
-}
-
-function requestFor(one) {
-  const turns = one.turns.slice(0, -1).filter((turn) => !turn.error);
-  const messages = turns.map(({ role, content }) => ({ role, content }));
-  if (settings.system.trim()) messages.unshift({ role: "system", content: settings.system });
-  const request = { model: settings.model, messages, temperature: settings.temperature, top_p: settings.topP };
-  request.max_completion_tokens = settings.maxTokens;
-  if (settings.seed !== "") request.seed = Number(settings.seed);
-  return request;
-}
-
-// While someone writes, rows are made for what is coming.
+// While someone writes, the gateway gets ready for what is coming.
 let announced = 0;
 function writing() {
-  showRunning();
-  if (running || Date.now() - announced < 1000) return;
+  showSending();
+  counted();
+  if (answering.anyRunning() || Date.now() - announced < 1000) return;
   announced = Date.now();
-  const before = warm.has(chat.id) ? 0 : chat.turns.reduce((sum, turn) => sum + turn.content.length, settings.system.length);
-  api.expect(before + prompt.value.length, Math.min(settings.maxTokens, 256));
+  const { text, attachments } = composer.draft();
+  const characters = attachments.reduce((sum, one) => sum + (one.text?.length ?? 0), text.length);
+  if (characters) api.expect(chat.settings.model || undefined, characters, Number(chat.settings.max_tokens) || 256);
 }
 
-// The gateway's state -------------------------------------------------------------------------------------------------
-
-let timer = 0;
-async function watch() {
-  clearTimeout(timer);
-  try {
-    const now = await api.status();
-    const where = now.server ? `on ${now.server}` : "in this process";
-    const safe = now.security_bits ? `${now.security_bits} bits` : "not encrypted for real";
-    const answers = now.checked ? `checked against ${now.checked} · ` : now.server ? "answers unchecked · " : "";
-    $("dot").dataset.state = now.running ? "busy" : "ready";
-    const long = element("span", `${now.model} ${where} · ${safe} · ${answers}`);
-    long.className = "long";
-    $("status-text").replaceChildren(long, `${now.rows_ready} row${now.rows_ready === 1 ? "" : "s"} ready`);
-    if (now.kind !== "text") $("welcome-text").textContent = "This model makes embeddings; it cannot chat.";
-  } catch (error) {
-    $("dot").dataset.state = "down";
-    $("status-text").textContent = error.status === 401 ? "needs an API key" : "gateway not reached";
-  }
-  const soon = running || prompt.value;
-  if (!document.hidden) timer = setTimeout(watch, soon ? 1000 : 4000);
-}
-
-async function loadModels() {
-  const names = await api.models().then((list) => list.map((model) => model.id), () => []);
-  $("model").replaceChildren(...names.map((name) => new Option(name, name)));
-  if (!names.includes(settings.model) && names.length) settings.model = names[0];
-  $("model").value = settings.model;
+function counted() {
+  composer.count(() => {
+    const { text, attachments } = composer.draft();
+    const path = pathTo(chat.messages, chat.leaf);
+    if (text || attachments.length) path.push({ role: "user", content: text, attachments });
+    return path.length ? { model: chat.settings.model, messages: messagesOf(path, chat.settings) } : null;
+  });
 }
 
 // Events --------------------------------------------------------------------------------------------------------------
 
-function send() {
-  const words = prompt.value.trim();
-  if (!words || running) return;
-  prompt.value = "";
-  ask(words);
+async function loadModels() {
+  models = await api.models().then((list) => list.filter(({ kind }) => kind === "text"), () => []);
+  if (chat) showModels();
 }
 
-$("composer").addEventListener("submit", (event) => {
-  event.preventDefault();
-  send();
-});
-prompt.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-    event.preventDefault();
-    send();
+function bindHeader() {
+  $("stop").addEventListener("click", () => {
+    answering.stop(chat);
+    $("prompt").focus();
+  });
+  $("new-chat").addEventListener("click", newChat);
+  $("menu").addEventListener("click", () => {
+    const open = document.body.classList.toggle("menu");
+    $("shade").hidden = !open;
+    $("menu").setAttribute("aria-expanded", String(open));
+    if (open) $("new-chat").focus();
+  });
+  $("shade").addEventListener("click", closeMenu);
+  $("dismiss").addEventListener("click", () => composer.tell(""));
+  $("model").addEventListener("change", async () => {
+    await changeSettings({ ...chat.settings, model: $("model").value });
+    status.look();
+  });
+  const menu = $("chat-menu");
+  document.addEventListener("click", (event) => menu.open && !event.target.closest("#chat-menu summary") && (menu.open = false));
+  $("rename").addEventListener("click", () => sidebar.rename(chat));
+  $("export-markdown").addEventListener("click", () => download(fileName(chat.title, "md"), toMarkdown(chat), "text/markdown"));
+  $("export-json").addEventListener("click", async () => download(fileName(chat.title, "json"), toJson(await chats.everything([chat.id])), "application/json"));
+  $("delete").addEventListener("click", () => sidebar.remove(chat));
+  for (const example of document.querySelectorAll(".example")) {
+    example.addEventListener("click", () => {
+      composer.put(example.textContent);
+      $("composer").requestSubmit();
+    });
   }
-});
-prompt.addEventListener("input", writing);
-$("stop").addEventListener("click", () => {
-  running?.stop.abort();
-  prompt.focus();
-});
-$("new-chat").addEventListener("click", () => openChat(chats.create()));
-$("menu").addEventListener("click", () => {
-  const open = document.body.classList.toggle("menu");
-  $("shade").hidden = !open;
-  $("menu").setAttribute("aria-expanded", String(open));
-  if (open) $("new-chat").focus();
-});
-$("shade").addEventListener("click", closeMenu);
-for (const example of document.querySelectorAll(".example")) {
-  example.addEventListener("click", () => {
-    prompt.value = example.textContent;
-    writing();
-    send();
+  // A link's address was written by a model that somebody else holds, and may carry words of the chat to another machine.
+  $("turns").addEventListener("click", async (event) => {
+    const link = event.target.closest("a[href]");
+    if (!link) return;
+    event.preventDefault();
+    const warning = "Open this address? The model wrote it, and it may carry words of this chat to others.";
+    if (await confirmed(warning, "Open", { danger: false, detail: link.href })) window.open(link.href, "_blank", "noopener,noreferrer");
   });
 }
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && document.body.classList.contains("menu")) closeMenu();
-  else if (event.key === "Escape" && !$("settings").open) running?.stop.abort();
-  else if (event.altKey && event.code === "KeyN") {
-    event.preventDefault();
-    openChat(chats.create());
-  } else if (event.key === "/" && !event.target.closest("input, textarea, select")) {
-    event.preventDefault();
-    prompt.focus();
-  }
-});
-document.addEventListener("visibilitychange", () => document.hidden || watch());
-window.addEventListener("resize", () => panels.forEach((panel) => panel.draw()));
-window.addEventListener("storage", (event) => {
-  if (event.key !== "veil.chats" || running) return;
-  chats.load();
-  chat = chats.find(chat.id) ?? chat;
-  showChats();
-  showTurns();
-});
 
-bindSettings({
-  themed: () => panels.forEach((panel) => panel.draw()),
-  connected: () => loadModels().then(watch),
-  forgotten: () => openChat(chats.create()),
-});
-showChats();
-showTurns();
-showRunning();
-loadModels().then(watch);
+async function changeSettings(settings) {
+  await chats.change(chat, { settings });
+  counted();
+}
+
+async function start() {
+  drawIcons();
+  sidebar.bindSidebar({
+    open: openChat,
+    found: () => sidebar.show(chat),
+    removed: (id) => (id === chat.id ? newChat() : showHead()),
+    renamed(id, title) {
+      if (id === chat.id) Object.assign(chat, { title, named: true });
+      showHead();
+    },
+  });
+  composer.bindComposer({ send, sees: () => Boolean(modelOf()?.images), changed: writing });
+  panel.bindPanel({ changed: changeSettings });
+  bindPreferences({
+    connected: () => loadModels().then(status.look),
+    replaced: async (id) => (id ? openChat(id) : newChat()),
+    told: composer.tell,
+  });
+  status.bindStatus({
+    model: () => chat?.settings.model,
+    heard: (now) => $("waiting-for-server").toggleAttribute("hidden", !(now?.server_lost_s > 0)),
+  });
+  bindHeader();
+  bindKeys({
+    stop: () => (document.body.classList.contains("menu") ? closeMenu() : answering.stop(chat)),
+    newChat,
+    search: () => $("search").focus(),
+    step(by) {
+      const next = sidebar.neighbour(chat, by);
+      if (next) openChat(next.id);
+    },
+    focus: () => $("prompt").focus(),
+    editLast: () => turns.editLast(chat),
+    copyLast: async () => {
+      const last = pathTo(chat.messages, chat.leaf).findLast((one) => one.role === "assistant");
+      if (last) announce((await copyText(last.content)) ? "Copied" : "It could not be copied");
+    },
+    again,
+    panel: () => panel.toggle(),
+  });
+  await chats.load();
+  await takeOver();
+  const [found] = await Promise.all([location.hash ? chats.open(location.hash.slice(1)) : undefined, loadModels()]);
+  turnTo(found ?? begin());
+  document.body.dataset.ready = "";
+  status.look();
+}
+
+start();

@@ -1,73 +1,116 @@
-// The small part of Markdown that models write, as DOM nodes. Text stays text: no HTML is parsed and no link is made,
-// since the words come from a model that somebody else holds.
+// Markdown as models write it, as DOM nodes. The words come from a model that somebody else holds, so HTML in them stays
+// text, what markdown-it makes of the rest goes through DOMPurify as well, and nothing is loaded: a picture is a link.
 
+import { decorateCode } from "/page/code.js";
+import { drawMath, mathRules } from "/page/math.js";
+import markdownit from "/page/vendor/markdown-it.esm.min.mjs";
+import DOMPurify from "/page/vendor/purify.es.mjs";
+
+const markdown = markdownit({ html: false, linkify: true, breaks: true });
+markdown.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
+markdown.use(mathRules);
+
+// A picture's address would tell somebody that this answer was read.
+markdown.renderer.rules.image = (tokens, index) => {
+  const escape = markdown.utils.escapeHtml;
+  const address = escape(tokens[index].attrGet("src") ?? "");
+  return `<a href="${address}">${escape(tokens[index].content || address)}</a>`;
+};
+
+// Alignment by class: the page's policy allows no style in markup.
+markdown.core.ruler.push("cells", ({ tokens }) => {
+  for (const token of tokens) {
+    if (token.type !== "th_open" && token.type !== "td_open") continue;
+    const side = /text-align:(\w+)/.exec(token.attrGet("style") ?? "")?.[1];
+    token.attrs = side ? [["class", `to-${side}`]] : null;
+  }
+});
+
+markdown.core.ruler.after("inline", "tasks", ({ tokens, Token }) => {
+  tokens.forEach((token, index) => {
+    if (token.type !== "inline" || tokens[index - 1]?.type !== "paragraph_open" || tokens[index - 2]?.type !== "list_item_open") return;
+    const found = /^\[([ xX])\]\s+/.exec(token.children[0]?.content ?? "");
+    if (!found) return;
+    token.children[0].content = token.children[0].content.slice(found[0].length);
+    const box = new Token("html_inline", "", 0);
+    const done = found[1] !== " ";
+    box.content = `<input type="checkbox" disabled aria-label="${done ? "done" : "to do"}"${done ? " checked" : ""}> `;
+    token.children.unshift(box);
+    tokens[index - 2].attrJoin("class", "task");
+  });
+});
+
+const RULES = {
+  RETURN_DOM_FRAGMENT: true,
+  FORBID_TAGS: ["img", "video", "audio", "picture", "source", "svg", "math", "form", "button", "textarea", "select", "style", "iframe"],
+  FORBID_ATTR: ["style", "srcset", "ping", "id", "name"],
+};
+
+DOMPurify.addHook("afterSanitizeAttributes", (node) => {
+  if (node.tagName !== "A") return;
+  if (!/^(https?|mailto):/i.test(node.getAttribute("href") ?? "")) node.removeAttribute("href");
+  node.setAttribute("rel", "noopener noreferrer nofollow");
+  node.setAttribute("target", "_blank");
+});
+
+const drawn = new WeakMap();
+
+// Draw a text into a node. Blocks that are as they were before stay, so a growing answer costs its last block only, and
+// what somebody selected stays selected.
 export function render(source, target) {
-  target.replaceChildren(...blocks(source.split("\n")));
+  const wanted = blocksOf(source);
+  const there = drawn.get(target) ?? [];
+  let same = 0;
+  while (same < wanted.length && wanted[same] === there[same] && target.children[same]) same += 1;
+  while (target.childNodes.length > same) target.lastChild.remove();
+  for (const html of wanted.slice(same)) target.append(blockOf(html));
+  drawn.set(target, wanted);
 }
 
-function* blocks(lines) {
-  let at = 0;
-  while (at < lines.length) {
-    const line = lines[at];
-    const fence = line.match(/^\s*(```+|~~~+)/);
-    if (fence) {
-      let end = at + 1;
-      while (end < lines.length && !lines[end].trim().startsWith(fence[1])) end += 1;
-      yield element("pre", element("code", lines.slice(at + 1, end).join("\n")));
-      at = end + 1;
-    } else if (!line.trim()) {
-      at += 1;
-    } else if (/^#{1,6}\s/.test(line)) {
-      yield element("h3", ...inline(line.replace(/^#+\s+/, "")));
-      at += 1;
-    } else {
-      const kind = kindOf(line);
-      let end = at + 1;
-      while (end < lines.length && lines[end].trim() && (kind === "p" ? kindOf(lines[end]) === "p" : continues(lines[end], kind))) end += 1;
-      yield block(kind, lines.slice(at, end));
-      at = end;
-    }
-  }
+// The top-level blocks as HTML, each one element.
+function blocksOf(source) {
+  const environment = {};
+  const tokens = markdown.parse(source, environment);
+  const blocks = [];
+  let from = 0;
+  tokens.forEach((token, index) => {
+    if (token.level !== 0 || token.nesting === 1) return;
+    blocks.push(markdown.renderer.render(tokens.slice(from, index + 1), markdown.options, environment));
+    from = index + 1;
+  });
+  return blocks;
 }
 
-const ITEM = { ul: /^\s*[-*+]\s+/, ol: /^\s*\d{1,4}[.)]\s+/, blockquote: /^\s*>\s?/ };
-
-function kindOf(line) {
-  if (/^\s*(```|~~~)/.test(line) || /^#{1,6}\s/.test(line)) return "other";
-  return Object.keys(ITEM).find((kind) => ITEM[kind].test(line)) ?? "p";
+function blockOf(html) {
+  const fragment = DOMPurify.sanitize(html, RULES);
+  const block = document.createElement("div");
+  block.className = "block";
+  block.append(fragment);
+  for (const table of block.querySelectorAll("table")) wrapTable(table);
+  for (const link of block.querySelectorAll("a[href]")) sayWhere(link);
+  decorateCode(block);
+  drawMath(block);
+  return block;
 }
 
-const continues = (line, kind) => kindOf(line) === kind || (/^\s{2,}\S/.test(line) && kindOf(line) === "p");
-
-function block(kind, lines) {
-  if (kind === "p") return element("p", ...inline(lines.join("\n")));
-  if (kind === "blockquote") return element("blockquote", ...inline(lines.map((line) => line.replace(ITEM[kind], "")).join("\n")));
-  const items = [];
-  for (const line of lines) {
-    if (ITEM[kind].test(line)) items.push(line.replace(ITEM[kind], ""));
-    else items[items.length - 1] += "\n" + line.trim();
-  }
-  const list = element(kind, ...items.map((item) => element("li", ...inline(item))));
-  if (kind === "ol") list.start = parseInt(lines[0], 10) || 1;
-  return list;
+// A wide table is scrolled in its own frame, also by keyboard.
+function wrapTable(table) {
+  const frame = document.createElement("div");
+  frame.className = "table";
+  frame.tabIndex = 0;
+  frame.setAttribute("role", "group");
+  frame.setAttribute("aria-label", "Table");
+  table.replaceWith(frame);
+  frame.append(table);
 }
 
-function* inline(text) {
-  const marked = /`([^`\n]+)`|\*\*([^*\n]+)\*\*|\*([^*\s][^*\n]*)\*/g;
-  let at = 0;
-  for (const found of text.matchAll(marked)) {
-    if (found.index > at) yield text.slice(at, found.index);
-    const [whole, code, strong] = found;
-    if (code !== undefined) yield element("code", code);
-    else if (strong !== undefined) yield element("strong", strong);
-    else yield element("em", found[3]);
-    at = found.index + whole.length;
-  }
-  if (at < text.length) yield text.slice(at);
-}
-
-export function element(name, ...children) {
-  const made = document.createElement(name);
-  made.append(...children);
-  return made;
+// A link says where it leads, whatever its words are.
+function sayWhere(link) {
+  link.title = link.href;
+  const host = link.protocol === "mailto:" ? "" : link.host;
+  if (!host || link.textContent.includes(host)) return;
+  const where = document.createElement("span");
+  where.className = "where";
+  where.textContent = ` (${host})`;
+  link.append(where);
 }

@@ -1,72 +1,76 @@
-// The settings dialog and the appearance.
+// Settings of a chat, named sets of them, and the page's own. In this browser's storage.
 
-import { apiKey } from "/page/api.js";
-import { removeAll, saveSettings, settings } from "/page/chats.js";
+// What a chat can set. Empty means: what the model or the gateway has.
+export const EMPTY = {
+  model: "",
+  system: "",
+  temperature: "",
+  top_p: "",
+  top_k: "",
+  min_p: "",
+  repetition_penalty: "",
+  max_tokens: "",
+  seed: "",
+  tools: "",
+};
 
-const $ = (id) => document.getElementById(id);
+function read(name, fallback) {
+  try {
+    return JSON.parse(localStorage.getItem(name)) ?? fallback;
+  } catch {
+    return fallback;
+  }
+}
 
-// Tell the page when colours changed, a key was given, or all chats were deleted.
-export function bindSettings({ themed, connected, forgotten }) {
-  const dialog = $("settings");
-  const dark = matchMedia("(prefers-color-scheme: dark)");
+function write(name, value) {
+  try {
+    localStorage.setItem(name, JSON.stringify(value));
+  } catch {
+    // A browser that keeps nothing: the settings last as long as the page.
+  }
+}
 
-  const appear = () => {
-    document.documentElement.dataset.theme = settings.appearance;
-    $("appearance").value = settings.appearance;
-    themed();
-  };
-  const fill = () => {
-    $("system").value = settings.system;
-    $("temperature").value = settings.temperature;
-    $("top-p").value = settings.topP;
-    $("max-tokens").value = settings.maxTokens;
-    $("seed").value = settings.seed;
-    $("api-key").value = apiKey();
-    show();
-  };
-  const show = () => {
-    $("temperature-shown").value = Number($("temperature").value).toFixed(1);
-    $("top-p-shown").value = Number($("top-p").value).toFixed(2);
-  };
-  const take = () => {
-    settings.model = $("model").value || settings.model;
-    settings.system = $("system").value;
-    settings.temperature = Number($("temperature").value);
-    settings.topP = Number($("top-p").value);
-    settings.maxTokens = Math.max(1, Math.round(Number($("max-tokens").value)) || 512);
-    settings.seed = $("seed").value === "" ? "" : Math.round(Number($("seed").value));
-    settings.appearance = $("appearance").value;
-    saveSettings();
-    show();
-  };
+export const appearance = (value) => {
+  if (value !== undefined) write("veil.appearance", value);
+  return read("veil.appearance", "auto");
+};
 
-  $("open-settings").addEventListener("click", () => {
-    fill();
-    dialog.showModal();
-  });
-  dialog.addEventListener("input", () => {
-    take();
-    appear();
-  });
-  dialog.addEventListener("close", () => {
-    if (apiKey() !== $("api-key").value) {
-      apiKey($("api-key").value);
-      connected();
-    }
-  });
-  $("theme").addEventListener("click", () => {
-    const now = settings.appearance === "auto" ? (dark.matches ? "dark" : "light") : settings.appearance;
-    settings.appearance = now === "dark" ? "light" : "dark";
-    saveSettings();
-    appear();
-  });
-  $("forget").addEventListener("click", () => {
-    if (!confirm("Delete all chats? They are kept nowhere else.")) return;
-    removeAll();
-    dialog.close();
-    forgotten();
-  });
-  dark.addEventListener("change", themed);
-  fill();
-  appear();
+// Presets by name; the one called "Default" is what new chats begin with. Read anew each time: other tabs write too.
+export const DEFAULT = "Default";
+export const presets = () => ({ [DEFAULT]: { ...EMPTY }, ...read("veil.presets", {}) });
+export const preset = (name) => ({ ...EMPTY, ...presets()[name] });
+
+export function savePreset(name, settings) {
+  write("veil.presets", { ...read("veil.presets", {}), [name]: { ...EMPTY, ...settings } });
+}
+
+export function removePreset(name) {
+  const { [name]: _, ...rest } = read("veil.presets", {});
+  write("veil.presets", rest);
+}
+
+const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"];
+
+// The part of a request that settings say. Throws an Error in words where the functions are no JSON.
+export function requestOf(settings) {
+  const request = { model: settings.model };
+  for (const name of NUMBERS) if (settings[name] !== "" && settings[name] !== undefined) request[name] = Number(settings[name]);
+  if (settings.max_tokens) request.max_completion_tokens = Number(settings.max_tokens);
+  const tools = toolsOf(settings.tools);
+  if (tools.length) request.tools = tools;
+  return request;
+}
+
+// Functions as OpenAI writes them, or the bare functions.
+export function toolsOf(text) {
+  if (!text?.trim()) return [];
+  let found;
+  try {
+    found = JSON.parse(text);
+  } catch {
+    throw new Error("The functions of this chat are no JSON; look at its settings.");
+  }
+  const list = Array.isArray(found) ? found : [found];
+  if (!list.every((one) => (one?.function ?? one)?.name)) throw new Error("Each function of this chat needs a name; look at its settings.");
+  return list.map((one) => (one.function ? one : { type: "function", function: one }));
 }
