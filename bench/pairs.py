@@ -2,9 +2,9 @@
 
     python -m bench pairs [--steps 120] [--device auto] [--out bench/results/training-pairs.json]
 
-Every step is a process: ``veil compile --trainable``, ``veil generate`` for what the model says of itself, ``veil finetune`` in
-mode ``execute`` on ``examples/varrow.jsonl``, then ``veil serve`` and ``veil generate --server --adapter``. An answer counts
-as right where it is the example's, word for word.
+Every step is a process: ``veil compile --trainable``, ``veil generate`` for what the model says of itself, ``veil finetune``
+in mode ``execute`` on ``examples/varrow.jsonl``, then ``veil serve`` and ``veil generate --server --adapter``. An answer
+counts as right where it is the example's, word for word.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def test_draft_tokens_and_answers_without_a_cache_are_refused(llama: Any, serve:
 def test_an_announced_prompt_shows_its_step_only(llama: Any, serve: Any) -> None:
     with connected(llama, serve, STEP) as remote:
         told: list[tuple[int, int]] = []
-        remote._remote.expect = lambda prompt_rows, new_tokens: told.append((prompt_rows, new_tokens))
+        remote.sides.remote.expect = lambda prompt_rows, new_tokens: told.append((prompt_rows, new_tokens))
         for rows in range(1, 17):
             remote.expect(rows, rows)
     assert told == [(8, 8)] * 8 + [(16, 16)] * 8
