@@ -29,6 +29,7 @@ PROGRAMS = (
     "quality",
     "remote",
     "security",
+    "soak",
     "tables",
     "training",
     "trips",

@@ -1,6 +1,6 @@
 """How many rows an owner may have multiplied by one layer in a day: as many as a layer is wide, and its weights are known.
 
-Counts are written ahead in blocks, so that a server that is killed gives nobody rows back.
+Counts are written offline in blocks, so that a server that is killed gives nobody rows back.
 """
 
 from __future__ import annotations
