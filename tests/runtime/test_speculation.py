@@ -40,7 +40,7 @@ def compiled(new_model: Callable[[str], Any], device: str) -> HybridFHEModel:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("veil.hybrid.model.Pace", Eager)
+    monkeypatch.setattr("veil.hybrid.generation.Pace", Eager)
 
 
 def generated(hybrid: HybridFHEModel, prompt: torch.Tensor, count: int = 8, **options: Any) -> list[int]:
