@@ -22,6 +22,7 @@ from veil.runtime.experts import ExpertLeak, open_layers
 from veil.runtime.layers import RemoteLayer
 from veil.runtime.padding import Padding
 from veil.runtime.passes import Forward, Passes, refuse_compiler
+from veil.runtime.rehearsal import pictured_tokens
 from veil.runtime.router import Router
 from veil.runtime.traffic import Traffic, padded_most
 from veil.runtime.weight_changes import Fingerprints
@@ -78,7 +79,7 @@ class ModelCalls:
     def follow(self, router: Router) -> None:
         """Take a new router, and plan passes anew."""
         self.passes.current = router
-        self._traffic = Traffic(router, self._open_layers)
+        self._traffic = Traffic(router, self._open_layers, pictured_tokens(getattr(self._model, "config", None)))
         self._traffic.padding = self._padding
 
     def watch(self, compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
