@@ -30,7 +30,7 @@ def stream_of(remote: Any) -> Any:
     return remote.sides.remote._transport._stream
 
 
-@pytest.mark.parametrize("port, kind", [(0, LaneStream), (None, GrpcStream)])
+@pytest.mark.parametrize(("port", "kind"), [(0, LaneStream), (None, GrpcStream)])
 def test_both_ways_give_the_same_tokens(
     port: int | None, kind: type, llama: Any, serve: Any, generated: Any, expected: list[int]
 ) -> None:
@@ -144,7 +144,7 @@ def test_a_hello_that_trickles_is_ended(llama: Any, serve: Any) -> None:
     with serve(llama, silent_s=0.3, sweep_s=0.05) as server:
         with socket.create_connection(("127.0.0.1", server.service.rows_port), 3) as connection:
             start = time.monotonic()
-            with pytest.raises(OSError):
+            with pytest.raises(OSError):  # noqa: PT011
                 while time.monotonic() - start < 5:
                     connection.sendall(b"\x20")
                     time.sleep(0.05)
