@@ -28,6 +28,7 @@ PROGRAMS = (
     "quality",
     "remote",
     "security",
+    "soak",
     "tables",
     "training",
     "trips",

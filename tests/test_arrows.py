@@ -20,6 +20,7 @@ ARROWS = {
     "wire": {"bundle", "kernels"},
     "checks": {"bundle", "kernels", "random"},
     "server": {"bundle", "crypto", "kernels", "network", "veil", "wire"},
+    "cluster": {"kernels", "network", "server", "wire"},
     "client": {"bundle", "checks", "crypto", "kernels", "network", "random", "wire"},
     "runtime": {"bundle", "checks", "client", "kernels", "sources"},
     "compile": {"bundle", "kernels", "runtime", "sources"},
@@ -53,6 +54,7 @@ ARROWS = {
         "server",
         "sources",
         "veil",
+        "wire",
     },
     "commands": {
         *(
@@ -60,6 +62,7 @@ ARROWS = {
             "bundle",
             "checks",
             "client",
+            "cluster",
             "compile",
             "gateway",
             "hybrid",
@@ -71,7 +74,7 @@ ARROWS = {
         ),
         *("sources", "training", "trust", "veil", "wire"),
     },
-    "cli": {"bench", "bundle", "client", "commands", "gateway", "network", "training", "veil"},
+    "cli": {"bench", "bundle", "client", "cluster", "commands", "gateway", "network", "server", "training", "veil"},
     "veil": {"bundle", "client", "commands", "hybrid", "network", "report", "runtime", "server", "sources", "training"},
     "__main__": {"cli"},
 }

@@ -20,6 +20,7 @@
     ├── BundleError               a bundle on disk that is damaged, incomplete or of another version
     ├── ModelSourceError          a model that cannot be found or read
     ├── NotCompiled               a mode that needs ``compile_model`` first
+    ├── ModelChanged              a model that is not, or not used as, what was compiled
     ├── StreamChanged             a fused model whose residual stream is not what it was compiled for
     ├── RemoteWeightError         something that needs, or would change, a weight that only the server has
     ├── UnevenTraffic             a model whose questions to the server depend on the text
@@ -107,6 +108,10 @@ class ModelSourceError(VeilError):
 
 class NotCompiled(VeilError, RuntimeError):
     """A mode that needs ``compile_model`` first."""
+
+
+class ModelChanged(VeilError, ValueError):
+    """A model that is not, or not used as, what was compiled: changed weights, or remote layers that were gone around."""
 
 
 class StreamChanged(VeilError, RuntimeError):

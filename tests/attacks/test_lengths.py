@@ -16,7 +16,8 @@ from veil import HybridFHEModel, Terms, linear_modules
 from veil.client.filler import Filler
 from veil.client.session import OfflineRows
 from veil.errors import NotFiniteActivation
-from veil.gateway.generation import Account, Cancelled, Generator
+from veil.gateway.account import Account, Cancelled
+from veil.gateway.generation import Generator
 from veil.gateway.sampling import Sampling
 from veil.gateway.served import ServedModel
 from veil.params import Params

@@ -35,8 +35,9 @@ from veil.seed import PublicSeed
 from veil.server.admission import Admission
 from veil.server.engine import Engine
 from veil.server.metrics import Metrics
+from veil.server.row_loop import RowLoop
 from veil.server.rows import RowAnswers
-from veil.server.scheduler import OnlineTurns, PreparationWorker
+from veil.server.scheduler import PreparationWorker
 from veil.server.service import HostedBundle, Service, Shared
 from veil.server.store import Limits, SessionStore
 from veil.wire import codec, failures, methods
@@ -85,11 +86,13 @@ def server() -> Service:
     engine = Engine.build(model, KERNELS)
     size = methods.largest_message([(PARAMS, MANIFEST)])
     admission = Admission(store)
+    loop = RowLoop(threads=1)
+    loop.start()
     shared = Shared(
         {"m": HostedBundle(engine, "0" * 64)},
         admission,
         PreparationWorker(admission),
-        OnlineTurns(),
+        loop,
         Metrics(),
         None,
         size,
@@ -187,7 +190,7 @@ def evaluate(data: bytes) -> None:
     zeros = bytes(PARAMS.batch_bytes)
     parts += [pb.PrepareRequest(batch=pb.PrepareBatch(number=number, data=zeros)) for number in range(2)]
     server().prepare(iter([seal(part) for part in parts]), "")
-    stream = RowAnswers(shared.admission, shared.turns, shared.metrics, "", lambda: None)
+    stream = RowAnswers(shared.admission, shared.loop, shared.metrics, "", lambda: None)
 
     def run() -> None:
         for piece in pieces(data):

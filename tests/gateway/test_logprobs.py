@@ -120,7 +120,7 @@ def test_a_vector_that_is_not_finite_is_no_answer(bytes_running: Any, monkeypatc
     import threading
     from types import SimpleNamespace
 
-    from veil.gateway.generation import Account
+    from veil.gateway.account import Account
 
     served, generator = bytes_running.gateway.served, bytes_running.gateway.generator
     monkeypatch.setattr(served, "kind", "encoder")

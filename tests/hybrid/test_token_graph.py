@@ -203,16 +203,16 @@ def test_groups_that_are_not_level_take_their_rows_apart(gpu: Gpu, monkeypatch: 
 def test_not_a_number_in_a_replayed_pass_is_told_of_at_its_end(gpu: Gpu) -> None:
     expected = clear(gpu)
     assert gpu.generate() == expected
-    wte = gpu.hybrid.model.transformer.wte.weight
-    kept = wte.detach().clone()
+    wpe = gpu.hybrid.model.transformer.wpe.weight
+    kept = wpe.detach().clone()
     with torch.no_grad():
-        wte[expected[3]] = torch.nan
+        wpe[PROMPT.shape[1] + 3] = torch.nan  # where the last pass is
     before = gpu.replayed
     with pytest.raises(NotFiniteActivation, match=r"NaN or infinity reached transformer\.h\.0\.attn\.c_attn"):
         gpu.generate()
     assert gpu.replayed > before
     with torch.no_grad():
-        wte.copy_(kept)
+        wpe.copy_(kept)
     assert gpu.generate() == expected
 
 

@@ -171,7 +171,7 @@ def test_the_client_half_holds_no_remote_weight(whole: tuple[HybridFHEModel, Pat
     for layer in remote:
         assert not [name for name in tensors if name.startswith(layer.name + ".")]
     local = {"transformer.wte.weight", "model.embed_tokens.weight"}
-    weights = [hybrid.model.get_submodule(layer.name).weight.detach().numpy() for layer in remote]
+    weights = [hybrid.model.get_submodule(layer.name).inner.weight.detach().numpy() for layer in remote]
     for name, tensor in tensors.items():
         if name not in local:
             for weight in weights:

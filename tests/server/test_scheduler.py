@@ -14,23 +14,25 @@ from veil.kernels.interface import Rows
 from veil.kernels.reference import ReferenceKernels
 from veil.server.admission import Admitted
 from veil.server.engine import Claim
-from veil.server.scheduler import OnlineTurns, PreparationWorker
+from veil.server.row_loop import RowLoop
+from veil.server.scheduler import PreparationWorker
 from veil.server.store import Session
 from veil.wire.messages import BatchUpload, Upload
 
 
 class FakeEngine:
-    """Records passes; ``gate`` holds preparation back, ``online`` products."""
+    """Records passes; ``gate`` holds preparation back."""
 
     kernels = ReferenceKernels()
+    model = SimpleNamespace(weights=[np.zeros((1, 2), np.int8)])
+    on_gpu = False
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[str, int]]] = []
         self.answered: list[int] = []
         self.started = threading.Event()
-        self.gate, self.online = threading.Event(), threading.Event()
+        self.gate = threading.Event()
         self.gate.set()
-        self.online.set()
         self.failure: Exception | None = None
         self.given_back: list[str] = []
 
@@ -50,7 +52,6 @@ class FakeEngine:
 
     def answer(self, claims: list[Claim], *, serial: bool) -> list[Any]:
         self.answered.append(len(claims))
-        assert self.online.wait(30)
         return [claim.rows for claim in claims]
 
 
@@ -155,100 +156,16 @@ def test_stopping_finishes_what_waits(engine: Any) -> None:
     assert all(future.done() for future in futures)
 
 
-def claim(group: int, row: int, slots: int = 1) -> Claim:
-    return Claim(group, np.full((1, 2), row, dtype=np.uint8), [Rows(np.zeros((1, 1), dtype=np.uint32), 0, 1)], slots)
-
-
-def test_rows_of_one_group_are_answered_together_and_each_gets_its_own(engine: Any, until: Any) -> None:
-    turns = OnlineTurns(1)
-    replies: dict[int, bytes] = {}
-
-    def ask(row: int) -> None:
-        replies[row] = turns.answer(engine, claim(row % 2, row))
-
-    engine.online.clear()
-    threads = [threading.Thread(target=ask, args=(row,), daemon=True) for row in range(9)]
-    threads[0].start()
-    until(lambda: engine.answered == [1])
-    for thread in threads[1:]:
-        thread.start()
-    until(lambda: len(turns._waiting) == 8)
-    engine.online.set()
-    for thread in threads:
-        thread.join(30)
-    assert replies == {row: bytes([row, row]) for row in range(9)}
-    assert engine.answered == [1, 4, 4]
-
-
-def test_rows_that_ask_for_other_outputs_are_not_answered_together() -> None:
-    assert claim(0, 1, 5).asks_like(claim(0, 2, 5))
-    assert not claim(0, 1, 5).asks_like(claim(0, 1, 4))
-    assert not claim(0, 1, 5).asks_like(claim(1, 1, 5))
-
-
-class CountingEngine:
-    """Counts products that run at once and notes which were serial; each takes until ``gate`` opens."""
-
-    kernels = ReferenceKernels()
-
-    def __init__(self, work: int) -> None:
-        self._work = work
-        self.running: list[bool] = []
-        self.gate = threading.Event()
-
-    def work(self, claim: Claim) -> int:
-        return self._work
-
-    def answer(self, claims: list[Claim], *, serial: bool) -> list[Any]:
-        self.running.append(serial)
-        assert self.gate.wait(30)
-        return [claim.rows for claim in claims]
-
-
-def test_as_many_products_as_cores_run_at_once_and_the_rest_is_batched(until: Any) -> None:
-    turns, engine = OnlineTurns(2), CountingEngine(1 << 30)
-    replies: dict[int, bytes] = {}
-
-    def ask(row: int) -> None:
-        replies[row] = turns.answer(engine, claim(0, row))  # type: ignore[arg-type]
-
-    threads = [threading.Thread(target=ask, args=(row,), daemon=True) for row in range(6)]
-    for running, thread in enumerate(threads[:2], 1):
-        thread.start()
-        until(lambda running=running: len(engine.running) == running)
-    for thread in threads[2:]:
-        thread.start()
-    until(lambda: len(turns._waiting) == 4)
-    assert engine.running == [False, True]  # the second one shares the cores
-    engine.gate.set()
-    for thread in threads:
-        thread.join(30)
-    assert replies == {row: bytes([row, row]) for row in range(6)}
-    assert len(engine.running) == 3
-
-
-@pytest.mark.parametrize(("work", "serial"), [(1 << 10, True), (1 << 30, False)])
-def test_only_a_large_product_gets_several_threads(work: int, serial: bool) -> None:
-    engine = CountingEngine(work)
-    engine.gate.set()
-    OnlineTurns(2).answer(engine, claim(0, 1))  # type: ignore[arg-type]
-    assert engine.running == [serial]
-
-
-def test_a_failing_product_fails_those_who_asked() -> None:
-    turns = OnlineTurns()
-    broken = SimpleNamespace(work=lambda claim: 1, answer=lambda claims, serial: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        turns.answer(broken, claim(0, 1))  # type: ignore[arg-type]
-
-
 def test_online_work_does_not_wait_for_preparation(engine: Any) -> None:
-    worker, turns = PreparationWorker(engine), OnlineTurns()
+    worker, loop = PreparationWorker(engine), RowLoop()
+    loop.start()
     engine.gate.clear()
     slow = worker.submit(item("a", 0))
     assert engine.started.wait(30)
-    assert turns.answer(engine, claim(0, 3)) == bytes([3, 3])
+    claim = Claim(0, np.full((1, 2), 3, dtype=np.uint8), [Rows(np.zeros((1, 1), dtype=np.uint32), 0, 1)], 1)
+    assert loop.answer(engine, claim, "b") == bytes([3, 3])
     assert not slow.done()
     engine.gate.set()
     slow.result(30)
     worker.stop()
+    loop.stop()

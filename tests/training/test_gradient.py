@@ -241,9 +241,9 @@ def test_training_through_a_model_that_was_not_compiled_for_it_gives_no_gradient
     assert not hybrid.model(IDS, labels=IDS).loss.requires_grad
 
 
-def test_a_remote_weight_is_read_where_it_is_and_never_written(twins: Any) -> None:
+def test_a_remote_weight_is_never_written(twins: Any) -> None:
     layer = twins().hybrid.model.lm_head
-    assert torch.equal(layer.weight @ torch.ones(32), layer.inner.weight @ torch.ones(32))
+    assert torch.equal(torch.linalg.norm(layer.weight, dim=1), layer.inner.weight.norm(dim=1))
     before = layer.inner.weight.clone()
     for write in (
         lambda weight: weight.data.__iadd__(1.0),

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from veil import HybridFHEModel, linear_modules
+from veil.errors import ModelChanged
 from veil.params import Params
 
 peft = pytest.importorskip("peft")
@@ -28,8 +29,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 ROWS = [{"input_ids": [1, *range(3 + i, 11 + i)], "labels": [1, *range(3 + i, 11 + i)]} for i in range(8)]
 
 
-def hybrid_of(model: nn.Module, sample: Any, mode: str = "execute") -> HybridFHEModel:
-    hybrid = HybridFHEModel(model, linear_modules(model))
+def hybrid_of(model: nn.Module, sample: Any, mode: str = "execute", *, include_head: bool = True) -> HybridFHEModel:
+    hybrid = HybridFHEModel(model, linear_modules(model, include_head))
     hybrid.compile_model(sample, trainable=True, params=Params.insecure_tiny(), device="cpu")
     hybrid.set_fhe_mode(mode)
     return hybrid
@@ -83,6 +84,7 @@ def test_trainer_with_accumulation_clipping_checkpointing_and_resume(new_model: 
 
 
 def test_sft_trainer(new_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    """Its loss multiplies with the head's weight itself: a remote head is refused, a local one trains."""
     trl = pytest.importorskip("trl")
     from datasets import Dataset
 
@@ -101,8 +103,14 @@ def test_sft_trainer(new_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Non
         return losses(trainer)
 
     expected = train(new_model("llama"), "float")
-    hybrid = hybrid_of(new_model("llama"), torch.arange(1, 25).reshape(2, 12))
+    calibration = torch.arange(1, 25).reshape(2, 12)
+    whole = hybrid_of(new_model("llama"), calibration)
+    with pytest.raises(ModelChanged, match="uses the weight of 'lm_head' without calling it; leave it out of module_names"):
+        train(whole.model, "refused")
+    hybrid = hybrid_of(new_model("llama"), calibration, include_head=False)
     assert train(hybrid.model, "ours") == pytest.approx(expected, rel=0.01)
+    assert hybrid.stats.rows > 0
+    whole.close()
     hybrid.close()
 
 

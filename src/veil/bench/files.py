@@ -9,13 +9,14 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from veil.bench.load_record import LoadSeries
 from veil.bench.record import FORMAT, Record, SignalSeries, WidthSeries
 
 T = TypeVar("T")
 
-AnyRecord = Record | WidthSeries | SignalSeries
+AnyRecord = Record | WidthSeries | SignalSeries | LoadSeries
 
-KINDS: dict[str, type[AnyRecord]] = {"token": Record, "widths": WidthSeries, "signal": SignalSeries}
+KINDS: dict[str, type[AnyRecord]] = {"token": Record, "widths": WidthSeries, "signal": SignalSeries, "load": LoadSeries}
 
 
 def to_json(record: AnyRecord) -> str:

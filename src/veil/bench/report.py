@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from veil.bench import load_report
 from veil.bench.files import AnyRecord
 from veil.bench.link import token_seconds
+from veil.bench.load_record import LoadSeries
 from veil.bench.record import Record, SignalSeries, Timing, WidthSeries
 from veil.network.link import Link
 
@@ -24,6 +26,8 @@ def tables(record: AnyRecord) -> list[Table]:
         return [widths(record)]
     if isinstance(record, SignalSeries):
         return [signal(record)]
+    if isinstance(record, LoadSeries):
+        return load_report.tables(record)
     made = [summary(record), phases(record), sizes(record), limits(record)]
     made += [] if record.phase("whole pass") else [links(record)]
     return made + ([peer(record)] if record.peer else [])

@@ -29,3 +29,5 @@ class Compiled:
     weights: tuple[I8, ...] | None
     unfused: tuple[str, ...] = ()
     """Why norms stayed that fusing was tried on; known when a model is compiled, not kept in a bundle."""
+    asked: frozenset[str] = frozenset()
+    """Names of the layers that calibration reached; likewise."""

@@ -21,7 +21,7 @@ SEGMENTS = ("body", "head", "back")
 
 MAX_WIDTH = 1 << 20
 MAX_SLOTS = 1 << 24
-_NAME = r"[\w.\-]{1,256}"
+NAME = r"[\w.\-]{1,256}"
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _check_group(group: Group) -> None:
         sizes = (layer.in_features, layer.out_features, layer.bits)
         if not all(isinstance(size, int) for size in sizes) or not isinstance(layer.name, str):
             raise BundleError("the manifest has a field of the wrong type")
-        if not re.fullmatch(_NAME, layer.name) or layer.kind not in ("linear", "conv1d", "embedding"):
+        if not re.fullmatch(NAME, layer.name) or layer.kind not in ("linear", "conv1d", "embedding"):
             raise BundleError(f"the manifest has a layer named {layer.name!r} of kind {layer.kind!r}")
         if not (1 <= layer.in_features <= MAX_WIDTH and 1 <= layer.out_features <= MAX_SLOTS and 2 <= layer.bits <= 8):
             raise BundleError(f"layer {layer.name!r} has sizes {sizes}, outside the limits")
@@ -233,7 +233,7 @@ def _check_fusion(group: Group) -> None:
     assert fusion is not None
     if not isinstance(fusion.width, int) or not 1 <= fusion.width <= MAX_WIDTH:
         raise BundleError(f"group {group.name!r} is fused over a stream of width {fusion.width!r}, outside the limits")
-    if not all(isinstance(name, str) and re.fullmatch(_NAME, name) for name in (fusion.before, fusion.after)):
+    if not all(isinstance(name, str) and re.fullmatch(NAME, name) for name in (fusion.before, fusion.after)):
         raise BundleError(f"group {group.name!r} is fused over norms with names that no module has")
     sizes = [layer.out_features for layer in group.layers[:1]] + [layer.in_features for layer in group.layers[1:]]
     if len(sizes) < 2 or set(sizes) != {fusion.width} or any(layer.kind == "embedding" for layer in group.layers):

@@ -11,9 +11,11 @@ import typer
 from veil import __version__
 from veil.cli import (
     bench,
+    bench_load,
     cache,
     chat,
     check,
+    cluster,
     compile,
     doctor,
     finetune,
@@ -67,18 +69,23 @@ for _name, _module in {
     "compile": compile,
     "finetune": finetune,
     "serve": serve,
+    "cluster": cluster,
     "pull": pull,
     "check": check,
     "gateway": gateway,
     "chat": chat,
     "cache": cache,
     "token": token,
-    "bench": bench,
     "report": report,
     "params": params,
     "doctor": doctor,
 }.items():
     app.command(_name)(one_line_errors(_module.command))
+
+_bench = typer.Typer(invoke_without_command=True, rich_markup_mode="markdown")
+_bench.callback()(one_line_errors(bench.command))
+_bench.command("load")(one_line_errors(bench_load.command))
+app.add_typer(_bench, name="bench")
 
 
 def main() -> None:

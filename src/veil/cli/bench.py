@@ -37,6 +37,7 @@ class BenchFigure(str, Enum):
 
 
 def command(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Option(
@@ -127,6 +128,8 @@ def command(
 
     Nothing else should run meanwhile. `gpt2` takes about three minutes, its peer two more.
     """
+    if context.invoked_subcommand is not None:
+        return
     for record in from_ or ():
         check_file(record)
     sign_of_life()

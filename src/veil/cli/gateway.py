@@ -93,6 +93,14 @@ def command(
         ),
     ] = None,
     cache_days: Annotated[float, typer.Option(min=0.01, help="Forget what was not used for so many days.")] = 7.0,
+    eager_prompt: Annotated[
+        bool,
+        typer.Option(
+            "--eager-prompt",
+            help="Send rows of finished words while a message is typed on the page, so that its answer begins at once. The "
+            "server then sees how fast it is typed, how often it is changed, and messages that are never sent.",
+        ),
+    ] = False,
     device: ServingDevice = Device.auto,
     open_page: Annotated[bool, typer.Option("--open", help="Open the chat page in the browser.")] = False,
     server_access: ServerAccess,
@@ -118,6 +126,8 @@ def command(
         raise ValueError(
             "--cache-gib shows how far a prompt repeats an earlier one, whatever --pad says; leave out one of them"
         )
+    if padding is not None and eager_prompt:
+        raise ValueError("--eager-prompt shows how a message is typed, whatever --pad says; leave out one of them")
     access = Access(
         host=host,
         keys=Keys.read(api_key, api_keys),
@@ -147,7 +157,7 @@ def command(
         GatewayRequest(
             choices=choices,
             access=access,
-            settings=Settings(at_once=at_once, most_waiting=queue, answer_tokens=answer_tokens),
+            settings=Settings(at_once=at_once, most_waiting=queue, answer_tokens=answer_tokens, eager=eager_prompt),
             port=port,
             open_page=open_page,
             aliases=aliases_of(alias or []),

@@ -20,6 +20,15 @@ def command(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8471,
     device: Annotated[Device, typer.Option(help="Where it computes; `auto` takes a GPU if veil can use one.")] = Device.auto,
+    cards: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=16,
+            help="Use so many GPUs: copies of a bundle that fits on one, one a GPU; a larger bundle is cut, each GPU "
+            "with its part of every layer.",
+        ),
+    ] = 1,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of the certificate chain.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
     tokens: Annotated[
@@ -70,6 +79,7 @@ def command(
             port=port,
             rows_port=rows_port,
             device=device.value,
+            cards=cards,
             tls_cert=tls_cert,
             tls_key=tls_key,
             tokens=tokens,

@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,6 +79,10 @@ class Address:
         except BaseException:
             plain.close()
             raise
+
+    def elsewhere(self, target: str) -> Address:
+        """Another server, reached in the same way; `ValueError` for what is no address, or wants TLS that is not there."""
+        return replace(self, target=target)
 
     @property
     def is_here(self) -> bool:

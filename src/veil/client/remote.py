@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from veil.bundle.client_half import ClientModel
 from veil.bundle.fingerprint import fingerprint_of
 from veil.client.connection import Address, Connection, OfferedBundle
+from veil.client.place import Place, placed_at
 from veil.client.stats import Stats
 from veil.client.stream import GrpcStream, LaneStream, RowStream
 from veil.errors import BundleError, CorruptMessage, IncompatibleServer, ServerUnreachable, VeilError
@@ -57,11 +58,14 @@ class RemoteTransport:
         self._half = half
         self._name = name
         self._fingerprint = fingerprint_of(model.params, model.seed, model.manifest)
+        self._address = address
+        self._place = Place(address.target)
         self._online = Connection(address, timeouts)
         self._offline = Connection(address, timeouts)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._stream: RowStream | None = None
+        self._stream_of = ""
         self._sequence = 0
         self._opening = threading.Lock()  # guards what `open` replaces while rows go: these and the lane
         self._session = ""
@@ -95,7 +99,9 @@ class RemoteTransport:
             self._offline.upload("Prepare", _upload(header, data), pb.PrepareReply, self._timeouts.prepare_s)
         except (ServerUnreachable, CorruptMessage):
             self._offline.renew()
+            self._place.failed()
             raise
+        self._place.worked()
 
     def evaluate(self, session: str, group: int, spans: Sequence[Span], data: Array, slots: int) -> Array:
         """Send rows and wait for the results; after a broken stream the same bytes go over a new one."""
@@ -105,15 +111,20 @@ class RemoteTransport:
             tries: Retries | None = None
             while True:
                 try:
+                    if self._stream is not None and self._stream_of != self._place.target:
+                        self._drop_stream()  # the last session was on another server of the cluster
                     if self._stream is None:
+                        self._stream_of = self._place.target
                         self._stream = self._open_stream(session, tries.count if tries else 1)
                     self._check_open()  # when the stream is where `stop` finds it
                     reply = b"".join(self._stream.exchange(requests, sequences))
+                    self._place.worked()
                     return codec.rows_from(reply, len(packed), slots, info.result_bits)
                 except (ServerUnreachable, CorruptMessage):
                     self._drop_stream()
                     self._check_open()
                     self._stats.reconnects += 1
+                    self._place.failed()
                     tries = tries or self._timeouts.retries(stop=self._stopping)
                     if not tries.again():
                         raise
@@ -166,8 +177,32 @@ class RemoteTransport:
         return GrpcStream(self._online, self._timeouts.reply_s)
 
     def _open(self) -> pb.OpenReply:
+        """A session here, or where the front of a cluster would have it."""
+        if self._place.moved:
+            self._move(self._address)
+        reply = self._open_at(self._offline)
+        if reply.server:
+            self._move(placed_at(self._address, reply.server))
+            reply = self._open_at(self._offline)
+            if reply.server:
+                raise IncompatibleServer("the server that a cluster named would have the session elsewhere again")
+        return reply
+
+    def _move(self, address: Address) -> None:
+        """Go on at another server, over connections of its own."""
+        old = self._online, self._offline
+        self._online, self._offline = Connection(address, self._timeouts), Connection(address, self._timeouts)
+        self._place = Place(address.target, moved=address.target != self._address.target)
+        for connection in old:
+            connection.close()
+        if self._stopping.is_set():
+            self._offline.close()
+
+    def _open_at(self, connection: Connection) -> pb.OpenReply:
         request = pb.OpenRequest(protocol=methods.PROTOCOL, bundle=self._choose(), fingerprint=self._fingerprint)
-        reply = self._offline.unary("Open", request, pb.OpenReply, self._timeouts.connect_s)
+        reply = connection.unary("Open", request, pb.OpenReply, self._timeouts.connect_s)
+        if reply.server:
+            return reply
         if reply.batch_ttl_s < _SHORTEST_TTL_S:
             raise IncompatibleServer(
                 f"the server forgets rows after {reply.batch_ttl_s} s: a client would make them for ever; ask its operator "

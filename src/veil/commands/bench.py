@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from veil.bench import figures, files, precision, report, run, series, subjects
+from veil.bench import figures, files, load_report, precision, report, run, series, subjects
 from veil.bench.files import AnyRecord
+from veil.bench.load_record import LoadSeries
 from veil.bench.record import Record, SignalSeries, WidthSeries
 from veil.commands.terminal import Reporter
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STANDARD_OUTPUT = Path("-")
-SERIES = ("widths", "signal")
+SERIES = ("widths", "signal", "load")
 """Figures of a series, each with the option that measures it."""
 
 
@@ -81,6 +82,8 @@ def _drawn(made: Sequence[AnyRecord], figure: str | None) -> Figure:
     first = made[0]
     if isinstance(first, WidthSeries):
         return figures.widths(first)
+    if isinstance(first, LoadSeries):
+        return load_report.figure(first)
     if isinstance(first, SignalSeries):
         return figures.signal(first)
     return figures.OF_RECORDS[figure or "phases"]([one for one in made if isinstance(one, Record)])

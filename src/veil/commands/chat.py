@@ -26,8 +26,9 @@ from veil.commands.interrupts import interrupts_set
 from veil.commands.model_choice import opened
 from veil.commands.stream import printable
 from veil.errors import VeilError
+from veil.gateway.account import Account, Cancelled
 from veil.gateway.failures import ApiError
-from veil.gateway.generation import Account, Cancelled, Generator
+from veil.gateway.generation import Generator
 from veil.gateway.sampling import Sampling
 from veil.gateway.served import ServedModel
 from veil.gateway.transcript import Piece

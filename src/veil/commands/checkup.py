@@ -77,7 +77,7 @@ def _torch() -> tuple[State, str, str]:
 
     built = torch.version.cuda or torch.version.hip
     if built and not torch.cuda.is_available():
-        remedy = "it works; PyTorch's build for the CPU takes a tenth of the disk (README, Install)"
+        remedy = "it works; PyTorch's build for the CPU takes a tenth of the disk (docs/start.md)"
         return "note", f"{torch.__version__}, built for a GPU (CUDA {built}) that is not here", remedy
     return "ok", f"{torch.__version__}, {'for GPUs' if built else 'for the CPU'}, {torch.get_num_threads()} threads", ""
 
@@ -85,7 +85,7 @@ def _torch() -> tuple[State, str, str]:
 def _extras() -> tuple[State, str, str]:
     there: list[str] = []
     absent: list[str] = []
-    for extra in ("server", "gateway", "bench"):  # `_card` tells of the one for a card
+    for extra in ("server", "gateway", "bench"):  # `_gpu` tells of the one for a GPU
         whole = all(importlib.util.find_spec(module) is not None for module in EXTRAS[extra])
         (there if whole else absent).append(extra)
     remedy = f"pip install 'veil-llm[{','.join(absent)}]' if you want them" if absent else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from veil.checks.files import path_of, save_vectors
 from veil.commands.models import compiled
 from veil.commands.terminal import Reporter, error_console
 from veil.runtime.experts import ExpertLeak
+from veil.runtime.local_parts import LocalPart, local_parts
+from veil.runtime.modules import select_modules
 from veil.runtime.saved_model import TOKENIZER
 from veil.sources.models import Task, load_model
 
@@ -42,8 +45,10 @@ def run(
         raise ValueError(f"{out} exists already; remove it, or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
+    local: tuple[LocalPart, ...] = ()
     with Reporter() as reporter:
         source = load_model(model, task=task, progress=reporter.report)
+        local = local_parts(source.model, select_modules(source.model, modules, tell=False))
         hybrid = compiled(
             source,
             bits=bits,
@@ -62,6 +67,7 @@ def run(
         "path": str(out),
         "bits": bits,
         "remote_modules": count,
+        "local_modules": [asdict(part) for part in local],
         "trips": len(hybrid.manifest.forward),
         "fused_norms": len([group for group in hybrid.manifest.groups if group.fusion]),
         "unfused_norms": list(hybrid.unfused),
@@ -81,6 +87,8 @@ def run(
     table = Table(show_header=False)
     table.add_row("model", source.origin)
     table.add_row("remote modules", f"{count}, weights of {bits} bits")
+    if local:
+        table.add_row("computed by the client", "\n".join(map(str, local)))
     fused = f"{summary['trips']} round trips a token, {summary['fused_norms']} norms fused"
     table.add_row("network", fused + "".join(f"\nnot fused: {reason}" for reason in hybrid.unfused[:1]))
     tokenizer, tables = summary["tokenizer_bytes"], summary["public_table_bytes"]

@@ -38,7 +38,7 @@ def compiled(
     sample = {"input_ids": tokens}
     if source.model.config.is_encoder_decoder:
         sample["decoder_input_ids"] = tokens
-    names = select_modules(source.model, modules)
+    names = select_modules(source.model, modules, tell=False)
     hybrid = HybridFHEModel(source.model, module_names=names, expert_leak=expert_leak)
     with quiet():
         hybrid.compile_model(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +21,13 @@ from veil.compile.last_rows import last_row_layers
 from veil.compile.norm_fusion import Fusions, StreamWatch, fuse_groups
 from veil.compile.quantize import quantize_weight
 from veil.compile.transposed import gradients_seen, transposed
+from veil.errors import ModelChanged, RemoteWeightError
 from veil.kernels.memory import side_by_side
 from veil.noise import wire_bits
 from veil.params import Params
 from veil.progress import Progress
-from veil.runtime.experts import calibrating
-from veil.runtime.layers import RemoteLayer, float_bias, float_weight
+from veil.runtime.experts import RemoteExperts, calibrating
+from veil.runtime.layers import Observer, RemoteLayer, float_bias, float_weight
 from veil.runtime.modules import output_head
 from veil.seed import PublicSeed
 
@@ -53,7 +54,8 @@ def compile_layers(
     ``sample`` are the token ids of that pass, where there are any. ``trainable`` adds the transposed groups.
 
     Raises `ValueError` for bits outside 2 to 8, a name in ``n_bits`` that is not remote, a weight that is not finite, a
-    layer that computes something else or that the model goes around, or a norm that ``on`` wants fused and that cannot be.
+    layer that computes something else, that the model goes around or that calibration has to reach and does not, or a norm
+    that ``on`` wants fused and that cannot be.
     """
     if trainable and fuse_norms == "on":
         raise ValueError("fused norms cannot be trained through; leave out fuse_norms='on'")
@@ -79,6 +81,11 @@ def compile_layers(
     }
     order = [(described[name], found.tensor) for name, found in seen.items()]
     missing = [name for name in layers if name not in seen]
+    if missing and not dynamic:
+        raise ValueError(
+            f"calibration did not reach {missing[0]!r}, so its inputs have no scale; give inputs that reach it, leave it "
+            "out, or use dynamic quantization"
+        )
     order += [(described[name], -2 - position) for position, name in enumerate(missing)]
     manifest = make_groups(order, _head_name(model, layers))
     fusions = _fusions(watch, manifest, fuse_norms)
@@ -116,7 +123,8 @@ def compile_layers(
         report("quantizing for gradients", len(manifest.groups), len(manifest.groups))
         manifest = Manifest(tuple(groups))
     report("quantizing", len(manifest.groups), len(manifest.groups))
-    return Compiled(params, PublicSeed.fresh(), manifest, tuple(constants), side_by_side(weights), fusions.reasons)
+    seed, packed = PublicSeed.fresh(), side_by_side(weights)
+    return Compiled(params, seed, manifest, tuple(constants), packed, fusions.reasons, frozenset(seen))
 
 
 def _fusions(watch: StreamWatch, manifest: Manifest, fuse_norms: str) -> Fusions:
@@ -214,9 +222,8 @@ def _calibrate(layers: dict[str, RemoteLayer], run: Callable[[], Any]) -> dict[s
     rows: dict[int, _Seen] = {}
     alive: list[torch.Tensor] = []
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            x = args[0]
+    def watch(name: str) -> Observer:
+        def observe(x: torch.Tensor, out: torch.Tensor) -> None:
             alive.append(x)
             first = name not in seen
             if first and id(x) in rows:  # a layer of the same group has noted it
@@ -227,21 +234,54 @@ def _calibrate(layers: dict[str, RemoteLayer], run: Callable[[], Any]) -> dict[s
             if first:
                 rows[id(x)] = replace(own)
 
-        return hook
+        return observe
 
-    for layer in layers.values():
-        layer.weight_read = False
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    try:
-        with torch.no_grad():
+    with _observed(layers, watch), torch.no_grad():
+        try:
+            with _withheld(layers):
+                run()
+        except (
+            ModelChanged,
+            RemoteWeightError,
+        ):  # it may change weights once, at its first pass, and not use them in every one
             run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    around = next((name for name, layer in layers.items() if layer.weight_read and name not in seen), None)
-    if around is not None:
-        raise ValueError(f"the model uses the weight of {around!r} without calling it; leave it out of module_names")
+            for kept in (seen, rows, alive):
+                kept.clear()
+            with _withheld(layers):
+                run()
     return seen
+
+
+@contextmanager
+def _withheld(layers: dict[str, RemoteLayer]) -> Iterator[None]:
+    """Weights cannot be read inside the block, so that a model calls its layers where it could go around them."""
+    try:
+        for layer in layers.values():
+            layer.withholds = True
+        yield
+    finally:
+        for layer in layers.values():
+            layer.withholds = False
+
+
+@contextmanager
+def _observed(layers: dict[str, RemoteLayer], watch: Callable[[str], Observer]) -> Iterator[None]:
+    observers = {name: watch(name) for name in layers}
+    try:
+        for name, layer in layers.items():
+            layer.observers.append(observers[name])
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.observers.remove(observers[name])
+
+
+def compiled_modules(model: nn.Module, layers: dict[str, RemoteLayer], manifest: Manifest) -> dict[str, nn.Module]:
+    """The float modules, by name, whose weights a compiled model holds: the layers', and the norms that were fused in."""
+    fusions = [group.fusion for group in manifest.groups if group.fusion]
+    norms = {fusion.after: model.get_submodule(fusion.after) for fusion in fusions}
+    mixtures = {name: part.original for name, part in model.named_modules() if isinstance(part, RemoteExperts)}
+    return {name: _inner(layer) for name, layer in layers.items()} | norms | mixtures
 
 
 def _bits_by_name(layers: dict[str, RemoteLayer], n_bits: int | dict[str, int]) -> dict[str, int]:
@@ -251,9 +291,9 @@ def _bits_by_name(layers: dict[str, RemoteLayer], n_bits: int | dict[str, int]) 
             raise ValueError(f"n_bits names {unknown[0]!r}, which is not a remote module")
     bits = {name: n_bits.get(name, 8) if isinstance(n_bits, dict) else n_bits for name in layers}
     for name, value in bits.items():
-        if not isinstance(value, int) or not 2 <= value <= 8:
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 2 <= value <= 8:
             raise ValueError(f"n_bits of {name!r} is {value!r}, expected an integer from 2 to 8")
-    return bits
+    return {name: int(value) for name, value in bits.items()}
 
 
 def _head_name(model: nn.Module, layers: dict[str, RemoteLayer]) -> str | None:

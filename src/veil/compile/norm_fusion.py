@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from veil.bundle.manifest import Group, Manifest, NormFusion
-from veil.runtime.layers import RemoteLayer
+from veil.runtime.layers import Observer, RemoteLayer
 from veil.runtime.norms import Norm, is_norm, norm_of
 from veil.runtime.sighting import Sighting
 
@@ -64,25 +64,35 @@ class StreamWatch:
         self._layers = layers
         self._calls: list[_Call] = []
         self._hooks: list[Any] = []
+        self._watched: list[tuple[RemoteLayer, Observer]] = []
 
     def __enter__(self) -> StreamWatch:
         watched: dict[str, nn.Module] = dict(self._layers)
         inside = {id(part) for layer in self._layers.values() for part in layer.modules()}
         watched |= {n: m for n, m in self._model.named_modules() if is_norm(m) and id(m) not in inside}
         for name, module in watched.items():
-            self._hooks.append(module.register_forward_hook(self._note(name, norm=name not in self._layers)))
+            if isinstance(module, RemoteLayer):
+                self._watched.append((module, self._observer(name)))
+                module.observers.append(self._watched[-1][1])
+            else:
+                self._hooks.append(module.register_forward_hook(self._note(name)))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for hook in self._hooks:
             hook.remove()
+        for layer, observer in self._watched:
+            layer.observers.remove(observer)
 
-    def _note(self, name: str, *, norm: bool) -> Any:
+    def _note(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
             if args and isinstance(args[0], torch.Tensor) and isinstance(result, torch.Tensor):
-                self._calls.append(_Call(name, Sighting(args[0]), Sighting(result), norm))
+                self._calls.append(_Call(name, Sighting(args[0]), Sighting(result), True))
 
         return hook
+
+    def _observer(self, name: str) -> Observer:
+        return lambda x, out: self._calls.append(_Call(name, Sighting(x), Sighting(out), False))
 
     def fusions(self, manifest: Manifest) -> Fusions:
         """Every fusion that the calls allow, for groups as the manifest has them."""

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+from veil.gateway.account import Account, Cancelled, End
 from veil.gateway.failures import ApiError, from_error, stopping
 from veil.gateway.fair_queue import FairQueue, Job
-from veil.gateway.generation import Account, Cancelled, End, Generator
+from veil.gateway.generation import Generator
 from veil.gateway.sampling import Sampling
 from veil.gateway.transcript import Piece
 

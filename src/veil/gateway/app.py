@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from veil import __version__
-from veil.gateway import incoming, metrics, page, schemas, vectors
+from veil.gateway import eager, incoming, metrics, page, schemas, vectors
 from veil.gateway.answers import Answers, texts
 from veil.gateway.failures import ApiError
 from veil.gateway.fair_queue import FairQueue
@@ -40,12 +40,14 @@ _EXPECT_EVERY_S = 0.5
 class Settings:
     """How much the gateway does at once: generations that take turns, and requests that wait for one.
 
-    ``answer_tokens`` is the most that an answer gets whose request has no limit.
+    ``answer_tokens`` is the most that an answer gets whose request has no limit. With ``eager`` a prompt's rows go up while
+    it is written, where a client asks for that.
     """
 
     at_once: int = 4
     most_waiting: int = 32
     answer_tokens: int = 2048
+    eager: bool = False
 
 
 class Gateway:
@@ -101,6 +103,7 @@ class Gateway:
             server_lost_s=None if served.lost_s is None else round(served.lost_s, 1),
             security_bits=served.security_bits,
             checked=served.checked,
+            eager=self.settings.eager and not served.two_sided,
             rows_ready=ready.tokens,
             prompt_rows_ready=ready.prompt_rows,
             running=self.line.running,
@@ -146,6 +149,7 @@ def build_app(
     _add_openai(app, gateway)
     _add_own(app, gateway)
     _add_tokens(app, gateway)
+    eager.add_to(app, gateway)
     vectors.add_to(app, gateway)
     responses.add_to(app, gateway)
     messages.add_to(app, gateway)

@@ -6,58 +6,27 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import DynamicCache, GenerationConfig
 
 from veil.client.stats import Stats
 from veil.errors import NotFiniteActivation
+from veil.gateway.account import Account, Cancelled, Emit, End
 from veil.gateway.fair_queue import TurnLock
 from veil.gateway.prefix import PrefixStore
-from veil.gateway.sampling import Matcher, Sampler, Sampling
+from veil.gateway.sampling import Sampler, Sampling
 from veil.gateway.served import ServedModel
-from veil.gateway.transcript import Piece, Transcript
+from veil.gateway.transcript import Transcript
+from veil.gateway.watch import Watch
 
 _PREFIX_BYTES = 512 << 20
+_PIECE_TOKENS = 64
+"""Tokens of a prompt's beginning that are computed at once, so that an answer to somebody else comes in between."""
+
 _GOING_TOKENS = 4
 """Tokens of a turn that is gone on with, which say how its next one is written."""
-
-
-class Cancelled(Exception):
-    """Nobody waits for the answer any more."""
-
-
-@dataclass
-class Account:
-    """What a request cost so far: prompt tokens and those not sent again, new tokens, the model's counters, moments."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    new_tokens: int = 0
-    stats: Stats = field(default_factory=Stats)
-    asked: float = field(default_factory=time.perf_counter)
-    started: float = 0.0
-    first_token: float = 0.0
-    last_token: float = 0.0
-
-    def token(self) -> None:
-        """Count a token of the answer."""
-        self.last_token = time.perf_counter()
-        self.first_token = self.first_token or self.last_token
-        self.new_tokens += 1
-
-
-@dataclass(frozen=True)
-class End:
-    """Why an answer is over; ``text`` is the stop string that ended it, if one did."""
-
-    reason: Literal["stop", "length", "tool_calls"]
-    text: str | None = None
-
-
-Emit = Callable[[Piece], None]
 
 
 class Generator:
@@ -75,7 +44,7 @@ class Generator:
         self.counted = {"prompt": 0, "cached": 0, "new": 0}
         """Tokens of prompts, those of them that were not sent again, and tokens that were made."""
         self._lock = TurnLock()
-        self._turn: _Turn | None = None
+        self._turn: ModelTurn | None = None
         self._prefixes = PrefixStore(_PREFIX_BYTES // max(1, callers))
         self._prefixes.disk = served.kept
 
@@ -96,7 +65,7 @@ class Generator:
         with padding before this function returns.
         """
         served, adapter = self.served, sampling.adapter
-        turn = _Turn(self, account, cancelled, adapter)
+        turn = ModelTurn(self, account, cancelled, adapter)
         room = min(sampling.max_tokens, served.room(len(ids)))
         matcher = sampling.grammar.matcher() if sampling.grammar else None
         with turn:
@@ -111,7 +80,7 @@ class Generator:
             sampler = Sampler(sampling, served.ends, branch, matcher)
             before = ids[-_GOING_TOKENS:] if sampling.going else ()
             transcript = Transcript(served.tokenizer, sampling.stop, served.token_bytes, sampling.written, before)
-            watch = _Watch(transcript, sampler, served.ends | sampling.stop_tokens, matcher, sampling.min_tokens, turn, emit)
+            watch = Watch(transcript, sampler, served.ends | sampling.stop_tokens, matcher, sampling.min_tokens, turn, emit)
             if served.hybrid.padding is not None:  # whoever waits is told at once, and the rest is for the server
                 watch.most, watch.over = room, over
             config = GenerationConfig(
@@ -137,9 +106,30 @@ class Generator:
             over(end)
         return end
 
+    def begin(
+        self, ids: Sequence[int], account: Account, cancelled: threading.Event, owner: str = "", adapter: str | None = None
+    ) -> int:
+        """Compute the state of a prompt's beginning and remember it; how many of its tokens went up. `Cancelled`.
+
+        What is done before a cancellation is remembered too.
+        """
+        served = self.served
+        with ModelTurn(self, account, cancelled, adapter) as turn:
+            known, cache = self._prefixes.take([*ids, -1], owner, adapter)
+            state: Any = cache or DynamicCache()
+            for start in range(known, len(ids), _PIECE_TOKENS):
+                piece = torch.tensor([list(ids[start : start + _PIECE_TOKENS])])
+                served.hybrid.expect(prompt_rows=piece.shape[1], new_tokens=0)
+                options = {_cache_name(served.net): state, "use_cache": True} | _last_logits(served.net)
+                state = served.net(input_ids=piece, **options)[_cache_name(served.net)]
+                self._prefixes.keep(ids[: start + piece.shape[1]], state, owner, adapter, lasting=False)
+                turn.check()
+                turn.offer()
+        return len(ids) - known
+
     def embed(self, ids: Sequence[int], account: Account, cancelled: threading.Event) -> list[float]:
         """The mean of the last hidden states over the tokens, scaled to length one."""
-        with _Turn(self, account, cancelled):
+        with ModelTurn(self, account, cancelled):
             account.prompt_tokens += len(ids)
             inputs = torch.tensor([list(ids)])
             options = _states_of(self.served)
@@ -166,7 +156,7 @@ class Generator:
         self._prefixes.clear()
 
 
-class _Turn:
+class ModelTurn:
     """The right to use the model, handed on between tokens, and the counters of the time when it was held."""
 
     def __init__(
@@ -180,7 +170,7 @@ class _Turn:
         self.cancelled = cancelled
         self._before = Stats()
 
-    def __enter__(self) -> _Turn:
+    def __enter__(self) -> ModelTurn:
         self._lock.acquire()
         self._begin()
         self.account.started = self.account.started or time.perf_counter()
@@ -224,78 +214,19 @@ class _Turn:
         self._generator.totals = self._generator.totals + spent
 
 
-class _Watch(StoppingCriteria):  # type: ignore[misc]
-    """The stopping criterion of one generation, asked after each token: tokens in, text out, and whether it is over."""
-
-    def __init__(
-        self,
-        transcript: Transcript,
-        sampler: Sampler,
-        ends: frozenset[int],
-        matcher: Matcher | None,
-        min_tokens: int,
-        turn: _Turn,
-        emit: Emit,
-    ) -> None:
-        self._transcript = transcript
-        self._sampler = sampler
-        self._ends = ends
-        self._matcher = matcher
-        self._min_tokens = min_tokens
-        self._before = turn.account.new_tokens
-        self._turn = turn
-        self._emit = emit
-        self._end: End | None = None
-        self.ended = False
-        self.most = 0
-        self.over: Callable[[End], object] | None = None
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        """Take the last token of input_ids [1, tokens]; whether to stop, as ``generate`` asks for it."""
-        if not self.ended:
-            self._take(int(input_ids[0, -1]))
-        return torch.full((input_ids.shape[0],), self.ended, dtype=torch.bool)
-
-    def _take(self, token: int) -> None:
-        self._turn.account.token()
-        self._turn.count("new", 1)
-        if token in self._ends:
-            self.ended = True
-            self._transcript.close(token)
-            self.finish()
-            return
-        may_stop = self._turn.account.new_tokens - self._before >= self._min_tokens
-        self._show(self._transcript.add(token, self._sampler.last, may_stop=may_stop))
-        self.ended = self._transcript.stopped or (self._matcher is not None and self._matcher.over)
-        if self.ended or self._turn.account.new_tokens - self._before == self.most:
-            self.finish()
-        else:
-            self._turn.check()
-            self._turn.offer()
-
-    def finish(self) -> End:
-        """Show what was held back, and say why the answer is over; once."""
-        if self._end is None:
-            self._show(self._transcript.end())
-            self._end = End("stop" if self.ended else "length", self._transcript.stopped_by)
-            if self.over is not None:
-                self._turn.settle()
-                self.over(self._end)
-        return self._end
-
-    def _show(self, piece: Piece) -> None:
-        if piece.text or piece.tokens:
-            self._emit(piece)
-
-
 def _states_of(served: ServedModel) -> dict[str, Any]:
     """What a text model has to be told to give its states, and of its logits as few as it can."""
     if served.kind == "encoder":
         return {}
-    takes = inspect.signature(served.net.forward).parameters
-    return {"output_hidden_states": True, "use_cache": False} | ({"logits_to_keep": 1} if "logits_to_keep" in takes else {})
+    return {"output_hidden_states": True, "use_cache": False} | _last_logits(served.net)
+
+
+def _last_logits(net: Any) -> dict[str, int]:
+    """What a model has to be told to make the last token's logits only, where it can be told."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(net.forward).parameters else {}
 
 
 def _cache_name(net: Any) -> str:
-    """What ``generate`` calls the attention state: it was renamed within transformers 5."""
-    return "cache" if "cache" in inspect.signature(net.forward).parameters else "past_key_values"
+    """What ``generate`` calls the attention state: it was renamed within transformers 5. A PEFT wrapper does not say."""
+    base = net.get_base_model() if hasattr(net, "get_base_model") else net
+    return "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"

@@ -57,10 +57,13 @@ class PrefixStore:
             return kept
         return (0, None) if entry is None else (length, _copy(entry.cache, length))
 
-    def keep(self, ids: Sequence[int], cache: Any, owner: str = "", adapter: str | None = None) -> None:
+    def keep(
+        self, ids: Sequence[int], cache: Any, owner: str = "", adapter: str | None = None, *, lasting: bool = True
+    ) -> None:
         """Remember the state after a generation: ``ids`` are prompt and answer, the state may lack the last of them.
 
-        States that cannot be cut (sliding windows, recurrent layers) are not kept.
+        Without ``lasting`` it is not kept on disk. States that cannot be cut (sliding windows, recurrent layers) are not
+        kept.
         """
         if not isinstance(cache, DynamicCache) or not all(type(layer) is DynamicLayer for layer in cache.layers):
             return
@@ -68,7 +71,7 @@ class PrefixStore:
         entry = _Entry(tuple(ids[:length]), cache, size, owner, adapter)
         if length > len(ids):
             return
-        if self.disk is not None and adapter is None:  # a name does not say which adapter it is
+        if lasting and self.disk is not None and adapter is None:  # a name does not say which adapter it is
             self.disk.keep(ids, cache, owner)
         if size > self._most_bytes:
             return

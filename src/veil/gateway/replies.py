@@ -11,10 +11,10 @@ from typing import Any
 
 from veil import __version__
 from veil.gateway import schemas
+from veil.gateway.account import Account, End
 from veil.gateway.answers import Answers
 from veil.gateway.calls import Call, CallReader
 from veil.gateway.failures import from_error
-from veil.gateway.generation import Account, End
 from veil.gateway.served import ServedModel
 from veil.gateway.tools import Use
 from veil.gateway.transcript import Named, Piece, Scored

@@ -283,7 +283,8 @@ class EmbeddingReply(Reply):
 class Status(Reply):
     """``GET /veil/status``: what the page shows about the machine behind it.
 
-    ``server_lost_s`` is None while the server answers, else for how many seconds it has not.
+    ``server_lost_s`` is None while the server answers, else for how many seconds it has not. ``eager`` is true where a
+    prompt's rows may go up while it is written.
     """
 
     version: str
@@ -296,6 +297,7 @@ class Status(Reply):
     server_lost_s: float | None
     security_bits: float
     checked: str | None
+    eager: bool
     rows_ready: int
     prompt_rows_ready: int
     running: int

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from veil.gateway.account import End
 from veil.gateway.answers import Answers
 from veil.gateway.calls import Call, CallReader
-from veil.gateway.generation import End
 from veil.gateway.tools import Use
 
 

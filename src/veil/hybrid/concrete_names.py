@@ -56,7 +56,7 @@ class ConcreteNames:
             if isinstance(part, RemoteExperts):
                 part.forget_weights()
         hybrid._compiled = replace(hybrid._need_compiled(), weights=None)
-        hybrid._engine = hybrid._weights = None
+        hybrid._engine = hybrid._weights = hybrid._fingerprints = None
 
     def init_client(self, path_to_clients: str | Path | None = None, path_to_keys: str | Path | None = None) -> NoReturn:
         """Refused with a `ValueError` that names veil's way."""

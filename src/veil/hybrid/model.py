@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,12 @@ from veil.bundle.server_half import ServerModel
 from veil.bundle.terms import STRICT, Terms
 from veil.client.session import ClientSession, OfflineRows, Ready
 from veil.client.stats import Stats
-from veil.compile.compiler import compile_layers
+from veil.compile.calibration import calibration_call
+from veil.compile.compiler import compile_layers, compiled_modules
 from veil.crypto.hint import hint_bytes
 from veil.errors import NotCompiled
 from veil.hybrid.concrete_names import ConcreteNames, takes_concrete_arguments, takes_concrete_options
+from veil.hybrid.reopening import Sample, shortened
 from veil.hybrid.token_graph import TokenGraph
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Array, Kernels, Scaling
@@ -32,16 +35,21 @@ from veil.network.timeouts import Timeouts
 from veil.params import Params
 from veil.progress import Progress
 from veil.random import SecretRng
+from veil.runtime.acceptance import check_model
+from veil.runtime.adapters import base_of
 from veil.runtime.concrete import mode_name, split_mode
-from veil.runtime.evaluators import ClearLayers, SimulatedLayers
+from veil.runtime.coverage import Coverage, signature_of
+from veil.runtime.evaluators import ClearLayers, Evaluator, SimulatedLayers
 from veil.runtime.experts import EXPERT_LEAKS, ExpertLeak, open_layers
-from veil.runtime.layers import RemoteLayer
+from veil.runtime.layers import COPY_REMEDY, RemoteLayer
 from veil.runtime.modules import find_modules, replace_modules
 from veil.runtime.pace import Pace
 from veil.runtime.padding import Padding
+from veil.runtime.passes import Forward, Passes, refuse_compiler
 from veil.runtime.residual import ResidualStream
 from veil.runtime.router import Router
 from veil.runtime.traffic import Traffic, padded_most
+from veil.runtime.weight_changes import Fingerprints
 from veil.server.engine import Engine
 from veil.server.local import LocalServer
 
@@ -50,6 +58,7 @@ if TYPE_CHECKING:
     from veil.checks.files import Vectors
     from veil.checks.rows import AnswerChecks
     from veil.network.link import Link
+    from veil.runtime.saved_model import Opened
     from veil.runtime.speculation import Speculation
 
 _ROW_S = 0.05
@@ -76,8 +85,7 @@ class HybridFHEModel(ConcreteNames):
     def __init__(
         self, model: nn.Module, module_names: str | list[str] | tuple[str, ...], *, expert_leak: ExpertLeak = "none"
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+        check_model(model)
         names = [module_names] if isinstance(module_names, str) else list(module_names)
         if expert_leak not in EXPERT_LEAKS:
             raise ValueError(f"expert_leak is {expert_leak!r}, expected one of {', '.join(EXPERT_LEAKS)}")
@@ -105,7 +113,11 @@ class HybridFHEModel(ConcreteNames):
         self._vectors: Vectors | None = None
         self._address: Any = None
         self._link: Link | None = None
-        self._mode = "torch"
+        self._evaluators: dict[str, Evaluator] = {}
+        self._fingerprints: Fingerprints | None = None
+        self._coverage: Coverage | None = None
+        self._sample: Sample | None = None
+        self._generating = False
         self._progress: Progress | None = None
         self.offline_rows: OfflineRows | None = None
         self.hints: Path | None = None
@@ -113,14 +125,13 @@ class HybridFHEModel(ConcreteNames):
         generation = getattr(model, "generation_config", None)
         if generation is not None:
             generation.disable_compile = True  # torch.compile cannot look into a remote layer
+        self._entries = _entries(model)
+        self._passes = Passes(model, layers, self._around_pass, self._planned, frozenset(self._entries))
         self._model_forward = model.forward
         model.forward = _like(model.forward, self._forward)
         if callable(getattr(model, "generate", None)):
             self._model_generate: Callable[..., Any] = model.generate  # type: ignore[assignment]
             model.generate = _like(self._model_generate, self._generate)  # type: ignore[assignment]
-        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-            encoder: Any = model.get_encoder()  # type: ignore[operator]
-            encoder.forward = _like(encoder.forward, functools.partial(self._encode, encoder.forward))
 
     # Compiling ---------------------------------------------------------------------------------------------------------
 
@@ -132,13 +143,14 @@ class HybridFHEModel(ConcreteNames):
         use_dynamic_quantization: bool = True,
         *,
         params: Params | None = None,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         progress: Progress | None = None,
         fuse_norms: str = "off",
         trainable: bool = False,
     ) -> None:
-        """Calibrate on ``x`` (a tensor, or a dict of keyword arguments) and quantize the remote layers to ``n_bits``.
+        """Calibrate on ``x`` and quantize the remote layers to ``n_bits``.
 
+        ``x`` is a tensor or an array, a tuple of inputs, or a dict of keyword arguments, as tokenizers return it.
         ``n_bits`` is 2 to 8, or a dict by module name (others: 8). Without dynamic quantization one scale per layer is
         calibrated on ``x`` and longer inputs are clipped to it. From 16 rows of ``x`` on, what it shows of the inputs makes
         weights of the same bits lose less, and enters both halves: give ordinary text of a few hundred tokens and nothing
@@ -153,20 +165,24 @@ class HybridFHEModel(ConcreteNames):
             raise RuntimeError("the model is compiled already; make a new HybridFHEModel to compile with other settings")
         self._progress = progress
         kernels = kernels_for(device)
-        run = lambda: self._model_forward(**x) if isinstance(x, dict) or hasattr(x, "keys") else self._model_forward(x)  # noqa: E731
+        args, kwargs = calibration_call(self._model_forward, x)
         compiled = compile_layers(
             self.model,
             self._layers,
-            run,
+            lambda: self._model_forward(*args, **kwargs),
             n_bits,
             use_dynamic_quantization,
             params or Params.default(),
             progress or (lambda stage, done, total: None),
             fuse_norms,
-            x.get("input_ids") if hasattr(x, "get") else x,
+            kwargs.get("input_ids", next(iter(args), None)),
             trainable,
         )
         self._adopt(compiled, kernels)
+        self._sample = shortened((args, kwargs))
+        signature = signature_of(self._model_forward, args, kwargs)
+        self._coverage = Coverage(self.model, self._layers, compiled.manifest, compiled.asked, signature)
+        self._fingerprints = Fingerprints(compiled_modules(self.model, self._layers, compiled.manifest))
 
     def _adopt(self, compiled: Compiled, kernels: Kernels) -> None:
         self._server_kernels = kernels
@@ -191,7 +207,8 @@ class HybridFHEModel(ConcreteNames):
             warm_up(self._progress)
         self._scalings = scalings_of(compiled.constants, compiled.params, kernels)
         stream = ResidualStream(self.model, compiled.manifest)
-        self._router = Router(compiled.manifest, compiled.constants, kernels, stream)
+        self._router = self._passes.current = Router(compiled.manifest, compiled.constants, kernels, stream)
+        self._evaluators.clear()
         self._traffic = Traffic(self._router, self._open_layers)
         self._traffic.padding = self._padding
         self.stats.kernels = server.name if kernels is server else f"client {kernels.name}, server {server.name}"
@@ -271,7 +288,7 @@ class HybridFHEModel(ConcreteNames):
         terms: Terms = STRICT,
         offline_rows: OfflineRows | None = None,
         timeouts: Timeouts | None = None,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         checked: str = "auto",
     ) -> HybridFHEModel:
         """The model of a bundle's client half in mode ``remote``: its remote layers run on the server at ``HOST:PORT``.
@@ -360,6 +377,7 @@ class HybridFHEModel(ConcreteNames):
             if part is not None:
                 part.close()
         self._session = self._remote = self._graph = None
+        self._evaluators.clear()
         if self._mode in ("execute", "remote"):
             self.set_fhe_mode("torch")
 
@@ -368,7 +386,7 @@ class HybridFHEModel(ConcreteNames):
     @property
     def fhe_mode(self) -> str:
         """The mode in force."""
-        return self._mode
+        return self._passes.mode_now
 
     def set_fhe_mode(self, mode: str) -> None:
         """Choose how remote layers run.
@@ -378,27 +396,33 @@ class HybridFHEModel(ConcreteNames):
         half is where the model is, on the GPU (``model.to("cuda")``) or on this processor. ``remote``: the server that
         `connect` reached. ``execute`` builds the server's hint at its first use, and makes a session with fresh keys.
         """
-        mode = str(mode_name(mode))
-        if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
-        if mode == "torch":
-            self._select(mode, None)
-            return
-        self._need_compiled()
+        mode = _known_mode(mode)
+        if mode != "torch":
+            self._need_compiled()
+            with self._passes.lock:
+                evaluator = self._prepared(mode)
+                assert self._router is not None
+                self._router.evaluator = evaluator
+        self._passes.mode = mode
+        if self._router is not None:
+            self._router.candidates = self._candidates()
+            if self._router.stream is not None:
+                self._router.stream.active = mode != "torch"
+
+    def _prepared(self, mode: str) -> Evaluator:
+        """What evaluates groups in a mode, made at its first use where the model is now."""
         self._choose_client()
-        router = self._router
-        assert router is not None
-        if mode in ("disable", "simulate"):
-            router.evaluator = self._clear_layers(simulate=mode == "simulate")
-        elif mode == "execute":
-            if self._session is None:
-                self._session = self._open_session()
-            router.evaluator = self._session
-        else:
-            if self._remote is None:
+        if mode not in self._evaluators:
+            if mode in ("disable", "simulate"):
+                self._evaluators[mode] = self._clear_layers(simulate=mode == "simulate")
+            elif mode == "execute":
+                self._session = self._session or self._open_session()
+                self._evaluators[mode] = self._session
+            elif self._remote is None:
                 raise NotCompiled("mode 'remote' needs a server; make the model with HybridFHEModel.connect")
-            router.evaluator = self._remote
-        self._select(mode, router)
+            else:
+                self._evaluators[mode] = self._remote
+        return self._evaluators[mode]
 
     def _clear_layers(self, *, simulate: bool) -> ClearLayers:
         compiled, kernels = self._need_compiled(), self._kernels
@@ -477,30 +501,70 @@ class HybridFHEModel(ConcreteNames):
         return b"" if session is None else session.last_sent
 
     def __call__(self, *args: Any, fhe: str | None = None, **kwargs: Any) -> Any:
-        """One forward pass, in mode ``fhe`` if given (the mode in force comes back afterwards)."""
+        """One forward pass, in mode ``fhe`` if given: of this call alone, whatever other threads do."""
         args, fhe = split_mode(args, fhe)
-        before = self._mode
-        if fhe is not None and fhe != before:
-            self.set_fhe_mode(fhe)
-        try:
+        if fhe is None:
             return self.model(*args, **kwargs)
-        finally:
-            if self._mode != before:
-                self.set_fhe_mode(before)
+        with self.mode_of_call(fhe):
+            return self.model(*args, **kwargs)
+
+    @contextmanager
+    def mode_of_call(self, mode: str) -> Iterator[None]:
+        """Calls of the model inside the block, in this thread, are in ``mode``, whatever `set_fhe_mode` chose."""
+        mode = _known_mode(mode)
+        if mode != "torch":
+            self._need_compiled()
+            with self._passes.lock:
+                self._prepared(mode)
+        with self._passes.chosen(mode):
+            yield
 
     # A bundle on disk ----------------------------------------------------------------------------------------------------
 
+    def __copy__(self) -> HybridFHEModel:
+        raise TypeError(COPY_REMEDY)
+
+    def __deepcopy__(self, memo: Any) -> HybridFHEModel:
+        raise TypeError(COPY_REMEDY)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """It holds keys and sessions, which are not pickled."""
+        raise TypeError(COPY_REMEDY)
+
     def save(self, path: str | Path, tokenizer: Any = None) -> None:
-        """Write the bundle: ``client/`` and ``server/`` under ``path`` (a new or empty folder)."""
+        """Write the bundle: ``client/`` and ``server/`` under ``path`` (a new or empty folder).
+
+        What was written is opened and tried. Raises `BundleError` for a model that would not be the same from disk.
+        """
+        from veil.hybrid.reopening import check_reopens
         from veil.runtime import saved_model
 
         compiled = self._need_compiled()
+        self._check_weights()
         self._need_engine()
         saved_model.save(Path(path), compiled, self._tables, self.model, tokenizer or self.tokenizer)
+        try:
+            check_reopens(self, Path(path) / "client", self._sample)
+        except BaseException:
+            saved_model.remove(Path(path))
+            raise
+
+    def reopened(self, opened: Opened) -> HybridFHEModel:
+        """A client half that was read from disk, with this model's weights for it, to compare the two."""
+        hybrid = type(self).__new__(type(self))
+        hybrid._attach(opened.model.to(next(self.model.parameters()).device), opened.layers, "none")
+        hybrid._adopt(replace(opened.compiled, weights=self._need_compiled().weights), self._server_kernels)
+        hybrid._weights = self._weights
+        return hybrid
 
     @classmethod
     def load(
-        cls, path: str | Path, *, device: str = "auto", progress: Progress | None = None, terms: Terms = STRICT
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        progress: Progress | None = None,
+        terms: Terms = STRICT,
     ) -> HybridFHEModel:
         """Open a bundle that `save` wrote: the model in mode ``disable``, its tokenizer as ``tokenizer`` if there is one.
 
@@ -590,56 +654,126 @@ class HybridFHEModel(ConcreteNames):
     def _on_gpu(self) -> bool:
         return self._router is not None and self._kernels.name == "cuda"
 
-    def _select(self, mode: str, router: Router | None) -> None:
-        self._mode = mode
-        if self._router is not None:
-            self._router.candidates = self._candidates()
-        if self._router is not None and self._router.stream is not None:
-            self._router.stream.active = router is not None
-        for layer in self._layers.values():
-            layer.router = router
+    @property
+    def _mode(self) -> str:
+        return self._passes.mode_now
+
+    @property
+    def _is_training(self) -> bool:
+        """Whether gradients may come back through what is called now."""
+        return torch.is_grad_enabled() and self.is_trainable
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        with nullcontext() if self._mode == "torch" or self._on_gpu else _one_torch_thread():
-            session, traffic = self._active(), self._traffic
-            if session is None or traffic is None or traffic.padding is None:
+        if self._mode == "torch":
+            return self._model_generate(*args, **kwargs)
+        self._check_weights()
+        self._generating = True
+        try:
+            with nullcontext() if self._on_gpu else _one_torch_thread(), self._padded(kwargs):
                 return self._model_generate(*args, **kwargs)
-            most = padded_most(self.model, kwargs, traffic.padding)
-            with traffic.generation(most, session.begin_forward, session.end_forward):
-                return self._model_generate(*args, **kwargs)
+        finally:
+            self._generating = False
 
-    def _encode(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """An encoder's pass, which ``generate`` makes before the others."""
-        if self._active() is None or self._traffic is None or self._router is None or self._traffic.inside:
+    @contextmanager
+    def _padded(self, kwargs: dict[str, Any]) -> Iterator[None]:
+        """A generation with these options, in which passes of zeros follow up to the step that padding says."""
+        session, traffic, router = self._active(), self._traffic, self._router
+        if session is None or router is None or traffic is None or traffic.padding is None:
+            yield
+            return
+        before = router.evaluator
+
+        def begin() -> None:
+            router.evaluator = session
+            session.begin_forward()
+
+        most = padded_most(self.model, kwargs, traffic.padding)
+        try:
+            with traffic.generation(most, begin, session.end_forward):
+                yield
+        finally:
+            router.evaluator = before
+
+    def _planned(self, name: str, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a part of the model, or of all of it: what it asks of a server is fixed before, by its shape."""
+        if self._active() is None or self._traffic is None or self._is_training or self._traffic.inside:
             return forward(*args, **kwargs)
-        self._router.last_row_only = False
-        return self._traffic.run("encoder", forward, args, kwargs)
+        return self._traffic.run(self._entries.get(name, name), forward, args, kwargs)
+
+    def _check_weights(self) -> None:
+        if self._fingerprints is not None:
+            self._fingerprints.check(values=not self._generating)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self._mode == "torch" or self._router is None:
+        passes = self._passes
+        if passes.router is None or passes.is_inside:
             return self._model_forward(*args, **kwargs)
-        self._router.begin_forward()
-        self._router.cancel_check = self.cancel_check
-        training = torch.is_grad_enabled() and self.is_trainable
-        self._router.last_row_only = not training and self._asks_last_row(kwargs)
-        session = self._active()
-        if session is not None:
-            session.begin_forward(training)
-        start, before = time.perf_counter(), dict(self.stats.seconds)
-        graph = self._graph if self._mode == "execute" and not args and not training else None
-        result = None if graph is None else graph(kwargs)
-        if result is None:
-            with nullcontext() if self._on_gpu else _one_torch_thread(), torch.set_grad_enabled(training):
-                if session is None or self._traffic is None or training:
+        with passes.opened():
+            assert passes.router is not None
+            training = self._is_training
+            passes.router.last_row_only = not training and self._asks_last_row(kwargs)
+            graph = self._graph if self._mode == "execute" and not args and not training else None
+            result = None if graph is None else graph(kwargs)
+            if result is None:
+                if "" in self._entries:
+                    result = self._planned("", self._model_forward, args, kwargs)
+                else:  # a wrapper: the model within is planned
                     result = self._model_forward(*args, **kwargs)
-                else:
-                    result = self._traffic.run("forward", self._model_forward, args, kwargs)
-        if session is not None:
-            session.end_forward()
-        elapsed, seconds = time.perf_counter() - start, self.stats.seconds
-        elsewhere = sum(seconds[name] - before[name] for name in ("wait", "online_server"))
-        seconds["client"] += elapsed - elsewhere
+                if self._coverage is not None:
+                    signature = functools.partial(signature_of, self._model_forward, args, kwargs)
+                    self._coverage.check(passes.asked, passes.entered, signature)
         return result
+
+    @contextmanager
+    def _around_pass(self, mode: str, fresh: bool) -> Iterator[None]:
+        """Everything that a pass needs beside the model, or a part that goes on with one: see `Passes`."""
+        self._check_weights()
+        router, session, chosen = self._router, self._active(), self._passes.is_chosen
+        assert router is not None
+        before, stream, training = (router.evaluator, router.candidates), router.stream, self._is_training
+        other = chosen or mode != self._passes.mode or router.evaluator is None
+        if other:
+            router.evaluator = self._prepared(mode)
+            router.candidates = self._candidates()
+        router.cancel_check = self.cancel_check
+        if stream is not None:
+            stream.active = True
+        if fresh:
+            router.begin_forward()
+            if session is not None:
+                session.begin_forward(training)
+        start, spent = time.perf_counter(), dict(self.stats.seconds)
+        try:
+            with nullcontext() if self._on_gpu else _one_torch_thread(), torch.set_grad_enabled(training):
+                yield
+            if session is not None:
+                session.end_forward()
+        finally:
+            router.last_row_only = False
+            if other:
+                router.evaluator, router.candidates = before
+            if stream is not None:
+                stream.active = self._passes.mode != "torch"
+        elapsed, seconds = time.perf_counter() - start, self.stats.seconds
+        elsewhere = sum(seconds[name] - spent[name] for name in ("wait", "online_server"))
+        seconds["client"] += elapsed - elsewhere
+
+
+def _known_mode(mode: object) -> str:
+    name = str(mode_name(mode))
+    if name not in MODES:
+        raise ValueError(f"mode is {name!r}, expected one of {', '.join(MODES)}")
+    return name
+
+
+def _entries(model: nn.Module) -> dict[str, str]:
+    """What traffic calls the parts whose passes make up a generation: the model within its wrappers, and its encoder."""
+    base = base_of(model)
+    names = {module: name for name, module in reversed(list(model.named_modules()))}
+    found = {names.get(base, ""): "forward"}
+    if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+        found[names.get(base.get_encoder(), "encoder")] = "encoder"
+    return found
 
 
 def _is_on_gpu(model: nn.Module) -> bool:
@@ -652,6 +786,7 @@ def _like(forward: Callable[..., Any], replacement: Callable[..., Any]) -> Calla
 
     @functools.wraps(forward)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        refuse_compiler()
         return replacement(*args, **kwargs)
 
     return wrapped

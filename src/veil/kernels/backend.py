@@ -13,11 +13,12 @@ from veil.kernels.interface import Kernels
 DEVICES = ("auto", "cpu", "cuda", "reference")
 
 
-def kernels_for(device: str) -> Kernels:
-    """The kernels of ``cpu``, ``cuda``, ``reference`` or ``auto`` (CUDA where it can be used, else the CPU).
+def kernels_for(device: object) -> Kernels:
+    """The kernels of ``cpu``, ``cuda`` (or a torch.device), ``reference``, or ``auto``: CUDA where it can be used.
 
     Raises `DeviceUnavailable` when CUDA is asked for and is not there, or Triton is not, `ValueError` for another name.
     """
+    device = str(device)  # a torch.device as well
     if device not in DEVICES:
         raise ValueError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
     if device in ("auto", "cuda") and _has_cuda():
@@ -40,8 +41,10 @@ def _made(name: str) -> Kernels:
         from veil.kernels.reference import ReferenceKernels
 
         return ReferenceKernels()
+    from veil.kernels.cpu import kept
     from veil.kernels.cpu.backend import CpuKernels
 
+    kept.mend()
     return CpuKernels()
 
 

@@ -30,9 +30,10 @@ class BusyPoll:
     the core for so long. Only on Linux: other systems were not measured.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._poll = select.poll() if sys.platform == "linux" else None
-        if self._poll is not None:
+    def __init__(self, connection: socket.socket | int | None) -> None:
+        """Of a socket, or the file of a selector of many; with None there is nothing to look at."""
+        self._poll = select.poll() if sys.platform == "linux" and connection is not None else None
+        if self._poll is not None and connection is not None:
             self._poll.register(connection, select.POLLIN)
         self._polling = True
         self._rest = 0

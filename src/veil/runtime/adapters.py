@@ -6,6 +6,8 @@ peft itself is not needed here; its modules are known by what they have.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -46,3 +48,32 @@ def within_adapters(model: nn.Module) -> set[str]:
                 }
         found |= {f"{prefix}{own}" for own in module._parameters}
     return found
+
+
+def replaced_by_adapters(model: nn.Module) -> set[str]:
+    """Names of the modules that an adapter keeps for when it is off, and computes with a copy of its own otherwise."""
+    found: set[str] = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        kept = module._modules.get("original_module")
+        if kept is not None and hasattr(module, "modules_to_save"):
+            prefix = f"{name}.original_module" if name else "original_module"
+            found |= {f"{prefix}.{own}" if own else prefix for own, _ in kept.named_modules(remove_duplicate=False)}
+    return found
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[bool]:
+    """Inside the block the layers of a model answer without their adapters, but for those merged into them.
+
+    Gives whether there are any. What trains is left as it is.
+    """
+    layers = [part for part in model.modules() if hasattr(part, "adapter_layer_names")]
+    layers += [part for part in model.modules() if hasattr(part, "original_module") and hasattr(part, "modules_to_save")]
+    changed = [part for part in layers if not getattr(part, "merged", False) and not part.__dict__.get("_disable_adapters")]
+    for part in changed:
+        part.__dict__["_disable_adapters"] = True
+    try:
+        yield bool(layers)
+    finally:
+        for part in changed:
+            part.__dict__["_disable_adapters"] = False

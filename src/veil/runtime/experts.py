@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from veil.bundle.terms import EXPERT_LEAKS as EXPERT_LEAKS
 from veil.bundle.terms import ExpertLeak as ExpertLeak
 from veil.bundle.terms import is_one_expert
 from veil.runtime.layers import RemoteLayer
+from veil.runtime.weights import RemoteWeight
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -47,11 +49,28 @@ class RemoteExperts(nn.Module):
         """Every remote layer in it."""
         return [layer for part in (self._up, "down_proj") for layer in self._part(part)]
 
+    @property
+    def original(self) -> nn.Module:
+        """The module that it stands for."""
+        return self._whole[0]
+
     def forget_weights(self) -> None:
         """Drop the original's weights and keep its activation function."""
         self._whole[0]._parameters.clear()
         for layer in self.layers:
             layer.inner = None
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's: stacked weights, under their own names; where there are none, what no file can hold."""
+        found = self._whole[0].state_dict(*args, **kwargs)
+        if not self._whole[0]._parameters:
+            prefix = kwargs.get("prefix", "")
+            for part in (self._up, "down_proj"):
+                found[f"{prefix}{part}"] = _stacked(self._part(part))
+        return found
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._whole[0]._load_from_state_dict(*args)
 
     def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Rows [R, width], the experts chosen for each [R, k] and their weights [R, k] → [R, width]."""
@@ -87,6 +106,12 @@ class RemoteExperts(nn.Module):
 
     def _part(self, name: str) -> Sequence[RemoteLayer]:
         return self.get_submodule(name)  # type: ignore[return-value]
+
+
+def _stacked(layers: Sequence[RemoteLayer]) -> RemoteWeight:
+    first = layers[0]
+    name, shape = first.name.rpartition(".")[0], (len(layers), first.out_features, first.in_features)
+    return RemoteWeight(name, shape, first.dtype, first.device)
 
 
 def open_layers(model: nn.Module, layers: Iterable[str], leak: ExpertLeak) -> frozenset[str]:
@@ -128,4 +153,5 @@ def _layers(name: str, original: nn.Module, part: str) -> list[RemoteLayer]:
         if biases is not None:
             inner.bias = nn.Parameter(biases.data[expert], requires_grad=False)
         layers.append(RemoteLayer(f"{name}.{expert}", "linear", inner, (width, out), weight.dtype))
+        layers[-1].is_stacked = True
     return layers

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,14 +13,27 @@ from torch import nn
 from veil.bundle.manifest import Kind
 from veil.errors import RemoteWeightError
 from veil.runtime.concrete import ModelWide
+from veil.runtime.linearity import check_linear
 from veil.runtime.router import Router
-from veil.runtime.weights import RemoteWeight
+from veil.runtime.weights import RemoteWeight, refuse_change
+
+if TYPE_CHECKING:
+    from veil.runtime.passes import Passes
 
 F32 = NDArray[np.float32]
+Observer = Callable[[torch.Tensor, torch.Tensor], None]
+"""Told of what a layer read and gave, between the hooks of the float module."""
+
+COPY_REMEDY = "a model with remote layers cannot be copied or pickled; save it with HybridFHEModel.save, or copy it before"
+_SIZES = {"embedding": ("num_embeddings", "embedding_dim"), "conv1d": ("nx", "nf")}
+"""Names of (in, out) that models read where nn.Linear has in_features and out_features."""
 
 
 class RemoteLayer(nn.Module):
-    """Stands for one remote module. Without a router it runs the float module (mode ``torch``)."""
+    """Stands for one remote module, under its parameters' names; in mode ``torch`` it runs the float module.
+
+    Hooks that were put on the float module run in every mode. It cannot be copied or pickled: `TypeError` says what can.
+    """
 
     fhe_local_mode = ModelWide()
 
@@ -34,78 +48,174 @@ class RemoteLayer(nn.Module):
         nn.Module.__init__(self)  # not nn.Linear's, which makes a weight
         self.name = name
         self.kind = kind
-        self._held = [inner]
         self.in_features, self.out_features = shape
         self.dtype = dtype
-        self.router: Router | None = None
-        self.weight_read = False
+        self.device = torch.device("cpu")
+        self.passes: Passes | None = None
+        self.observers: list[Observer] = []
+        self.withholds = False
+        """Whether the float weight cannot be read in mode ``torch`` either."""
+        self.is_stacked = False
+        """Whether the weight is a part of another module's parameter, which keeps it in files."""
+        self._held: list[nn.Module] = []
+        if inner is not None:
+            self._hold(inner)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Input [..., in] (or token ids [...]) → output [..., out] in the input's dtype (the weight's for token ids)."""
-        if self.router is None:
-            if self.inner is None:
-                raise RuntimeError(f"{self.name} has no float weights here; choose a mode other than 'torch'")
-            out: torch.Tensor = self.inner(x)
-            return out
-        if self.kind == "embedding":
-            return self.router.embedding(self.name, x).to(self.dtype)
-        out = self.router.linear(self.name, x)
-        return out if out.dtype is x.dtype else out.to(x.dtype)
+    def _hold(self, inner: nn.Module) -> None:
+        self._held = [inner]  # in a list, so that it is no module in the model's tree: its parameters are this one's
+        self._local: Callable[[Any], Any] = inner.forward
+        for part in ("_parameters", "_buffers", "_modules"):
+            self.__dict__[part] = inner.__dict__[part]
+        weight = inner.weight
+        assert isinstance(weight, torch.Tensor)
+        self.device = torch.device("cpu") if weight.is_meta else weight.device  # a meta tensor is filled here, if anywhere
 
     @property
     def inner(self) -> nn.Module | None:
-        """The float module, where it is here. It is no child: adapters and optimizers do not find what does not train."""
-        return self._held[0]
+        """The float module; None where there are no float weights. Setting it to None drops them."""
+        return self._held[0] if self._held else None
 
     @inner.setter
-    def inner(self, module: None) -> None:
-        self._held[0] = module
+    def inner(self, nothing: None) -> None:
+        self._held = []
+        self.__dict__.pop("_local", None)
+        for part in ("_parameters", "_buffers", "_modules"):
+            self.__dict__[part] = {}
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        if recurse and self.inner is not None:
-            self.inner._apply(fn)  # type: ignore[no-untyped-call]
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+    @property
+    def router(self) -> Router | None:
+        """What answers in the mode of this call; None in mode ``torch``."""
+        return None if self.passes is None else self.passes.router
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Input [..., in] (or token ids [...]) → output [..., out] in the input's dtype (the weight's for token ids)."""
+        x = self._input(args, kwargs)
+        inner = self.inner
+        if inner is None or not (inner._forward_hooks or inner._forward_pre_hooks):
+            return self._answer(x)
+        if self.router is None and not self.observers:
+            return inner(x)
+        inner.__dict__["forward"] = self._answer  # the float module's own call, so that its hooks run around this answer
+        try:
+            return inner(x)
+        finally:
+            if self._local == type(inner).forward.__get__(inner):
+                del inner.__dict__["forward"]
+            else:
+                inner.__dict__["forward"] = self._local
+
+    def _input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = (*args, *kwargs.values())
+        if len(given) != 1 or set(kwargs) - {"input", "x"}:
+            raise TypeError(f"{self.name} takes one tensor, as 'input' or without a name, not {len(given)} arguments")
+        return given[0]
+
+    def _answer(self, x: torch.Tensor) -> torch.Tensor:
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{self.name} was given a {type(x).__name__}, expected a torch.Tensor")
+        router, passes = self.router, self.passes
+        if router is None or passes is None:
+            if self.inner is None:
+                raise RuntimeError(f"{self.name} has no float weights here; choose a mode other than 'torch'")
+            out: torch.Tensor = self._local(x)
+        else:
+            if passes.is_inside:
+                passes.asked.add(self.name)
+                out = self._remote(router, x)
+            else:
+                with passes.opened((self.name,)):
+                    passes.asked.add(self.name)
+                    out = self._remote(router, x)
+        for observe in self.observers:
+            observe(x, out)
+        return out
+
+    def _remote(self, router: Router, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "embedding":
+            return router.embedding(self.name, x).to(self.dtype)
+        out = router.linear(self.name, x)
+        return out if out.dtype is x.dtype else out.to(x.dtype)
 
     @property
     def weight(self) -> Any:
-        """What stands for the weight: transformers looks at its dtype and device, adapters at its shape."""
-        self.weight_read = True
-        if self.inner is None:
-            return RemoteWeight.absent(self.name, (self.out_features, self.in_features), self.dtype)
-        return RemoteWeight.of(self.name, self.inner.weight)  # type: ignore[arg-type]
-
-    @weight.setter
-    def weight(self, value: Any) -> None:
-        if not isinstance(value, RemoteWeight):  # peft assigns what it read when it takes an adapter off
-            RemoteWeight.absent(self.name, (1, 1), self.dtype).data = value  # which refuses
+        """The float weight in mode ``torch``; else what stands for it: see `RemoteWeight`. Models look at its dtype and
+        device.
+        """
+        if self.inner is not None and self.router is None and not self.withholds and self.kind != "conv1d":
+            return self.inner.weight
+        shape = (self.in_features, self.out_features) if self.kind == "embedding" else (self.out_features, self.in_features)
+        values = None if self.inner is None else self.inner.weight.detach()  # type: ignore[operator]
+        if values is not None and self.kind == "conv1d":
+            values = values.T  # as adapters of a linear layer expect it; what is assigned to a view's data would be lost
+        return RemoteWeight(self.name, shape, self.dtype, self.device, values)
 
     @property
     def bias(self) -> Any:
         """The float bias, where there is one."""
         return None if self.inner is None else getattr(self.inner, "bias", None)
 
-    @bias.setter
-    def bias(self, value: Any) -> None:
-        if value is not self.bias:
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Weights are replaced in mode ``torch`` only, where that is noticed before the next pass in another."""
+        if name not in ("weight", "bias") or "_held" not in self.__dict__:
+            super().__setattr__(name, value)
+        elif name == "bias" and value is self.bias:
+            return
+        elif isinstance(value, RemoteWeight):  # peft assigns what it read when it takes an adapter off
+            if value.layer != self.name:
+                refuse_change(self.name)
+        elif self.inner is not None and self.router is None and self.kind != "conv1d":
+            setattr(self.inner, name, value)
+        elif name == "weight":
+            refuse_change(self.name)
+        else:
             raise RemoteWeightError(f"the bias of {self.name} is part of what was compiled; change it before compiling")
+
+    def __getattr__(self, name: str) -> Any:
+        """What else a model reads of the float module: its sizes under other names, and settings of subclasses."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            held = self.__dict__.get("_held")
+            if held and not name.startswith("__"):
+                return getattr(held[0], name)
+            if name in _SIZES.get(self.__dict__.get("kind", ""), ()):
+                return self.in_features if name == _SIZES[self.kind][0] else self.out_features
+            raise
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> RemoteLayer:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        moved = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+        if not moved.is_meta:
+            self.dtype, self.device = moved.dtype, moved.device
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """The float module's; where there is none, a weight that no file can hold, since a file without it is no model."""
+        if self.inner is not None:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+        elif not self.is_stacked:
+            destination[f"{prefix}weight"] = self.weight
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        if not self.is_stacked:
+            super()._load_from_state_dict(*args)
+
+    def __deepcopy__(self, memo: Any) -> RemoteLayer:
+        raise TypeError(COPY_REMEDY)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """It is part of sessions and keys, which are not copied."""
+        raise TypeError(COPY_REMEDY)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
         return f"{self.name}, {self.kind}, {self.in_features} -> {self.out_features}"
 
 
-class RemoteLinear(RemoteLayer, nn.Linear):
-    """A remote layer that counts as ``nn.Linear``, so that peft and others attach adapters to it."""
-
-    @property
-    def weight(self) -> Any:
-        """See `RemoteLayer.weight`; [out, in] whatever the float module stores."""
-        weight = RemoteLayer.weight.fget(self)  # type: ignore[attr-defined]
-        return RemoteWeight.of(self.name, weight.T) if self.kind == "conv1d" and self.inner is not None else weight
-
-    @weight.setter
-    def weight(self, value: Any) -> None:
-        RemoteLayer.weight.fset(self, value)  # type: ignore[attr-defined]
+class RemoteLinear(RemoteLayer, nn.Linear):  # type: ignore[override]
+    """A remote layer that counts as ``nn.Linear``, so that peft and others attach adapters to it; its weight is [out,
+    in].
+    """
 
 
 def remote_layer(
@@ -135,23 +245,12 @@ def float_weight(module: nn.Module, kind: Kind) -> F32:
     """
     with torch.no_grad():
         if kind == "embedding":
-            table = module(torch.arange(module.weight.shape[0], device=module.weight.device))  # type: ignore[index, arg-type]
+            table = module.forward(torch.arange(module.weight.shape[0], device=module.weight.device))  # type: ignore[index, arg-type]
         else:
             table = module.weight.detach()  # type: ignore[operator]
-            _check_linear(module, table if kind == "linear" else table.T)
+            check_linear(module, table if kind == "linear" else table.T)
     array: F32 = table.to(device="cpu", dtype=torch.float32).numpy()
     return array if kind == "linear" else np.ascontiguousarray(array.T)
-
-
-def _check_linear(module: nn.Module, weight: torch.Tensor) -> None:
-    """Try a subclass with a ``forward`` of its own on one row."""
-    if type(module).forward is nn.Linear.forward:
-        return
-    row = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)[None]
-    bias = getattr(module, "bias", None)
-    expected = (row @ weight.T if bias is None else row @ weight.T + bias).float()
-    if not torch.allclose(module(row).float(), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
-        raise ValueError(f"a {type(module).__name__} computes more than a linear layer; leave it out of module_names")
 
 
 def float_bias(module: nn.Module) -> F32 | None:

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import nn
 
+from veil.bundle.manifest import NAME
 from veil.bundle.terms import is_one_expert
-from veil.runtime.adapters import plain_name, within_adapters
+from veil.runtime.acceptance import check_model, check_weight, is_linear
+from veil.runtime.adapters import plain_name, replaced_by_adapters, within_adapters
 from veil.runtime.experts import ExpertLeak, RemoteExperts, is_experts
 from veil.runtime.layers import RemoteLayer, float_weight_shape, kind_of, remote_layer
+from veil.runtime.local_parts import tell_local_parts
 
 _NOT_TOKENS = re.compile(r"pos|wpe|type|relative", re.IGNORECASE)
 
 
-def linear_modules(model: nn.Module, include_head: bool = True, include_embedding: bool = False) -> list[str]:
+def linear_modules(
+    model: nn.Module, include_head: bool = True, include_embedding: bool = False, *, tell: bool = True
+) -> list[str]:
     """Names of every linear layer of a model, in its order, for ``HybridFHEModel(module_names=...)``.
 
-    Those are ``nn.Linear``, ``Conv1D``, and modules that hold a mixture's experts as stacked weights.
+    Those are ``nn.Linear``, ``Conv1D``, and modules that hold a mixture's experts as stacked weights. Not among them are
+    adapters (LoRA), whose weights are the user's, and routers that give something else; what else stays with the client is
+    logged with its share of the parameters, if ``tell`` (`veil.runtime.local_parts`).
 
     ``include_head``: the output layer over the vocabulary too. ``include_embedding``: the token embeddings too, not the
     positional ones. Raises `ValueError` for a model that has none.
     """
-    supported = _supported(model)
+    supported = _supported(check_model(model))
     chosen = {name for name, module in supported.items() if not isinstance(module, nn.Embedding)}
     if not include_head:
         head = output_head(model)
@@ -34,10 +41,13 @@ def linear_modules(model: nn.Module, include_head: bool = True, include_embeddin
         chosen |= _token_embeddings(model, supported)
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no module of a kind that can be remote (nn.Linear, Conv1D)")
-    return [name for name in supported if name in chosen]
+    names = [name for name in supported if name in chosen]
+    if tell:
+        tell_local_parts(model, names)
+    return names
 
 
-def select_modules(model: nn.Module, what: str) -> list[str]:
+def select_modules(model: nn.Module, what: str, *, tell: bool = True) -> list[str]:
     """Names of the modules to make remote, in the model's order.
 
     ``what`` is ``linear`` (every linear layer, the head and experts included), ``linear+embedding`` (the token
@@ -46,8 +56,8 @@ def select_modules(model: nn.Module, what: str) -> list[str]:
     Raises `ValueError` for a pattern that is not a regular expression or selects nothing.
     """
     if what in ("linear", "linear+embedding"):
-        return linear_modules(model, include_embedding=what == "linear+embedding")
-    supported = _supported(model)
+        return linear_modules(model, include_embedding=what == "linear+embedding", tell=tell)
+    supported = _supported(check_model(model))
     chosen = _matching(what, model, list(supported))
     return [name for name in supported if name in chosen]
 
@@ -59,9 +69,9 @@ def nearest_names(name: str, candidates: list[str]) -> str:
 
 
 def _supported(model: nn.Module) -> dict[str, nn.Module]:
-    adapters = within_adapters(model)
-    found = {name: module for name, module in model.named_modules() if kind_of(module) is not None or is_experts(module)}
-    return {name: module for name, module in found.items() if name not in adapters}
+    adapters = within_adapters(model) | replaced_by_adapters(model)
+    found = {name: module for name, module in model.named_modules() if name not in adapters}
+    return {name: module for name, module in found.items() if is_linear(name, module) or is_experts(module)}
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
@@ -113,7 +123,8 @@ def find_modules(model: nn.Module, names: Iterable[str], leak: ExpertLeak = "non
     found: dict[str, nn.Module] = {}
     for name in names:
         if name not in modules:
-            near = difflib.get_close_matches(name, modules, n=1, cutoff=0.0)
+            usable = [own for own, module in modules.items() if kind_of(module) is not None or is_experts(module)]
+            near = difflib.get_close_matches(name, usable, n=1, cutoff=0.0)
             hint = f"; the nearest is {near[0]!r}" if near else ""
             raise ValueError(f"the model has no module named {name!r}{hint}")
         if kind_of(modules[name]) is None and not is_experts(modules[name]):
@@ -124,6 +135,12 @@ def find_modules(model: nn.Module, names: Iterable[str], leak: ExpertLeak = "non
                 f"{name!r} is one expert of several that this model calls as it routes, which would tell the server; "
                 "leave it out, or accept that with expert_leak='reveal'"
             )
+        if not re.fullmatch(NAME, name):
+            raise ValueError(
+                f"{name!r} cannot be a remote layer's name, which has letters, digits, '_', '.' and '-' only; rename it"
+            )
+        if kind_of(modules[name]) is not None:
+            check_weight(name, modules[name])
         if modules[name] not in found.values():
             found[name] = modules[name]
     if not found:
@@ -148,11 +165,13 @@ def replace_modules(model: nn.Module, modules: dict[str, nn.Module], leak: Exper
     return layers
 
 
-def _freeze(model: nn.Module, layers: Iterable[RemoteLayer]) -> None:
+def _freeze(model: nn.Module, layers: Collection[RemoteLayer]) -> None:
     """Remote weights do not train, but for one that a local module has too."""
-    local = {id(parameter) for parameter in model.parameters()}
-    for layer in layers:
-        for parameter in layer.inner.parameters() if layer.inner is not None else ():
+    remote = [layer.inner for layer in layers if layer.inner is not None]
+    inside = {id(part) for own in (*layers, *remote) for part in own.modules()}
+    local = {id(own) for part in model.modules() if id(part) not in inside for own in part._parameters.values()}
+    for module in remote:
+        for parameter in module.parameters():
             if id(parameter) not in local:
                 parameter.requires_grad_(False)
 

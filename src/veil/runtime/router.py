@@ -217,28 +217,31 @@ class Router:
             return x.new_empty((0, self.manifest.groups[group].rows if slots is None else slots))
         if self._trains(group, x):
             back = self.manifest.back[group]
-            return encrypted_product(x, partial(self._ask, group), partial(self._ask, back))
+            ask = partial(self._ask, evaluator=self.evaluator)  # the way back is in the mode of the pass
+            return encrypted_product(x, partial(ask, group), partial(ask, back))
         return self._ask(group, x, slots, rows)
 
     def _trains(self, group: int, x: Tensor) -> bool:
         """Whether a gradient may come back through the group to ``x``."""
         return x.requires_grad and torch.is_grad_enabled() and group in self.manifest.back
 
-    def _ask(self, group: int, x: Tensor, slots: int | None = None, rows: int = 0) -> Tensor:
+    def _ask(
+        self, group: int, x: Tensor, slots: int | None = None, rows: int = 0, *, evaluator: Evaluator | None = None
+    ) -> Tensor:
         """The outputs for x [R, width], sent as ``rows`` rows if these are more."""
         own = x.shape[0]
         if rows > own:
-            outputs = self._send(group, torch.cat([x, x.new_zeros(rows - own, x.shape[1])]), slots)[:own]
+            outputs = self._send(group, torch.cat([x, x.new_zeros(rows - own, x.shape[1])]), slots, evaluator)[:own]
         else:
-            outputs = self._send(group, x, slots)
+            outputs = self._send(group, x, slots, evaluator)
         if self.candidates is not None and self.candidates.group == group:
             outputs = self.candidates.refined(x, outputs)
         if self.observer is not None:
             self.observer(group, x, outputs)
         return outputs
 
-    def _send(self, group: int, x: Tensor, slots: int | None) -> Tensor:
-        evaluator, course = self.evaluator, self.course
+    def _send(self, group: int, x: Tensor, slots: int | None, evaluator: Evaluator | None = None) -> Tensor:
+        evaluator, course = evaluator or self.evaluator, self.course
         assert evaluator is not None
         try:
             outputs = self._kernels.to_torch(evaluator.evaluate(group, self._kernels.from_torch(x), slots))

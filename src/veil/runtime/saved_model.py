@@ -20,7 +20,7 @@ from veil.bundle.compiled import Compiled
 from veil.bundle.manifest import Manifest
 from veil.bundle.server_half import ServerModel, load_server, save_server
 from veil.bundle.terms import EXPERT_LEAKS, ExpertLeak, Terms
-from veil.disk import writing
+from veil.disk import whole_folder, writing
 from veil.errors import BundleError, one_line
 from veil.runtime.adapters import base_of, plain_name, within_adapters
 from veil.runtime.experts import RemoteExperts, is_experts
@@ -63,14 +63,19 @@ def save(
         raise BundleError(f"{path} is not empty; choose a new folder")
     path.mkdir(parents=True, exist_ok=True)
     try:
-        with writing(path):
-            _save_client(path / "client", compiled, tables, model, tokenizer)
-            server = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
-            save_server(path / "server", server, header_file.half_digest(path / "client"))
+        with writing(path), whole_folder(path / "client") as client, whole_folder(path / "server") as server:
+            _save_client(client, compiled, tables, model, tokenizer)
+            weights = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
+            save_server(server, weights, header_file.half_digest(client))
     except BaseException:
-        for half in ("client", "server"):
-            shutil.rmtree(path / half, ignore_errors=True)
+        remove(path)  # the server half comes first: a client half is never alone
         raise
+
+
+def remove(path: Path) -> None:
+    """Remove both halves of a bundle."""
+    for half in ("client", "server"):
+        shutil.rmtree(path / half, ignore_errors=True)
 
 
 def load(path: Path, terms: Terms, *, verify: bool = True) -> Opened:
@@ -104,7 +109,6 @@ def load_client(path: Path, terms: Terms, *, verify: bool = True) -> Opened:
 
 
 def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: Any, tokenizer: Any) -> None:
-    path.mkdir()
     model.config.dtype = model.dtype
     model.config.save_pretrained(path)
     if model.can_generate():
@@ -119,13 +123,34 @@ def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: 
     named = model.named_modules(remove_duplicate=False)
     places = {plain_name(name): part.name for name, part in named if isinstance(part, RemoteLayer)}
     about = {"class": type(model).__name__, "model": _said_name(model.config)}
-    header_file.write_header(path, "client", fields | about | {"norms": norms, "places": places, "experts": mixtures})
+    fields |= about | {"norms": norms, "places": places, "experts": mixtures}
+    absent = _absent(model)
+    header_file.write_header(path, "client", fields | ({"absent": absent} if absent else {}))
 
 
 def _said_name(config: Any) -> str:
     """What a model is called: a hub id, or a folder's own name, since this machine's paths are nobody's business."""
     said = str(getattr(config, "_name_or_path", "") or "")
     return Path(said).name if Path(said).is_absolute() or Path(said).exists() else said
+
+
+def _absent(model: Any) -> list[str]:
+    """Parts that the configuration would make and this model does without: what no setting says, such as a pooler."""
+    with torch.device("meta"):
+        made = type(model)._from_config(model.config)
+    parents = ((name, *name.rpartition(".")[::2]) for name, _ in made.named_modules() if name)
+    own = {plain_name(name): part for name, part in model.named_modules(remove_duplicate=False)}
+    return [name for name, parent, child in parents if parent in own and getattr(own[parent], child, model) is None]
+
+
+def _leave_out(model: nn.Module, names: Any) -> None:
+    """Put None where a bundle's model does without a part."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BundleError("the bundle does not say which parts its model does without")
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        del model.get_submodule(parent)._modules[child]
+        setattr(model.get_submodule(parent), child, None)
 
 
 def _client_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -163,6 +188,7 @@ def _load_model(path: Path, header: dict[str, Any], manifest: Manifest) -> tuple
     config._name_or_path = str(header.get("model", ""))
     with torch.device("meta"):
         model = model_class._from_config(config)  # type: ignore[attr-defined]
+    _leave_out(model, header.get("absent", []))
     mixtures = _empty_experts(model, header["experts"])
     layers = {}
     for group in manifest.forward:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from veil.errors import UnevenTraffic, one_line
+from veil.errors import ModelChanged, RemoteWeightError, UnevenTraffic, one_line
 from veil.runtime.padding import Padding
 from veil.runtime.plan import Course, Plan, Shape
 from veil.runtime.rehearsal import CACHES, Arguments, bound
@@ -206,6 +206,8 @@ class Traffic:
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 result = forward(*several, **plain)
+        except (ModelChanged, RemoteWeightError):
+            raise
         except Exception as error:
             raise UnevenTraffic(
                 f"what this model asks the server cannot be told beforehand: a pass with zeros fails ({one_line(error)}); "

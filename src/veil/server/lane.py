@@ -1,13 +1,15 @@
-"""The row lane: rows over a plain TCP or TLS connection, one thread each, with nothing between socket and kernel.
+"""The row lane: rows over a plain TCP or TLS connection, with nothing between socket and kernel.
 
 gRPC's Python server hands a message from thread to thread, which costs about half a millisecond a message; a token of a
-small model is a hundred messages. The lane carries the same sealed messages under the same checks.
+small model is a hundred messages. The lane carries the same sealed messages under the same checks. One thread accepts
+connections and hears their hello; who has shown a ticket goes on in the serving loop.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import selectors
 import socket
 import ssl
 import threading
@@ -17,10 +19,12 @@ from pathlib import Path
 
 from veil.errors import IncompatibleServer, VeilError
 from veil.network.certificates import server_context
-from veil.network.frames import Frames
 from veil.network.listening import listening
+from veil.network.ready_frames import ReadyFrames
 from veil.server.calls import IDLE_S
 from veil.server.logs import event
+from veil.server.row_loop import RowLoop
+from veil.server.row_seat import Seat
 from veil.server.rows import RowAnswers
 from veil.server.unproven import FIRST_S, Unproven, address_of
 from veil.wire import failures, methods
@@ -29,23 +33,23 @@ from veil.wire.envelope import seal, unseal
 
 _LOG = logging.getLogger("veil.server")
 _HELLO_BYTES = 4096
-_ALONE_S = 0.25
+_NOT_NOW = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-class _Connection:
-    """One accepted connection: what ends it, when it was last heard of, and whether it has shown a ticket."""
+class _Guest:
+    """A connection that has not shown a ticket."""
 
-    def __init__(self, plain: socket.socket, address: str) -> None:
-        self.socket = plain
+    def __init__(self, plain: socket.socket, address: str, tls: ssl.SSLContext | None) -> None:
+        plain.setblocking(False)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.address = address
-        self.heard = time.monotonic()
-        self.known = False
-        self.busy = False
+        self.shaking = tls is not None
+        wrapped = plain if tls is None else tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+        self.frames = ReadyFrames(wrapped, _HELLO_BYTES)
 
     def end(self) -> None:
         """End it, from any thread; see `Frames.end`."""
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+        self.frames.end()
 
 
 class RowLane:
@@ -60,30 +64,31 @@ class RowLane:
         address: tuple[str, int],
         tls: tuple[Path, Path] | None,
         stream: Callable[[str, str, Callable[[], object]], RowAnswers],
+        loop: RowLoop,
         ended: Callable[[str], None],
         *,
         message_bytes: int,
         most: int,
     ) -> None:
-        self._stream, self._ended = stream, ended
+        self._stream, self._loop, self._ended = stream, loop, ended
         self._message_bytes, self._most = message_bytes, most
         self._tls: ssl.SSLContext | None = None
         if tls is not None:
             self._tls = server_context(*tls)
         self._listener = listening(*address, "--rows-port")
+        self._listener.setblocking(False)
         self.port = int(self._listener.getsockname()[1])
         self._lock = threading.Lock()
-        self._open: set[_Connection] = set()
-        self._unproven: Unproven[_Connection] = Unproven(most // 2, _Connection.end)
-        self._latest: _Connection | None = None
-        self._changed = 0.0
+        self._guests: set[_Guest] = set()
+        self._seats: set[Seat] = set()
+        self._unproven: Unproven[_Guest] = Unproven(most // 2, _Guest.end)
         self._stopping = False
-        self._accepting = threading.Thread(target=self._accept, name="veil-lane", daemon=True)
+        self._accepting = threading.Thread(target=self._work, name="veil-lane", daemon=True)
 
     @property
     def count(self) -> int:
         """Open connections."""
-        return len(self._open)
+        return len(self._guests) + len(self._seats)
 
     def start(self) -> None:
         """Begin to accept connections."""
@@ -92,111 +97,143 @@ class RowLane:
     def cut_silent(self, silent_s: float) -> None:
         """End connections that sent no whole message for so long, or no hello within its time."""
         self._unproven.cut(min(FIRST_S, silent_s))
-        self._cut(lambda one, silent: one.known and silent > silent_s)
+        self._cut(lambda one, silent: silent > silent_s)
 
     def stop(self, grace_s: float) -> None:
         """Accept no more, let what is under way end by itself for ``grace_s``, then end it."""
         self._stopping = True
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
+        if self._accepting.is_alive():
+            self._accepting.join()
         self._listener.close()
         end = time.monotonic() + grace_s
-        while self._open and time.monotonic() < end:
+        while self._seats and time.monotonic() < end:
             self._cut(lambda one, silent: not one.busy and silent > IDLE_S)
             time.sleep(0.02)
         self._cut(lambda one, silent: True)
 
-    def _alone(self, connection: _Connection) -> bool:
-        """Whether no other connection had a message lately: one thread may look for the next, several would get in each
-        other's way."""
-        if self._latest is not connection:
-            self._latest, self._changed = connection, connection.heard
-        return connection.heard - self._changed > _ALONE_S
+    def close(self) -> None:
+        """Free the connections whose end the loop did not see any more; after the loop has stopped."""
+        for seat in list(self._seats):
+            seat.drop()
 
-    def _cut(self, which: Callable[[_Connection, float], bool]) -> None:
+    def _cut(self, which: Callable[[Seat, float], bool]) -> None:
         now = time.monotonic()
         with self._lock:
-            chosen = [one for one in self._open if which(one, now - one.heard)]
-        for connection in chosen:
-            connection.end()
+            chosen = [one for one in self._seats if which(one, now - one.heard)]
+        for seat in chosen:
+            seat.end()
 
-    def _accept(self) -> None:
-        while not self._stopping:
+    # The thread ----------------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listener, selectors.EVENT_READ, None)
+            while not self._stopping:
+                self._look(selector)
+            for guest in list(self._guests):
+                self._leave(selector, guest, "broken")
+
+    def _look(self, selector: selectors.BaseSelector) -> None:
+        for key, _ in selector.select(0.2):
             try:
-                accepted, address = self._listener.accept()
-            except OSError:
-                time.sleep(0.01)
-                continue
-            self._begin(_Connection(accepted, address_of(f"{address[0]}:{address[1]}")))
+                if key.data is None:
+                    self._accept(selector)
+                else:
+                    self._hear(selector, key.data)
+            except Exception:
+                _LOG.exception("the row lane failed at a connection")
+                if key.data is not None:
+                    self._leave(selector, key.data, "internal")
 
-    def _begin(self, connection: _Connection) -> None:
-        with self._lock:
-            full = len(self._open) >= self._most
-            if not full:
-                self._open.add(connection)
-        if full:
-            self._ended("quota")
-            connection.socket.close()
+    def _accept(self, selector: selectors.BaseSelector) -> None:
+        try:
+            accepted, address = self._listener.accept()
+        except BlockingIOError:
             return
-        self._unproven.add(connection, connection.address)
+        except OSError:  # out of files, or the connection is gone already
+            time.sleep(0.01)
+            return
+        if self.count >= self._most:
+            self._ended("quota")
+            accepted.close()
+            return
         try:
-            threading.Thread(target=self._serve, args=(connection,), name="veil-row", daemon=True).start()
-        except Exception as error:
-            _LOG.error("no thread for a row stream: %s", error)
-            self._drop(connection, "internal")
-
-    def _drop(self, connection: _Connection, result: str) -> None:
-        self._unproven.remove(connection)
-        with self._lock:
-            self._open.discard(connection)
-            if self._latest is connection:
-                self._latest = None
-        connection.end()
-        connection.socket.close()
-        self._ended(result)
-
-    def _serve(self, connection: _Connection) -> None:
-        result = "broken"
-        try:
-            connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.socket.settimeout(FIRST_S)
-            if self._tls is not None:
-                connection.socket = self._tls.wrap_socket(connection.socket, server_side=True)
-            result = self._answer(connection, Frames(connection.socket, _HELLO_BYTES))
+            guest = _Guest(accepted, address_of(f"{address[0]}:{address[1]}"), self._tls)
         except OSError:
-            pass
-        except Exception:
-            _LOG.exception("a row stream failed")
-            result = "internal"
-        finally:
-            self._drop(connection, result)
+            accepted.close()
+            self._ended("broken")
+            return
+        self._guests.add(guest)
+        selector.register(guest.frames.connection, selectors.EVENT_READ, guest)
+        self._unproven.add(guest, guest.address)
 
-    def _answer(self, connection: _Connection, frames: Frames) -> str:
-        """Serve one connection to its end; the result for the metrics."""
-        stream: RowAnswers | None = None
+    def _hear(self, selector: selectors.BaseSelector, guest: _Guest) -> None:
+        """Go on with a handshake and a hello as far as they came."""
+        connection = guest.frames.connection
         try:
-            hello = unseal(frames.receive(), pb.LaneHello)
+            if guest.shaking:
+                assert isinstance(connection, ssl.SSLSocket)
+                connection.do_handshake()
+                guest.shaking = False
+            data = guest.frames.receive()
+        except _NOT_NOW:
+            return
+        except EOFError:
+            self._leave(selector, guest, "broken")
+            return
+        except VeilError as error:
+            self._refuse(selector, guest, error)
+            return
+        except OSError:
+            self._leave(selector, guest, "broken")
+            return
+        if data is not None:
+            self._greet(selector, guest, data)
+
+    def _greet(self, selector: selectors.BaseSelector, guest: _Guest, data: bytes) -> None:
+        try:
+            hello = unseal(data, pb.LaneHello)
             if hello.protocol != methods.PROTOCOL:
                 raise IncompatibleServer(f"the server speaks protocol {methods.PROTOCOL}")
-            stream = self._stream(hello.session, hello.ticket, connection.end)
-            connection.known, connection.heard = True, time.monotonic()
-            self._unproven.remove(connection)
-            frames.send(seal(pb.EvaluateReply()))
-            frames.connection.settimeout(None)
-            frames.limit = self._message_bytes
-            while (data := frames.receive(stream.meanwhile)) is not None:
-                connection.busy = True
-                reply = stream.answer(data)
-                connection.busy, connection.heard = False, time.monotonic()
-                frames.send(reply)
-                frames.busy_poll = self._alone(connection)
-            return "ok"
+            stream = self._stream(hello.session, hello.ticket, guest.frames.end)
         except VeilError as error:
-            _, name = failures.status_of(error)
-            event("refused", method="Rows", error=name, peer=connection.address)
-            frames.send(seal(pb.EvaluateReply(error=name, details=str(error))))
-            return name
-        finally:
-            if stream is not None:
-                stream.end()
-            frames.close()
+            self._refuse(selector, guest, error)
+            return
+        self._unproven.remove(guest)
+        selector.unregister(guest.frames.connection)
+        guest.frames.limit = self._message_bytes
+        seat = Seat(guest.frames, stream, self._gone)
+        with self._lock:
+            self._seats.add(seat)
+            self._guests.discard(guest)
+        try:
+            sent = guest.frames.send(seal(pb.EvaluateReply()))
+        except OSError:
+            sent = False
+        if sent:
+            self._loop.add(seat)
+        else:
+            seat.drop()
+
+    def _refuse(self, selector: selectors.BaseSelector, guest: _Guest, error: VeilError) -> None:
+        _, name = failures.status_of(error)
+        event("refused", method="Rows", error=name)
+        with contextlib.suppress(OSError):
+            guest.frames.send(seal(pb.EvaluateReply(error=name, details=str(error))))
+        self._leave(selector, guest, name)
+
+    def _leave(self, selector: selectors.BaseSelector, guest: _Guest, result: str) -> None:
+        self._unproven.remove(guest)
+        with contextlib.suppress(KeyError, ValueError):
+            selector.unregister(guest.frames.connection)
+        if guest in self._guests:
+            self._guests.discard(guest)
+            guest.frames.close()
+            self._ended(result)
+
+    def _gone(self, seat: Seat, result: str) -> None:
+        with self._lock:
+            self._seats.discard(seat)
+        self._ended(result)

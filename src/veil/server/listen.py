@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -27,13 +28,16 @@ from veil.process import raise_file_limit
 from veil.progress import Progress
 from veil.server.admission import Admission
 from veil.server.budget import RowBudget
+from veil.server.cards import Card, engines
 from veil.server.engine import Engine
 from veil.server.lane import RowLane
 from veil.server.logs import event
 from veil.server.metrics import Metrics
 from veil.server.offer import Offer
-from veil.server.scheduler import OnlineTurns, PreparationWorker
+from veil.server.row_loop import RowLoop
+from veil.server.scheduler import PreparationWorker
 from veil.server.service import HostedBundle, Service, Shared
+from veil.server.stages import Stages
 from veil.server.store import Limits, SessionStore
 from veil.server.unproven import FIRST_S
 from veil.wire import methods
@@ -102,9 +106,12 @@ def build_bundles(
     kernels: Kernels,
     progress: Progress | None = None,
     hints: Path | None = None,
+    cards: Sequence[Card] = (),
+    memory_bytes: int = 1 << 32,
 ) -> dict[str, HostedBundle]:
     """Load server halves by name and build their hints; ``offers`` are client halves by the same names,
-    ``hints`` a folder where hints are kept for the next start."""
+    ``hints`` a folder where hints are kept for the next start. With several ``cards`` they lie on those, beside
+    ``memory_bytes`` for batches of rows."""
     unknown = sorted(set(offers) - set(halves))
     if unknown:
         raise ValueError(f"--offer names {unknown[0]!r}, which is not served; served are {', '.join(halves)}")
@@ -117,6 +124,11 @@ def build_bundles(
                 f"{offers[name]} is not the client half that was compiled with {path}: its digest is {offer.digest}, not "
                 f"{digest}; offer the one beside it"
             )
+        if len(cards) > 1:
+            build = partial(engines, load_server(path), cards, memory_bytes, progress)
+            made, placed = in_thread_of_its_own(build)
+            bundles[name] = HostedBundle(made[0], digest, offer, tuple(made[1:]), placed)
+            continue
         engine = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, hints))
         bundles[name] = HostedBundle(engine, digest, offer)
     return bundles
@@ -161,13 +173,16 @@ class Server:
         threads = 4 * min(config.limits.max_sessions, 64) + 16
         most_streams = threads // 4 if config.tokens else 3 * threads // 4  # a session has two at most; others have the rest
         on_gpu = any(served.engine.on_gpu for served in bundles.values())
-        turns = OnlineTurns(1 if on_gpu else None, observer=self.metrics.computed)
+        self._stages = Stages(self.metrics.staged)
+        self._loop = RowLoop(
+            self._stages, threads=max(1 + len(served.copies) for served in bundles.values()) if on_gpu else None
+        )
         self.service = Service(
             Shared(
                 bundles,
                 admission,
                 self._worker,
-                turns,
+                self._loop,
                 self.metrics,
                 config.tokens,
                 message_bytes,
@@ -236,6 +251,7 @@ class Server:
         """Begin to answer."""
         if self.config.metrics_port is not None:
             self._stop_metrics = self.metrics.serve(self.config.host, self.config.metrics_port)
+        self._loop.start()
         self._grpc.start()
         if self._lane is not None:
             self._lane.start()
@@ -255,11 +271,19 @@ class Server:
         while not ended.wait(0.1):
             self.service.calls.cancel_idle()
         self._worker.stop()
+        self._loop.stop()
+        if self._lane is not None:
+            self._lane.close()
         self._ended.set()
         self._pool.shutdown(wait=True)
         if self._stop_metrics is not None:
             self._stop_metrics()
         event("stopped")
+
+    @property
+    def queued(self) -> int:
+        """Batches that wait to be prepared."""
+        return self._worker.waiting
 
     def _check_health(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         reply: bytes = self._health.Check(health_pb2.HealthCheckRequest.FromString(data), context).SerializeToString()
@@ -287,6 +311,7 @@ class Server:
                 (config.host, config.rows_port),
                 config.tls,
                 self.service.lane_stream,
+                self._loop,
                 partial(self.metrics.ended, "Rows"),
                 message_bytes=message_bytes,
                 most=most,
@@ -303,6 +328,7 @@ class Server:
             "batches_ready": ("Prepared batches that wait for their rows", lambda: self.store.batch_count),
             "batches_queued": ("Batches that wait to be prepared", lambda: self._worker.waiting),
             "batch_memory_bytes": ("Memory of prepared batches", lambda: self.store.used_bytes),
+            "cpu_seconds": ("Processor seconds of this process", time.process_time),
             "streams": ("Open streams", lambda: self.service.calls.count + (self._lane.count if self._lane else 0)),
         }
         budget = self.config.budget
@@ -316,6 +342,7 @@ class Server:
     def _sweep(self) -> None:
         while not self._ended.wait(self.config.sweep_s):
             self.store.expire()
+            self._stages.flush()
             self.service.calls.cancel_silent(self.config.silent_s)
             if self._lane is not None:
                 self._lane.cut_silent(self.config.silent_s)

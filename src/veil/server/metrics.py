@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
@@ -18,6 +18,9 @@ class Metrics:
         self._rows = self._counter("rows", "Encrypted rows multiplied")
         self._batches = self._counter("batches", "Batches of rows prepared")
         self._seconds = self._counter("seconds", "Seconds of computation", ["phase"])
+        self._messages = self._counter("messages", "Messages with rows that were answered")
+        self._products = self._counter("products", "Products, each for the rows of one group that waited")
+        self._stages = self._counter("message_seconds", "Seconds of messages in the server", ["stage"])
         self._bytes = self._counter("bytes", "Payload bytes", ["direction"])
         self._calls = self._counter("calls", "Calls that ended", ["method", "result"])
         self._seconds_of = {phase: self._seconds.labels(phase) for phase in ("prepare", "evaluate")}
@@ -31,9 +34,19 @@ class Metrics:
         Gauge(f"veil_{name}", text, registry=self.registry).set_function(read)
 
     def computed(self, phase: str, count: int, seconds: float) -> None:
-        """``count`` batches (phase ``prepare``) or rows (phase ``evaluate``) took this long."""
-        (self._batches if phase == "prepare" else self._rows).inc(count)
+        """``count`` batches took this long to prepare; of rows see `staged`."""
+        assert phase == "prepare"
+        self._batches.inc(count)
         self._seconds_of[phase].inc(seconds)
+
+    def staged(self, seconds: Mapping[str, float], counts: Mapping[str, int], computed_s: float) -> None:
+        """Seconds of messages by stage, and how many messages, rows and products; what the products took."""
+        for stage, own in seconds.items():
+            self._stages.labels(stage).inc(own)
+        self._messages.inc(counts["messages"])
+        self._products.inc(counts["products"])
+        self._rows.inc(counts["rows"])
+        self._seconds_of["evaluate"].inc(computed_s)
 
     def moved(self, received: int, sent: int) -> None:
         """Payload bytes of a message."""

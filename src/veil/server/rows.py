@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from veil.errors import WireError
 from veil.network.busy_poll import NOTHING
 from veil.server.admission import Admission
 from veil.server.budget import RowBudget
-from veil.server.engine import Claim
+from veil.server.engine import Claim, Engine
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
-from veil.server.scheduler import OnlineTurns
 from veil.server.store import Session
 from veil.wire import codec
 from veil.wire import veil_pb2 as pb
@@ -22,39 +22,57 @@ _TELL_BYTES = 1 << 18
 """Bytes that move between two updates of the metrics."""
 
 
+class Products(Protocol):
+    """What multiplies rows for a thread that waits; see `veil.server.row_loop.RowLoop`."""
+
+    def answer(self, engine: Engine, claim: Claim, flow: str) -> bytes:
+        """The packed results of a claim; raises what its product did."""
+
+
 class RowAnswers:
     """Answers sealed requests of one stream; a session's new stream ends its older one through ``cancel``."""
 
     def __init__(
         self,
         admission: Admission,
-        turns: OnlineTurns,
+        loop: Products,
         metrics: Metrics,
         owner: str,
         cancel: Callable[[], object],
         budget: RowBudget | None = None,
     ) -> None:
         self._admission, self._store = admission, admission.store
-        self._turns, self._metrics = turns, metrics
+        self._loop, self._metrics = loop, metrics
         self._owner = owner
         self._budget = budget
         self._cancel = cancel
         self._session: Session | None = None
-        self._rows = self._received = self._sent = 0
+        self._rows = self._received = self._sent = self._sequence = 0
         self.meanwhile = NOTHING
         """Steps, of some µs each, that make the next answer quicker; to take while the request for it is awaited."""
 
     def answer(self, data: bytes) -> bytes:
-        """The sealed reply; raises the `VeilError` that ends the stream."""
+        """The sealed reply, for a thread that waits for it; raises the `VeilError` that ends the stream."""
+        engine, claim, flow = self.ask(data)
+        return self.reply(claim, self._loop.answer(engine, claim, flow))
+
+    def ask(self, data: bytes) -> tuple[Engine, Claim, str]:
+        """What a sealed request asks for, its rows spent, and who asks; raises the `VeilError` that ends the stream."""
         request = unseal(data, pb.EvaluateRequest)
         session = self._find(request.session)
         if request.release:
             self._store.release(session, request.release)
         claim = self._claim(session, request)
-        rows = self._turns.answer(session.engine, claim)
-        self.meanwhile = session.engine.prefetch_after(request.group)
-        reply = seal(pb.EvaluateReply(sequence=request.sequence, rows=rows))
+        self._sequence = request.sequence
         self._received += len(data)
+        return session.engine, claim, self._owner or session.name
+
+    def reply(self, claim: Claim, rows: bytes) -> bytes:
+        """The sealed reply to what was asked last."""
+        session = self._session
+        if session is not None:
+            self.meanwhile = session.engine.prefetch_after(claim.group)
+        reply = seal(pb.EvaluateReply(sequence=self._sequence, rows=rows))
         self._sent += len(reply)
         self._rows += claim.count
         if self._received + self._sent > _TELL_BYTES:

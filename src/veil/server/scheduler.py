@@ -1,4 +1,4 @@
-"""Who computes when: one worker prepares batches of all sessions, online products take turns and never wait for it."""
+"""One worker prepares batches of all sessions; online products never wait for it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from veil.errors import QuotaExceeded, ServerUnreachable, VeilError
-from veil.priority import cores, in_thread_of_its_own
+from veil.priority import in_thread_of_its_own
 from veil.server.admission import Admission, Admitted
-from veil.server.engine import Claim, Engine
 
 _LOG = logging.getLogger("veil.server")
 
-_WORTH_THREADS = 8 << 20
-"""Multiply-adds of a product from which on it pays to wake other threads: a third of a millisecond on one."""
-
 Observer = Callable[[str, int, float], None]
-"""(``prepare`` or ``evaluate``, batches or rows, seconds)"""
+"""(``prepare``, batches, seconds)"""
 
 
 def _unobserved(kind: str, count: int, seconds: float) -> None: ...
@@ -132,80 +128,3 @@ def _told(error: Exception) -> VeilError:
         return QuotaExceeded("the server is out of memory for batches; try again later")
     _LOG.error("preparing failed", exc_info=error)
     return VeilError("the server failed while it prepared batches; its log says why")
-
-
-@dataclass(eq=False)
-class _Asked:
-    engine: Engine
-    claim: Claim
-    reply: bytes | None = None
-    failed: Exception | None = None
-
-    @property
-    def done(self) -> bool:
-        return self.reply is not None or self.failed is not None
-
-
-class OnlineTurns:
-    """As many online products at a time as there are cores; each answers everybody who waits with rows of the same group.
-
-    The work is done by the callers' own threads, so that a lone client pays for no hand-over. A product uses several
-    threads where it is alone and large: a second one takes some 40 µs to wake, and it cannot have the core of another's
-    product.
-    """
-
-    def __init__(self, most: int | None = None, batch_rows: int = 64, observer: Observer = _unobserved) -> None:
-        self._most = most or cores()
-        self._batch_rows = batch_rows
-        self._observe = observer
-        self._changed = threading.Condition()
-        self._waiting: list[_Asked] = []
-        self._running = 0
-
-    def answer(self, engine: Engine, claim: Claim) -> bytes:
-        """The packed results for a claim."""
-        asked = _Asked(engine, claim)
-        batch = self._turn(asked)
-        if batch:
-            self._serve(batch)
-        if asked.failed is not None:
-            raise asked.failed
-        assert asked.reply is not None
-        return asked.reply
-
-    def _turn(self, asked: _Asked) -> list[_Asked]:
-        """Wait for a turn, and take who fits with ``asked`` along; nobody, once another's turn answered it."""
-        with self._changed:
-            self._waiting.append(asked)
-            while asked not in self._waiting or self._running >= self._most:
-                self._changed.wait()
-                if asked.done:
-                    return []
-            batch, rows = [asked], asked.claim.count
-            self._waiting.remove(asked)
-            for other in list(self._waiting):
-                same = other.engine is asked.engine and other.claim.asks_like(asked.claim)
-                if same and rows + other.claim.count <= self._batch_rows:
-                    self._waiting.remove(other)
-                    batch.append(other)
-                    rows += other.claim.count
-            self._running += 1
-            return batch
-
-    def _serve(self, batch: list[_Asked]) -> None:
-        engine, claims = batch[0].engine, [asked.claim for asked in batch]
-        start = time.perf_counter()
-        try:
-            serial = self._running > 1 or sum(engine.work(claim) for claim in claims) < _WORTH_THREADS
-            for asked, reply in zip(batch, engine.answer(claims, serial=serial), strict=True):
-                asked.reply = engine.kernels.to_numpy(reply).tobytes()
-        except Exception as error:
-            for asked in batch:
-                asked.failed = error
-        else:
-            self._observe("evaluate", sum(claim.count for claim in claims), time.perf_counter() - start)
-        finally:
-            with self._changed:
-                self._running -= 1
-                if self._waiting or len(batch) > 1:
-                    self._changed.notify_all()

@@ -25,8 +25,9 @@ from veil.server.engine import Engine
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
 from veil.server.offer import Offer
+from veil.server.row_loop import RowLoop
 from veil.server.rows import RowAnswers
-from veil.server.scheduler import OnlineTurns, PreparationWorker
+from veil.server.scheduler import PreparationWorker
 from veil.server.store import SessionStore
 from veil.server.unproven import address_of
 from veil.wire import failures, methods
@@ -40,11 +41,16 @@ _LOG = logging.getLogger("veil.server")
 
 @dataclass(frozen=True, eq=False)
 class HostedBundle:
-    """One bundle: its engine, the digest of the client half that goes with it and, where it is offered, its files."""
+    """One bundle: its engine, the digest of the client half that goes with it and, where it is offered, its files.
+
+    ``copies`` are other engines of it, on other GPUs; ``placed`` says how it lies on them.
+    """
 
     engine: Engine
     digest: str
     offer: Offer | None = None
+    copies: tuple[Engine, ...] = ()
+    placed: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +60,7 @@ class Shared:
     bundles: dict[str, HostedBundle]
     admission: Admission
     worker: PreparationWorker
-    turns: OnlineTurns
+    loop: RowLoop
     metrics: Metrics
     tokens: Tokens | None
     message_bytes: int
@@ -127,7 +133,8 @@ class Service:
                 "fetch it again with 'veil pull', or name another bundle"
             )
         limits = self._shared.store.limits
-        session = self._shared.store.open(owner, served.engine)
+        store = self._shared.store
+        session = store.open(owner, store.least_used((served.engine, *served.copies)))
         event("opened", session=alias(session.name), bundle=request.bundle, owner=owner[:8], peer=peer)
         return pb.OpenReply(
             session=session.name,
@@ -193,7 +200,7 @@ class Service:
     def stream(self, owner: str, cancel: Callable[[], object]) -> RowAnswers:
         """A new stream of rows of an owner."""
         shared = self._shared
-        return RowAnswers(shared.admission, shared.turns, shared.metrics, owner, cancel, shared.budget)
+        return RowAnswers(shared.admission, shared.loop, shared.metrics, owner, cancel, shared.budget)
 
     def lane_stream(self, session: str, ticket: str, cancel: Callable[[], object]) -> RowAnswers:
         """A stream of rows on the row lane for a session that ``ticket`` belongs to; `UnknownSession` for another."""

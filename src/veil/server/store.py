@@ -7,12 +7,12 @@ import hmac
 import secrets
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from veil.errors import QuotaExceeded, RowReused, UnknownBatch, UnknownSession, WireError
+from veil.errors import QuotaExceeded, RowReused, ServerUnreachable, UnknownBatch, UnknownSession, WireError
 from veil.kernels.interface import Array, Rows
 from veil.server.engine import Engine
 from veil.wire.messages import Span
@@ -92,6 +92,7 @@ class SessionStore:
         self._sessions: dict[str, Session] = {}
         self._expired: OrderedDict[str, None] = OrderedDict()
         self._used_bytes = 0
+        self._draining = False
 
     @property
     def used_bytes(self) -> int:
@@ -117,6 +118,8 @@ class SessionStore:
         self.expire()
         limits = self.limits
         with self._lock:
+            if self._draining:
+                raise ServerUnreachable("the server takes no new sessions; try again")
             if len(self._sessions) >= limits.max_sessions:
                 raise QuotaExceeded(
                     f"the server has its most sessions ({limits.max_sessions}); close one, or try again later"
@@ -127,6 +130,18 @@ class SessionStore:
             name = secrets.token_hex(16)
             session = self._sessions[name] = Session(name, owner, engine, self._clock())
             return session
+
+    def drain(self) -> None:
+        """Open no more sessions."""
+        self._draining = True
+
+    def least_used(self, engines: Sequence[Any]) -> Any:
+        """Of some engines the one with the fewest sessions."""
+        if len(engines) == 1:
+            return engines[0]
+        with self._lock:
+            used = Counter(id(session.engine) for session in self._sessions.values())
+        return min(engines, key=lambda engine: used[id(engine)])
 
     def find(self, name: str, owner: str = "") -> Session:
         """The session of this name if it is ``owner``'s; `UnknownSession`, which does not say whose it is."""

@@ -63,7 +63,7 @@ class OpenRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., bundle: _Optional[str] = ..., fingerprint: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
 
 class OpenReply(_message.Message):
-    __slots__ = ("session", "session_ttl_s", "batch_ttl_s", "most_batches", "message_bytes", "rows_port", "rows_ticket", "check")
+    __slots__ = ("session", "session_ttl_s", "batch_ttl_s", "most_batches", "message_bytes", "rows_port", "rows_ticket", "server", "check")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_TTL_S_FIELD_NUMBER: _ClassVar[int]
     BATCH_TTL_S_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class OpenReply(_message.Message):
     MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     ROWS_PORT_FIELD_NUMBER: _ClassVar[int]
     ROWS_TICKET_FIELD_NUMBER: _ClassVar[int]
+    SERVER_FIELD_NUMBER: _ClassVar[int]
     CHECK_FIELD_NUMBER: _ClassVar[int]
     session: str
     session_ttl_s: int
@@ -79,8 +80,9 @@ class OpenReply(_message.Message):
     message_bytes: int
     rows_port: int
     rows_ticket: str
+    server: str
     check: int
-    def __init__(self, session: _Optional[str] = ..., session_ttl_s: _Optional[int] = ..., batch_ttl_s: _Optional[int] = ..., most_batches: _Optional[int] = ..., message_bytes: _Optional[int] = ..., rows_port: _Optional[int] = ..., rows_ticket: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., session_ttl_s: _Optional[int] = ..., batch_ttl_s: _Optional[int] = ..., most_batches: _Optional[int] = ..., message_bytes: _Optional[int] = ..., rows_port: _Optional[int] = ..., rows_ticket: _Optional[str] = ..., server: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
 
 class PrepareRequest(_message.Message):
     __slots__ = ("header", "batch", "check")

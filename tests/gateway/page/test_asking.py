@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 
 from veil.errors import ServerUnreachable
+from veil.gateway.app import Settings
 from veil.gateway.guard import Access
 
 
@@ -228,4 +229,27 @@ def test_a_page_elsewhere_gets_nothing(people: Any, running: Any, served: Any, l
             running.url,
         )
         assert outcome == ["refused", "refused"]
+        person.tab.close()
+
+
+def test_finished_words_go_up_while_one_types(people: Any, served: Any, listen: Any, until: Any) -> None:
+    with listen(served, settings=Settings(eager=True)) as running:
+        person = people(running.url).visit()
+        person.status("Ready")
+        prefilled: list[Any] = []
+        person.tab.on("request", lambda request: prefilled.append(request) if "prefill" in request.url else None)
+        person.find("#prompt").press_sequentially("w31 w32 w33 w3")
+        person.until("() => !('preparing' in document.body.dataset)")
+        sent = [request.post_data_json["messages"][-1]["content"] for request in prefilled]
+        assert sent[-1] == "w31 w32 w33", "not the word that is being written"
+        person.find("#prompt").press_sequentially("4")
+        person.find("#prompt").press("Enter")
+        person.answer()
+        assert "4 kept from before" in (person.find(".saw dl").text_content() or "")
+        person.find("#open-settings").click()
+        person.find("#eager").uncheck()
+        person.confirm("Done")
+        count = len(prefilled)
+        person.ask("w1 w2 w3").answer()
+        assert len(prefilled) == count
         person.tab.close()

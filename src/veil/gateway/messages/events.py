@@ -7,10 +7,10 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
+from veil.gateway.account import End
 from veil.gateway.answers import Answers
 from veil.gateway.calls import Call
 from veil.gateway.failures import from_error
-from veil.gateway.generation import End
 from veil.gateway.messages.objects import CallBlock, MessageReply, MessagesUsage, StopReason, WordsBlock
 from veil.gateway.replies import veil_usage_of
 from veil.gateway.served import ServedModel

@@ -39,6 +39,7 @@ export const models = async () => (await (await call("/v1/models")).json()).data
 export const status = async (model) => (await call(`/veil/status${model ? `?model=${encodeURIComponent(model)}` : ""}`)).json();
 export const expect = (model, characters, newTokens) =>
   call("/veil/expect", { body: { model, characters: Math.min(characters, 1 << 20), new_tokens: newTokens } }).catch(() => {});
+export const prefill = async (body, signal) => (await call("/veil/prefill", { body, signal })).json();
 export const countTokens = async (body, signal) => (await call("/tokenize", { body, signal })).json();
 
 // Each chunk of a streamed chat; throws ApiError, or AbortError when the signal stops it.

@@ -6,11 +6,12 @@ import * as chats from "/page/chats.js";
 import * as composer from "/page/composer.js";
 import { confirmed } from "/page/dialogs.js";
 import { $, announce, copyText, drawIcons } from "/page/dom.js";
+import { prepare } from "/page/eager.js";
 import { bindKeys } from "/page/keys.js";
 import { takeOver } from "/page/legacy.js";
 import * as panel from "/page/panel.js";
 import { bindPreferences, open as openSettings } from "/page/preferences.js";
-import { DEFAULT, preset } from "/page/settings.js";
+import { DEFAULT, eager, preset, requestOf } from "/page/settings.js";
 import * as sidebar from "/page/sidebar.js";
 import * as status from "/page/status.js";
 import { download, fileName, toJson, toMarkdown } from "/page/transfer.js";
@@ -166,11 +167,24 @@ let announced = 0;
 function writing() {
   showSending();
   counted();
-  if (answering.anyRunning() || Date.now() - announced < 1000) return;
-  announced = Date.now();
+  if (answering.anyRunning()) return;
   const { text, attachments } = composer.draft();
+  if (status.now()?.eager && eager()) return prepare(() => (answering.anyRunning() ? null : begun()));
+  if (Date.now() - announced < 1000) return;
+  announced = Date.now();
   const characters = attachments.reduce((sum, one) => sum + (one.text?.length ?? 0), text.length);
   if (characters) api.expect(chat.settings.model || undefined, characters, Number(chat.settings.max_tokens) || 256);
+}
+
+// The chat with the finished words of what is being written; null if there are none, or pictures with them.
+function begun() {
+  const { written, attachments } = composer.draft();
+  const finished = written.replace(/\S*$/, "").trimEnd();
+  if ((!finished && !attachments.length) || attachments.some(({ kind }) => kind === "image")) return null;
+  const path = pathTo(chat.messages, chat.leaf);
+  if (path.some((one) => one.attachments?.some(({ kind }) => kind === "image"))) return null;
+  const { model, tools } = requestOf(chat.settings);
+  return { model, tools, messages: messagesOf([...path, { role: "user", content: finished, attachments }], chat.settings) };
 }
 
 function counted() {

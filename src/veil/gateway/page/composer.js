@@ -64,7 +64,7 @@ function submit() {
 }
 
 // What is written now.
-export const draft = () => ({ text: $("prompt").value.trim(), attachments });
+export const draft = () => ({ text: $("prompt").value.trim(), written: $("prompt").value, attachments });
 
 // Turn to a chat: its draft comes into the box, that of the chat before stays with it.
 export function turnTo(chat, isNew) {

@@ -5,7 +5,8 @@ import * as chats from "/page/chats.js";
 import { confirmed } from "/page/dialogs.js";
 import { $ } from "/page/dom.js";
 import { redrawStrips } from "/page/saw.js";
-import { appearance } from "/page/settings.js";
+import { appearance, eager } from "/page/settings.js";
+import { now } from "/page/status.js";
 import { download, fromFile, toJson } from "/page/transfer.js";
 
 // `connected()` when a key was given, `replaced()` when chats were imported or all deleted, `told(words)` for problems.
@@ -27,6 +28,7 @@ export function bindPreferences({ connected, replaced, told }) {
     apiKey($("api-key").value);
     connected();
   });
+  $("eager").addEventListener("change", () => eager($("eager").checked));
   $("export-all").addEventListener("click", async () => download("veil-chats.json", toJson(await chats.everything()), "application/json"));
   $("import").addEventListener("click", () => $("import-file").click());
   $("import-file").addEventListener("change", async () => {
@@ -55,5 +57,7 @@ export function bindPreferences({ connected, replaced, told }) {
 
 export function open() {
   $("api-key").value = apiKey();
+  $("eager-choice").hidden = !now()?.eager;
+  $("eager").checked = eager();
   $("settings").showModal();
 }

@@ -35,6 +35,12 @@ export const appearance = (value) => {
   return read("veil.appearance", "auto");
 };
 
+// Whether messages go up while they are written, where the gateway can.
+export const eager = (value) => {
+  if (value !== undefined) write("veil.eager", value);
+  return read("veil.eager", true);
+};
+
 // Presets by name; the one called "Default" is what new chats begin with. Read anew each time: other tabs write too.
 export const DEFAULT = "Default";
 export const presets = () => ({ [DEFAULT]: { ...EMPTY }, ...read("veil.presets", {}) });

@@ -3,6 +3,7 @@
 import * as answering from "/page/answering.js";
 import * as api from "/page/api.js";
 import { $ } from "/page/dom.js";
+import { isPreparing } from "/page/eager.js";
 
 let timer = 0;
 let last = null;
@@ -43,7 +44,8 @@ function show(state, words, about) {
 function stateOf(status) {
   if (status.server_lost_s !== null) return ["down", "Server not reached"];
   if (status.waiting) return ["busy", `Busy, ${status.waiting} waiting`];
-  return status.running ? ["busy", "Writing"] : ["ready", "Ready"];
+  if (!status.running) return ["ready", "Ready"];
+  return ["busy", answering.anyRunning() ? "Writing" : isPreparing() ? "Getting ready" : "Busy"];
 }
 
 function aboutOf(status) {

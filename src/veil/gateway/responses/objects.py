@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from veil.gateway.generation import Account
+from veil.gateway.account import Account
 from veil.gateway.replies import veil_usage_of
 from veil.gateway.responses.incoming import ResponseRequest
 from veil.gateway.schemas import CachedTokens, Reply, VeilUsage

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from veil.kernels.cpu.kept import jitted
 from veil.kernels.cpu.online import _ROUND, _divide, _scale, _square_sum
 from veil.kernels.cpu.packing import unpack_words
 from veil.kernels.cpu.parallel import parallel
@@ -30,7 +31,7 @@ I16 = NDArray[np.int16]
 I32 = NDArray[np.int32]
 
 
-@njit(cache=True)
+@jitted()
 def _quantized(x, scale, low, high):  # type: ignore[no-untyped-def]
     """``round(x·scale)`` modulo 2^32 as ``low + 2^16·high``, both signed: 16-bit products go two at a time."""
     for i in range(low.size):
@@ -39,19 +40,19 @@ def _quantized(x, scale, low, high):  # type: ignore[no-untyped-def]
         high[i] = np.int16(np.uint32(word + np.uint32(0x8000)) >> np.uint32(16))
 
 
-@njit(cache=True)
+@jitted()
 def _unmasked(words, mu):  # type: ignore[no-untyped-def]
     for i in range(words.size):
         words[i] = np.uint32(words[i] - mu[i])
 
 
-@njit(cache=True)
+@jitted()
 def _scaled_back(words, inverse, scale, bias, y):  # type: ignore[no-untyped-def]
     for j in range(y.size):
         y[j] = np.float32(np.float64(np.int32(words[j])) * inverse * np.float64(scale[j]) + np.float64(bias[j]))
 
 
-@njit(cache=True)
+@jitted()
 def _signed(signs, words):  # type: ignore[no-untyped-def]
     """``Σ_j signs_j·words_j`` of signs 1 and -1: their halves are no bits, or all of them."""
     total = np.uint32(0)
@@ -61,7 +62,7 @@ def _signed(signs, words):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True)
+@jitted()
 def _product(factors, low, high):  # type: ignore[no-untyped-def]
     """``Σ_i factors_i·(low_i + 2^16·high_i)`` modulo 2^32."""
     lower, upper = np.int32(0), np.int32(0)
@@ -71,7 +72,7 @@ def _product(factors, low, high):  # type: ignore[no-untyped-def]
     return np.uint32(np.uint32(lower) + np.uint32(np.uint32(upper) << np.uint32(16)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jitted(nogil=True, error_model="numpy")
 def decrypt_checked(  # type: ignore[no-untyped-def]
     data, x, divisors, target, fixed, mu, row0, col0, bits, shown, scale, bias, block, shape, start, end, y, out
 ):
@@ -137,7 +138,7 @@ def decrypt_checked_together(*arguments: Any) -> float:
     return float(worst.max())
 
 
-@njit(cache=True)
+@jitted()
 def _places(chunks, vectors, width):  # type: ignore[no-untyped-def]
     """Where edges, sums and signs begin in the block of `BlockVectors`; the inverses are at its beginning."""
     line = LINE_BYTES - 1

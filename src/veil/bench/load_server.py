@@ -1,0 +1,46 @@
+"""The server that `veil bench load --model` starts: shapes with random weights, on a free port of the loopback interface.
+
+    python -m veil.bench.load_server gpt2 cpu 64 16
+
+Prints its port and that of its metrics; it ends with its input.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+
+def main(model: str, device: str, max_sessions: str, memory_gib: str, cards: str = "1", session_ttl_s: str = "900") -> None:
+    """Serve one model's shapes until standard input ends."""
+    from dataclasses import replace
+
+    from veil.bench.load_shapes import random_model
+    from veil.kernels.backend import kernels_for
+    from veil.network.listening import listening
+    from veil.priority import let_helpers_sleep
+    from veil.server.cards import CardsEngine
+    from veil.server.engine import Engine
+    from veil.server.listen import Server, ServerConfig, server_limits
+    from veil.server.service import HostedBundle
+    from veil.server.store import SessionStore
+
+    let_helpers_sleep()
+    limits = replace(server_limits(int(max_sessions), float(memory_gib)), session_ttl_s=float(session_ttl_s))
+    store = SessionStore(limits)
+    if int(cards) > 1:
+        engine: Engine = CardsEngine.over(random_model(model), [kernels_for(device)] * int(cards))
+    else:
+        engine = Engine.build(random_model(model), kernels_for(device))
+    with listening("127.0.0.1", 0, "--metrics-port") as free:
+        metrics_port = int(free.getsockname()[1])
+    config = ServerConfig(port=0, limits=limits, metrics_port=metrics_port)
+    server = Server({model: HostedBundle(engine, "0" * 64)}, store, config)
+    server.start()
+    print(json.dumps({"port": server.port, "metrics_port": metrics_port}), flush=True)
+    sys.stdin.read()
+    server.stop(1.0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

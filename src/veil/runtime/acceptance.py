@@ -1,0 +1,75 @@
+"""What can become a hybrid model, and what cannot, each with one line that says what to do."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from veil.runtime.layers import float_weight_shape, kind_of
+from veil.runtime.linearity import check_linear
+
+_WRAPPERS = {
+    "OptimizedModule": "is compiled by torch.compile; pass the model that it was made from (its _orig_mod)",
+    "DataParallel": "runs in several threads; pass its .module",
+    "DistributedDataParallel": "is one of several processes' copies; pass its .module",
+    "FullyShardedDataParallel": "is spread over processes; pass the whole model",
+}
+
+
+def check_model(model: object) -> nn.Module:
+    """The model, if it is one whose layers can be replaced; else `TypeError`."""
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module):
+        held = getattr(model, "model", None)
+        remedy = "; pass its .model" if isinstance(held, nn.Module) else ""
+        raise TypeError(f"model is a {kind}, expected a torch.nn.Module{remedy}")
+    if kind in _WRAPPERS:
+        raise TypeError(f"model is a {kind}, which {_WRAPPERS[kind]}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"model is a {kind} of TorchScript, whose layers cannot be replaced; pass the model it was made from"
+        )
+    if kind_of(model) is not None:
+        raise ValueError(f"model is itself a {kind}, and only layers inside it are replaced; pass nn.Sequential(model)")
+    return model
+
+
+def check_weight(name: str, module: nn.Module) -> None:
+    """`ValueError` for a layer whose weight is not a float matrix with values here: quantized, on disk, or nowhere."""
+    weight = module.weight
+    kind = type(module).__name__
+    if not isinstance(weight, torch.Tensor):
+        raise ValueError(f"{name}: a {kind} without a weight of its own cannot be remote; leave it out of module_names")
+    if weight.is_meta:
+        raise ValueError(
+            f"{name}: its weight has no values in memory (a meta tensor, or offloaded to disk); load the model "
+            "whole, without device_map"
+        )
+    if not weight.is_floating_point() or weight.ndim != 2:
+        raise ValueError(
+            f"{name}: a {kind} with a weight of {weight.dtype} is quantized already; load the model in a float type, "
+            "veil quantizes it"
+        )
+    sizes = [getattr(module, own, None) for own in ("out_features", "in_features")]
+    if isinstance(module, nn.Linear) and tuple(sizes) != tuple(weight.shape):
+        raise ValueError(
+            f"{name}: its weight is {tuple(weight.shape)} and not {tuple(sizes)}; load the model in a float type"
+        )
+
+
+def is_linear(name: str, module: nn.Module) -> bool:
+    """Whether a module of a remote kind answers as a linear layer or a table does; a router that chooses does not."""
+    kind = kind_of(module)
+    if kind is None:
+        return False
+    check_weight(name, module)
+    if kind == "embedding":
+        return True
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    assert len(float_weight_shape(module, kind)) == 2
+    try:
+        check_linear(module, weight.detach() if kind == "linear" else weight.detach().T)
+    except ValueError:
+        return False
+    return True

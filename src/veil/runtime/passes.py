@@ -1,0 +1,159 @@
+"""Passes through a model's remote layers: where one begins and ends, whichever part of the model was called, and its mode.
+
+A pass is one use of every layer: rows are taken level for all groups at its beginning, and what was used is forgotten on
+both sides. `generate` of a wrapper (PEFT) calls the model within, an encoder-decoder's encoder is called by itself, and
+some programs call block after block; each of those calls is a pass, or a part of one.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from veil.runtime.layers import RemoteLayer
+from veil.runtime.router import Router
+
+_CHOSEN: ContextVar[Mapping[int, str]] = ContextVar("veil_modes", default=MappingProxyType({}))
+"""Modes that were chosen for one call, by the identity of the model's `Passes`: other threads do not see them."""
+
+Forward = Callable[..., Any]
+Plan = Callable[[str, Forward, tuple[Any, ...], dict[str, Any]], Any]
+"""Of a part's name, its own forward and a call's arguments: the call, whose traffic is fixed before it begins."""
+Around = Callable[[str, bool], AbstractContextManager[None]]
+"""Of a mode, and whether groups start level: what is to be done around a pass, or around a part of one."""
+
+
+class Passes:
+    """One pass at a time: a call from another thread waits. ``mode`` holds for calls that do not choose another.
+
+    The ``forward`` of every module of ``model`` that holds some of ``layers`` is replaced by one that knows where a pass
+    begins. A part of the model whose layers were not asked in the last pass goes on with it, so that block after block, or
+    the model without its head and then the head, is one pass. So does what is recomputed on the way back (activation
+    checkpointing), in the mode of that pass. ``plan`` calls the parts that something outside calls, and the ``entries``.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, RemoteLayer], around: Around, plan: Plan, entries: frozenset[str]
+    ) -> None:
+        self.mode = "torch"
+        self.asked: set[str] = set()
+        """Names of the layers that were asked in the last pass."""
+        self.entered: set[str] = set()
+        """Names of the modules with remote layers that were called in it."""
+        self.current: Router | None = None
+        self.lock = threading.RLock()
+        self._owner: int | None = None
+        self._pass_mode = "torch"
+        self._failed = False
+        self._around, self._plan, self._entries = around, plan, entries
+        for layer in layers.values():
+            layer.passes = self
+        inside = _layers_inside(model)
+        inside.pop("")
+        self.parts = inside
+        for name, names in inside.items():
+            module = model.get_submodule(name)
+            module.forward = self._marked(name, frozenset(names), module.forward)
+
+    @property
+    def mode_now(self) -> str:
+        """The mode of this call."""
+        chosen = _CHOSEN.get().get(id(self))
+        if chosen is not None:
+            return chosen
+        return self._pass_mode if self.is_inside or _is_backward() else self.mode
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether the mode was chosen for this call."""
+        return id(self) in _CHOSEN.get()
+
+    @property
+    def router(self) -> Router | None:
+        """What answers for remote layers in this call; None in mode ``torch``."""
+        return None if self.mode_now == "torch" else self.current
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether this thread is within a pass."""
+        return self._owner == threading.get_ident()
+
+    @contextmanager
+    def chosen(self, mode: str) -> Iterator[None]:
+        """Calls inside the block, in this thread, are in ``mode``."""
+        token = _CHOSEN.set({**_CHOSEN.get(), id(self): mode})
+        try:
+            yield
+        finally:
+            _CHOSEN.reset(token)
+
+    @contextmanager
+    def opened(self, names: Collection[str] | None = None) -> Iterator[None]:
+        """A pass, or what goes on with the last one: a part of the model with layers of these names; None for all of it."""
+        with self.lock:
+            mode = self.mode_now
+            again = not _is_backward() and (names is None or self._failed or not self.asked.isdisjoint(names))
+            fresh = again or mode != self._pass_mode
+            if fresh:
+                self.asked.clear()
+                self.entered.clear()
+            self._owner, self._pass_mode, self._failed = threading.get_ident(), mode, False
+            try:
+                with self._around(mode, fresh):
+                    yield
+            except BaseException:
+                self._failed = True  # nothing goes on with it, but for the way back, which ends what it recomputes like this
+                raise
+            finally:
+                self._owner = None
+
+    def _marked(self, name: str, names: frozenset[str], forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            refuse_compiler()
+            if self.is_inside:
+                self.entered.add(name)
+                return self._plan(name, forward, args, kwargs) if name in self._entries else forward(*args, **kwargs)
+            if self.router is None:
+                return forward(*args, **kwargs)
+            with self.opened(names):
+                self.entered.add(name)
+                return self._plan(name, forward, args, kwargs)
+
+        return wrapped
+
+
+def _is_backward() -> bool:
+    """Whether autograd is on its way back in this thread."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def refuse_compiler() -> None:
+    """`TypeError` under torch.compile, while it traces and while it runs what it could not trace."""
+    if torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
+        raise TypeError("torch.compile cannot look into remote layers; call the model as it is, without compiling it")
+
+
+def _layers_inside(model: nn.Module) -> dict[str, list[str]]:
+    """For every module that holds remote layers, by its own name, the names of the layers."""
+    found: dict[str, list[str]] = {"": []}
+    first = {id(module): name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
+    for place, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, RemoteLayer):
+            continue
+        parts = place.split(".")
+        for depth in range(len(parts)):
+            parent = ".".join(parts[:depth])
+            own = first[id(model.get_submodule(parent))]
+            names = found.setdefault(own, [])
+            if module.name not in names:
+                names.append(module.name)
+    return found

@@ -1,0 +1,284 @@
+"""The serving loop: takes whatever rows have arrived from all connections, multiplies each group once for all, answers.
+
+A few threads share it. One of them, the leader, reads what came, checks it and chooses the next product; then it lets
+another lead and multiplies. A lone client's thread keeps the lead, so nothing is handed over, and looks for the next
+message without sleeping. On a GPU there is one thread: it reads what came while the GPU multiplies.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+import threading
+import time
+from functools import partial
+
+from veil.errors import ServerUnreachable
+from veil.network.busy_poll import NOTHING, BusyPoll
+from veil.priority import cores
+from veil.server.engine import Claim, Engine
+from veil.server.row_seat import Seat
+from veil.server.stages import Stages
+from veil.server.turns import Asked, FairTurns, RowPiece
+
+_LOG = logging.getLogger("veil.server")
+
+_WORTH_THREADS = 8 << 20
+"""Multiply-adds of a product from which on it pays to wake other threads: a third of a millisecond on one."""
+_MOST_THREADS = 4
+_ALONE_S = 0.25
+_IDLE_S = 1.0
+
+
+class RowLoop:
+    """Serves seats and `answer`. ``threads`` is as many as there are cores, 4 at most, or 1 for a GPU."""
+
+    def __init__(self, stages: Stages | None = None, *, threads: int | None = None, turns: FairTurns | None = None) -> None:
+        self._stages = stages or Stages()
+        self._turns = turns or FairTurns()
+        self._selector = selectors.DefaultSelector()
+        self._wake_in, self._wake_out = socket.socketpair()
+        for end in (self._wake_in, self._wake_out):
+            end.setblocking(False)
+        self._selector.register(self._wake_in, selectors.EVENT_READ, None)
+        self._eager = BusyPoll(_file_of(self._selector))
+        self._lead = threading.Lock()
+        self._lock = threading.Lock()  # of the turns, and of what follows
+        self._running = 0
+        self._again: list[Seat] = []
+        self._latest: object = None
+        self._changed = self._heard = 0.0
+        self._stopping = False
+        count = threads or min(_MOST_THREADS, cores())
+        self._threads = [threading.Thread(target=self._work, name=f"veil-rows-{n}", daemon=True) for n in range(count)]
+
+    def start(self) -> None:
+        """Begin to serve."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End the threads; what waits is told that the server stops."""
+        self._stopping = True
+        self._wake()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+        with self._lock:
+            waiting = [piece.asked for _ in range(len(self._turns)) if len(self._turns) for piece in self._turns.take(0.0)]
+        for asked in waiting:
+            asked.failed = ServerUnreachable("the server is shutting down")
+            asked.done(asked)
+        self._selector.close()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    # Connections ---------------------------------------------------------------------------------------------------------
+
+    def add(self, seat: Seat) -> None:
+        """Serve a connection that has shown its ticket."""
+        self._look_for(seat, selectors.EVENT_READ)
+        if seat.frames.held:
+            with self._lock:
+                self._again.append(seat)
+        self._wake()
+
+    def remove(self, seat: Seat) -> None:
+        """Serve it no more."""
+        with self._lock:
+            if self._latest is seat:
+                self._latest = None
+        try:
+            self._selector.unregister(seat.frames.connection)
+        except (KeyError, ValueError):
+            return
+
+    def answer(self, engine: Engine, claim: Claim, flow: str = "") -> bytes:
+        """The packed results of a claim, for a thread that waits for them; raises what its product did."""
+        over = threading.Event()
+        asked = Asked(engine, claim, flow, lambda _: over.set(), time.perf_counter())
+        with self._lock:
+            if self._stopping:
+                raise ServerUnreachable("the server is shutting down")
+            self._turns.add(asked)
+        self._heard_from(over)
+        self._wake()
+        over.wait()
+        if asked.failed is not None:
+            raise asked.failed
+        return asked.reply
+
+    # Threads -------------------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while not self._stopping:
+            self._lead.acquire()
+            leading = True
+            try:
+                pieces = self._gather()
+                if pieces and not self._alone:
+                    self._lead.release()
+                    leading = False
+                if pieces:
+                    self._serve(pieces)
+                    pieces = []  # a connection that ends is not kept by whoever served it last
+            except Exception:
+                _LOG.exception("the serving loop failed at something; it goes on")
+                time.sleep(0.01)
+            finally:
+                if leading:
+                    self._lead.release()
+
+    def _gather(self) -> list[RowPiece]:
+        """Read what has come; the next product, nothing when it is time to look whether the loop stops."""
+        alone = self._alone
+        if not len(self._turns) and alone:
+            latest = self._latest
+            self._eager.look(latest.meanwhile if isinstance(latest, Seat) else NOTHING)
+        self._read(0.0 if len(self._turns) or self._again else _IDLE_S)
+        if alone:
+            self._eager.came()
+        with self._lock:
+            if not len(self._turns) or self._stopping:
+                return []
+            self._running += 1
+            return self._turns.take(time.perf_counter())
+
+    def _read(self, wait_s: float) -> None:
+        """Take messages of whoever sent some."""
+        found = self._selector.select(wait_s)
+        with self._lock:
+            again, self._again = self._again, []
+        for seat in again:
+            self._take(seat)
+        for key, events in found:
+            if key.data is None:
+                self._drain()
+            elif events & selectors.EVENT_WRITE:
+                self._went(key.data)
+            else:
+                self._take(key.data)
+
+    def _take(self, seat: Seat) -> None:
+        if seat.busy:  # it sends before it is answered: its next message waits
+            self.remove(seat)
+            seat.parked = True
+            return
+        came = time.perf_counter()
+        asked = seat.next(came)
+        if asked is None:
+            if seat.over:
+                self.remove(seat)
+                seat.drop()
+            elif seat.closing:
+                self._look_for(seat, selectors.EVENT_WRITE)
+            return
+        asked.done = partial(self._reply, seat)
+        self._heard_from(seat)
+        with self._lock:
+            self._turns.add(asked)
+        self._stages.checked(asked.since - came)
+
+    def _serve(self, pieces: list[RowPiece]) -> None:
+        start = time.perf_counter()
+        engine, claims = pieces[0].asked.engine, [piece.claim for piece in pieces]
+        failure: Exception | None = None
+        replies: list[bytes] = []
+        try:
+            serial = self._running > 1 or sum(engine.work(claim) for claim in claims) < _WORTH_THREADS
+            results = engine.answer(claims, serial=serial)
+            if engine.on_gpu and len(self._threads) == 1:
+                self._read(0.0)  # while the GPU multiplies
+            replies = [engine.kernels.to_numpy(result).tobytes() for result in results]
+        except Exception as error:
+            failure = error
+        end = time.perf_counter()
+        with self._lock:
+            self._running -= 1
+            for piece in pieces:
+                piece.asked.failed = failure
+            self._turns.took(pieces, end - start)
+            more = failure is None and not all(piece.last for piece in pieces)
+        if more:
+            self._wake()
+        self._stages.multiplied(
+            [start - (piece.asked.begun or piece.asked.since) for piece in pieces], sum(map(_rows, pieces)), end - start
+        )
+        for place, piece in enumerate(pieces):
+            piece.asked.begun = end
+            if failure is None:
+                piece.asked.pieces.append(replies[place])
+            if piece.last or failure is not None:
+                piece.asked.done(piece.asked)
+
+    def _reply(self, seat: Seat, asked: Asked) -> None:
+        start = time.perf_counter()
+        sent = seat.reply(asked)
+        if seat.over:
+            self.remove(seat)
+            seat.drop()
+        elif not sent:
+            self._look_for(seat, selectors.EVENT_WRITE)
+        elif seat.parked:
+            self._back(seat)
+        elif seat.frames.held:
+            with self._lock:
+                self._again.append(seat)
+            self._wake()
+        self._stages.replied(time.perf_counter() - start)
+
+    def _went(self, seat: Seat) -> None:
+        """A connection takes more of a reply that it did not take at once."""
+        if seat.flush():
+            self.remove(seat)
+            if seat.over:
+                seat.drop()
+            else:
+                self._back(seat)
+
+    def _look_for(self, seat: Seat, events: int) -> None:
+        try:
+            self._selector.modify(seat.frames.connection, events, seat)
+        except KeyError:
+            self._selector.register(seat.frames.connection, events, seat)
+
+    def _back(self, seat: Seat) -> None:
+        seat.parked = False
+        self.add(seat)
+
+    # Who is there --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _alone(self) -> bool:
+        """Whether nobody but one had a message lately: one thread may look for the next, several would get in the way."""
+        return self._heard - self._changed > _ALONE_S
+
+    def _heard_from(self, who: object) -> None:
+        self._heard = time.monotonic()
+        if self._latest is not who:
+            self._latest, self._changed = who, self._heard
+
+    def _wake(self) -> None:
+        try:
+            self._wake_out.send(b"\0")
+        except OSError:  # it is full, or the loop is over
+            return
+
+    def _drain(self) -> None:
+        if self._stopping:  # every thread has to see it
+            return
+        try:
+            self._wake_in.recv(4096)
+        except OSError:
+            return
+
+
+def _rows(piece: RowPiece) -> int:
+    return piece.claim.count
+
+
+def _file_of(selector: selectors.BaseSelector) -> int | None:
+    """The file that becomes readable when one of the selector's does; None where it has none (Windows)."""
+    fileno = getattr(selector, "fileno", None)
+    return None if fileno is None else int(fileno())

@@ -1,0 +1,59 @@
+"""Where a message's time goes in the server, counted by the serving loop and told to the metrics now and then."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+STAGES = ("check", "wait", "product", "reply")
+_TELL_S = 0.05
+
+
+def _nobody(seconds: Mapping[str, float], counts: Mapping[str, int], computed_s: float) -> None: ...
+
+
+class Stages:
+    """Seconds by stage: ``check``, ``wait``, ``product`` (for each that it answered), ``reply``; messages, rows, products.
+
+    ``tell(seconds, counts, computed_s)`` gets what was counted since the last time. Thread safe enough: a thread that
+    loses a race counts a message twice or not at all.
+    """
+
+    def __init__(self, tell: Callable[[Mapping[str, float], Mapping[str, int], float], object] = _nobody) -> None:
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._told = time.monotonic()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._counts = dict.fromkeys(("messages", "rows", "products"), 0)
+        self._computed = 0.0
+
+    def checked(self, seconds: float) -> None:
+        """A message was read, parsed, checked and claimed."""
+        self._seconds["check"] += seconds
+
+    def multiplied(self, waited: Sequence[float], rows: int, seconds: float) -> None:
+        """A product answered messages, which waited so long for it."""
+        self._seconds["wait"] += sum(waited)
+        self._seconds["product"] += seconds * len(waited)
+        self._counts["rows"] += rows
+        self._counts["products"] += 1
+        self._computed += seconds
+
+    def replied(self, seconds: float) -> None:
+        """A message was answered."""
+        self._seconds["reply"] += seconds
+        self._counts["messages"] += 1
+        if time.monotonic() - self._told > _TELL_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Tell what was counted."""
+        with self._lock:
+            self._told = time.monotonic()
+            seconds, counts, computed = self._seconds, self._counts, self._computed
+            self._clear()
+        self._tell(seconds, counts, computed)

@@ -1,0 +1,206 @@
+"""Which rows are multiplied next: fair between those who ask, together where one product can answer several.
+
+A plain data structure: no thread, no clock, no arithmetic. Order is by start-time fair queueing (Goyal, Vin and Cheng
+1996): a request's tag is the virtual time at which it came, or the end of what its flow asked before, whichever is later;
+virtual time is the tag of what is served. So who asks much waits behind himself, and who asks little is next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from veil.kernels.interface import Rows
+from veil.server.engine import Claim, Engine
+
+PROMPT_ROWS = 16
+"""A request of more rows than this is a prompt's."""
+
+_PATIENT_S = 0.01
+_COMPANY_S = 0.25
+_SLACK = 8.0
+_FIRST_RATE = 2e10
+
+
+@dataclass(eq=False)
+class Asked:
+    """Rows that wait for their product. ``done`` is called once, by the thread that answers, with the reply or an exception.
+
+    ``flow`` says who asks. ``since`` is when it came, in seconds of any clock.
+    """
+
+    engine: Engine
+    claim: Claim
+    flow: str
+    done: Callable[[Asked], object]
+    since: float
+    tag: float = 0.0
+    next_row: int = 0
+    pieces: list[bytes] = field(default_factory=list)
+    failed: Exception | None = None
+    begun: float = 0.0
+
+    @property
+    def prompt(self) -> bool:
+        """Whether it is a prompt's."""
+        return self.claim.count > PROMPT_ROWS
+
+    @property
+    def left(self) -> int:
+        """Rows that no product was begun for."""
+        return self.claim.count - self.next_row
+
+    @property
+    def reply(self) -> bytes:
+        """All packed results, once it is done."""
+        return self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
+
+
+@dataclass(frozen=True, eq=False)
+class RowPiece:
+    """Some of the rows of a request, from ``first``; whether the request has no others left."""
+
+    asked: Asked
+    claim: Claim
+    last: bool
+
+
+class FairTurns:
+    """Requests that wait, and the next product's.
+
+    Rows of prompts and other rows have half of the time each while both wait, ``piece_s`` of a prompt at once: decoding
+    clients wait for a piece and not for a prompt. ``most_rows`` go into one product beside a prompt's own. Not thread safe.
+    """
+
+    def __init__(self, most_rows: int = 64, piece_s: float = 0.002) -> None:
+        self._most_rows, self._piece_s = most_rows, piece_s
+        self._waiting: list[Asked] = []
+        self._virtual = 0.0
+        self._ends: dict[str, float] = {}
+        self._spent = {True: 0.0, False: 0.0}
+        self._rate = _FIRST_RATE
+        self._latest: str | None = None
+        self._mixed = float("-inf")
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, asked: Asked) -> None:
+        """Let rows wait."""
+        if asked.flow != self._latest:
+            self._mixed = self._mixed if self._latest is None else asked.since
+            self._latest = asked.flow
+        self._tag(asked)
+        if asked.prompt and not any(other.prompt for other in self._waiting):
+            self._spent[True] = max(self._spent[True], self._spent[False])
+        elif not asked.prompt and all(other.prompt for other in self._waiting):
+            self._spent[False] = max(self._spent[False], self._spent[True] - self._piece_s)
+        self._waiting.append(asked)
+
+    def take(self, now: float) -> list[RowPiece]:
+        """The pieces of the next product, all on one group and as many outputs; at least one request has to wait."""
+        if len(self._waiting) == 1:
+            pieces = [self._piece(self._waiting[0], now)]
+            self._begin_anew()
+            return pieces
+        chosen = self._chosen(now)
+        self._virtual = max(self._virtual, chosen.tag)
+        if len(self._ends) > 2 * len(self._waiting) + 64:
+            self._ends = {flow: end for flow, end in self._ends.items() if end > self._virtual}
+        pieces, room = [self._piece(chosen, now)], self._most_rows
+        room -= 0 if chosen.prompt else pieces[0].claim.count
+        for other in sorted((one for one in self._waiting if _alike(one, chosen)), key=_tag_of):
+            if other is not chosen and not other.prompt and other.left <= room:
+                pieces.append(self._piece(other, now))
+                room -= pieces[-1].claim.count
+        if not self._waiting:
+            self._begin_anew()
+        return pieces
+
+    def took(self, pieces: list[RowPiece], seconds: float) -> None:
+        """Note how long a product was; what is left of a prompt waits again."""
+        first = pieces[0]
+        self._spent[first.asked.prompt] += seconds
+        if first.asked.prompt and seconds > 0:
+            rate = sum(_work(piece.asked, piece.claim.count) for piece in pieces) / seconds
+            self._rate += 0.2 * (rate - self._rate)
+        for piece in pieces:
+            if not piece.last and piece.asked.failed is None:
+                self._tag(piece.asked)
+                self._waiting.append(piece.asked)
+
+    def _begin_anew(self) -> None:
+        """Nobody waits: what anybody had before counts no more."""
+        self._virtual = max(self._ends.values(), default=self._virtual)
+        self._ends.clear()
+
+    def _tag(self, asked: Asked) -> None:
+        asked.tag = max(self._virtual, self._ends.get(asked.flow, 0.0))
+        self._ends[asked.flow] = asked.tag + _work(asked, min(asked.left, self._piece_rows(asked)))
+
+    def _chosen(self, now: float) -> Asked:
+        """Whose group is next: of the class whose time it is, the most rows of one group among those who are about level."""
+        prompts = [asked for asked in self._waiting if asked.prompt]
+        if prompts and (len(prompts) == len(self._waiting) or self._spent[True] <= self._spent[False]):
+            return min(prompts, key=_tag_of)
+        others = [asked for asked in self._waiting if not asked.prompt]
+        first = min(others, key=_tag_of)
+        oldest = min(others, key=lambda asked: asked.since)
+        if now - oldest.since > _PATIENT_S:
+            return first if first.tag < oldest.tag else oldest
+        level = first.tag + _SLACK * _work(first, 1)
+        rows: dict[tuple[int, int, int], int] = {}
+        for asked in others:
+            if asked.tag <= level:
+                rows[_key(asked)] = rows.get(_key(asked), 0) + asked.claim.count
+        most = max(rows, key=lambda key: rows[key])
+        return min((asked for asked in others if asked.tag <= level and _key(asked) == most), key=_tag_of)
+
+    def _piece(self, asked: Asked, now: float) -> RowPiece:
+        self._waiting.remove(asked)
+        count = asked.left
+        if asked.prompt and (self._waiting or now - self._mixed < _COMPANY_S):
+            count = min(count, self._piece_rows(asked))
+        if count == asked.claim.count:
+            return _whole(asked)
+        first, asked.next_row = asked.next_row, asked.next_row + count
+        return RowPiece(asked, cut(asked.claim, first, first + count), not asked.left)
+
+    def _piece_rows(self, asked: Asked) -> int:
+        """Rows of a prompt that take about ``piece_s``, a multiple of 8."""
+        return max(8, int(self._rate * self._piece_s / _work(asked, 1)) // 8 * 8)
+
+
+def cut(claim: Claim, first: int, last: int) -> Claim:
+    """The rows of a claim from ``first`` up to ``last``."""
+    shares, at = [], 0
+    for part in claim.shares:
+        begin, end = max(first, at), min(last, at + part.count)
+        if begin < end:
+            shares.append(Rows(part.material, part.first + begin - at, end - begin))
+        at += part.count
+    return Claim(claim.group, claim.rows[first:last], shares, claim.slots)
+
+
+def _whole(asked: Asked) -> RowPiece:
+    rest = cut(asked.claim, asked.next_row, asked.claim.count) if asked.next_row else asked.claim
+    asked.next_row = asked.claim.count
+    return RowPiece(asked, rest, True)
+
+
+def _key(asked: Asked) -> tuple[int, int, int]:
+    return id(asked.engine), asked.claim.group, asked.claim.slots
+
+
+def _alike(one: Asked, other: Asked) -> bool:
+    return one.engine is other.engine and one.claim.asks_like(other.claim)
+
+
+def _tag_of(asked: Asked) -> float:
+    return asked.tag
+
+
+def _work(asked: Asked, rows: int) -> float:
+    """Multiply-adds of so many of its rows; some for a message by itself."""
+    claim = asked.claim
+    return 1e5 + rows * claim.slots * asked.engine.model.weights[claim.group].shape[1]
