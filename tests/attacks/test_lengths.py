@@ -44,12 +44,16 @@ class Recording:
 def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
     """A server that writes down how long each message is."""
     made = Recording()
-    answer, prepare = RowAnswers.answer, Service.prepare
+    ask, reply, prepare = RowAnswers.ask, RowAnswers.reply, Service.prepare
 
-    def answers(stream: RowAnswers, data: bytes) -> bytes:
-        reply = answer(stream, data)
-        made.rows.append((len(data), len(reply)))
-        return reply
+    def asks(stream: RowAnswers, data: bytes) -> Any:
+        made.rows.append((len(data), 0))
+        return ask(stream, data)
+
+    def replies(stream: RowAnswers, *arguments: Any) -> bytes:
+        data = reply(stream, *arguments)
+        made.rows.append((0, len(data)))
+        return data
 
     def prepares(service: Service, messages: Iterator[bytes], owner: str) -> Any:
         def each() -> Iterator[bytes]:
@@ -63,7 +67,8 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
         made.announced.append((prompt_rows, new_tokens))  # and no more: what is made for it first is a matter of moments
 
     monkeypatch.setattr(Filler, "expect", expect)
-    monkeypatch.setattr(RowAnswers, "answer", answers)
+    monkeypatch.setattr(RowAnswers, "ask", asks)
+    monkeypatch.setattr(RowAnswers, "reply", replies)
     monkeypatch.setattr(Service, "prepare", prepares)
     return made
 
@@ -97,6 +102,7 @@ def view(bundle: Any, serve: Callable[..., Any], recording: Recording, padding: 
     recording.announced.clear()
     with connected(bundle, serve, padding) as remote:
         use(remote)
+    assert recording.rows
     return list(recording.rows), list(recording.uploads), list(recording.announced)
 
 
@@ -120,7 +126,7 @@ def test_prompts_and_answers_of_one_step_look_the_same(
     views = [view(llama, serve, recording, padding, use) for use in (generating(SHORT, 1), generating(LONG, 7))]
     assert views[0] == views[1]
     passes = 16 if padding.whole_answers else 8
-    assert len(views[0][0]) == _calls(llama, passes)
+    assert len(views[0][0]) == 2 * _calls(llama, passes)
     if padding is STEP:
         other = view(llama, serve, recording, padding, generating([*LONG, 3], 7))
         assert other != views[0], "another step"

@@ -162,7 +162,7 @@ class BlockVectors(SignVectors):
     def of(cls, edges: I32, signs: I8, sums: I16, inverse: F64) -> BlockVectors:
         """A copy of the vectors in a block of their own."""
         chunks, vectors, width = sums.shape
-        at_edges, at_sums, at_signs = _places.py_func(chunks, vectors, width)  # type: ignore[no-untyped-call]
+        at_edges, at_sums, at_signs = _places.py_func(chunks, vectors, width)
         block = aligned((at_signs + signs.size,), np.uint8)
         views = []
         for start, array in ((0, inverse), (at_edges, edges), (at_sums, sums), (at_signs, signs)):
