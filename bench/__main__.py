@@ -25,6 +25,7 @@ PROGRAMS = (
     "gateway",
     "gpu",
     "gpu_kernels",
+    "pairs",
     "quality",
     "remote",
     "security",

@@ -45,15 +45,16 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
     """A server that writes down how long each message is."""
     made = Recording()
     ask, reply, prepare = RowAnswers.ask, RowAnswers.reply, Service.prepare
+    waiting: list[int] = []
 
     def asks(stream: RowAnswers, data: bytes) -> Any:
-        made.rows.append((len(data), 0))
+        waiting.append(len(data))
         return ask(stream, data)
 
-    def replies(stream: RowAnswers, *arguments: Any) -> bytes:
-        data = reply(stream, *arguments)
-        made.rows.append((0, len(data)))
-        return data
+    def replies(stream: RowAnswers, claim: Any, rows: bytes) -> bytes:
+        sent = reply(stream, claim, rows)
+        made.rows.append((waiting.pop(0), len(sent)))
+        return sent
 
     def prepares(service: Service, messages: Iterator[bytes], owner: str) -> Any:
         def each() -> Iterator[bytes]:
@@ -126,7 +127,7 @@ def test_prompts_and_answers_of_one_step_look_the_same(
     views = [view(llama, serve, recording, padding, use) for use in (generating(SHORT, 1), generating(LONG, 7))]
     assert views[0] == views[1]
     passes = 16 if padding.whole_answers else 8
-    assert len(views[0][0]) == 2 * _calls(llama, passes)
+    assert len(views[0][0]) == _calls(llama, passes)
     if padding is STEP:
         other = view(llama, serve, recording, padding, generating([*LONG, 3], 7))
         assert other != views[0], "another step"
@@ -184,7 +185,7 @@ def test_draft_tokens_and_answers_without_a_cache_are_refused(llama: Any, serve:
 def test_an_announced_prompt_shows_its_step_only(llama: Any, serve: Any) -> None:
     with connected(llama, serve, STEP) as remote:
         told: list[tuple[int, int]] = []
-        remote._remote.expect = lambda prompt_rows, new_tokens: told.append((prompt_rows, new_tokens))
+        remote.sides.remote.expect = lambda prompt_rows, new_tokens: told.append((prompt_rows, new_tokens))
         for rows in range(1, 17):
             remote.expect(rows, rows)
     assert told == [(8, 8)] * 8 + [(16, 16)] * 8
