@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from veil.errors import HalfDiffers as HalfDiffers
     from veil.errors import IncompatibleServer as IncompatibleServer
     from veil.errors import InsecureParameters as InsecureParameters
+    from veil.errors import ModelChanged as ModelChanged
     from veil.errors import ModelSourceError as ModelSourceError
     from veil.errors import NotCompiled as NotCompiled
     from veil.errors import NotFiniteActivation as NotFiniteActivation
@@ -69,6 +70,7 @@ _HOMES = {
     "InsecureParameters": "veil.errors",
     "Limits": "veil.server.store",
     "LoraTrainer": "veil.training.concrete",
+    "ModelChanged": "veil.errors",
     "ModelSourceError": "veil.errors",
     "NotCompiled": "veil.errors",
     "NotFiniteActivation": "veil.errors",
@@ -115,6 +117,7 @@ __all__ = [
     "InsecureParameters",
     "Limits",
     "LoraTrainer",
+    "ModelChanged",
     "ModelSourceError",
     "NotCompiled",
     "NotFiniteActivation",
