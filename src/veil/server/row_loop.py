@@ -187,8 +187,11 @@ class RowLoop:
     def _take(self, seat: Seat) -> Asked | None:
         if seat.busy:  # it sends before it is answered: its next message waits
             self.remove(seat)
-            seat.parked = True
-            return None
+            with self._lock:
+                seat.parked = seat.busy
+            if seat.parked:
+                return None
+            self._look_for(seat, selectors.EVENT_READ)  # it was answered at this moment
         asked = seat.next(time.perf_counter(), self._reply)
         if asked is not None:
             self._heard_from(seat)
@@ -258,12 +261,14 @@ class RowLoop:
         seat = asked.seat
         assert isinstance(seat, Seat)
         sent = seat.reply(asked)
+        with self._lock:  # not before the reply went: the next one must not overtake it
+            seat.busy, parked = False, seat.parked
         if seat.over:
             self.remove(seat)
             seat.drop()
         elif not sent:
             self._look_for(seat, selectors.EVENT_WRITE)
-        elif seat.parked:
+        elif parked:
             self._back(seat)
         elif seat.frames.held:
             with self._lock:

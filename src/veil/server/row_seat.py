@@ -29,6 +29,8 @@ class Seat:
         self.frames, self.stream = frames, stream
         self.heard = time.monotonic()
         self.busy = False
+        """Whether a message is being answered; the loop changes it when the reply went, so that replies keep their order."""
+
         self.parked = False
         """Whether the loop does not look for its messages, because one came before the last was answered."""
 
@@ -78,7 +80,7 @@ class Seat:
             if asked.failed is not None:
                 raise asked.failed
             data = self.stream.reply(asked.claim, asked.reply)
-            self.busy, self.heard = False, time.monotonic()
+            self.heard = time.monotonic()
             return self._send(data)
         except OSError:
             self.over = True
