@@ -27,6 +27,7 @@ PROGRAMS = (
     "gpu_kernels",
     "load",
     "load_cards",
+    "pairs",
     "quality",
     "remote",
     "security",

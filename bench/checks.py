@@ -98,8 +98,8 @@ def soak(bundle: Path, seconds: float, out: Path) -> None:
     """Generate until the time is over; the record is written every minute."""
     with listening("serve", bundle / "server", "--device", "cpu") as port:
         hybrid = HybridFHEModel.connect(f"127.0.0.1:{port}", bundle / "client", checked="require")
-        assert hybrid._remote is not None and hybrid._remote.checks is not None
-        watch, start, alarms, written = Watch(hybrid._remote.checks), time.monotonic(), 0, 0.0
+        assert hybrid.sides.remote is not None and hybrid.sides.remote.checks is not None
+        watch, start, alarms, written = Watch(hybrid.sides.remote.checks), time.monotonic(), 0, 0.0
         generate: Any = hybrid.model.generate
         for prompt in itertools.cycle(PROMPTS):
             inputs = hybrid.tokenizer(prompt, return_tensors="pt")
@@ -173,8 +173,8 @@ def cost(bundle: Path, repetitions: int, tokens: int, out: Path) -> None:
     hybrid = HybridFHEModel.load(bundle, device="cpu")
     hybrid.check_answers("smollm2")
     hybrid.set_fhe_mode("execute")
-    assert hybrid._session is not None and hybrid._session.checks is not None
-    checks, spent = hybrid._session.checks, [0.0]
+    assert hybrid.sides.local is not None and hybrid.sides.local.checks is not None
+    checks, spent = hybrid.sides.local.checks, [0.0]
 
     def timed(call: Callable[..., None]) -> Callable[..., None]:
         def run(*arguments: Any) -> None:

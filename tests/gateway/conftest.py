@@ -100,7 +100,7 @@ class Running:
     @contextmanager
     def slowed(self, layer_s: float) -> Iterator[None]:
         """Every remote layer takes so much longer."""
-        router = self.gateway.served.hybrid._router
+        router = self.gateway.served.hybrid.sides.router
         assert router is not None
         router.observer = lambda *_: time.sleep(layer_s)
         try:
@@ -165,6 +165,28 @@ def bytes_running(byte_served: ServedModel) -> Iterator[Running]:
     """A gateway with the model ``bytes``."""
     with listening(byte_served) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def llava_processor() -> Any:
+    """What makes inputs of pictures for the model ``llava``."""
+    from gateway.llava import TEMPLATE, make_processor
+
+    return make_processor(make_byte_tokenizer(TEMPLATE))
+
+
+@pytest.fixture(scope="session")
+def seeing(llava_processor: Any) -> Iterator[Running]:
+    """A gateway with the model ``llava``, in integers and not encrypted."""
+    from gateway.llava import make_llava
+
+    tokenizer = llava_processor.tokenizer
+    model = make_llava(tokenizer.convert_tokens_to_ids("<image>"))
+    made = make_served(model, tokenizer, name="llava", mode="disable")
+    made.see(llava_processor)
+    with listening(made) as running:
+        yield running
+    made.hybrid.close()
 
 
 @pytest.fixture(scope="session")

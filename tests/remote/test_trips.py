@@ -40,7 +40,7 @@ def fused(bundle: Any, new_model: Callable[[str], Any], tiny_tokenizer: Any, tmp
     path: Path = tmp_path_factory.mktemp("bundles") / "fused"
     hybrid.save(path, tokenizer=tiny_tokenizer)
     hybrid.set_fhe_mode("execute")
-    return type(bundle("llama"))("fused", path, hybrid, hybrid._engine)
+    return type(bundle("llama"))("fused", path, hybrid, hybrid.sides.engine)
 
 
 @pytest.fixture
