@@ -103,6 +103,7 @@ def view(bundle: Any, serve: Callable[..., Any], recording: Recording, padding: 
     recording.announced.clear()
     with connected(bundle, serve, padding) as remote:
         use(remote)
+    assert recording.rows
     return list(recording.rows), list(recording.uploads), list(recording.announced)
 
 
