@@ -70,7 +70,7 @@ def test_a_failure_leaves_the_conversation_as_it_was(conversation: Conversation)
     def down(*_: Any) -> None:
         raise ServerUnreachable("gone")
 
-    router: Any = conversation.served.hybrid._router
+    router: Any = conversation.served.hybrid.sides.router
     router.observer = down
     for call in (lambda: conversation.ask("w2", lambda text: None), lambda: conversation.retry(lambda text: None)):
         with pytest.raises(ServerUnreachable):
