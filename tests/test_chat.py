@@ -19,8 +19,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from veil.cli import app
-from veil.commands.chat import ChatOptions, Conversation, stats_of
 from veil.commands.choice import ModelChoice
+from veil.commands.conversation import ChatOptions, Conversation, stats_of
 from veil.errors import ServerUnreachable
 from veil.gateway.served import ServedModel
 
@@ -68,7 +68,7 @@ def test_a_failure_leaves_the_conversation_as_it_was(conversation: Conversation)
     def down(*_: Any) -> None:
         raise ServerUnreachable("gone")
 
-    router: Any = conversation.served.hybrid._router
+    router: Any = conversation.served.hybrid.sides.router
     router.observer = down
     calls: list[Callable[[], object]] = [lambda: conversation.ask("w2", lambda text: None)]
     calls += [lambda: conversation.retry(lambda text: None)]

@@ -28,8 +28,8 @@ WEAK = Terms(no_cryptography=True)
 
 
 def constants_of(hybrid: HybridFHEModel) -> tuple[GroupConstants, ...]:
-    assert hybrid._compiled is not None
-    return hybrid._compiled.constants
+    assert hybrid.sides.compiled is not None
+    return hybrid.sides.compiled.constants
 
 
 def uneven(rows: int, width: int, seed: int = 0) -> np.ndarray:
@@ -188,7 +188,7 @@ def test_a_layer_loses_less_in_every_mode(kind: str, bits: int) -> None:
     constants = constants_of(hybrid)[0]
     assert constants.divisors is not None
     assert constants.divisors.dtype == np.float32
-    inner = hybrid._layers["0"].inner
+    inner = hybrid.remote_modules["0"].inner
     assert inner is not None
     plain = HybridFHEModel(nn.Sequential(inner), "0")
     plain.compile_model(x[:1, :4], n_bits=bits, params=TINY)

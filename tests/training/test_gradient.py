@@ -23,8 +23,8 @@ WEAK = Terms(no_cryptography=True)
 
 def parts_of(hybrid: HybridFHEModel) -> Any:
     """What compiling made, weights included."""
-    assert hybrid._compiled is not None and hybrid._compiled.weights is not None
-    return hybrid._compiled
+    assert hybrid.sides.compiled is not None and hybrid.sides.compiled.weights is not None
+    return hybrid.sides.compiled
 
 
 def first_weight(hybrid: HybridFHEModel) -> torch.Tensor:
@@ -48,8 +48,8 @@ def compiled(model: nn.Module, names: list[str], x: torch.Tensor, **options: Any
 
 def asked(hybrid: HybridFHEModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(group, rows) of every evaluation from now on."""
-    assert hybrid._router is not None and hybrid._router.evaluator is not None
-    seen, evaluator = [], hybrid._router.evaluator
+    assert hybrid.sides.router is not None and hybrid.sides.router.evaluator is not None
+    seen, evaluator = [], hybrid.sides.router.evaluator
     evaluate = evaluator.evaluate
 
     def noted(group: int, x: Any, slots: int | None = None) -> Any:
@@ -120,7 +120,7 @@ def test_recomputed_layers_take_fresh_rows(twins: Any, monkeypatch: pytest.Monke
     plain = pair.gradients(pair.float_model)
     hybrid.set_fhe_mode("execute")
     spent: set[tuple[int, int, int]] = set()
-    admission = hybrid._session._transport.admission
+    admission = hybrid.sides.local._transport.admission
     claim = admission.claim
 
     def noted(session: Any, group: int, spans: Any, data: Any, slots: int, **options: Any) -> Any:
