@@ -153,7 +153,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """A public name, from the module that has it; `ImportError` with what to install where an extra is missing."""
     if name not in _HOMES:
         raise AttributeError(f"module 'veil' has no attribute {name!r}")

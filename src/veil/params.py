@@ -48,7 +48,7 @@ class Spec:
     signal_db: float = 52.0
     headroom: float = 0.99
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The fields as JSON types."""
         return asdict(self)
 

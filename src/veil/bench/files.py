@@ -74,7 +74,7 @@ def _parse(kind: Any, value: Any) -> Any:
     return value
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: object) -> object:
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):

@@ -59,7 +59,7 @@ def layer(width: int, outputs: int, private: Any, compression: Any, params: Any,
     }
 
 
-def say(value: dict[str, Any]) -> None:
+def say(value: dict[str, object]) -> None:
     """One line, now."""
     print(json.dumps(value), flush=True)
 

@@ -6,8 +6,6 @@ back. The others keep what was answered, and checked.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -32,7 +30,7 @@ class ExactCandidates:
         return outputs.scatter(1, places, exact)
 
 
-def exact_candidates(model: Any, manifest: Manifest) -> ExactCandidates | None:
+def exact_candidates(model: object, manifest: Manifest) -> ExactCandidates | None:
     """For a model whose head is tied to an embedding that is here and whole; None for others."""
     heads = [index for index, group in enumerate(manifest.groups) if group.segment == "head"]
     config = getattr(model, "config", None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -23,7 +22,7 @@ class Entry:
     """One line of the file: turns of a chat, and whatever names it."""
 
     turns: list[dict[str, str]]
-    id: Any
+    id: object
 
 
 def read(path: Path) -> list[Entry]:
@@ -43,7 +42,7 @@ def read(path: Path) -> list[Entry]:
     return found
 
 
-def _entry(given: Any, place: int) -> Entry:
+def _entry(given: object, place: int) -> Entry:
     if isinstance(given, str):
         given = {"prompt": given}
     if not isinstance(given, dict) or not set(given) <= {"prompt", "messages", "id"}:

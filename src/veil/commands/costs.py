@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from rich.table import Table
 
@@ -63,7 +62,7 @@ class Costs:
     remote: Remote | None = None
     draft_tokens: DraftTokens | None = None
 
-    def to_json(self, security_bits: float) -> dict[str, Any]:
+    def to_json(self, security_bits: float) -> dict[str, object]:
         """The fields that `veil generate --json` prints beside the text."""
         return {
             "prompt_tokens": self.prompt_tokens,

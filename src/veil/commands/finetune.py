@@ -153,7 +153,7 @@ def _train(request: FinetuneRequest, hybrid: HybridFHEModel) -> tuple[Outcome, i
     return outcome, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _summary(request: FinetuneRequest, outcome: Outcome, trained: int) -> dict[str, Any]:
+def _summary(request: FinetuneRequest, outcome: Outcome, trained: int) -> dict[str, object]:
     steps = outcome.steps
     return {
         "adapter": str(request.out),

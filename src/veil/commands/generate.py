@@ -261,7 +261,7 @@ def _generate(request: GenerateRequest, ready: _Ready, load_s: float, *, write: 
     return cut_at(str(text), request.stop), costs
 
 
-def _structure(request: GenerateRequest, ready: _Ready, answers: int = 1) -> dict[str, Any]:
+def _structure(request: GenerateRequest, ready: _Ready, answers: int = 1) -> dict[str, object]:
     """What ``generate`` is told of a schema and of texts that end an answer."""
     options: dict[str, Any] = {}
     if request.json_schema is not None:
@@ -318,7 +318,7 @@ def _speculation(request: GenerateRequest, ready: _Ready) -> Speculation | None:
 def _generation_config(request: GenerateRequest, model: PreTrainedModel) -> GenerationConfig:
     model.generation_config = plain(model.generation_config)  # what a checkpoint says besides is not what was asked for
     config = copy.deepcopy(model.generation_config)
-    changes: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "max_length": None, "min_length": None}
+    changes: dict[str, object] = {"max_new_tokens": request.max_new_tokens, "max_length": None, "min_length": None}
     changes |= {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
     if request.temperature > 0:
         changes |= {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}

@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 try:
     import termios
@@ -26,7 +25,7 @@ def interrupts_set(event: threading.Event, said: str = "") -> Iterator[None]:
         yield
         return
 
-    def on_signal(number: int, frame: Any) -> None:
+    def on_signal(number: int, frame: object) -> None:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()

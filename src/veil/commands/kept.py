@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from veil import __version__
 from veil.bundle.header_file import FORMAT_VERSION
@@ -44,7 +43,7 @@ def hints_folder() -> Path:
     return cache_folder() / "hints"
 
 
-def content_key(files: list[Path], settings: dict[str, Any]) -> str:
+def content_key(files: list[Path], settings: dict[str, object]) -> str:
     """A name for what these files and settings give: hexadecimal SHA-256.
 
     Of a file larger than two mebibytes, size, time of change, first and last mebibyte count.
@@ -64,7 +63,7 @@ def content_key(files: list[Path], settings: dict[str, Any]) -> str:
 
 
 def kept_model(
-    key: str, make: Callable[[], tuple[HybridFHEModel, Any, str]], device: str, progress: Progress
+    key: str, make: Callable[[], tuple[HybridFHEModel, object, str]], device: str, progress: Progress
 ) -> tuple[HybridFHEModel, str]:
     """The model of a key, from the cache or made now and kept; and where it came from, in words.
 
@@ -88,7 +87,7 @@ def kept_model(
     return hybrid, origin
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
+def _read(folder: Path) -> dict[str, object] | None:
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         return about if isinstance(about, dict) and "origin" in about else None
@@ -96,7 +95,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _keep(folder: Path, hybrid: HybridFHEModel, tokenizer: Any, origin: str) -> None:
+def _keep(folder: Path, hybrid: HybridFHEModel, tokenizer: object, origin: str) -> None:
     """Write a bundle beside its place and move it there; a failure is one line in the log, and nothing is kept."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from veil.bundle.terms import Terms
 from veil.client.session import OfflineRows
@@ -70,7 +70,7 @@ def opened_model(
     as well, which no cache keeps.
     """
 
-    def make() -> tuple[HybridFHEModel, Any, str]:
+    def make() -> tuple[HybridFHEModel, object, str]:
         source = load_model(name, progress=progress)
         source.model.to(place)
         hybrid = compiled(source, bits=bits, modules=modules, device=device, progress=progress, trainable=trainable)

@@ -51,7 +51,7 @@ def last_row_layers(model: nn.Module, layers: dict[str, RemoteLayer], called: Se
 def _without(model: nn.Module, layers: list[RemoteLayer], ids: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
     """A pass in which the layers' outputs are zero but in the last row."""
 
-    def blank(module: nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
+    def blank(module: nn.Module, args: tuple[object, ...], out: torch.Tensor) -> torch.Tensor:
         if out.ndim != 3 or out.shape[1] != ids.shape[1]:
             raise ValueError("a layer that does not see the sequence")
         kept = torch.zeros_like(out)

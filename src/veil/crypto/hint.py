@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,13 +70,13 @@ class ServerHint:
 
     @classmethod
     def from_arrays(
-        cls, params: Params, kernels: Kernels, arrays: dict[str, dict[str, NDArray[Any]]], slots: dict[str, int]
+        cls, params: Params, kernels: Kernels, arrays: dict[str, dict[str, NDArray[np.generic]]], slots: dict[str, int]
     ) -> ServerHint:
         """The inverse of `arrays`; ``slots`` by segment."""
         ring = ring_of(params)
         return cls(params, kernels, {name: kernels.load_hint(own, ring) for name, own in arrays.items()}, slots)
 
-    def arrays(self) -> dict[str, dict[str, NDArray[Any]]]:
+    def arrays(self) -> dict[str, dict[str, NDArray[np.generic]]]:
         """Each segment's arrays, to be kept on disk; in the layout of this backend."""
         return {name: hint.arrays() for name, hint in self._segments.items()}
 

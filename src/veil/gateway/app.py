@@ -7,7 +7,6 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -325,7 +324,7 @@ def _first_problem(error: RequestValidationError) -> ApiError:
 _STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 
 
-def _schema(app: FastAPI) -> dict[str, Any]:
+def _schema(app: FastAPI) -> dict[str, object]:
     """The OpenAPI document, with 400 where FastAPI says 422, and the streams beside the whole replies."""
     if app.openapi_schema:
         return app.openapi_schema

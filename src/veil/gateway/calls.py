@@ -107,7 +107,7 @@ class CallReader:
             return False  # it may become one
         call: dict[str, Any] = value if isinstance(value, dict) else {}
         name = call.get(self._use.form.name)
-        arguments: Any = next((call[key] for key in (self._use.form.arguments, *_ARGUMENTS) if key in call), {})
+        arguments: object = next((call[key] for key in (self._use.form.arguments, *_ARGUMENTS) if key in call), {})
         if name in self._use.names and isinstance(arguments, dict):
             found.append(self._begun(str(name), json.dumps(arguments, ensure_ascii=False)))
             self._text = self._text[end:]

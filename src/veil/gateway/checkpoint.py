@@ -36,7 +36,7 @@ class Preferences:
     max_new_tokens: int | None = None
 
 
-def preferences_of(config: Any) -> Preferences:
+def preferences_of(config: object) -> Preferences:
     """What a ``generation_config`` says of sampling, within the ranges; temperature and cuts count where it samples."""
     samples = bool(getattr(config, "do_sample", False))
 

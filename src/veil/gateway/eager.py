@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import FastAPI, Request
 from pydantic import Field
@@ -37,7 +37,7 @@ class PrefillRequest(incoming.Body):
     model: Text
     messages: Annotated[list[incoming.Message], Field(min_length=1, max_length=2048)]
     tools: Annotated[list[incoming.Tool], Field(max_length=128)] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, object] | None = None
     new_tokens: Annotated[int, Field(ge=0, le=1 << 16)] = 256
 
 

@@ -57,7 +57,7 @@ class ApiError(Exception):
         """The JSON body."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
-    def body_at(self, path: str) -> dict[str, Any]:
+    def body_at(self, path: str) -> dict[str, object]:
         """The JSON body in the shape of the API that a path belongs to."""
         if path != "/v1/messages" and not path.startswith("/v1/messages/"):
             return self.body

@@ -122,7 +122,7 @@ class Generator:
         served = self.served
         with ModelTurn(self, account, cancelled, adapter) as turn:
             known, cache = self._prefixes.take([*ids, -1], owner, adapter)
-            state: Any = cache or DynamicCache()
+            state: object = cache or DynamicCache()
             for start in range(known, len(ids), _PIECE_TOKENS):
                 piece = torch.tensor([list(ids[start : start + _PIECE_TOKENS])])
                 served.hybrid.expect(prompt_rows=piece.shape[1], new_tokens=0)

@@ -19,7 +19,7 @@ from veil.gateway.failures import ApiError, bad_parameter
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-ANY_OBJECT: dict[str, Any] = {"type": "object"}
+ANY_OBJECT: dict[str, object] = {"type": "object"}
 """The schema of ``json_object``: any object."""
 
 

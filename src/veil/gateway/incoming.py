@@ -23,7 +23,7 @@ StopText = Annotated[str, StringConstraints(min_length=1, max_length=256, strict
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
-def _kind(value: Any) -> str | None:
+def _kind(value: object) -> str | None:
     """Which alternative is meant, so that an error is about that one. The names have spaces: no field is called so."""
     if isinstance(value, str):
         return "a text"
@@ -35,7 +35,7 @@ def _kind(value: Any) -> str | None:
     return "several token ids" if isinstance(first, list) else "several texts"
 
 
-def _text_or_list(value: Any) -> str | None:
+def _text_or_list(value: object) -> str | None:
     return "a text" if isinstance(value, str) else "a list" if isinstance(value, list) else None
 
 
@@ -79,7 +79,7 @@ class Request(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, given: Any) -> Any:
+    def _without_nulls(cls, given: object) -> object:
         if not isinstance(given, dict):
             return given
         return {name: value for name, value in given.items() if value is not None or name in cls.model_fields}
@@ -90,12 +90,12 @@ class Body(Request):
 
     @model_validator(mode="before")
     @classmethod
-    def _whole(cls, given: Any) -> Any:
+    def _whole(cls, given: object) -> object:
         check_values(given)
         return given
 
 
-def check_values(given: Any) -> None:
+def check_values(given: object) -> None:
     """`PydanticCustomError` for numbers and texts that JSON does not have, wherever they are, and for too many of them."""
     waiting, seen = [given], 0
     while waiting:  # places are looked for when something is wrong
@@ -114,13 +114,13 @@ def check_values(given: Any) -> None:
             raise PydanticCustomError("not_json", "{message}", {"place": place, "message": message})
 
 
-def _longest(given: Any) -> str:
+def _longest(given: object) -> str:
     """The field with the longest list."""
     lists = {name: len(value) for name, value in given.items() if isinstance(value, list)} if isinstance(given, dict) else {}
     return ascii(max(lists, key=lambda name: lists[name]))[1:-1] if lists else ""
 
 
-def _problem(value: Any) -> str:
+def _problem(value: object) -> str:
     """What is wrong with a text or a number; empty if nothing is."""
     if isinstance(value, str) and not value.isascii() and not _is_whole(value):
         return "a text with half of a character (a lone surrogate) has no tokens"
@@ -129,9 +129,9 @@ def _problem(value: Any) -> str:
     return ""
 
 
-def _problems(place: str, value: Any) -> Iterator[tuple[str, str]]:
+def _problems(place: str, value: object) -> Iterator[tuple[str, str]]:
     """Every place where something is wrong, and what."""
-    inner: list[tuple[str, Any]] = []
+    inner: list[tuple[str, object]] = []
     if isinstance(value, dict):
         inner = [(_join(place, name), part) for name, item in value.items() for part in (name, item)]
     elif isinstance(value, list):
@@ -142,7 +142,7 @@ def _problems(place: str, value: Any) -> Iterator[tuple[str, str]]:
         yield from _problems(where, item)
 
 
-def _join(place: str, name: Any) -> str:
+def _join(place: str, name: object) -> str:
     part = str(name).encode("ascii", "backslashreplace").decode()
     return f"{place}.{part}" if place else part
 
@@ -208,7 +208,7 @@ class Message(Request):
     tool_calls: Annotated[list[PastToolCall], Field(max_length=256)] | None = None
     tool_call_id: Text | None = None
     refusal: Text | None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: Annotated[list[object], Field(max_length=0)] | None = None
 
 
 class FunctionSpec(Request):
@@ -262,7 +262,7 @@ class JsonObject(Request):
     """Any JSON object, or one by a schema (as llama.cpp has it)."""
 
     type: Literal["json_object"]
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    schema_: dict[str, object] | None = Field(default=None, alias="schema")
 
 
 class NamedSchema(Request):
@@ -270,7 +270,7 @@ class NamedSchema(Request):
 
     name: Annotated[Text, Field(max_length=256)]
     description: Text | None = None
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    schema_: dict[str, object] | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
@@ -287,7 +287,7 @@ ResponseFormat = Annotated[PlainText | JsonObject | JsonSchema, Field(discrimina
 class StructuredOutputs(Request):
     """vLLM's newer form of what answers must look like."""
 
-    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    json_: dict[str, object] | str | None = Field(default=None, alias="json")
     regex: Text | None = None
     choice: Annotated[list[Text], Field(min_length=1, max_length=1024)] | None = None
     grammar: Text | None = None
@@ -331,12 +331,12 @@ class SamplingRequest(Body):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: dict[str, Any] | str | None = None
+    guided_json: dict[str, object] | str | None = None
     guided_regex: Text | None = None
     guided_choice: Annotated[list[Text], Field(min_length=1, max_length=1024)] | None = None
     guided_grammar: Text | None = None
     grammar: Text | None = None
-    json_schema: dict[str, Any] | None = None
+    json_schema: dict[str, object] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Text | None = None
@@ -404,7 +404,7 @@ class TokenizeRequest(Body):
     add_special_tokens: bool = True
     return_token_strs: bool | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, object] | None = None
 
 
 class DetokenizeRequest(Body):

@@ -58,7 +58,7 @@ class Sight:
         return PicturePrompt(ids, made, digest.hexdigest(), settled)
 
 
-def is_picture(part: Any) -> bool:
+def is_picture(part: object) -> bool:
     """Whether a part of a message is one."""
     return isinstance(part, incoming.OtherPart) and part.type in ("image_url", "input_image")
 
@@ -84,13 +84,13 @@ def read_picture(part: incoming.OtherPart, where: str) -> Any:
         raise bad_parameter("messages", f"{where}: this is no whole picture; PNG, JPEG, WebP and GIF are taken") from None
 
 
-def refuse_many(pictures: Sequence[Any]) -> None:
+def refuse_many(pictures: Sequence[object]) -> None:
     """`ApiError` for more pictures than a chat may have."""
     if len(pictures) > _MOST:
         raise bad_parameter("messages", f"a chat has at most {_MOST} pictures")
 
 
-def in_parts(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def in_parts(turns: Sequence[dict[str, object]]) -> list[dict[str, object]]:
     """Turns as templates of models that see take them: contents are lists of texts and pictures."""
     return [turn | {"content": _parts(str(turn["content"]))} for turn in turns]
 

@@ -10,7 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -58,7 +57,7 @@ class PrefixStore:
         return (0, None) if entry is None else (length, _copy(entry.cache, length))
 
     def keep(
-        self, ids: Sequence[int], cache: Any, owner: str = "", adapter: str | None = None, *, lasting: bool = True
+        self, ids: Sequence[int], cache: object, owner: str = "", adapter: str | None = None, *, lasting: bool = True
     ) -> None:
         """Remember the state after a generation: ``ids`` are prompt and answer, the state may lack the last of them.
 

@@ -105,7 +105,7 @@ def grammar_of(body: incoming.SamplingRequest, served: ServedModel, use: Use | N
     return made
 
 
-def _schema_of(asked: incoming.ResponseFormat | None) -> dict[str, Any] | None:
+def _schema_of(asked: incoming.ResponseFormat | None) -> dict[str, object] | None:
     if isinstance(asked, incoming.JsonObject):
         return ANY_OBJECT if asked.schema_ is None else asked.schema_
     if isinstance(asked, incoming.JsonSchema):
@@ -119,7 +119,7 @@ def chat_prompt(
     messages: list[incoming.Message],
     served: ServedModel,
     use: Use | None = None,
-    variables: dict[str, Any] | None = None,
+    variables: dict[str, object] | None = None,
     going: bool = False,
 ) -> list[int]:
     """The token ids of a chat, with the tools as the model's template shows them, or in words.
@@ -155,7 +155,7 @@ def goes_on(body: incoming.ChatRequest) -> bool:
 
 def tools_of(
     tools: list[incoming.Tool] | None,
-    choice: Any,
+    choice: object,
     served: ServedModel,
     several: bool | None = None,
 ) -> Use | None:
@@ -182,7 +182,7 @@ def tools_of(
     )
 
 
-def _tool(tool: incoming.Tool) -> dict[str, Any]:
+def _tool(tool: incoming.Tool) -> dict[str, object]:
     """A tool as templates take it."""
     function = tool.function
     parameters = function.parameters or {"type": "object", "properties": {}}
@@ -241,9 +241,9 @@ def _logprobs(body: incoming.SamplingRequest) -> int | None:
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
-def _turn(message: incoming.Message, where: str, pictures: list[Any] | None) -> dict[str, Any]:
+def _turn(message: incoming.Message, where: str, pictures: list[object] | None) -> dict[str, object]:
     """A turn as chat templates take it; its pictures are added to those of a model that sees."""
-    turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
+    turn: dict[str, object] = {"role": "system" if message.role == "developer" else message.role}
     if message.tool_calls and message.role != "assistant":
         raise bad_parameter("messages", f"{where}: only an assistant's turn calls tools")
     turn["content"] = _text(message, where, pictures)
@@ -266,7 +266,7 @@ def _call(call: incoming.PastToolCall, where: str) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
-def _text(message: incoming.Message, where: str, pictures: list[Any] | None) -> str:
+def _text(message: incoming.Message, where: str, pictures: list[object] | None) -> str:
     content = message.content
     if content is None:
         if message.role == "assistant" and (message.tool_calls or message.refusal is not None):

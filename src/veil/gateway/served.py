@@ -90,7 +90,7 @@ class ServedModel:
         if self.adapters is not None:
             self.adapters.use(adapter)
 
-    def see(self, processor: Any) -> None:
+    def see(self, processor: object) -> None:
         """Take pictures in messages from now on, by a processor of transformers; nothing for None."""
         if processor is None or self.kind != "text" or self.two_sided:
             return
@@ -136,7 +136,7 @@ class ServedModel:
         self,
         turns: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
-        variables: Mapping[str, Any] | None = None,
+        variables: Mapping[str, object] | None = None,
         *,
         going: bool = False,
         pictures: Sequence[Any] = (),
@@ -264,6 +264,6 @@ def _cut(text: str, end: int) -> int:
     return space if space > 0 else end
 
 
-def _limit(config: Any, name: str) -> int:
+def _limit(config: object, name: str) -> int:
     """The most positions of a model, or so many that nothing comes near."""
     return int(getattr(config, name, None) or getattr(config, "max_position_embeddings", None) or 1 << 20)

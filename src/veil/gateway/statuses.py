@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from veil.gateway.schemas import ErrorReply
 
 _STATUSES = {
@@ -17,6 +15,6 @@ _STATUSES = {
     502: "The server refused or sent what it should not",
     503: "The server cannot be reached",
 }
-ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: dict[int | str, dict[str, object]] = {
     status: {"model": ErrorReply, "description": text} for status, text in _STATUSES.items()
 }

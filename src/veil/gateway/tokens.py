@@ -64,7 +64,7 @@ def shown(data: bytes) -> str:
         return "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def _decoders(tokenizer: Any) -> set[str]:
+def _decoders(tokenizer: object) -> set[str]:
     """The kinds of a fast tokenizer's decoders."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = backend.decoder.__getstate__() if backend is not None and backend.decoder is not None else b"{}"

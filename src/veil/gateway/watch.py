@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import StoppingCriteria
@@ -42,7 +42,7 @@ class Watch(StoppingCriteria):  # type: ignore[misc]
         self.most = 0
         self.over: Callable[[End], object] | None = None
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
         """Take the last token of input_ids [1, tokens]; whether to stop, as ``generate`` asks for it."""
         if not self.ended:
             self._take(int(input_ids[0, -1]))

@@ -92,7 +92,7 @@ def takes_concrete_options(compile_model: Callable[P, T]) -> Callable[P, T]:
     signature = inspect.signature(compile_model)
 
     @functools.wraps(compile_model)
-    def wrapped(self: ConcreteNames, *args: Any, **options: Any) -> T:
+    def wrapped(self: ConcreteNames, *args: object, **options: object) -> T:
         given = {name: options.pop(name) for name in concrete.COMPILING if name in options}
         concrete.check_options(given, concrete.COMPILING)
         bound = signature.bind(self, *args, **options)
@@ -119,7 +119,7 @@ class _Stages:
         self._stage = stage
 
 
-def _linears_of(model: nn.Module, module_names: Any) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+def _linears_of(model: nn.Module, module_names: object) -> tuple[list[str], dict[str, tuple[str, ...]]]:
     """Module names, where a composite module's means its linear layers; and which layers each such name means."""
     if not isinstance(model, nn.Module):
         return [], {}
@@ -137,7 +137,7 @@ def _linears_of(model: nn.Module, module_names: Any) -> tuple[list[str], dict[st
     return [layer for name in names for layer in composites.get(name, (name,))], composites
 
 
-def _bits_by_layer(composites: dict[str, tuple[str, ...]], n_bits: Any) -> Any:
+def _bits_by_layer(composites: dict[str, tuple[str, ...]], n_bits: object) -> object:
     """Bits by name, where a composite module's name means its layers; a layer's own name comes first."""
     if not isinstance(n_bits, dict):
         return n_bits

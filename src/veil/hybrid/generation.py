@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -94,7 +94,7 @@ class Generations(CompiledFacts):
             self._link = measure_link(self._address, Timeouts())
         return self._link
 
-    def speculate(self, draft: Any = "lookup", *, most: int = 16) -> Speculation:
+    def speculate(self, draft: object = "lookup", *, most: int = 16) -> Speculation:
         """Generate several tokens a pass: ``with hybrid.speculate() as options: hybrid.model.generate(..., **options)``.
 
         ``draft`` is ``lookup`` (what followed the last words where they stood before) or a small transformers model with

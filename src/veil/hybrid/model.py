@@ -297,7 +297,7 @@ class HybridFHEModel(Generations, CheckedAnswers, ConcreteNames):
     def __copy__(self) -> HybridFHEModel:
         raise TypeError(COPY_REMEDY)
 
-    def __deepcopy__(self, memo: Any) -> HybridFHEModel:
+    def __deepcopy__(self, memo: object) -> HybridFHEModel:
         raise TypeError(COPY_REMEDY)
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -21,7 +21,7 @@ _log = logging.getLogger("veil")
 _REMEDY = "something of it is neither in its configuration nor in its weights; use it in this process, or save a plain model"
 _ALL = Terms(no_cryptography=True, expert_leak="reveal")
 
-Sample = tuple[tuple[Any, ...], dict[str, Any]]
+Sample = tuple[tuple[object, ...], dict[str, object]]
 
 
 def shortened(sample: Sample) -> Sample:
@@ -31,7 +31,7 @@ def shortened(sample: Sample) -> Sample:
     if not values or not all(value.ndim == 2 and not value.is_floating_point() for value in values):
         return sample
 
-    def cut(value: Any) -> Any:
+    def cut(value: object) -> object:
         return value[:1, :_TOKENS].clone() if isinstance(value, torch.Tensor) else value
 
     return tuple(map(cut, args)), {name: cut(value) for name, value in kwargs.items()}
@@ -76,7 +76,7 @@ def _answer(hybrid: HybridFHEModel, args: tuple[Any, ...], kwargs: dict[str, Any
         hybrid.model.train(training)
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: object, other: object) -> bool:
     if isinstance(one, torch.Tensor):
         if not isinstance(other, torch.Tensor) or one.shape != other.shape or one.dtype != other.dtype:
             return False

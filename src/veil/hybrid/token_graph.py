@@ -25,10 +25,10 @@ _log = logging.getLogger("veil")
 
 @dataclass(frozen=True, eq=False)
 class _Recorded:
-    signature: tuple[Any, ...]
+    signature: tuple[object, ...]
     inputs: dict[str, torch.Tensor]
     kept: dict[str, Any]  # the cache among them: while this lives, no other has its identity
-    output: list[Any]
+    output: list[object]
     groups: list[int]
     replay: Callable[[], object]
 
@@ -86,16 +86,16 @@ class _FixedRow:
 class TokenGraph:
     """Runs one-row passes of ``forward`` with the steps of a session and of the server beside it in them."""
 
-    def __init__(self, forward: Callable[..., Any], router: Router, session: ClientSession, server: LocalServer) -> None:
+    def __init__(self, forward: Callable[..., object], router: Router, session: ClientSession, server: LocalServer) -> None:
         self._forward = forward
         self._router = router
         self._session = session
         self._row = _FixedRow(session, server)
-        self._seen: tuple[Any, ...] | None = None
-        self._refused: tuple[Any, ...] | None = None
+        self._seen: tuple[object, ...] | None = None
+        self._refused: tuple[object, ...] | None = None
         self._recorded: _Recorded | None = None
 
-    def __call__(self, arguments: dict[str, Any]) -> Any:
+    def __call__(self, arguments: dict[str, object]) -> object:
         """The output of a pass with these keyword arguments, or None where it has to run launch by launch."""
         signature = _signature(arguments)
         if signature is None or signature == self._refused:
@@ -112,12 +112,12 @@ class TokenGraph:
         self._recorded = None
         self._row.close()
 
-    def _record(self, signature: tuple[Any, ...], arguments: dict[str, Any]) -> _Recorded | None:
+    def _record(self, signature: tuple[object, ...], arguments: dict[str, object]) -> _Recorded | None:
         from veil.kernels.cuda.graphs import capture
 
         inputs = {name: value.clone() for name, value in arguments.items() if isinstance(value, torch.Tensor)}
         kept = {name: value for name, value in arguments.items() if name not in inputs}
-        output: list[Any] = [None]
+        output: list[object] = [None]
 
         def step() -> None:
             self._row.groups, self._row.scales = [], []
@@ -148,7 +148,7 @@ class TokenGraph:
         return _own(recorded.output[0])
 
 
-def _signature(arguments: dict[str, Any]) -> tuple[Any, ...] | None:
+def _signature(arguments: dict[str, object]) -> tuple[object, ...] | None:
     """What has to be the same for a graph to be used again; None for a pass that no graph can hold."""
     ids = arguments.get("input_ids")
     if not isinstance(ids, torch.Tensor) or ids.numel() != 1:
@@ -169,7 +169,7 @@ def _signature(arguments: dict[str, Any]) -> tuple[Any, ...] | None:
     return tuple(parts) if caches == 1 else None
 
 
-def _is_fixed(cache: Any) -> bool:
+def _is_fixed(cache: object) -> bool:
     """Whether every layer of a cache keeps its state in tensors that stay where they are."""
     from transformers.cache_utils import StaticLayer
 

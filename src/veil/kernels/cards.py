@@ -30,7 +30,7 @@ class OnCard:
         self._turn = threading.Lock()
         self.name, self.asks_cheaply = kernels.name, kernels.asks_cheaply
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         method = getattr(self._kernels, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
@@ -49,7 +49,7 @@ class SpreadArray:
     def __len__(self) -> int:
         return len(self.parts[0])
 
-    def __getitem__(self, place: Any) -> SpreadArray:
+    def __getitem__(self, place: object) -> SpreadArray:
         return SpreadArray(tuple(part[place] for part in self.parts))
 
     def reshape(self, *shape: int) -> SpreadArray:
@@ -85,7 +85,7 @@ class SpreadKernels:
         self.devices = tuple(devices)
         self.name = f"{len(devices)} × {devices[0].name}"
 
-    def asarray(self, values: NDArray[Any] | SpreadArray) -> SpreadArray:
+    def asarray(self, values: NDArray[np.generic] | SpreadArray) -> SpreadArray:
         """The same values on each device."""
         return values if isinstance(values, SpreadArray) else SpreadArray(tuple(own.asarray(values) for own in self.devices))
 

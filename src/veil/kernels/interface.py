@@ -95,7 +95,7 @@ class Hint(Protocol):
     def nbytes(self) -> int:
         """Bytes that it holds."""
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
         """What `Kernels.load_hint` takes, to be kept on disk."""
 
 
@@ -120,7 +120,7 @@ class Kernels(Protocol):
     asks_cheaply: bool
     """Whether `finite` costs nothing: false on a GPU, where it waits for everything before it."""
 
-    def asarray(self, values: NDArray[Any]) -> Array:
+    def asarray(self, values: NDArray[np.generic]) -> Array:
         """A NumPy array as one of the backend; an array of the backend as it is."""
 
     def to_numpy(self, values: Array) -> NDArray[Any]:
@@ -162,7 +162,7 @@ class Kernels(Protocol):
     def fill_hint(self, hint: Hint, first: int, rows: Array, ring: Ring) -> None:
         """Put H [slots, n] from block ``first``, a multiple of `TILE`, into G; only the last tile may lack slots."""
 
-    def load_hint(self, arrays: dict[str, NDArray[Any]], ring: Ring) -> Hint:
+    def load_hint(self, arrays: dict[str, NDArray[np.generic]], ring: Ring) -> Hint:
         """A hint from what `Hint.arrays` gave; the arrays may be maps of a file, and are not written to."""
 
     def prepare(self, hint: Hint, batches: Array, bits: int, ring: Ring) -> Array:

@@ -58,7 +58,7 @@ def intt(values: U32, table: NttTable) -> U32:
     return (work * np.uint64(table.degree_inverse) % p).reshape(values.shape).astype(np.uint32)
 
 
-def residues(values: NDArray[Any], table: NttTable) -> U32:
+def residues(values: NDArray[np.generic], table: NttTable) -> U32:
     """Points of signed polynomials [..., degree] modulo one prime."""
     return ntt((values.astype(np.int64) % table.prime).astype(np.uint32), table)
 
@@ -164,7 +164,7 @@ class ReferenceHint:
     def nbytes(self) -> int:
         return self.points.nbytes
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
         return {"points": self.points}
 
 
@@ -190,16 +190,16 @@ class ReferenceKernels:
     name = "reference"
     asks_cheaply = True
 
-    def asarray(self, values: NDArray[Any]) -> NDArray[Any]:
+    def asarray(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
         return values
 
     def to_numpy(self, values: NDArray[Any]) -> NDArray[Any]:
         return values
 
-    def from_torch(self, values: torch.Tensor) -> NDArray[Any]:
+    def from_torch(self, values: torch.Tensor) -> NDArray[np.generic]:
         return values.detach().cpu().contiguous().numpy()
 
-    def to_torch(self, values: NDArray[Any]) -> torch.Tensor:
+    def to_torch(self, values: NDArray[np.generic]) -> torch.Tensor:
         import torch
 
         return torch.from_numpy(values)
@@ -213,7 +213,7 @@ class ReferenceKernels:
     def unpack(self, data: U8, count: int, bits: int) -> U32:
         return unpack(data, count, bits)
 
-    def concatenate(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    def concatenate(self, parts: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     # The server's half, once ---------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -129,7 +129,7 @@ def _compare(exact: torch.Tensor, got: torch.Tensor, truth: torch.Tensor) -> F64
     return np.array([float(loss), float(divergence), float(same)])
 
 
-def costs(hybrid: HybridFHEModel, run: Callable[[], Any], rows: int) -> ModelCosts:
+def costs(hybrid: HybridFHEModel, run: Callable[[], object], rows: int) -> ModelCosts:
     """What ``run``, a pass of ``rows`` token rows in ``execute``, cost for each row; making rows, over all made so far."""
     hybrid.set_fhe_mode("execute")
     before = hybrid.stats.copy()

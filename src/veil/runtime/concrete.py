@@ -27,7 +27,7 @@ class HybridFHEMode(str, Enum):
 class Option:
     """An argument that only Concrete ML has: the values that are taken (None: any), and what to do instead of others."""
 
-    taken: tuple[Any, ...] | None = None
+    taken: tuple[object, ...] | None = None
     instead: str = ""
 
 
@@ -68,7 +68,7 @@ KINDS_OF_BITS = ("op_weights", "op_inputs", "model_inputs", "model_outputs")
 _MOST_BITS = 8
 
 
-def check_options(options: Mapping[str, Any], known: Mapping[str, Option]) -> None:
+def check_options(options: Mapping[str, object], known: Mapping[str, Option]) -> None:
     """Raise `ValueError` for a value that means nothing here; it says what to do instead."""
     for name, value in options.items():
         option = known[name]
@@ -93,7 +93,7 @@ def split_mode(args: tuple[Any, ...], fhe: Any) -> tuple[tuple[Any, ...], Any]:
     return args[:-1], args[-1]
 
 
-def weight_bits(n_bits: Any) -> Any:
+def weight_bits(n_bits: object) -> object:
     """The bits of the weights in Concrete ML's dict by kind; anything else as it is.
 
     Activations cross at the wire's own precision, more than 8 bits give, so up to 8 bits of those are taken and change
@@ -116,13 +116,13 @@ def weight_bits(n_bits: Any) -> Any:
 class ModelWide:
     """An attribute of Concrete ML's layers that belongs to the whole model here; setting it says so."""
 
-    def __get__(self, layer: object, owner: type | None = None) -> Any:
+    def __get__(self, layer: object, owner: type | None = None) -> object:
         raise AttributeError("layers have no mode of their own here; the model's is hybrid.fhe_mode")
 
-    def __set__(self, layer: object, value: Any) -> None:
+    def __set__(self, layer: object, value: object) -> None:
         raise AttributeError(f"layers have no mode of their own here; call hybrid.set_fhe_mode({mode_name(value)!r})")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."

@@ -55,7 +55,7 @@ class Coverage:
                 )
 
 
-def signature_of(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Signature | None:
+def signature_of(forward: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]) -> Signature | None:
     """The names of the inputs that a call has; None where they cannot be told, or where layers' results are kept."""
     try:
         bound = inspect.signature(forward).bind(*args, **kwargs)

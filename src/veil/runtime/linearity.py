@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -39,14 +37,14 @@ def check_linear(module: nn.Module, weight: torch.Tensor) -> None:
                 )
 
 
-def _tried(module: nn.Module, rows: torch.Tensor) -> Any:
+def _tried(module: nn.Module, rows: torch.Tensor) -> object:
     try:
         return module.forward(rows.clone())
     except Exception:  # whatever a module of its own kind wants that a linear layer does not
         return None
 
 
-def _fits(got: Any, expected: torch.Tensor, allowed: float) -> bool:
+def _fits(got: object, expected: torch.Tensor, allowed: float) -> bool:
     if not isinstance(got, torch.Tensor) or got.shape != expected.shape:
         return False
     known = expected.isfinite().all(-1)

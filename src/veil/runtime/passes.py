@@ -24,7 +24,7 @@ from veil.runtime.router import Router
 _CHOSEN: ContextVar[Mapping[int, str]] = ContextVar("veil_modes", default=MappingProxyType({}))
 """Modes that were chosen for one call, by the identity of the model's `Passes`: other threads do not see them."""
 
-Forward = Callable[..., Any]
+Forward = Callable[..., object]
 Plan = Callable[[str, Forward, tuple[Any, ...], dict[str, Any]], Any]
 """Of a part's name, its own forward and a call's arguments: the call, whose traffic is fixed before it begins."""
 Around = Callable[[str, bool], AbstractContextManager[None]]
@@ -115,9 +115,9 @@ class Passes:
             finally:
                 self._owner = None
 
-    def _marked(self, name: str, names: frozenset[str], forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _marked(self, name: str, names: frozenset[str], forward: Callable[..., object]) -> Callable[..., object]:
         @functools.wraps(forward)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
+        def wrapped(*args: object, **kwargs: object) -> object:
             refuse_compiler()
             if self.is_inside:
                 self.entered.add(name)

@@ -6,7 +6,6 @@ import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -33,7 +32,7 @@ _ROWS, _ENCODER_ROWS, _KEPT = 4, 5, 2
 class Arguments:
     """A pass's arguments by name, and its shape if it is one of token sequences."""
 
-    given: dict[str, Any]
+    given: dict[str, object]
     ids: str | None
     shape: Shape | None
     cached: bool = False
@@ -44,7 +43,7 @@ class Arguments:
         return next((name for name in CACHES if name in self.given), CACHES[0])
 
     @property
-    def signature(self) -> tuple[Any, ...]:
+    def signature(self) -> tuple[object, ...]:
         """What has to be the same for a plan by numbers to be used again."""
         tensors = {n: v for n, v in self.given.items() if isinstance(v, torch.Tensor)}
         sizes = tuple((n, tuple(v.flatten().tolist())) for n, v in sorted(tensors.items()) if n in _SIZES and v.ndim < 3)
@@ -57,7 +56,7 @@ class Arguments:
         first = next(tensors, None)
         return torch.device("cpu") if first is None else first.device
 
-    def small(self) -> tuple[dict[str, Any], Shape] | None:
+    def small(self) -> tuple[dict[str, object], Shape] | None:
         """Arguments for a rehearsal with a few rows, and their shape; None for passes that are no token sequences."""
         if self.shape is None:
             return None
@@ -65,10 +64,10 @@ class Arguments:
         kept = min(self.shape.kept, _KEPT)
         return self.sized(Shape(self.shape.sequences, length, _ENCODER_ROWS if self.shape.encoder else 0, kept))
 
-    def sized(self, shape: Shape) -> tuple[dict[str, Any], Shape]:
+    def sized(self, shape: Shape) -> tuple[dict[str, object], Shape]:
         """Arguments for a rehearsal of this shape, all zeros."""
         assert self.ids is not None
-        made: dict[str, Any] = {}
+        made: dict[str, object] = {}
         for name, value in self.given.items():
             if name == self.ids:
                 made[name] = value.new_zeros((shape.sequences, shape.length, *value.shape[2:]))
@@ -83,7 +82,7 @@ class Arguments:
                 made[name] = value
         return made, shape
 
-    def whole(self, pictured: frozenset[int] = frozenset()) -> dict[str, Any]:
+    def whole(self, pictured: frozenset[int] = frozenset()) -> dict[str, object]:
         """The arguments with zeros in place of tensors' values, ones in masks; states are copies.
 
         Sizes of pictures stay, and so do the tokens ``pictured``, in whose places they go.
@@ -96,13 +95,13 @@ class Arguments:
         return made
 
 
-def pictured_tokens(config: Any) -> frozenset[int]:
+def pictured_tokens(config: object) -> frozenset[int]:
     """The tokens of a model's vocabulary in whose places pictures, videos and sounds go."""
     found = (getattr(config, name, None) for name in _PICTURED)
     return frozenset(token for token in found if isinstance(token, int) and token > 0)
 
 
-def bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+def bound(signature: inspect.Signature, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Arguments:
     """The arguments of a call by name."""
     try:
         taken = signature.bind(*args, **kwargs)
@@ -118,7 +117,7 @@ def bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[s
     return Arguments(given, *_shape(given))
 
 
-def _shape(given: Mapping[str, Any]) -> tuple[str | None, Shape | None, bool]:
+def _shape(given: Mapping[str, object]) -> tuple[str | None, Shape | None, bool]:
     others = {n for n, v in given.items() if isinstance(v, torch.Tensor)} - _FOLLOWING - {*_IDS, *_DECODER_IDS}
     unknown = [n for n, v in given.items() if not isinstance(v, torch.Tensor) and not _is_plain(v)]
     if others or {*unknown} - {*CACHES, "encoder_outputs"}:
@@ -141,11 +140,11 @@ def _shape(given: Mapping[str, Any]) -> tuple[str | None, Shape | None, bool]:
     return ids, Shape(int(sequences), int(length), encoder, kept), any(_is_filled(given.get(name)) for name in CACHES)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _is_filled(cache: Any) -> bool:
+def _is_filled(cache: object) -> bool:
     """Whether a state has something of earlier passes."""
     length = getattr(cache, "get_seq_length", None)
     if callable(length):
@@ -156,13 +155,13 @@ def _is_filled(cache: Any) -> bool:
     return cache is not None
 
 
-def _encoded(hidden: torch.Tensor) -> Any:
+def _encoded(hidden: torch.Tensor) -> object:
     from transformers.modeling_outputs import BaseModelOutput
 
     return BaseModelOutput(last_hidden_state=hidden)
 
 
-def _empty(name: str, value: Any) -> Any:
+def _empty(name: str, value: object) -> object:
     if isinstance(value, torch.Tensor):
         return torch.ones_like(value) if "mask" in name else torch.zeros_like(value)
     if _is_plain(value):

@@ -49,7 +49,9 @@ class Speculation:
     vocabulary. Raises `ValueError` for another one.
     """
 
-    def __init__(self, model: PreTrainedModel, draft: str | PreTrainedModel, stats: Stats, pace: Pace, ready: Any) -> None:
+    def __init__(
+        self, model: PreTrainedModel, draft: str | PreTrainedModel, stats: Stats, pace: Pace, ready: object
+    ) -> None:
         self._model = model
         self._draft = draft
         self._stats = stats
@@ -64,7 +66,7 @@ class Speculation:
     def __enter__(self) -> dict[str, Any]:
         make = self._model._get_candidate_generator
 
-        def paced(*args: Any, **kwargs: Any) -> CandidateGenerator:
+        def paced(*args: object, **kwargs: object) -> CandidateGenerator:
             return _Paced(make(*args, **kwargs), self._stats, self._pace, self._ready)
 
         self._model._get_candidate_generator = paced

@@ -18,8 +18,8 @@ from veil.runtime.plan import Course, Plan, Shape
 from veil.runtime.rehearsal import CACHES, Arguments, bound
 from veil.runtime.router import Router
 
-Forward = Callable[..., Any]
-_Key = tuple[Any, ...]
+Forward = Callable[..., object]
+_Key = tuple[object, ...]
 
 
 @dataclass(eq=False)
@@ -100,7 +100,7 @@ class Traffic:
 
     # Passes -----------------------------------------------------------------------------------------------------------
 
-    def run(self, entry: str, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def run(self, entry: str, forward: Forward, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
         """The result of a pass; what it asks is its plan's, also where it fails. `UnevenTraffic` for one that deviates."""
         if self._inside:
             return forward(*args, **kwargs)
@@ -190,9 +190,9 @@ class Traffic:
         except UnevenTraffic:
             return None
 
-    def _state(self, forward: Forward, inputs: dict[str, Any], name: str) -> dict[str, Any]:
+    def _state(self, forward: Forward, inputs: dict[str, object], name: str) -> dict[str, object]:
         """What a first pass leaves for the next one, by the name that it is asked for."""
-        results: list[Any] = []
+        results: list[object] = []
         self._rehearse(forward, inputs | {"use_cache": True}, results)
         result = results[0]
         found = (result[own] for own in CACHES if own in result) if isinstance(result, Mapping) else iter(())

@@ -71,7 +71,7 @@ class RemoteWeight(torch.Tensor):
         own.layer, own.floats = layer, floats
         return own
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         return f"<the weight of {self.layer}, not readable>"
 
     @property
@@ -132,14 +132,14 @@ def _gone_around(layer: str) -> ModelChanged:
     return ModelChanged(f"the model uses the weight of {layer!r} without calling it; leave it out of module_names")
 
 
-def _stand_in(value: Any) -> Any:
+def _stand_in(value: object) -> object:
     """Of a remote weight a plain tensor with its type, shape and place, and one value that nobody asks for."""
     if not isinstance(value, RemoteWeight):
         return value
     return torch.empty((), dtype=value.dtype, device=value.device).expand(value.shape)
 
 
-def _values(value: Any) -> Any:
+def _values(value: object) -> object:
     return value.floats if isinstance(value, RemoteWeight) else value
 
 

@@ -40,7 +40,7 @@ class RowBudget:
         self._clock = clock
         self._block = max(1, rows_per_day // _BLOCKS)
         self._lock = threading.Lock()
-        self._names: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+        self._names: WeakKeyDictionary[object, str] = WeakKeyDictionary()
         self._used: dict[tuple[str, str], list[int]] = {}
         self._written: dict[tuple[str, str], list[int]] = {}
         self._day = self._today()

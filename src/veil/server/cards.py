@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from veil.bundle.server_half import ServerModel
 from veil.crypto.hint import HintRows, ServerHint, hint_bytes, share_bytes
@@ -99,7 +99,7 @@ class CardsEngine(Engine):
             weights.append(kernels.load_weights(own.weights()))
             rows = own.hint_rows(weights[-1], kernels)
             hints.append(ServerHint.build(model.params, model.seed, rows, kernels, progress))
-        spread: list[Any] = [
+        spread: list[object] = [
             SpreadWeights(tuple(own[group] for own in weights), tuple(own.columns[group] for own in places))
             for group in range(len(model.weights))
         ]

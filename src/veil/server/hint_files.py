@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +54,7 @@ def load_hint(folder: Path, params: Params, slots: dict[str, int], kernels: Kern
         sizes = about.pop("sizes")
         if about != _about(kernels, fingerprint):
             return None
-        arrays: dict[str, dict[str, NDArray[Any]]] = {segment: {} for segment in slots}
+        arrays: dict[str, dict[str, NDArray[np.generic]]] = {segment: {} for segment in slots}
         for name, size in sizes.items():
             segment, _, part = name.partition(".")
             file = folder / f"{name}.npy"
@@ -72,5 +71,5 @@ def load_hint(folder: Path, params: Params, slots: dict[str, int], kernels: Kern
         return None
 
 
-def _about(kernels: Kernels, fingerprint: str) -> dict[str, Any]:
+def _about(kernels: Kernels, fingerprint: str) -> dict[str, object]:
     return {"version": VERSION, "kernels": kernels.name, "fingerprint": fingerprint}

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import time
-from typing import Any
 
 LOGGER = logging.getLogger("veil.server")
 
@@ -16,7 +15,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, without its end."""
-        fields: dict[str, Any] = {
+        fields: dict[str, object] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
@@ -27,7 +26,7 @@ class JsonLines(logging.Formatter):
         return json.dumps(fields)
 
 
-def event(name: str, level: int = logging.INFO, **fields: Any) -> None:
+def event(name: str, level: int = logging.INFO, **fields: object) -> None:
     """Log an event with its fields."""
     LOGGER.log(level, name, extra={"fields": fields})
 

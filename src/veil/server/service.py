@@ -115,7 +115,7 @@ class Service:
 
     # Calls ---------------------------------------------------------------------------------------------------------------
 
-    def describe(self, request: Any, owner: str) -> Message:
+    def describe(self, request: object, owner: str) -> Message:
         """What is served; another protocol version gets the answer too, and can see that it is another."""
         return self._described
 
@@ -219,7 +219,7 @@ class Service:
 
     # Around every call ---------------------------------------------------------------------------------------------------
 
-    def _unary(self, name: str, kind: type[Message], method: Callable[[Any, str], Message]) -> Call:
+    def _unary(self, name: str, kind: type[Message], method: Callable[[object, str], Message]) -> Call:
         def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             with self._told(name, context):
                 owner = self._owner(context)

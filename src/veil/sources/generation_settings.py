@@ -42,7 +42,7 @@ def generation_settings(half: Path, model: Any) -> Any:
     return GenerationConfig(**harmless(fields))
 
 
-def _fits(name: str, value: Any) -> bool:
+def _fits(name: str, value: object) -> bool:
     if name in _SWITCHES:
         return isinstance(value, bool)
     if name in _TOKENS and isinstance(value, list):
@@ -52,5 +52,5 @@ def _fits(name: str, value: Any) -> bool:
     return _is_count(value, least=-1 if name in _TOKENS else 0)  # -1 stands for no token in old checkpoints
 
 
-def _is_count(value: Any, least: int) -> bool:
+def _is_count(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 31

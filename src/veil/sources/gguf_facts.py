@@ -108,7 +108,7 @@ def _scale(file: Path, config: Any, scaling: dict[str, Any], base: float) -> Non
     config.rope_parameters = known
 
 
-def _compare(file: Path, config: Any, own: dict[str, Any]) -> None:
+def _compare(file: Path, config: object, own: dict[str, object]) -> None:
     for key, names in _SAME_NAME.items():
         said = own.get(key)
         have = next((getattr(config, name) for name in names if hasattr(config, name)), None)

@@ -233,7 +233,7 @@ def checkpoint_folder(source: str, progress: Progress | None = None) -> tuple[Pa
     return (found if next(found.glob("*.safetensors"), None) else None), f"Hugging Face Hub, {source}"
 
 
-def load_settings(source: str, progress: Progress | None = None) -> tuple[Any, Any]:
+def load_settings(source: str, progress: Progress | None = None) -> tuple[object, object]:
     """A source's configuration and its tokenizer (None when it has none), without its weights; `ModelSourceError`."""
     folder, origin = checkpoint_folder(source, progress)
     place = source if folder is None else str(folder)

@@ -15,7 +15,7 @@ _MOST_SIDE = 4096
 _log = logging.getLogger("veil.sources")
 
 
-def processor_in(place: str | Path, config: Any) -> Any:
+def processor_in(place: str | Path, config: object) -> object:
     """The processor in a folder or of a hub id, for a model of this configuration; None where the model sees nothing.
 
     None too, and a warning, where it cannot be loaded: the model still answers texts.

@@ -154,7 +154,7 @@ def _apply(
     return own(tokenizer, ready if several else ready[0], chat_template=_AS_IT_IS, tokenize=tokenize, **kept)
 
 
-def _schema(tool: Any) -> Any:
+def _schema(tool: object) -> object:
     from transformers.utils import get_json_schema
 
     return get_json_schema(tool)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncIterator
-from typing import Any
 
 from veil.gateway.account import End
 from veil.gateway.answers import Answers
@@ -17,7 +16,7 @@ from veil.gateway.served import ServedModel
 from veil.gateway.steps import Step, steps
 from veil.gateway.tools import Use
 
-Told = tuple[str, dict[str, Any]]
+Told = tuple[str, dict[str, object]]
 
 
 class MessagesWriter:
@@ -112,7 +111,7 @@ class MessagesWriter:
                 block.input = {}
         return [("content_block_stop", {"index": len(self._reply.content) - 1})]
 
-    def _delta(self, delta: dict[str, Any]) -> Told:
+    def _delta(self, delta: dict[str, object]) -> Told:
         return "content_block_delta", {"index": len(self._reply.content) - 1, "delta": delta}
 
     def _usage(self) -> MessagesUsage:
@@ -132,6 +131,6 @@ def _reason(end: End) -> StopReason:
     return reasons[end.reason]
 
 
-def _event(kind: str, **fields: Any) -> bytes:
+def _event(kind: str, **fields: object) -> bytes:
     data = json.dumps({"type": kind} | fields, ensure_ascii=False, allow_nan=False)
     return f"event: {kind}\ndata: {data}\n\n".encode()

@@ -25,7 +25,7 @@ class TextBlock(Request):
     type: Literal["text"]
     text: Text
     cache_control: CacheControl | None = None
-    citations: Annotated[list[Any], Field(max_length=0)] | None = None
+    citations: Annotated[list[object], Field(max_length=0)] | None = None
 
 
 class ImageBlock(Request):
@@ -43,7 +43,7 @@ class ToolUseBlock(Request):
     id: Text
     name: FunctionName
     input: dict[str, Any]
-    caller: dict[str, Any] | None = None
+    caller: dict[str, object] | None = None
     cache_control: CacheControl | None = None
 
 
@@ -73,7 +73,7 @@ class OwnTool(Request):
     name: FunctionName
     type: Literal["custom"] | None = None
     description: Text | None = None
-    input_schema: dict[str, Any]
+    input_schema: dict[str, object]
     strict: bool | None = None
     cache_control: CacheControl | None = None
 
@@ -90,7 +90,7 @@ class OutputFormat(Request):
     """JSON by a schema."""
 
     type: Literal["json_schema"]
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: dict[str, object] = Field(alias="schema")
 
 
 class OutputConfig(Request):
@@ -217,7 +217,7 @@ def _tool(tool: OwnTool) -> chats.Tool:
     return chats.Tool(type="function", function=function)
 
 
-def _choice(choice: ToolChoice) -> Any:
+def _choice(choice: ToolChoice) -> object:
     if choice.type == "tool" and choice.name is not None:
         return chats.NamedTool(type="function", function=chats.FunctionChoice(name=choice.name))
     return "required" if choice.type == "any" else choice.type

@@ -26,7 +26,7 @@ from veil.gateway.served import ServedModel
 from veil.gateway.steps import Step, steps
 from veil.gateway.tools import Use
 
-Fields = dict[str, Any]
+Fields = dict[str, object]
 
 
 class ResponsesWriter:

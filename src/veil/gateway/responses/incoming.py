@@ -38,12 +38,12 @@ class ResultItem(Request):
 
     type: Literal["function_call_output"]
     call_id: Text
-    output: Text | list[dict[str, Any]]
+    output: Text | list[dict[str, object]]
     id: Text | None = None
     status: Text | None = None
 
 
-def _which(value: Any) -> str | None:
+def _which(value: object) -> str | None:
     kind = value.get("type", "message") if isinstance(value, dict) else getattr(value, "type", None)
     return kind if kind in ("message", "function_call", "function_call_output") else None
 
@@ -91,7 +91,7 @@ class SchemaFormat(Request):
     type: Literal["json_schema"]
     name: Annotated[Text, Field(max_length=256)]
     description: Text | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: dict[str, object] = Field(alias="schema")
     strict: bool | None = None
 
 
@@ -122,7 +122,7 @@ class ResponseRequest(Body):
     stream: bool | None = None
     stream_options: chats.StreamOptions | None = None
     store: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, object] | None = None
     user: Text | None = None
     metadata: dict[str, str] | None = None
     include: Annotated[list[Literal["reasoning.encrypted_content"]], Field(max_length=1)] | None = None

@@ -32,7 +32,7 @@ class KeptResponses:
         self._all: OrderedDict[str, Kept] = OrderedDict()
         self._lock = threading.Lock()
 
-    def keep(self, id: str, body: dict[str, Any], turns: list[Message], owner: str) -> None:
+    def keep(self, id: str, body: dict[str, object], turns: list[Message], owner: str) -> None:
         """Remember a response; one that is larger than all that may be kept is not."""
         size = len(str(body)) + sum(len(turn.model_dump_json()) for turn in turns)
         with self._lock:

@@ -36,8 +36,8 @@ class OutputText(Reply):
 
     type: Literal["output_text"] = "output_text"
     text: str
-    annotations: list[Any] = Field(default_factory=list)
-    logprobs: list[Any] = Field(default_factory=list)
+    annotations: list[object] = Field(default_factory=list)
+    logprobs: list[object] = Field(default_factory=list)
 
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]

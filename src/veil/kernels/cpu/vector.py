@@ -32,7 +32,7 @@ class Context(Protocol):
     def get_dummy_value(self) -> Value:
         """What an intrinsic without a result gives."""
 
-    def make_array(self, kind: types.Array) -> Callable[[Context, Builder, Value], Any]:
+    def make_array(self, kind: types.Array) -> Callable[[Context, Builder, Value], object]:
         """How the fields of an array are read."""
 
 

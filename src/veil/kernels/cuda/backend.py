@@ -46,7 +46,7 @@ class CudaHint:
         """Bytes held."""
         return self.words.numel() * 4
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
         """See `interface.Hint`."""
         return {"words": self.words.cpu().numpy()}
 
@@ -57,7 +57,7 @@ class CudaKernels:
     name = "cuda"
     asks_cheaply = False
 
-    def asarray(self, values: NDArray[Any] | Tensor) -> Tensor:
+    def asarray(self, values: NDArray[np.generic] | Tensor) -> Tensor:
         return values if isinstance(values, Tensor) else put(values)
 
     def to_numpy(self, values: Tensor) -> NDArray[Any]:
@@ -102,7 +102,7 @@ class CudaKernels:
             blocks = -(-len(rows) // ring.w)
             ntt_domain.fill(rows.contiguous(), hint.words[first : first + blocks], ring.T, _constants(ring))
 
-    def load_hint(self, arrays: dict[str, NDArray[Any]], ring: Ring) -> CudaHint:
+    def load_hint(self, arrays: dict[str, NDArray[np.generic]], ring: Ring) -> CudaHint:
         return CudaHint(put(arrays["words"]))
 
     def prepare(self, hint: Hint, batches: Tensor, bits: int, ring: Ring) -> Tensor:

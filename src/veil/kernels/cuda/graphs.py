@@ -32,6 +32,6 @@ def capture(step: Callable[[], object], pool: Any = None, *, warm: bool = True) 
     return graph.replay
 
 
-def graph_pool() -> Any:
+def graph_pool() -> object:
     """A pool of memory for `capture`."""
     return None if interpreted() else torch.cuda.graph_pool_handle()
