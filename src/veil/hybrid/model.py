@@ -25,6 +25,8 @@ from veil.compile.calibration import calibration_call
 from veil.compile.compiler import compile_layers, compiled_modules
 from veil.crypto.hint import hint_bytes
 from veil.errors import NotCompiled
+from veil.given import count_given, function_given, one_given, path_given, text_given
+from veil.hybrid.arguments import check_connecting, check_speculating
 from veil.hybrid.concrete_names import ConcreteNames, takes_concrete_arguments, takes_concrete_options
 from veil.hybrid.reopening import Sample, shortened
 from veil.hybrid.token_graph import TokenGraph
@@ -242,6 +244,7 @@ class HybridFHEModel(ConcreteNames):
 
     @padding.setter
     def padding(self, padding: Padding | None) -> None:
+        one_given("padding", padding, Padding, "Padding(step=64)", optional=True)
         self._padding = padding
         if self._traffic is not None:
             self._traffic.padding = padding
@@ -309,8 +312,12 @@ class HybridFHEModel(ConcreteNames):
         from veil.client.tables import fetch_tables
         from veil.runtime import saved_model as bundles
 
+        check_connecting(bundle, name, terms, offline_rows, timeouts)
         address = Address(
-            target=server, token=token, tls=tls if isinstance(tls, bool) else Path(tls), allow_no_tls=allow_no_tls
+            target=server,
+            token=token,
+            tls=tls if isinstance(tls, bool) else path_given("tls", tls),
+            allow_no_tls=allow_no_tls,
         )
         folder = Path(bundle) / "client" if (Path(bundle) / "client").is_dir() else Path(bundle)
         caught = CaughtServers()
@@ -356,7 +363,7 @@ class HybridFHEModel(ConcreteNames):
         """
         if self._session is not None:
             raise RuntimeError("mode 'execute' was used already; check_answers comes before it")
-        self._vectors = self.sign_vectors(against)
+        self._vectors = self.sign_vectors(text_given("against", against, "the name of a model"))
 
     def sign_vectors(self, against: str) -> Vectors:
         """Fresh secret vectors of the weights that are here, called ``against``; `NotCompiled` without weights."""
@@ -444,7 +451,8 @@ class HybridFHEModel(ConcreteNames):
         session = self._active()
         if session is None:
             raise NotCompiled("rows need a session; call set_fhe_mode('execute') first")
-        session.reserve(rows_body, rows_full, rows_back)
+        rows = {"rows_body": rows_body, "rows_full": rows_full, "rows_back": rows_back}
+        session.reserve(*(count_given(name, value) for name, value in rows.items()))
 
     @property
     def link(self) -> Link | None:
@@ -468,6 +476,7 @@ class HybridFHEModel(ConcreteNames):
         if self._padding is not None:
             raise ValueError("draft tokens show how often they were right, whatever the padding; leave out one of the two")
         compiled, session = self._need_compiled(), self._active()
+        most = check_speculating(self.model, draft, most)
         fixed_s = len(compiled.manifest.forward) * self.link.rtt_s if self._mode == "remote" and self.link else 0.0
         pace = Pace(fixed_s=fixed_s, row_s=_ROW_S, most=most)
         ready = (lambda: session.ready.tokens) if session is not None else (lambda: most + 1)
@@ -480,8 +489,7 @@ class HybridFHEModel(ConcreteNames):
         a later call replaces an earlier one, so it may follow a prompt as it is typed. It is a hint: rows that
         are not ready are made when they are needed, and in other modes nothing happens. `ValueError` for negative counts.
         """
-        if prompt_rows < 0 or new_tokens < 0:
-            raise ValueError(f"expected rows and tokens are {prompt_rows} and {new_tokens}, neither can be negative")
+        prompt_rows, new_tokens = count_given("prompt_rows", prompt_rows), count_given("new_tokens", new_tokens)
         session = self._active()
         if session is not None:
             if self._padding is not None:
@@ -539,6 +547,7 @@ class HybridFHEModel(ConcreteNames):
         from veil.hybrid.reopening import check_reopens
         from veil.runtime import saved_model
 
+        path = path_given("path", path)
         compiled = self._need_compiled()
         self._check_weights()
         self._need_engine()
@@ -572,6 +581,7 @@ class HybridFHEModel(ConcreteNames):
         """
         from veil.runtime import saved_model
 
+        check_connecting(path, terms=terms)
         opened = saved_model.load(Path(path), terms)
         hybrid = cls.__new__(cls)
         hybrid._attach(opened.model, opened.layers, terms.expert_leak)
@@ -595,11 +605,13 @@ class HybridFHEModel(ConcreteNames):
             if compiled.weights is None:
                 raise NotCompiled("this needs the weights, and only the client half of the bundle is here")
             model = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
-            self._engine = Engine.build(model, self._server_kernels, self._progress, hints=self.hints)
+            hints = None if self.hints is None else path_given("hints", self.hints)
+            self._engine = Engine.build(model, self._server_kernels, self._progress, hints=hints)
             self._tables = self._tables or self._engine.hint.public_tables(compiled.seed, compiled.params)
         return self._engine
 
     def _open_session(self) -> ClientSession:
+        one_given("offline_rows", self.offline_rows, OfflineRows, "OfflineRows(tokens=48)", optional=True)
         engine, compiled = self._need_engine(), self._need_compiled()
         model = ClientModel(compiled.params, compiled.seed, compiled.manifest, self._tables)
         server = LocalServer(engine)
@@ -735,7 +747,7 @@ class HybridFHEModel(ConcreteNames):
         if other:
             router.evaluator = self._prepared(mode)
             router.candidates = self._candidates()
-        router.cancel_check = self.cancel_check
+        router.cancel_check = function_given("cancel_check", self.cancel_check, "a function without arguments")
         if stream is not None:
             stream.active = True
         if fresh:
