@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from veil.cli import app
-from veil.commands import checkup
+from veil.commands import checkup, doctor
 from veil.commands.terminal import extra_of, one_line_errors
 
 runner = CliRunner()
@@ -22,6 +22,12 @@ def test_this_machine_has_no_problem() -> None:
     assert set(found) == {name for name, _ in checkup.checkups()}
     assert found["kernels"]["found"].startswith("equal to the reference")
     assert all(finding["remedy"] for finding in found.values() if finding["state"] != "ok")
+
+
+def test_a_remedy_is_shown_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    finding = checkup.Finding(name="extras", state="note", found="none", remedy="pip install 'veil-llm[server]'")
+    doctor._show([finding])
+    assert "veil-llm[server]" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,28 @@ def bytes_running(byte_served: ServedModel) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
+def llava_processor() -> Any:
+    """What makes inputs of pictures for the model ``llava``."""
+    from gateway.llava import TEMPLATE, make_processor
+
+    return make_processor(make_byte_tokenizer(TEMPLATE))
+
+
+@pytest.fixture(scope="session")
+def seeing(llava_processor: Any) -> Iterator[Running]:
+    """A gateway with the model ``llava``, in integers and not encrypted."""
+    from gateway.llava import make_llava
+
+    tokenizer = llava_processor.tokenizer
+    model = make_llava(tokenizer.convert_tokens_to_ids("<image>"))
+    made = make_served(model, tokenizer, name="llava", mode="disable")
+    made.see(llava_processor)
+    with listening(made) as running:
+        yield running
+    made.hybrid.close()
+
+
+@pytest.fixture(scope="session")
 def running(served: ServedModel) -> Iterator[Running]:
     """One gateway for many tests."""
     with listening(served) as made:

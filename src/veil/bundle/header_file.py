@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import stat
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from veil.bundle.manifest import Manifest
 from veil.bundle.terms import Terms
+from veil.disk import digest
 from veil.errors import BundleError
 from veil.params import Params, Spec
 from veil.seed import PublicSeed
@@ -101,15 +101,6 @@ def parse_common(header: dict[str, Any]) -> tuple[Params, PublicSeed, Manifest]:
         return params, seed, Manifest.from_json(header["manifest"])
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise BundleError(f"the bundle's header does not fit: {error}") from None
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            state.update(chunk)
-    return state.hexdigest()
 
 
 def _files(folder: Path) -> list[str]:

@@ -35,7 +35,7 @@ class ServerModel:
 
 def save_server(path: Path, model: ServerModel, client: str) -> None:
     """Write the server half into the folder ``path``; ``client`` is the digest of the client half that goes with it."""
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
     save_file({f"group.{i}": np.ascontiguousarray(w) for i, w in enumerate(model.weights)}, path / WEIGHTS)
     fields = header_file.common_fields(model.params, model.seed, model.manifest)
     header_file.write_header(path, "server", fields | {"client": client})

@@ -20,6 +20,7 @@ from safetensors.numpy import save
 from veil.bundle.manifest import Manifest
 from veil.cache import data_folder
 from veil.checks.vectors import GroupVectors, edges_of, vectors_of
+from veil.disk import write_whole
 from veil.errors import BundleError
 
 FORMAT = "1"
@@ -53,16 +54,7 @@ def save_vectors(half: str, vectors: Vectors) -> Path:
         arrays[f"signs.{index}"] = np.packbits(group.signs > 0, axis=1)
         arrays[f"sums.{index}"] = group.sums
         arrays[f"overlap.{index}"] = group.overlap
-    data = save(arrays, {"format": FORMAT, "half": half, "against": vectors.against})
-    written = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        written.replace(path)
-    finally:
-        written.unlink(missing_ok=True)
+    write_whole(path, save(arrays, {"format": FORMAT, "half": half, "against": vectors.against}), mode=0o600)
     return path
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import os
 import re
 from pathlib import Path
 
 from veil.cache import data_folder
+from veil.disk import write_whole
 from veil.errors import BundleError, WrongAnswer
 
 _LINE = re.compile(r"(\S+) (\S+)")
@@ -42,10 +42,7 @@ class CaughtServers:
         return found
 
     def _write(self, lines: dict[str, str]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        written = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        written.write_text("".join(f"{server} {day}\n" for server, day in lines.items()), "utf-8")
-        written.replace(self._path)
+        write_whole(self._path, "".join(f"{server} {day}\n" for server, day in lines.items()).encode())
 
     def _lines(self) -> dict[str, str]:
         try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from veil.cache import data_folder
+from veil.disk import write_whole
 from veil.errors import BundleError
 
 _LINE = re.compile(r"(\S+) ([0-9a-f]{64}) (.*)")
@@ -54,10 +54,7 @@ class KnownServers:
             if address != server.lower() or (digest not in new and name not in new.values())
         ]
         lines = kept + [(server.lower(), digest, name) for digest, name in new.items()]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        written = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        written.write_text("".join(f"{address} {digest} {name}\n" for address, digest, name in lines), "utf-8")
-        written.replace(self._path)
+        write_whole(self._path, "".join(f"{address} {digest} {name}\n" for address, digest, name in lines).encode())
 
     def _lines(self) -> list[tuple[str, str, str]]:
         try:

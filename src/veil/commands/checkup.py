@@ -77,7 +77,7 @@ def _torch() -> tuple[State, str, str]:
 
     built = torch.version.cuda or torch.version.hip
     if built and not torch.cuda.is_available():
-        remedy = "it works; PyTorch's build for the CPU takes a tenth of the disk (README, Install)"
+        remedy = "it works; PyTorch's build for the CPU takes a tenth of the disk (docs/start.md)"
         return "note", f"{torch.__version__}, built for a GPU (CUDA {built}) that is not here", remedy
     return "ok", f"{torch.__version__}, {'for GPUs' if built else 'for the CPU'}, {torch.get_num_threads()} threads", ""
 

@@ -21,6 +21,7 @@ from veil.runtime.local_parts import LocalPart, local_parts
 from veil.runtime.modules import select_modules
 from veil.runtime.saved_model import TOKENIZER
 from veil.sources.models import Task, load_model
+from veil.sources.processors import processor_in
 
 
 def run(
@@ -59,7 +60,7 @@ def run(
             trainable=trainable,
         )
         count = len(hybrid.module_names)
-        hybrid.save(out, tokenizer=source.tokenizer)
+        hybrid.save(out, tokenizer=processor_in(model, source.model.config) or source.tokenizer)
         if checks:
             save_vectors(half_digest(out / "client"), hybrid.sign_vectors(source.name))
     summary: dict[str, Any] = {

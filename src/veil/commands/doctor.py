@@ -8,6 +8,7 @@ from dataclasses import asdict
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from veil.commands.checkup import Check, Finding, checkups
 from veil.commands.terminal import Reporter
@@ -47,5 +48,5 @@ def _show(found: list[Finding]) -> None:
         table.add_column(column, overflow="fold")
     for finding in found:
         colour = _COLOURS[finding.state]
-        table.add_row(finding.name, f"[{colour}]{finding.state}[/{colour}]", finding.found, finding.remedy)
+        table.add_row(finding.name, Text(finding.state, colour), Text(finding.found), Text(finding.remedy))
     Console().print(table)

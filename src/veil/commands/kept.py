@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from veil import __version__
 from veil.bundle.header_file import FORMAT_VERSION
 from veil.bundle.terms import STRICT
 from veil.cache import cache_folder
+from veil.disk import whole_folder
 from veil.errors import BundleError, InsecureParameters, VeilError
 from veil.hybrid.model import HybridFHEModel
 from veil.params import Spec
@@ -79,7 +79,7 @@ def kept_model(
             os.utime(folder / _ABOUT)
             hybrid.hints = hints_folder()
             return hybrid, str(about["origin"])
-        except (BundleError, InsecureParameters) as error:
+        except (BundleError, InsecureParameters, OSError) as error:
             _log.warning("the compiled model kept in %s is damaged (%s); it is made again", folder, error)
             shutil.rmtree(folder, ignore_errors=True)
     hybrid, tokenizer, origin = make()
@@ -98,20 +98,17 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 def _keep(folder: Path, hybrid: HybridFHEModel, tokenizer: Any, origin: str) -> None:
     """Write a bundle beside its place and move it there; a failure is one line in the log, and nothing is kept."""
-    part: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _make_room(folder.parent)
-        part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
-        hybrid.save(part, tokenizer)
-        (part / _ABOUT).write_text(json.dumps({"origin": origin}))
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-    except (OSError, VeilError, TypeError) as error:
+        with whole_folder(folder) as part:
+            hybrid.save(part, tokenizer)
+            (part / _ABOUT).write_text(json.dumps({"origin": origin}))
+    except OSError as error:
+        remedy = "set VEIL_CACHE_DIR to a folder that can be written and has room"
+        _log.warning("the compiled model is not kept in %s (%s); %s", folder.parent, error.strerror or error, remedy)
+    except (VeilError, TypeError) as error:
         _log.info("the compiled model is not kept: %s", error)
-    finally:
-        if part is not None:
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def _make_room(folder: Path) -> None:

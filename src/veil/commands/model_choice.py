@@ -20,7 +20,9 @@ from veil.hybrid.model import HybridFHEModel
 from veil.kernels.backend import kernels_for
 from veil.process import keep_out_of_dumps
 from veil.progress import Progress
+from veil.runtime.saved_model import TOKENIZER
 from veil.sources.models import name_of
+from veil.sources.processors import processor_in
 
 if TYPE_CHECKING:
     from veil.client.connection import Address
@@ -71,7 +73,9 @@ def _open(choice: ModelChoice, progress: Progress) -> ServedModel:
     if choice.checked == "require":
         hybrid.check_answers(name)
     hybrid.set_fhe_mode("execute")
-    return ServedModel(choice.name or name, hybrid, tokenizer)
+    served = ServedModel(choice.name or name, hybrid, tokenizer)
+    served.see(processor_in(choice.model if choice.bundle is None else _tokenizer_in(choice.bundle), served.net.config))
+    return served
 
 
 def _connect(choice: ModelChoice, server: Address, progress: Progress) -> ServedModel:
@@ -88,6 +92,7 @@ def _connect(choice: ModelChoice, server: Address, progress: Progress) -> Served
     name = choice.name or choice.server_bundle or _said(folder)
     name = name or (_name_there(folder, server) if choice.bundle is None else _name_of(folder))
     served = ServedModel(name, hybrid, hybrid.tokenizer, server.target)
+    served.see(processor_in(_tokenizer_in(folder), served.net.config))
     served.health = _health(server, served)
     return served
 
@@ -108,6 +113,11 @@ def _health(server: Address, served: ServedModel) -> ServerHealth:
             )
 
     return ServerHealth(lambda: server_answers(server), lambda: (stats.trips + stats.rows_made, stats.reconnects), told)
+
+
+def _tokenizer_in(folder: Path) -> Path:
+    """Where a bundle, or a client half, has its tokenizer and what is beside it."""
+    return (folder / "client" if (folder / "client").is_dir() else folder) / TOKENIZER
 
 
 def _said(folder: Path) -> str | None:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from veil.commands.models import compiled
 from veil.commands.terminal import Reporter, error_console
-from veil.disk import writing
+from veil.disk import write_whole
 from veil.errors import ModelSourceError
 from veil.hybrid.model import HybridFHEModel
 from veil.kernels.backend import kernels_for
@@ -73,8 +73,7 @@ def run(request: ReportRequest, *, as_json: bool) -> None:
             )
     report.seconds = time.perf_counter() - start
     if request.html is not None:
-        with writing(request.html):
-            request.html.write_text(page(report), encoding="utf-8")
+        write_whole(request.html, page(report).encode())
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(report)))
         return

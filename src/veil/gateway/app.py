@@ -74,7 +74,11 @@ class Gateway:
         """A model as `GET /v1/models` lists it, by its name or an alias."""
         served = one.served
         return schemas.ModelCard(
-            id=name or served.name, created=self.created, context_length=served.context_length, kind=served.kind
+            id=name or served.name,
+            created=self.created,
+            context_length=served.context_length,
+            kind=served.kind,
+            images=served.sight is not None,
         )
 
     def expect(self, characters: int, new_tokens: int, model: str | None = None) -> bool:

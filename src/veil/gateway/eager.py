@@ -12,6 +12,7 @@ from veil.gateway import incoming, schemas
 from veil.gateway.answers import Answers
 from veil.gateway.failures import ApiError, bad_parameter
 from veil.gateway.incoming import Text
+from veil.gateway.pictures import PicturePrompt
 from veil.gateway.requests import chat_prompt, tools_of
 from veil.gateway.sending import caller_of, drained, owner_of, unless_gone
 from veil.gateway.served import ServedModel
@@ -83,5 +84,7 @@ def settled_ids(body: PrefillRequest, served: ServedModel) -> list[int]:
     for ending in _ENDINGS:
         going = [*before, last.model_copy(update={"content": last.content + ending})]
         found.append(chat_prompt(going, served, use, body.chat_template_kwargs))
+    if isinstance(found[0], PicturePrompt):
+        raise bad_parameter("messages", "a chat with pictures is sent whole", "unsupported_value")
     same = next((place for place, tokens in enumerate(zip(*found, strict=False)) if len(set(tokens)) > 1), 0)
     return found[0][:same]

@@ -15,6 +15,7 @@ from veil.client.stats import Stats
 from veil.errors import NotFiniteActivation
 from veil.gateway.account import Account, Cancelled, Emit, End
 from veil.gateway.fair_queue import TurnLock
+from veil.gateway.pictures import PicturePrompt
 from veil.gateway.prefix import PrefixStore
 from veil.gateway.sampling import Sampler, Sampling
 from veil.gateway.served import ServedModel
@@ -70,7 +71,11 @@ class Generator:
         matcher = sampling.grammar.matcher() if sampling.grammar else None
         with turn:
             kept = not served.two_sided and (served.hybrid.padding is None or self._conversation)
-            known, cache = self._prefixes.take(ids, owner, adapter) if kept else (0, None)
+            pictured = ids if isinstance(ids, PicturePrompt) else None
+            kind = adapter if pictured is None else f"{adapter or ''}#{pictured.mark}"
+            known, cache = self._prefixes.take(ids, owner, kind) if kept else (0, None)
+            if pictured is not None and known < pictured.settled:  # pictures go in whole or are in the state
+                known, cache = 0, None
             if branch == 0:
                 account.prompt_tokens += len(ids)
                 account.cached_tokens += known
@@ -97,10 +102,11 @@ class Generator:
                 generation_config=config,
                 logits_processor=[sampler],
                 stopping_criteria=[watch],
+                **(pictured.inputs if pictured is not None and cache is None else {}),
                 **({} if cache is None else {_cache_name(served.net): cache}),
             )
             if kept:
-                self._prefixes.keep(output.sequences[0].tolist(), output.get(_cache_name(served.net)), owner, adapter)
+                self._prefixes.keep(output.sequences[0].tolist(), output.get(_cache_name(served.net)), owner, kind)
         end = watch.finish()
         if served.hybrid.padding is None:
             over(end)

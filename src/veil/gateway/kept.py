@@ -26,6 +26,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from safetensors.torch import load, save
 from transformers import DynamicCache
 
+from veil.disk import write_whole
+
 _MAGIC = b"veil-kv1"
 _NONCE = 12
 _LEAST_TOKENS = 32
@@ -193,7 +195,7 @@ def key_from(passphrase: str | None, folder: Path, keyring: Any = None) -> bytes
     if passphrase:
         salt_file = folder / "salt"
         if not salt_file.exists():
-            salt_file.write_bytes(os.urandom(16))
+            write_whole(salt_file, os.urandom(16), mode=0o600)
         return hashlib.scrypt(
             passphrase.encode(), salt=salt_file.read_bytes(), n=1 << 15, r=8, p=1, maxmem=64 << 20, dklen=32
         )

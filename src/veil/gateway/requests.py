@@ -8,6 +8,7 @@ from typing import Any
 from veil.gateway import incoming
 from veil.gateway.failures import ApiError, bad_parameter
 from veil.gateway.grammar import ANY_OBJECT, Grammar
+from veil.gateway.pictures import PLACE, is_picture, read_picture, refuse_many
 from veil.gateway.sampling import Sampling
 from veil.gateway.served import ServedModel
 from veil.gateway.tools import Use, asked_in_words, in_words
@@ -125,15 +126,17 @@ def chat_prompt(
 
     With ``going`` more of its last turn is asked for.
     """
-    turns = [_turn(message, f"messages.{place}") for place, message in enumerate(messages)]
+    pictures: list[Any] | None = None if served.sight is None else []
+    turns = [_turn(message, f"messages.{place}", pictures) for place, message in enumerate(messages)]
+    refuse_many(pictures or ())
     served.refuse_huge([str(turn["content"]) for turn in turns], "messages")
     if use is not None and use.form.native:
-        return served.template_ids(turns, list(use.tools), variables, going=going)
+        return served.template_ids(turns, list(use.tools), variables, going=going, pictures=pictures or ())
     if use is not None:
         turns = asked_in_words(use, turns)
     elif any("tool_calls" in turn or turn["role"] == "tool" for turn in turns) and not served.call_form.native:
         turns = in_words(turns)
-    return served.template_ids(turns, variables=variables, going=going)
+    return served.template_ids(turns, variables=variables, going=going, pictures=pictures or ())
 
 
 def goes_on(body: incoming.ChatRequest) -> bool:
@@ -238,12 +241,12 @@ def _logprobs(body: incoming.SamplingRequest) -> int | None:
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
-def _turn(message: incoming.Message, where: str) -> dict[str, Any]:
-    """A turn as chat templates take it."""
+def _turn(message: incoming.Message, where: str, pictures: list[Any] | None) -> dict[str, Any]:
+    """A turn as chat templates take it; its pictures are added to those of a model that sees."""
     turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
     if message.tool_calls and message.role != "assistant":
         raise bad_parameter("messages", f"{where}: only an assistant's turn calls tools")
-    turn["content"] = _text(message, where)
+    turn["content"] = _text(message, where, pictures)
     if message.tool_calls:
         turn["tool_calls"] = [_call(call, where) for call in message.tool_calls]
     for name in ("name", "tool_call_id"):
@@ -263,21 +266,26 @@ def _call(call: incoming.PastToolCall, where: str) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
-def _text(message: incoming.Message, where: str) -> str:
+def _text(message: incoming.Message, where: str, pictures: list[Any] | None) -> str:
     content = message.content
     if content is None:
         if message.role == "assistant" and (message.tool_calls or message.refusal is not None):
             return message.refusal or ""
         raise ApiError(400, f"{where}: it has no content", param="messages")
     if isinstance(content, str):
-        return content
-    texts = []
+        return content if pictures is None else content.replace(PLACE, "")
+    whole = ""
     for part in content:
+        if pictures is not None and isinstance(part, incoming.OtherPart) and is_picture(part):
+            pictures.append(read_picture(part, where))
+            whole += PLACE
+            continue
         text = (part.text if part.text is not None else part.refusal) if isinstance(part, incoming.TextPart) else None
         if text is None:
             raise ApiError(400, f"{where}: only text parts are supported", param="messages", code="unsupported_value")
-        texts.append(text)
-    return "\n".join(texts)
+        text = text if pictures is None else text.replace(PLACE, "")
+        whole += f"\n{text}" if whole and not whole.endswith(PLACE) else text
+    return whole
 
 
 def _several(given: Any) -> list[Any]:

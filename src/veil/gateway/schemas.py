@@ -41,6 +41,7 @@ class ModelCard(Reply):
     owned_by: str = "veil"
     context_length: int
     kind: Literal["text", "encoder"]
+    images: bool = False
 
 
 class ModelList(Reply):

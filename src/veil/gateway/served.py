@@ -16,6 +16,7 @@ from veil.gateway.failures import ApiError, bad_parameter, server_lost, too_long
 from veil.gateway.grammar import Grammars
 from veil.gateway.health import GIVE_UP_S, ServerHealth
 from veil.gateway.kept import KeptStates
+from veil.gateway.pictures import Sight, in_parts
 from veil.gateway.tokens import TokenBytes
 from veil.gateway.tools import OURS, Form, form_of
 from veil.hybrid.model import HybridFHEModel
@@ -50,6 +51,8 @@ class ServedModel:
         self.adapters: Adapters | None = None
         self.health: ServerHealth | None = None
         """Whether the server answers, where somebody watches it."""
+        self.sight: Sight | None = None
+        """What makes inputs of pictures, for a model that sees."""
         self.kept: KeptStates | None = None
         """Where conversations' states are kept for longer, if anywhere."""
         self.kind: Literal["text", "encoder"] = "text" if self.net.can_generate() else "encoder"
@@ -86,6 +89,14 @@ class ServedModel:
         """Put an adapter in force, or none, for the passes that come."""
         if self.adapters is not None:
             self.adapters.use(adapter)
+
+    def see(self, processor: Any) -> None:
+        """Take pictures in messages from now on, by a processor of transformers; nothing for None."""
+        if processor is None or self.kind != "text" or self.two_sided:
+            return
+        if not self.tokenizer.chat_template:
+            self.tokenizer.chat_template = getattr(processor, "chat_template", None)
+        self.sight = Sight(processor, self.net.config)
 
     @property
     def mode(self) -> str:
@@ -128,18 +139,21 @@ class ServedModel:
         variables: Mapping[str, Any] | None = None,
         *,
         going: bool = False,
+        pictures: Sequence[Any] = (),
     ) -> list[int]:
         """The token ids of a chat by the model's template, with tools and a template's own variables. `ApiError`.
 
-        With ``going`` the last turn is not closed: what comes is more of it.
+        With ``going`` the last turn is not closed: what comes is more of it. With ``pictures``, whose places are marked in
+        the turns, it is a `PicturePrompt`.
         """
         if not self.tokenizer.chat_template:
             raise bad_parameter("messages", f"{self.name} has no chat template; use /v1/completions")
         taken = sorted(_TEMPLATE_PARAMETERS & set(variables or {}))
         if taken:
             raise bad_parameter("chat_template_kwargs", f"{taken[0]} is no variable of a template: the gateway sets it")
-        options: dict[str, Any] = {"tools": tools, "add_generation_prompt": not going, "return_dict": True}
-        options["continue_final_message"] = going
+        options: dict[str, Any] = {"tools": tools, "add_generation_prompt": not going, "return_dict": not pictures}
+        options |= {"continue_final_message": going, "tokenize": not pictures}
+        turns = turns if self.sight is None else in_parts(turns)
         try:
             encoded = self.tokenizer.apply_chat_template(turns, **options, **(variables or {}))
         except TemplateError as error:
@@ -149,6 +163,10 @@ class ServedModel:
             ) from None
         except Exception as error:  # a template is the bundle's, a program of its own
             raise bad_parameter("messages", f"the chat template of {self.name} fails ({type(error).__name__})") from None
+        if self.sight is not None and pictures:
+            prompt = self.sight.prompt(encoded, pictures)
+            self._checked(prompt, "messages", room=1)
+            return prompt
         return self._checked(encoded["input_ids"], "messages", room=1)
 
     @functools.cached_property

@@ -48,6 +48,7 @@ from veil.runtime.modules import find_modules, replace_modules
 from veil.runtime.pace import Pace
 from veil.runtime.padding import Padding
 from veil.runtime.passes import Forward, Passes, refuse_compiler
+from veil.runtime.rehearsal import pictured_tokens
 from veil.runtime.residual import ResidualStream
 from veil.runtime.router import Router
 from veil.runtime.traffic import Traffic, padded_most
@@ -211,7 +212,7 @@ class HybridFHEModel(ConcreteNames):
         stream = ResidualStream(self.model, compiled.manifest)
         self._router = self._passes.current = Router(compiled.manifest, compiled.constants, kernels, stream)
         self._evaluators.clear()
-        self._traffic = Traffic(self._router, self._open_layers)
+        self._traffic = Traffic(self._router, self._open_layers, pictured_tokens(getattr(self.model, "config", None)))
         self._traffic.padding = self._padding
         self.stats.kernels = server.name if kernels is server else f"client {kernels.name}, server {server.name}"
 

@@ -41,8 +41,10 @@ def _made(name: str) -> Kernels:
         from veil.kernels.reference import ReferenceKernels
 
         return ReferenceKernels()
+    from veil.kernels.cpu import kept
     from veil.kernels.cpu.backend import CpuKernels
 
+    kept.mend()
     return CpuKernels()
 
 

@@ -20,6 +20,11 @@ _FOLLOWING = frozenset(
     {"attention_mask", "position_ids", "cache_position", "token_type_ids", "decoder_attention_mask", "labels"}
     | {"decoder_position_ids", "cross_attention_mask"}
 )
+_SIZES = frozenset({"image_sizes", "image_grid_thw", "video_grid_thw", "spatial_shapes", "mm_token_type_ids"})
+"""How large pictures are, and which tokens are theirs: what a pass asks follows from that, and not from what they show."""
+
+_PICTURED = ("image_token_id", "image_token_index", "video_token_id", "video_token_index", "audio_token_id")
+
 _ROWS, _ENCODER_ROWS, _KEPT, _PAST = 4, 5, 2, 6
 """Rows of a rehearsed sequence: with them every rule of `veil.runtime.plan` gives another number."""
 
@@ -41,7 +46,9 @@ class Arguments:
     @property
     def signature(self) -> tuple[Any, ...]:
         """What has to be the same for a plan by numbers to be used again."""
-        return tuple((n, tuple(v.shape)) for n, v in sorted(self.given.items()) if isinstance(v, torch.Tensor))
+        tensors = {n: v for n, v in self.given.items() if isinstance(v, torch.Tensor)}
+        sizes = tuple((n, tuple(v.flatten().tolist())) for n, v in sorted(tensors.items()) if n in _SIZES and v.ndim < 3)
+        return (*((n, tuple(v.shape)) for n, v in sorted(tensors.items())), *sizes)
 
     @property
     def device(self) -> torch.device:
@@ -80,9 +87,23 @@ class Arguments:
                 made[name] = value
         return made, shape
 
-    def whole(self) -> dict[str, Any]:
-        """The arguments with zeros in place of tensors' values, ones in masks; states are copies."""
-        return {name: _empty(name, value) for name, value in self.given.items()}
+    def whole(self, pictured: frozenset[int] = frozenset()) -> dict[str, Any]:
+        """The arguments with zeros in place of tensors' values, ones in masks; states are copies.
+
+        Sizes of pictures stay, and so do the tokens ``pictured``, in whose places they go.
+        """
+        made = {name: value if name in _SIZES else _empty(name, value) for name, value in self.given.items()}
+        for name in _IDS[:1]:
+            if pictured and isinstance(self.given.get(name), torch.Tensor):
+                places = torch.isin(self.given[name], torch.tensor(sorted(pictured), device=self.given[name].device))
+                made[name] = torch.where(places, self.given[name], made[name])
+        return made
+
+
+def pictured_tokens(config: Any) -> frozenset[int]:
+    """The tokens of a model's vocabulary in whose places pictures, videos and sounds go."""
+    found = (getattr(config, name, None) for name in _PICTURED)
+    return frozenset(token for token in found if isinstance(token, int) and token > 0)
 
 
 def bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:

@@ -20,7 +20,7 @@ from veil.bundle.compiled import Compiled
 from veil.bundle.manifest import Manifest
 from veil.bundle.server_half import ServerModel, load_server, save_server
 from veil.bundle.terms import EXPERT_LEAKS, ExpertLeak, Terms
-from veil.disk import writing
+from veil.disk import whole_folder, writing
 from veil.errors import BundleError, one_line
 from veil.runtime.adapters import base_of, plain_name, within_adapters
 from veil.runtime.experts import RemoteExperts, is_experts
@@ -63,12 +63,12 @@ def save(
         raise BundleError(f"{path} is not empty; choose a new folder")
     path.mkdir(parents=True, exist_ok=True)
     try:
-        with writing(path):
-            _save_client(path / "client", compiled, tables, model, tokenizer)
-            server = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
-            save_server(path / "server", server, header_file.half_digest(path / "client"))
+        with writing(path), whole_folder(path / "client") as client, whole_folder(path / "server") as server:
+            _save_client(client, compiled, tables, model, tokenizer)
+            weights = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
+            save_server(server, weights, header_file.half_digest(client))
     except BaseException:
-        remove(path)
+        remove(path)  # the server half comes first: a client half is never alone
         raise
 
 
@@ -109,7 +109,6 @@ def load_client(path: Path, terms: Terms, *, verify: bool = True) -> Opened:
 
 
 def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: Any, tokenizer: Any) -> None:
-    path.mkdir()
     model.config.dtype = model.dtype
     model.config.save_pretrained(path)
     if model.can_generate():

@@ -36,11 +36,14 @@ class Generation:
 class Traffic:
     """Runs forward passes of one model through its router, each by a plan that was rehearsed with zeros.
 
-    ``open_layers`` are those that may be asked for some rows only, by the user's consent. ``padding`` may be set between
-    generations. One pass at a time.
+    ``open_layers`` are those that may be asked for some rows only, by the user's consent; ``pictured`` are tokens in whose
+    places pictures go. ``padding`` may be set between generations. One pass at a time.
     """
 
-    def __init__(self, router: Router, open_layers: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, router: Router, open_layers: frozenset[str] = frozenset(), pictured: frozenset[int] = frozenset()
+    ) -> None:
+        self._pictured = pictured
         self.padding: Padding | None = None
         self.stopping = threading.Event()
         """Set by who ends the session: answers are not padded to their end any more."""
@@ -175,7 +178,7 @@ class Traffic:
         exact = (*key, shape, arguments.signature if self.padding is None else None)
         plan = self._plans.get(exact)
         if plan is None:
-            inputs = arguments.whole() if self.padding is None or shape is None else arguments.sized(shape)[0]
+            inputs = arguments.whole(self._pictured) if self.padding is None or shape is None else arguments.sized(shape)[0]
             if self.padding is not None and shape is not None and shape.encoder and cached:
                 inputs = inputs | self._state(forward, inputs, arguments.cache_name)
             plan = self._plans[exact] = Plan.of(self._rehearse(forward, inputs), None)

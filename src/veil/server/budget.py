@@ -6,7 +6,6 @@ Counts are written offline in blocks, so that a server that is killed gives nobo
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -15,6 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from veil.bundle.fingerprint import fingerprint_of
+from veil.disk import write_whole
 from veil.errors import QuotaExceeded
 
 _BLOCKS = 64
@@ -108,10 +108,6 @@ class RowBudget:
     def _write(self) -> None:
         rows = [[owner, bundle, counts] for (owner, bundle), counts in self._written.items()]
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            made = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-            made.touch(mode=0o600)
-            made.write_text(json.dumps({"day": self._day, "rows": rows}), "utf-8")
-            made.replace(self._path)
+            write_whole(self._path, json.dumps({"day": self._day, "rows": rows}).encode(), mode=0o600)
         except OSError as error:
             raise ValueError(f"{self._path} cannot be written ({error.strerror}); check the folder") from None

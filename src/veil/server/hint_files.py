@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.crypto.hint import ServerHint
+from veil.disk import whole_folder
 from veil.kernels.interface import Kernels
 from veil.params import Params
 
@@ -28,28 +28,22 @@ def save_hint(folder: Path, hint: ServerHint, kernels: Kernels, fingerprint: str
 
     A disk that is full or cannot be written to is told of once in the log, and nothing is kept.
     """
-    part: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(folder.parent).free < _ROOM * hint.nbytes:
             _log.info("the hint is not kept: %s has too little room", folder.parent)
             return False
-        part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
-        sizes = {}
-        for segment, arrays in hint.arrays().items():
-            for name, values in arrays.items():
-                np.save(part / f"{segment}.{name}.npy", values)
-                sizes[f"{segment}.{name}"] = (part / f"{segment}.{name}.npy").stat().st_size
-        (part / _ABOUT).write_text(json.dumps(_about(kernels, fingerprint) | {"sizes": sizes}))
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        with whole_folder(folder) as part:
+            sizes = {}
+            for segment, arrays in hint.arrays().items():
+                for name, values in arrays.items():
+                    np.save(part / f"{segment}.{name}.npy", values)
+                    sizes[f"{segment}.{name}"] = (part / f"{segment}.{name}.npy").stat().st_size
+            (part / _ABOUT).write_text(json.dumps(_about(kernels, fingerprint) | {"sizes": sizes}))
         return True
     except OSError as error:
         _log.warning("the hint is not kept in %s: %s", folder, error.strerror or error)
         return False
-    finally:
-        if part is not None:
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def load_hint(folder: Path, params: Params, slots: dict[str, int], kernels: Kernels, fingerprint: str) -> ServerHint | None:

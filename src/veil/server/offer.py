@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from veil.bundle.header_file import digest, half_digest, read_header
+from veil.bundle.header_file import half_digest, read_header
+from veil.disk import digest
 from veil.errors import WireError
 from veil.wire.methods import FILE_CHUNK
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
+import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from veil.cache import cache_folder
+from veil.disk import digest, whole_folder
 from veil.errors import ModelSourceError, one_line
 from veil.progress import Progress
 from veil.sources.gguf_facts import settle
@@ -21,6 +22,8 @@ from veil.sources.quiet import quiet
 _MAGIC = b"GGUF"
 _FORMAT = "gguf-2"
 """What converted folders are called; the number goes up when they are made in another way."""
+_ABOUT = "converted.json"
+_log = logging.getLogger("veil")
 
 
 def converted_folder(file: Path, progress: Progress | None = None) -> Path:
@@ -31,15 +34,36 @@ def converted_folder(file: Path, progress: Progress | None = None) -> Path:
     """
     try:
         folder = cache_folder() / f"{_FORMAT}-{_checked_digest(file)}"
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            _convert_into(file, folder, progress)
     except OSError as error:
         raise ModelSourceError(
-            f"cannot read {file} or write to {cache_folder()}: {error.strerror or error}; "
-            "check both, or set VEIL_CACHE_DIR to a folder with room"
+            f"cannot read {file}: {error.strerror or error}; check the path and who may use it"
+        ) from error
+    if folder.is_dir() and (wrong := _wrong_with(folder)) is not None:
+        _log.warning("the converted model kept in %s is damaged (%s); it is made again", folder, wrong)
+    elif folder.is_dir():
+        return folder
+    try:
+        _convert_into(file, folder, progress)
+    except OSError as error:
+        raise ModelSourceError(
+            f"cannot write the converted model to {cache_folder()} ({error.strerror or error}); "
+            "make room, or set VEIL_CACHE_DIR to another folder"
         ) from error
     return folder
+
+
+def _wrong_with(folder: Path) -> str | None:
+    """What is wrong with a folder that was kept: every file has to be the one that was written; None where all are."""
+    try:
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["sha256"]
+        for name, expected in about.items():
+            if digest(folder / name) != expected:
+                return f"{name} is not what was written"
+        return None if "config.json" in about else f"{_ABOUT} does not name its files"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return one_line(error)
 
 
 def _checked_digest(file: Path) -> str:
@@ -58,16 +82,10 @@ def _convert_into(file: Path, folder: Path, progress: Progress | None) -> None:
     stage = f"converting {file.name} (once, about half a minute for a small model)"
     if progress:
         progress(stage, 0, 1)
-    part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
-    try:
+    with whole_folder(folder, lambda: _wrong_with(folder) is None) as part:
         _convert(file, part)
-        try:
-            part.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was faster
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        names = sorted(path.name for path in part.iterdir())
+        (part / _ABOUT).write_text(json.dumps({"sha256": {name: digest(part / name) for name in names}}), encoding="utf-8")
     if progress:
         progress(stage, 1, 1)
 

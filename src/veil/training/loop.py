@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from veil.client.stats import Stats
+from veil.disk import whole_folder
 from veil.training.examples import IGNORED, Data, Example, batches, tensors
 
 CHECKPOINT = "checkpoint"
@@ -135,18 +135,14 @@ class FineTuning:
 
     def save(self, folder: Path, before: float | None = None) -> None:
         """Keep the adapter, the optimizer and the place in ``folder``/checkpoint, whole or not at all."""
-        part, place = folder / f".{CHECKPOINT}", folder / CHECKPOINT
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
         state = {
             "parameters": [parameter.detach() for parameter in self._parameters],
             "optimizer": self._optimizer.state_dict(),
         }
-        torch.save(state, part / _STATE)
         about = {"step": self.step, "before": before, "schedule": asdict(self.schedule)}
-        (part / _ABOUT).write_text(json.dumps(about, indent=1) + "\n")
-        shutil.rmtree(place, ignore_errors=True)
-        part.rename(place)
+        with whole_folder(folder / CHECKPOINT) as part:
+            torch.save(state, part / _STATE)
+            (part / _ABOUT).write_text(json.dumps(about, indent=1) + "\n")
 
     def resume(self, folder: Path) -> float | None:
         """Go on from ``folder``/checkpoint; the validation loss that the run began with.

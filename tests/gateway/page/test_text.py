@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 ANSWER = r"""## Prices
 
@@ -128,3 +132,20 @@ def test_a_pdf_and_a_text_go_with_a_message(writer: Any, bytes_running: Any, scr
     assert writer.find("#attached li").count() == 0
     writer.reload()
     assert writer.find(".turn.user .attachments .name").count() == 2
+
+
+def test_a_picture_goes_with_a_message_to_a_model_that_sees(people: Any, seeing: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (3000, 1500), "red").save(tmp_path / "roof.png")
+    person = people(seeing.url).visit()
+    asked: list[Any] = []
+    person.tab.on("request", lambda request: asked.append(request) if "completions" in request.url else None)
+    person.find("#files").set_input_files([tmp_path / "roof.png"])
+    person.count("#attached li", 1)
+    person.ask("Colour?").answer()
+    picture, text = asked[0].post_data_json["messages"][-1]["content"]
+    assert text == {"type": "text", "text": "Colour?"}
+    sent = base64.b64decode(picture["image_url"]["url"].removeprefix("data:image/png;base64,"))
+    assert Image.open(io.BytesIO(sent)).size == (1024, 512), "no larger than models see"
+    person.until("() => document.querySelector('.turn.user .thumbnail').width === 96")
+    assert person.complaints == []
+    person.tab.close()

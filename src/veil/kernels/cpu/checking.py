@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from veil.kernels.cpu.kept import jitted
 from veil.kernels.cpu.online import _ROUND, _divide, _scale, _square_sum
 from veil.kernels.cpu.packing import unpack_words
+from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.vector import low_bits
 
 F32 = NDArray[np.float32]
@@ -19,7 +21,7 @@ I16 = NDArray[np.int16]
 I32 = NDArray[np.int32]
 
 
-@njit(cache=True)
+@jitted()
 def _quantized(x, scale, low, high):  # type: ignore[no-untyped-def]
     """``round(x·scale)`` modulo 2^32 as ``low + 2^16·high``, both signed: 16-bit products go two at a time."""
     for i in range(low.size):
@@ -28,13 +30,13 @@ def _quantized(x, scale, low, high):  # type: ignore[no-untyped-def]
         high[i] = np.int16(np.uint32(word + np.uint32(0x8000)) >> np.uint32(16))
 
 
-@njit(cache=True)
+@jitted()
 def _unmasked(words, mu):  # type: ignore[no-untyped-def]
     for i in range(words.size):
         words[i] = np.uint32(words[i] - mu[i])
 
 
-@njit(cache=True)
+@jitted()
 def _signed(signs, words):  # type: ignore[no-untyped-def]
     """``Σ_j signs_j·words_j`` of signs 1 and -1: their halves are no bits, or all of them."""
     total = np.uint32(0)
@@ -44,7 +46,7 @@ def _signed(signs, words):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True)
+@jitted()
 def _product(factors, low, high):  # type: ignore[no-untyped-def]
     """``Σ_i factors_i·(low_i + 2^16·high_i)`` modulo 2^32."""
     lower, upper = np.int32(0), np.int32(0)
@@ -54,7 +56,7 @@ def _product(factors, low, high):  # type: ignore[no-untyped-def]
     return np.uint32(np.uint32(lower) + np.uint32(np.uint32(upper) << np.uint32(16)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jitted(nogil=True, error_model="numpy")
 def _residuals(  # type: ignore[no-untyped-def]
     data, x, divisors, target, fixed, mu, row0, col0, bits, edges, signs, sums, inverse, start, end, out, worst
 ):
@@ -84,7 +86,7 @@ def _residuals(  # type: ignore[no-untyped-def]
                 worst[t] = max(worst[t], abs(residual))
 
 
-@njit(cache=True, parallel=True, nogil=True, error_model="numpy")
+@parallel(error_model="numpy")
 def _residuals_together(  # type: ignore[no-untyped-def]
     data, x, divisors, target, fixed, mu, row0, col0, bits, edges, signs, sums, inverse, threads, out, worst
 ):

@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 
 from veil.kernels.cpu.dots import OFFLINE_BYTES
+from veil.kernels.cpu.kept import jitted
 from veil.kernels.cpu.vector import (
     I32,
     I64,
@@ -134,7 +135,7 @@ def _sums_across(builder: Builder, vectors: list[Value]) -> Value:
     return vectors[0]
 
 
-@njit(cache=True)
+@jitted()
 def add_one_row(weights, first, last, planes, padded, u, offset):  # type: ignore[no-untyped-def]
     """`product.add_products` for one row whose planes keep 24 bits, and `ROWS` rows of weights or more."""
     tile, most = weights[first:last], last - first - ROWS

@@ -6,9 +6,10 @@ Each function means what its namesake of `ReferenceKernels` does; arrays are in 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from veil.kernels.cpu.kept import jitted
 from veil.kernels.cpu.packing import pack_words, unpack_words
 from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.planes import take_apart
@@ -27,7 +28,7 @@ _PIECE = 1024  # words that are decrypted together: whole bytes, in the first-le
 _ROUND = 6755399441055744.0  # 1.5·2^52: the sum with a float64 below 2^51 has the rounded integer as its low bits
 
 
-@njit(cache=True)
+@jitted()
 def _planes_of(data, start, end, width, bits):  # type: ignore[no-untyped-def]
     """Packed rows from start to end as planes."""
     padded = padded_width(width)
@@ -40,7 +41,7 @@ def _planes_of(data, start, end, width, bits):  # type: ignore[no-untyped-def]
     return planes
 
 
-@njit(cache=True)
+@jitted()
 def _answer_rows(planes, start, weights, first, last, shares, row0, col0, input_bits, bits, out):  # type: ignore[no-untyped-def]
     """Results from first, a multiple of 8, up to last of the rows in planes, of which the first is row ``start``."""
     rows, padded, kept = planes.shape[0], padded_width(weights.shape[1]), kept_bits(input_bits, planes.shape[0])
@@ -59,7 +60,7 @@ def _answer_rows(planes, start, weights, first, last, shares, row0, col0, input_
             pack_words(u[t], count, bits, out[start + t], begin * bits // 8)
 
 
-@njit(cache=True, nogil=True)
+@jitted(nogil=True)
 def _answer(data, weights, shares, row0, col0, input_bits, bits, start, end, out):  # type: ignore[no-untyped-def]
     """`answer` of the rows from start to end."""
     count, width = weights.shape
@@ -104,7 +105,7 @@ def answer(
         _answer_by_weights(data, weights, shares, row0, col0, input_bits, result_bits, threads, out)
 
 
-@njit(cache=True, nogil=True)
+@jitted(nogil=True)
 def _read_lines(data, first, last):  # type: ignore[no-untyped-def]
     total = np.int64(0)
     for i in range(first, last, LINE_BYTES):
@@ -117,7 +118,7 @@ def read_lines(weights: I8, first: int, last: int) -> int:
     return int(_read_lines(weights.reshape(-1), first, last))
 
 
-@njit(cache=True, fastmath={"reassoc"})
+@jitted(fastmath={"reassoc"})
 def _square_sum(x):  # type: ignore[no-untyped-def]
     total = 0.0
     for j in range(x.size):
@@ -126,7 +127,7 @@ def _square_sum(x):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, error_model="numpy")
+@jitted(error_model="numpy")
 def _scale(total, target, fixed):  # type: ignore[no-untyped-def]
     """τ of a row with this sum of squares: NaN where it is not finite."""
     if not np.isfinite(total):
@@ -137,7 +138,7 @@ def _scale(total, target, fixed):  # type: ignore[no-untyped-def]
     return min(tau, target / fixed) if tau != 0.0 else target / fixed
 
 
-@njit(cache=True, error_model="numpy")
+@jitted(error_model="numpy")
 def _divide(x, divisors, out):  # type: ignore[no-untyped-def]
     if divisors.size:
         for j in range(out.size):
@@ -147,14 +148,14 @@ def _divide(x, divisors, out):  # type: ignore[no-untyped-def]
             out[j] = x[j]
 
 
-@njit(cache=True)
+@jitted()
 def _masked(x, scale, pads, half, down, words):  # type: ignore[no-untyped-def]
     for j in range(words.size):
         message = low_bits(np.float64(x[j]) * scale + _ROUND)
         words[j] = np.uint32(np.uint32(message + pads[j]) + half) >> down
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jitted(nogil=True, error_model="numpy")
 def _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, start, end, out, tau, shown):  # type: ignore[no-untyped-def]
     """`encrypt` of the rows from start to end."""
     width = x.shape[1]
@@ -203,14 +204,14 @@ def encrypt(
         _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, 0, len(x), out, tau, shown)
 
 
-@njit(cache=True)
+@jitted()
 def _read_off(words, mu, inverse, scale, bias, y):  # type: ignore[no-untyped-def]
     for j in range(y.size):
         value = np.int32(np.uint32(words[j] - mu[j]))
         y[j] = np.float32(np.float64(value) * inverse * np.float64(scale[j]) + np.float64(bias[j]))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jitted(nogil=True, error_model="numpy")
 def _decrypt(data, mu, row0, col0, bits, shown, scale, bias, start, end, y):  # type: ignore[no-untyped-def]
     """`decrypt` of the pieces from start to end, counted through all rows."""
     count = y.shape[1]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 from numpy.typing import NDArray
 
+from veil.kernels.cpu.kept import jitted
 from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.vector import (
     I32,
@@ -32,7 +33,7 @@ _VECTOR_BITS = 25  # a word of so many bits lies within four bytes from the byte
 _PIECE = 1024  # words of a row that one job of a thread handles: whole bytes
 
 
-@njit(cache=True)
+@jitted()
 def pack_words(words, count, bits, out, at):  # type: ignore[no-untyped-def]
     """Pack the first words, each below 2^bits, into bytes from ``at`` on: ceil(count·bits/8) of the flat array ``out``."""
     done = 0
@@ -122,7 +123,7 @@ def _unpack_eights(typing_context, data, at, bits, down, groups, words):  # type
     return types.void(data, size, size, size, size, words), code
 
 
-@njit(cache=True)
+@jitted()
 def unpack_words(data, at, bits, count, top, words):  # type: ignore[no-untyped-def]
     """Inverse of `pack_words` for the flat array ``data``; where ``top``, the words come at the top of their 32 bits."""
     done = 0
@@ -145,23 +146,23 @@ def unpack_words(data, at, bits, count, top, words):  # type: ignore[no-untyped-
         words[j] = np.uint32(window >> np.uint64((j * bits) & 7) & mask) << up
 
 
-@njit(cache=True)
+@jitted()
 def _pack_piece(values, t, first, last, bits, out):  # type: ignore[no-untyped-def]
     pack_words(values[t, first:last], last - first, bits, out[t], first * bits // 8)
 
 
-@njit(cache=True)
+@jitted()
 def _unpack_piece(data, t, first, last, bits, out):  # type: ignore[no-untyped-def]
     unpack_words(data[t], first * bits // 8, bits, last - first, False, out[t, first:last])
 
 
-@njit(cache=True, nogil=True)
+@jitted(nogil=True)
 def _pack(values, bits, out):  # type: ignore[no-untyped-def]
     for t in range(values.shape[0]):
         _pack_piece(values, t, 0, values.shape[1], bits, out)
 
 
-@njit(cache=True, nogil=True)
+@jitted(nogil=True)
 def _unpack(data, bits, out):  # type: ignore[no-untyped-def]
     for t in range(out.shape[0]):
         _unpack_piece(data, t, 0, out.shape[1], bits, out)

@@ -15,7 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
-from numba import njit, prange
+from numba import prange
+
+from veil.kernels.cpu.kept import jitted
 
 _POOL = "workqueue"
 _turn = threading.RLock()
@@ -27,7 +29,7 @@ def parallel(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
     """A decorator: ``njit(parallel=True)`` with Numba's options, whose calls are safe in every thread."""
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        kernel = njit(cache=True, parallel=True, nogil=True, **options)(function)
+        kernel = jitted(parallel=True, nogil=True, **options)(function)
 
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:

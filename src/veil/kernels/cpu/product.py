@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
 from veil.kernels.cpu.dots import visit_1, visit_2, visit_3, visit_4, visit_6, weights_of
+from veil.kernels.cpu.kept import jitted
 from veil.kernels.cpu.one_row import PLANES, ROWS, add_one_row, has_byte_dots
 from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.planes import BYTES, PAIRS, STEP, form, take_apart
@@ -23,7 +24,7 @@ _FEW_BLOCK = 8192  # the same where rows are few, over their number
 _CHUNK_BYTES = 1 << 18  # planes that stay in the second-level cache
 
 
-@njit(cache=True)
+@jitted()
 def kept_bits(bits, rows):  # type: ignore[no-untyped-def]
     """Top bits that planes of so many rows keep of words of which ``bits`` are used, on this machine; see `planes`."""
     if rows == 1 and bits <= 8 * PLANES and has_byte_dots():
@@ -35,19 +36,19 @@ def kept_bits(bits, rows):  # type: ignore[no-untyped-def]
     return 32
 
 
-@njit(cache=True)
+@jitted()
 def padded_width(width):  # type: ignore[no-untyped-def]
     """Words of a row in planes: whole turns of the loops."""
     return (width + STEP - 1) // STEP * STEP
 
 
-@njit(cache=True)
+@jitted()
 def rows_at_once(padded):  # type: ignore[no-untyped-def]
     """Rows whose planes stay in the cache together: some groups of six."""
     return max(12, min(96, _CHUNK_BYTES // (3 * padded) // 6 * 6))
 
 
-@njit(cache=True)
+@jitted()
 def new_planes(rows, padded, kept):  # type: ignore[no-untyped-def]
     """Room for planes [rows, bytes] uint8, from a line on, rows not a power of two apart."""
     size = padded * ((kept + 7) // 8) + LINE_BYTES
@@ -56,7 +57,7 @@ def new_planes(rows, padded, kept):  # type: ignore[no-untyped-def]
     return room[start : start + rows * size].reshape(rows, size)
 
 
-@njit(cache=True)
+@jitted()
 def _group(left):  # type: ignore[no-untyped-def]
     """Rows of the next visits, of those that are left: 1, 2, 3, 4 or 6."""
     if left >= 9 or left == 6:
@@ -64,7 +65,7 @@ def _group(left):  # type: ignore[no-untyped-def]
     return 4 if left >= 7 or left == 4 else min(left, 3)
 
 
-@njit(cache=True)
+@jitted()
 def _some_rows(weights, first, last, streams, offset, t, group, k, count, planes, padded, kept, u):  # type: ignore[no-untyped-def]
     """A block of each row of weights from first to last with a group of rows, in one stream or a stream for each half."""
     half = weights_of(group) // 2
@@ -84,7 +85,7 @@ def _some_rows(weights, first, last, streams, offset, t, group, k, count, planes
             visit_1(weights, j, end, j1, last, planes, t, k, count, padded, kept, u, offset)
 
 
-@njit(cache=True)
+@jitted()
 def _add_part(weights, first, last, offset, planes, padded, kept, u):  # type: ignore[no-untyped-def]
     """`add_products` where every row of weights may be read up to the padded width."""
     rows = planes.shape[0]
@@ -100,7 +101,7 @@ def _add_part(weights, first, last, offset, planes, padded, kept, u):  # type: i
                 t += group
 
 
-@njit(cache=True)
+@jitted()
 def add_products(weights, first, last, planes, padded, kept, u, offset):  # type: ignore[no-untyped-def]
     """``u[t, j + offset] += Σ_i weights[j, i]·x[t, i]`` modulo 2^32 for j from first to last.
 
@@ -122,7 +123,7 @@ def add_products(weights, first, last, planes, padded, kept, u, offset):  # type
         _add_part(rest, 0, last - middle, middle + offset, planes, padded, kept, u)
 
 
-@njit(cache=True)
+@jitted()
 def _used_bits(rows):  # type: ignore[no-untyped-def]
     """Bits from the top down to the lowest one set in any word."""
     seen = np.uint32(0)
@@ -136,7 +137,7 @@ def _used_bits(rows):  # type: ignore[no-untyped-def]
     return bits
 
 
-@njit(cache=True, nogil=True)
+@jitted(nogil=True)
 def _multiply(weights, rows, first, last, start, end, bits, out):  # type: ignore[no-untyped-def]
     """`matmul` of the weights from first to last and the rows from start to end."""
     width = rows.shape[1]

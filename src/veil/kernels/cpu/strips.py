@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 
+from veil.kernels.cpu.kept import jitted
 from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.transform import COLUMNS, forward, inverse
 from veil.kernels.cpu.vector import (
@@ -36,7 +37,7 @@ _UNROLLED = 4
 _SQUARE = 8
 
 
-@njit(cache=True, inline="always")
+@jitted(inline="always")
 def montgomery(value, p, negative_inverse):  # type: ignore[no-untyped-def]
     """``value·2^-32`` modulo p, below ``value/2^32 + p``."""
     m = np.uint32(np.uint32(value) * negative_inverse)
@@ -94,7 +95,7 @@ def _splat(builder: Builder, word: Value, kind: Kind) -> Value:
     return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count))
 
 
-@njit(cache=True)
+@jitted()
 def _sums_in_ntt_domain(low, high, tile, prime, factors, strip, p, pn):  # type: ignore[no-untyped-def]
     """All points of one tile and prime, for one batch: factors [2, degree, terms] → flat strip [degree·16]."""
     degree, terms = low.shape[2], low.shape[3]
@@ -105,7 +106,7 @@ def _sums_in_ntt_domain(low, high, tile, prime, factors, strip, p, pn):  # type:
         term_sums(flat_low, flat_high, place, flat, first, terms, strip, point * COLUMNS, p, pn)
 
 
-@njit(cache=True)
+@jitted()
 def _sums_of_batches(low, high, tile, prime, batches, strips, p, pn):  # type: ignore[no-untyped-def]
     """`_sums_in_ntt_domain` for batches [B, 2, degree, terms] → strips [B, 2, degree·16]: G comes from memory once."""
     degree, terms, count = low.shape[2], low.shape[3], batches.shape[0]
@@ -137,7 +138,7 @@ def _turn(typing_context, words, at, out, start, step):  # type: ignore[no-untyp
     return types.void(words, types.intp, out, types.intp, types.intp), code
 
 
-@njit(cache=True)
+@jitted()
 def _transposed_out(words, out, first, width):  # type: ignore[no-untyped-def]
     """Flat words [width, 16] → out[first + column·width + j]; what lies beyond ``out`` is dropped."""
     if width % _SQUARE == 0 and first + COLUMNS * width <= out.size:
@@ -151,7 +152,7 @@ def _transposed_out(words, out, first, width):  # type: ignore[no-untyped-def]
             out[start + j] = words[j * COLUMNS + column]
 
 
-@njit(cache=True)
+@jitted()
 def _switch(first, second, words, f1, f2, half, down, mask):  # type: ignore[no-untyped-def]
     for j in range(words.size):
         total = np.uint64(first[j]) * f1 + np.uint64(second[j]) * f2 + half
@@ -183,7 +184,7 @@ def prepare(low, high, batches, primes, negatives, factors1, factors2, fractions
                 _transposed_out(words, out[b, t], tile * COLUMNS * width, width)
 
 
-@njit(cache=True)
+@jitted()
 def _lift(first, second, factor, companion, p1, p2, words):  # type: ignore[no-untyped-def]
     """``words`` = the integers nearest zero modulo 2^32, from residues and ``second·p1^-1``; see `reference.lifted`."""
     whole, half = np.uint32(np.uint64(p1) * np.uint64(p2)), np.uint32(p2 // np.uint32(2))
@@ -197,7 +198,7 @@ def _lift(first, second, factor, companion, p1, p2, words):  # type: ignore[no-u
         words[j] = np.uint32(np.uint32(x + np.uint32(p1 * d)) - (whole if d > half else np.uint32(0)))
 
 
-@njit(cache=True)
+@jitted()
 def _add_errors(out, errors):  # type: ignore[no-untyped-def]
     for j in range(out.size):
         out[j] = np.uint32(out[j] + np.uint32(np.int32(errors[j])))
@@ -227,7 +228,7 @@ def pads(low, high, secret, errors, primes, negatives, factors1, factors2, shoup
             _add_errors(out[t, begin:end], errors[t, begin:end])
 
 
-@njit(cache=True)
+@jitted()
 def _times_factors(points, factors, strip, p, pn):  # type: ignore[no-untyped-def]
     """``strip[point, j] = points[point, j]·factors[point]·2^-32`` modulo p, below 2p; all flat but the factors."""
     for point in range(factors.size):
@@ -236,7 +237,7 @@ def _times_factors(points, factors, strip, p, pn):  # type: ignore[no-untyped-de
             strip[j] = montgomery(np.uint64(points[j]) * factor, p, pn)
 
 
-@njit(cache=True)
+@jitted()
 def _low_bits(values, words, p, up):  # type: ignore[no-untyped-def]
     """Residues as integers nearest zero, shifted up: their lowest bits become the top ones."""
     half = np.uint32(p // np.uint32(2))
@@ -263,7 +264,7 @@ def shares(points, secret, p, pn, factors, bits, out):  # type: ignore[no-untype
 # Set-up --------------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@jitted()
 def _split(strip, low, high):  # type: ignore[no-untyped-def]
     """Residues of 16 columns into their halves; ``low`` and ``high`` [degree, 16] are views with steps."""
     for point in range(low.shape[0]):

@@ -8,9 +8,10 @@ a degree. A visit takes 8 rows (4 or 2 at the end) through three stages in regis
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numpy.typing import NDArray
 
+from veil.kernels.cpu.kept import jitted
 from veil.kernels.cpu.modulus import Modulus
 from veil.kernels.cpu.vector import (
     I64,
@@ -133,7 +134,7 @@ def _finish(typing_context, strip, count, factors, p):  # type: ignore[no-untype
     return types.void(strip, types.intp, factors, types.uint32), code
 
 
-@njit(cache=True)
+@jitted()
 def lower(strip, p):  # type: ignore[no-untyped-def]
     """Values below 4p of a flat strip, below p."""
     twice = np.uint32(p + p)
@@ -143,7 +144,7 @@ def lower(strip, p):  # type: ignore[no-untyped-def]
         strip[j] = min(v, np.uint32(v - p))
 
 
-@njit(cache=True)
+@jitted()
 def forward(strip, factors, p):  # type: ignore[no-untyped-def]
     """Transform a flat strip [degree·16] of values below 4p in place, to below p."""
     degree = strip.size // COLUMNS
@@ -166,7 +167,7 @@ def forward(strip, factors, p):  # type: ignore[no-untyped-def]
     lower(strip, p)
 
 
-@njit(cache=True)
+@jitted()
 def inverse(strip, factors, p):  # type: ignore[no-untyped-def]
     """Inverse of `forward`, times the factors' ``last``: values below 2p, to below p."""
     degree = strip.size // COLUMNS

@@ -1,0 +1,51 @@
+"""What turns pictures into a vision-language model's inputs, from the same place as the model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from veil.errors import one_line
+from veil.sources.quiet import quiet
+
+_MOST_SIDE = 4096
+"""Longest side to which a processor may blow a picture up; its settings may be a stranger's."""
+
+_log = logging.getLogger("veil.sources")
+
+
+def processor_in(place: str | Path, config: Any) -> Any:
+    """The processor in a folder or of a hub id, for a model of this configuration; None where the model sees nothing.
+
+    None too, and a warning, where it cannot be loaded: the model still answers texts.
+    """
+    if not hasattr(config, "vision_config"):
+        return None
+    from transformers import AutoProcessor
+
+    local = Path(place).is_dir()
+    try:
+        with quiet():
+            processor = AutoProcessor.from_pretrained(str(place), local_files_only=local, trust_remote_code=False)
+    except Exception as error:  # damaged files surface as errors of every kind
+        _log.warning("%s takes texts only: its processor cannot be loaded (%s)", place, one_line(error))
+        return None
+    images = getattr(processor, "image_processor", None)
+    if images is None or not hasattr(processor, "tokenizer"):
+        return None
+    largest = max([0, *_sides(getattr(images, "size", None)), *_sides(getattr(images, "crop_size", None))])
+    if largest > _MOST_SIDE:
+        _log.warning("%s takes texts only: its processor makes pictures of %s pixels a side", place, largest)
+        return None
+    return processor
+
+
+def _sides(size: Any) -> list[int]:
+    """The sides that a processor's setting names; a number of pixels counts by its root."""
+    named = dict(size) if size is not None else {}
+    return [
+        int(value**0.5) if key.endswith("pixels") else int(value)
+        for key, value in named.items()
+        if isinstance(value, int | float)
+    ]
