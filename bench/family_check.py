@@ -75,7 +75,7 @@ def _try(model: nn.Module, inputs: dict[str, torch.Tensor], found: Family) -> No
     exact = _output(model, inputs)
     hybrid = _compiled(model, inputs, found)
     found.remote_layers = len(hybrid.module_names)
-    remote = {id(p): p.numel() for layer in hybrid._layers.values() if layer.inner for p in layer.inner.parameters()}
+    remote = {id(p): p.numel() for layer in hybrid.remote_modules.values() if layer.inner for p in layer.inner.parameters()}
     found.remote_share = sum(remote.values()) / max(found.parameters, 1)
     hybrid.set_fhe_mode("torch")
     if not torch.equal(_output(hybrid.model, inputs), exact):
@@ -172,7 +172,7 @@ def _check_output(hybrid: HybridFHEModel, inputs: dict[str, torch.Tensor], exact
     def disturb(layer: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
         return out + torch.randn_like(out) * out.std() * 10 ** (-db / 20)
 
-    handles = [layer.register_forward_hook(disturb) for layer in hybrid._layers.values()]
+    handles = [layer.register_forward_hook(disturb) for layer in hybrid.remote_modules.values()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         rough = [_decibels(exact, _output(hybrid.model, inputs, seed)) or 99.0 for seed in range(3)]

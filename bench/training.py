@@ -271,16 +271,16 @@ def signal(args: argparse.Namespace) -> None:
     gradients_of(hybrid, ids, "disable", seen)
     session_seen = {group: values[0] for group, values in seen.items()}
     hybrid.set_fhe_mode("execute")
-    session = hybrid._session
-    assert session is not None and hybrid._compiled is not None and hybrid._compiled.weights is not None
+    session = hybrid.sides.local
+    assert session is not None and hybrid.sides.compiled is not None and hybrid.sides.compiled.weights is not None
     measured, predicted = [], []
     for group, rows in session_seen.items():
-        info, own = hybrid.manifest.groups[group], hybrid._compiled.constants[group]
+        info, own = hybrid.manifest.groups[group], hybrid.sides.compiled.constants[group]
         error = session.evaluate(group, rows) - seen[group][1]
         bits = noise.WireBits(info.input_bits, info.result_bits)
-        variance = noise.result(hybrid.params, row_norms(hybrid._compiled.weights[group]), bits)
+        variance = noise.result(hybrid.params, row_norms(hybrid.sides.compiled.weights[group]), bits)
         norms = np.linalg.norm(rows if own.divisors is None else rows / own.divisors, axis=1)
-        tau = hybrid._scalings[group].target / norms[norms > 0]
+        tau = hybrid.sides.scalings[group].target / norms[norms > 0]
         expected = (variance * own.scale.astype(np.float64) ** 2).sum() * (1 / tau**2).sum()
         power = float((seen[group][1].astype(np.float64) ** 2).sum())
         found = 10 * np.log10(power / float((error.astype(np.float64) ** 2).sum()))
@@ -302,7 +302,7 @@ def signal(args: argparse.Namespace) -> None:
 def gradients_of(hybrid: HybridFHEModel, ids: torch.Tensor, mode: str, seen: dict[int, Any]) -> None:
     """Rows and results of each transposed group for the loss of some tokens, in a mode without encryption."""
     hybrid.set_fhe_mode(mode)
-    evaluator: Any = hybrid._router.evaluator if hybrid._router else None
+    evaluator: Any = hybrid.sides.router.evaluator if hybrid.sides.router else None
     evaluate = evaluator.evaluate
 
     def noted_rows(group: int, x: Any, slots: int | None = None) -> Any:

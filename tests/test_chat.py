@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from veil.cli import app
-from veil.commands.chat import ChatOptions, Conversation, stats_of
+from veil.commands.conversation import ChatOptions, Conversation, stats_of
 from veil.commands.model_choice import ModelChoice
 from veil.errors import ServerUnreachable
 from veil.gateway.served import ServedModel
@@ -70,7 +70,7 @@ def test_a_failure_leaves_the_conversation_as_it_was(conversation: Conversation)
     def down(*_: Any) -> None:
         raise ServerUnreachable("gone")
 
-    router: Any = conversation.served.hybrid._router
+    router: Any = conversation.served.hybrid.sides.router
     router.observer = down
     for call in (lambda: conversation.ask("w2", lambda text: None), lambda: conversation.retry(lambda text: None)):
         with pytest.raises(ServerUnreachable):

@@ -300,9 +300,9 @@ def test_an_activation_that_is_not_finite_is_not_sent_and_does_not_show(
     x = torch.randn(3, 8)
     x[1, 2] = bad
     encrypted: list[torch.Tensor] = []
-    assert twice._session is not None
-    evaluate = twice._session.evaluate
-    monkeypatch.setattr(twice._session, "evaluate", lambda *a: (encrypted.append(torch.as_tensor(a[1])), evaluate(*a))[1])
+    assert twice.sides.local is not None
+    evaluate = twice.sides.local.evaluate
+    monkeypatch.setattr(twice.sides.local, "evaluate", lambda *a: (encrypted.append(torch.as_tensor(a[1])), evaluate(*a))[1])
     with pytest.raises(NotFiniteActivation, match="generation stops here"):
         twice(x)
     sent = [call.args[1] for call in calls if call.method == "evaluate"]

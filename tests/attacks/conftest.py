@@ -89,8 +89,8 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> An
     path = tmp_path_factory.mktemp("bundles") / "mixtral"
     hybrid.save(path, tokenizer=tiny_tokenizer)
     hybrid.set_fhe_mode("execute")
-    assert hybrid._engine is not None
-    return remote.Bundle("mixtral", path, hybrid, hybrid._engine)
+    assert hybrid.sides.engine is not None
+    return remote.Bundle("mixtral", path, hybrid, hybrid.sides.engine)
 
 
 @pytest.fixture

@@ -31,15 +31,16 @@ LEAVES: dict[str, Callable[[Any], object]] = {"pickle": pickle.dumps, "deepcopy"
 
 @pytest.mark.parametrize("leave", LEAVES)
 def test_nothing_that_holds_rows_is_copied_or_pickled(leave: str, remote: Any) -> None:
-    session = remote._remote
-    for part in (remote, session, session._pool, session._maker, session._supply, remote._router, remote._traffic):
+    session = remote.sides.remote
+    held = (session._pool, session._maker, session._supply, remote.sides.router, remote._calls._traffic)
+    for part in (remote, session, *held):
         with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
             LEAVES[leave](part)
 
 
 def test_a_shallow_copy_takes_from_the_same_rows(remote: Any) -> None:
     """It is the same session by another name: a row is spent for both."""
-    session, other = remote._remote, copy.copy(remote._remote)
+    session, other = remote.sides.remote, copy.copy(remote.sides.remote)
     seen: list[tuple[int, int]] = []
     for one in (session, other, session):
         _, (part,) = one._supply.take(0, 1, 0)
@@ -48,7 +49,7 @@ def test_a_shallow_copy_takes_from_the_same_rows(remote: Any) -> None:
 
 
 def test_threads_never_get_the_same_row(remote: Any) -> None:
-    session, seen, lock = remote._remote, [], threading.Lock()
+    session, seen, lock = remote.sides.remote, [], threading.Lock()
 
     def take() -> None:
         for _ in range(20):
@@ -71,7 +72,7 @@ def test_a_fork_in_the_middle_of_an_answer_sends_nothing_under_the_parents_rows(
     rule: bool, remote: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The child goes on from between two layers, as a program does that forks in a callback."""
-    session = remote._remote
+    session = remote.sides.remote
     if not rule:
         monkeypatch.setattr(ProcessMark, "here", True)
     remote.model(torch.tensor([[5, 6]]))

@@ -215,7 +215,7 @@ def test_silent_lane_connections_make_room(llama: Any, serve: Any, until: Any, m
 
     def stream_of(remote: Any) -> type:
         remote.model.generate(__import__("torch").tensor([[5, 6, 7]]), max_new_tokens=2)
-        return type(remote._remote._transport._stream)
+        return type(remote.sides.remote._transport._stream)
 
     with serve(llama) as server:
         most = server._lane._most

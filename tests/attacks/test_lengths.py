@@ -44,12 +44,17 @@ class Recording:
 def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
     """A server that writes down how long each message is."""
     made = Recording()
-    answer, prepare = RowAnswers.answer, Service.prepare
+    ask, reply, prepare = RowAnswers.ask, RowAnswers.reply, Service.prepare
+    waiting: list[int] = []
 
-    def answers(stream: RowAnswers, data: bytes) -> bytes:
-        reply = answer(stream, data)
-        made.rows.append((len(data), len(reply)))
-        return reply
+    def asks(stream: RowAnswers, data: bytes) -> Any:
+        waiting.append(len(data))
+        return ask(stream, data)
+
+    def replies(stream: RowAnswers, claim: Any, rows: bytes) -> bytes:
+        sent = reply(stream, claim, rows)
+        made.rows.append((waiting.pop(0), len(sent)))
+        return sent
 
     def prepares(service: Service, messages: Iterator[bytes], owner: str) -> Any:
         def each() -> Iterator[bytes]:
@@ -63,7 +68,8 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
         made.announced.append((prompt_rows, new_tokens))  # and no more: what is made for it first is a matter of moments
 
     monkeypatch.setattr(Filler, "expect", expect)
-    monkeypatch.setattr(RowAnswers, "answer", answers)
+    monkeypatch.setattr(RowAnswers, "ask", asks)
+    monkeypatch.setattr(RowAnswers, "reply", replies)
     monkeypatch.setattr(Service, "prepare", prepares)
     return made
 
@@ -97,6 +103,7 @@ def view(bundle: Any, serve: Callable[..., Any], recording: Recording, padding: 
     recording.announced.clear()
     with connected(bundle, serve, padding) as remote:
         use(remote)
+    assert recording.rows
     return list(recording.rows), list(recording.uploads), list(recording.announced)
 
 
@@ -178,7 +185,7 @@ def test_draft_tokens_and_answers_without_a_cache_are_refused(llama: Any, serve:
 def test_an_announced_prompt_shows_its_step_only(llama: Any, serve: Any) -> None:
     with connected(llama, serve, STEP) as remote:
         told: list[tuple[int, int]] = []
-        remote._remote.expect = lambda prompt_rows, new_tokens: told.append((prompt_rows, new_tokens))
+        remote.sides.remote.expect = lambda prompt_rows, new_tokens: told.append((prompt_rows, new_tokens))
         for rows in range(1, 17):
             remote.expect(rows, rows)
     assert told == [(8, 8)] * 8 + [(16, 16)] * 8

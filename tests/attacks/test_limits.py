@@ -42,7 +42,7 @@ def test_a_batch_that_is_given_back_twice_is_given_back(
         monkeypatch.setattr(SessionStore, "release", release)
     with serve(llama) as server:
         remote = llama.connect(server.port)
-        session, transport = remote._remote._pool.session, remote._remote._transport
+        session, transport = remote.sides.remote._pool.session, remote.sides.remote._transport
         held = server.store.find(session).batches
         until(lambda: held)
         number = min(held)

@@ -141,7 +141,7 @@ def test_a_cheating_server_is_caught(
         honest = checked.connect(server.port, checked="require")
         assert generated(honest) == expected and honest.checked_against == "the public checkpoint"
         remote = checked.connect(server.port, checked="require")
-        ATTACKS[name](cheat, checked, remote._remote.checks)
+        ATTACKS[name](cheat, checked, remote.sides.remote.checks)
         before = cheat.answered
         with pytest.raises(WrongAnswer, match="are not those of the public checkpoint"):
             generated(remote, 12)
@@ -163,7 +163,7 @@ def test_without_the_checks_it_spoils_the_answer_unseen(
 ) -> None:
     with serve(checked) as server:
         remote = checked.connect(server.port, checked="require")
-        checks = remote._remote.checks
+        checks = remote.sides.remote.checks
         remote.close()
         remote = checked.connect(server.port, checked="off")
         assert remote.checked_against is None

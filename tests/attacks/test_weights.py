@@ -27,12 +27,12 @@ class Clock:
 
 def solved(remote: Any, rows: int) -> Any:
     """The integer weights of a group as far as so many rows tell, by least squares."""
-    session, manifest = remote._remote, remote.manifest
+    session, manifest = remote.sides.remote, remote.manifest
     group = manifest.groups[GROUP]
     draw = np.random.default_rng(1)
     x = draw.standard_normal((rows, group.width)).astype(np.float32)
     y = np.concatenate([np.asarray(session.evaluate(GROUP, x[i : i + 8])) for i in range(0, rows, 8)])
-    constants = remote._compiled.constants[GROUP]
+    constants = remote.sides.compiled.constants[GROUP]
     y = (y - constants.bias) / constants.scale
     if constants.divisors is not None:
         x = x / constants.divisors

@@ -104,7 +104,7 @@ def test_the_process_multiplies_every_distinct_shape_once(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "body, words",
+    ("body", "words"),
     [("raise ImportError('GLIBC is too old')", "GLIBC is too old"), (CLEAR + "\nencrypt_matrix = None", "not callable")],
 )
 def test_a_peer_that_fails_is_one_clear_error(tmp_path: Path, body: str, words: str) -> None:

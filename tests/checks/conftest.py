@@ -79,7 +79,9 @@ class Simulated:
 
     def check(self, checks: AnswerChecks, x: Any, results: Any) -> None:
         """A pass of these rows; `WrongAnswer`."""
-        checks.check(0, x, self.packed(results), self.scaling, self.shares(len(x)), 0, self.group.rows)
+        scales = np.ones(len(x))
+        checks.stop_if_caught()
+        checks.decrypt(0, x, self.packed(results), self.scaling, self.shares(len(x)), 0, self.group.rows, scales)
         checks.end_pass()
 
     def shares(self, rows: int) -> list[Rows]:
@@ -89,7 +91,10 @@ class Simulated:
         """Residuals in deviations, and each row's largest."""
         signs = checks._vectors[0][self.group.rows]
         bits = self.group.result_bits
-        return self.kernels.residuals(self.packed(results), x, self.scaling, self.shares(len(x)), 0, bits, signs)
+        data, shares, scales = self.packed(results), self.shares(len(x)), np.ones(len(x))
+        residuals = np.empty((len(x), signs.count))
+        self.kernels.decrypt_checked(data, x, self.scaling, shares, 0, bits, scales, signs, residuals)
+        return residuals, np.abs(residuals).max(axis=1)
 
     def rows_until_caught(self, cheat: Any, most: int) -> int:
         """Rows, one a pass, until the checks stop; ``most + 1`` where they do not."""

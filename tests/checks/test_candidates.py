@@ -41,14 +41,14 @@ def test_a_tied_head_is_computed_here_and_others_are_not(tiny_gpt2: Any, tiny_ll
     with torch.no_grad():
         exact = tiny_gpt2(IDS).logits
     hybrid = checked(tiny_gpt2)
-    assert hybrid._router is not None
+    assert hybrid.sides.router is not None
     for mode, expected in (("disable", False), ("execute", True), ("disable", False)):
         hybrid.set_fhe_mode(mode)
-        assert (hybrid._router.candidates is not None) == expected
+        assert (hybrid.sides.router.candidates is not None) == expected
     hybrid.set_fhe_mode("execute")
     assert hybrid.checked_against == "itself"
     seen: dict[str, Any] = {}
-    hybrid._router.observer = lambda group, x, outputs: seen.update(x=x, outputs=outputs)
+    hybrid.sides.router.observer = lambda group, x, outputs: seen.update(x=x, outputs=outputs)
     hybrid.model(IDS)
     table = hybrid.model.transformer.wte.weight
     best = seen["outputs"].argmax(dim=1)

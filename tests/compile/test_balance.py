@@ -178,12 +178,12 @@ def compiled(x: torch.Tensor, kind: str = "linear", **settings: Any) -> tuple[Hy
 def test_a_layer_loses_less_in_every_mode(kind: str, bits: int) -> None:
     x = torch.from_numpy(uneven(64, 96)).reshape(4, 16, 96)
     hybrid, exact = compiled(x, kind, n_bits=bits)
-    constants = hybrid._compiled.constants[0]
+    constants = hybrid.sides.compiled.constants[0]
     assert constants.divisors is not None
     assert constants.divisors.dtype == np.float32
-    plain = HybridFHEModel(nn.Sequential(hybrid._layers["0"].inner), "0")
+    plain = HybridFHEModel(nn.Sequential(hybrid.remote_modules["0"].inner), "0")
     plain.compile_model(x[:1, :4], n_bits=bits, params=TINY)
-    assert plain._compiled.constants[0].divisors is None
+    assert plain.sides.compiled.constants[0].divisors is None
     for mode in ("disable", "simulate", "execute"):
         better, worse = ((h(x, fhe=mode) - exact).square().sum() for h in (hybrid, plain))
         assert better < 0.6 * worse, mode
@@ -192,7 +192,7 @@ def test_a_layer_loses_less_in_every_mode(kind: str, bits: int) -> None:
 def test_a_fixed_scale_is_that_of_the_divided_rows() -> None:
     x = torch.from_numpy(uneven(64, 96))
     hybrid, exact = compiled(x, use_dynamic_quantization=False)
-    constants = hybrid._compiled.constants[0]
+    constants = hybrid.sides.compiled.constants[0]
     divided = np.linalg.norm(x.numpy() / constants.divisors, axis=1)
     assert constants.fixed_norm == pytest.approx(float(divided.max()), rel=1e-5)
     assert (hybrid(x, fhe="disable") - exact).abs().max() < 0.02 * exact.abs().max()
@@ -209,7 +209,7 @@ def test_an_embedding_has_no_divisors() -> None:
     table = nn.Embedding(20, 10)
     hybrid = HybridFHEModel(nn.Sequential(table), ["0"])
     hybrid.compile_model(torch.arange(20)[None], params=TINY)
-    assert hybrid._compiled.constants[0].divisors is None
+    assert hybrid.sides.compiled.constants[0].divisors is None
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def saved(new_model: Callable[[str], Any], tmp_path: Path) -> tuple[HybridFHEMod
 
 def test_the_client_half_keeps_divisors_and_corrections(saved: tuple[HybridFHEModel, Path]) -> None:
     hybrid, path = saved
-    here = hybrid._compiled.constants
+    here = hybrid.sides.compiled.constants
     assert any(group.divisors is not None for group in here)
     opened = saved_model.load_client(path / "client", WEAK).compiled.constants
     for mine, theirs in zip(here, opened, strict=True):

@@ -134,7 +134,7 @@ def test_noise_of_a_fused_group_is_as_predicted() -> None:
 
     The ratio of the two has a standard deviation of 2.8 %, measured 60 times (12 % over 24 rows)."""
     hybrid = compiled("llama")
-    router, errors = hybrid._router, {}
+    router, errors = hybrid.sides.router, {}
     assert router is not None
     for mode in ("disable", "simulate", "execute"):
         seen: list[Any] = []

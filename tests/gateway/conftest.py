@@ -100,7 +100,7 @@ class Running:
     @contextmanager
     def slowed(self, layer_s: float) -> Iterator[None]:
         """Every remote layer takes so much longer."""
-        router = self.gateway.served.hybrid._router
+        router = self.gateway.served.hybrid.sides.router
         assert router is not None
         router.observer = lambda *_: time.sleep(layer_s)
         try:

@@ -76,7 +76,7 @@ def test_prompts_and_answers_are_not_logged(http: Any, running: Any, caplog: Any
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_server_that_is_down_is_503_and_the_next_request_works(http: Any, running: Any, stream: bool) -> None:
-    router = running.gateway.served.hybrid._router
+    router = running.gateway.served.hybrid.sides.router
     calls = [0]
 
     def down(*_: Any) -> None:
@@ -96,7 +96,7 @@ def test_a_server_that_is_down_is_503_and_the_next_request_works(http: Any, runn
 
 
 def test_a_failure_in_the_middle_of_a_stream_is_an_event(http: Any, running: Any) -> None:
-    router, calls = running.gateway.served.hybrid._router, [0]
+    router, calls = running.gateway.served.hybrid.sides.router, [0]
 
     def down(*_: Any) -> None:
         calls[0] += 1

@@ -106,7 +106,7 @@ def test_options_of_compiling_that_change_nothing_are_taken() -> None:
         use_dynamic_quantization=False,
         params=TINY,
     )
-    assert hybrid._need_compiled().constants[0].fixed_norm is not None, "static, as asked"
+    assert hybrid.sides.compiled.constants[0].fixed_norm is not None, "static, as asked"
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def forward_in(hybrid: HybridFHEModel, mode: str) -> torch.Tensor:
     """One pass in a mode; every group must have been asked for, or a layer that should be remote was not."""
     asked: set[int] = set()
     if mode != "torch":
-        router = hybrid._router
+        router = hybrid.sides.router
         assert router is not None
         router.observer = lambda group, x, outputs: asked.add(group)
     hybrid.set_fhe_mode(mode)

@@ -84,7 +84,7 @@ def test_simulated_noise_is_as_large_as_the_real_one(hybrid: HybridFHEModel) -> 
 
     The ratio has a standard deviation of 5 % over 32 rows, so of 2 % here."""
     measured = {}
-    router = hybrid._router
+    router = hybrid.sides.router
     assert router is not None
     for mode in ("disable", "simulate", "execute"):
         seen: list[torch.Tensor] = []
@@ -485,6 +485,6 @@ def test_hint_memory_is_known_before_it_is_built() -> None:
     hybrid = compiled(linear(), "0", torch.ones(1, 12))
     expected = hybrid.hint_bytes
     hybrid.set_fhe_mode("execute")
-    engine = hybrid._engine
+    engine = hybrid.sides.engine
     assert engine is not None
     assert engine.hint.nbytes == expected

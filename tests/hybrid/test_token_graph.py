@@ -18,7 +18,7 @@ from transformers import DynamicCache, StaticCache
 
 from veil.errors import NotFiniteActivation
 from veil.hybrid import model as hybrid_module
-from veil.hybrid import token_graph
+from veil.hybrid import sides, token_graph
 from veil.hybrid.model import HybridFHEModel
 from veil.kernels.reference import ReferenceKernels
 from veil.params import Params
@@ -62,12 +62,12 @@ class Gpu:
 
     @property
     def graph(self) -> Any:
-        assert self.hybrid._graph is not None
-        return self.hybrid._graph
+        assert self.hybrid.sides.graph is not None
+        return self.hybrid.sides.graph
 
     def capture(self, step: Callable[[], None], pool: Any = None, *, warm: bool = True) -> Callable[[], None]:
         assert not warm, "a step that runs before it is recorded moves the cache on"
-        router: Any = self.hybrid._router
+        router: Any = self.hybrid.sides.router
         row = router.evaluator
         self.recorded += 1
         if self.broken:
@@ -100,7 +100,7 @@ class Gpu:
 def gpu(new_model: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     kernels = GpuKernels()
     monkeypatch.setattr(hybrid_module, "kernels_for", lambda device: kernels)
-    monkeypatch.setattr(hybrid_module, "_is_on_gpu", lambda model: True)
+    monkeypatch.setattr(sides, "_is_on_gpu", lambda model: True)
     made = Gpu(new_model("gpt2"))
     graphs = ModuleType("veil.kernels.cuda.graphs")
     graphs.capture = made.capture  # type: ignore[attr-defined]
@@ -174,8 +174,8 @@ def test_what_a_graph_cannot_hold_runs_launch_by_launch_and_is_not_tried_again(g
     gpu.broken = True
     assert gpu.generate() == expected
     assert (gpu.recorded, gpu.replayed) == (1, 0)
-    router: Any = gpu.hybrid._router
-    assert router.evaluator is gpu.hybrid._session
+    router: Any = gpu.hybrid.sides.router
+    assert router.evaluator is gpu.hybrid.sides.local
     gpu.broken = False
     assert gpu.generate() == expected
     assert (gpu.recorded, gpu.replayed) == (2, 3), "another cache is another pass"
@@ -186,7 +186,7 @@ def test_groups_that_are_not_level_take_their_rows_apart(gpu: Gpu, monkeypatch: 
     expected = clear(gpu)
     gpu.generate(4)
     replayed = gpu.replayed
-    session: Any = gpu.hybrid._session
+    session: Any = gpu.hybrid.sides.local
     begin = session.begin_forward
 
     def uneven(training: bool = False) -> None:

@@ -89,8 +89,8 @@ def bundle(
             path = tmp_path_factory.mktemp("bundles") / name
             hybrid.save(path, tokenizer=tiny_tokenizer)
             hybrid.set_fhe_mode("execute")
-            assert hybrid._engine is not None
-            made[name] = Bundle(name, path, hybrid, hybrid._engine)
+            assert hybrid.sides.engine is not None
+            made[name] = Bundle(name, path, hybrid, hybrid.sides.engine)
         return made[name]
 
     return make

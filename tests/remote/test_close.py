@@ -42,7 +42,7 @@ def closes_soon(remote: Any) -> None:
 def test_between_two_tries_of_an_upload(llama: Any, serve: Any) -> None:
     with serve(llama) as server:
         remote = llama.connect(server.port, timeouts=LONG, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
-    connection, renewed = remote._remote._transport._offline, threading.Event()
+    connection, renewed = remote.sides.remote._transport._offline, threading.Event()
     renew = connection.renew
     connection.renew = lambda: (renew(), renewed.set())
     remote.expect(1, 4)
@@ -55,7 +55,7 @@ def test_within_an_upload(llama: Any, serve: Any, proxy_to: Callable[[int], Prox
         proxy = proxy_to(server.port)
         remote = llama.connect(proxy.port, timeouts=LONG, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
         proxy.silent = True
-        transport, began = remote._remote._transport, threading.Event()
+        transport, began = remote.sides.remote._transport, threading.Event()
         upload = transport._offline.upload
         transport._offline.upload = lambda *args: (began.set(), upload(*args))[1]
         remote.expect(1, 4)
@@ -73,7 +73,7 @@ def test_within_an_exchange_of_rows(lane: bool, llama: Any, serve: Any, proxy_to
         remote = llama.connect(
             server.port if lane else proxy.port, timeouts=LONG, offline_rows=OfflineRows(tokens=4, prompt_rows=0)
         )
-        session = remote._remote
+        session = remote.sides.remote
         until(lambda: session._filler.full)
         said: list[str] = []
 
@@ -97,7 +97,7 @@ def test_within_an_exchange_of_rows(lane: bool, llama: Any, serve: Any, proxy_to
 def test_a_session_that_was_closed_makes_no_other(llama: Any, serve: Any, until: Any) -> None:
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
-        session = remote._remote
+        session = remote.sides.remote
         remote.close()
         until(lambda: server.store.count == 0)
         with pytest.raises(ServerUnreachable, match="the session was closed"):

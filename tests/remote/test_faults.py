@@ -27,7 +27,7 @@ class Record:
 
     def __init__(self, hybrid: Any) -> None:
         self.seen: set[tuple[int, int, int]] = set()
-        transport = hybrid._remote._transport
+        transport = hybrid.sides.remote._transport
         original = transport.evaluate
 
         def evaluate(session: str, group: int, spans: Any, data: Any, slots: int) -> Any:
@@ -141,9 +141,9 @@ HARMS: dict[str, Callable[[bytes], bytes]] = {
 def warm(remote: Any) -> None:
     """Wait until the pool is full."""
     end = time.monotonic() + 10
-    while not remote._remote._filler.full and time.monotonic() < end:
+    while not remote.sides.remote._filler.full and time.monotonic() < end:
         time.sleep(0.01)
-    assert remote._remote._filler.full
+    assert remote.sides.remote._filler.full
 
 
 def frames_of_a_generation(llama: Any, line: Proxy) -> dict[Direction, int]:
@@ -204,7 +204,7 @@ def test_a_forgotten_session_in_mid_forward_is_survived(llama: Any, serve: Any, 
     with serve(llama) as server:
         remote = llama.connect(server.port, timeouts=TIMEOUTS)
         Record(remote)
-        transport = remote._remote._transport
+        transport = remote.sides.remote._transport
         calls, original = [0], transport.evaluate
 
         def evaluate(*args: Any) -> bytes:

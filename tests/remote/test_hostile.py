@@ -261,7 +261,7 @@ def test_a_flood_of_sessions_stops_at_the_limit_and_others_go_on(llama: Any, ser
                 try:
                     outcomes.append(attack.open())
                 except grpc.RpcError as error:
-                    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # noqa: PT017
                     outcomes.append("")
 
         threads = [threading.Thread(target=flood) for _ in range(4)]

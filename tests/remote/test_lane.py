@@ -27,10 +27,10 @@ TOKENS = 3
 
 
 def stream_of(remote: Any) -> Any:
-    return remote._remote._transport._stream
+    return remote.sides.remote._transport._stream
 
 
-@pytest.mark.parametrize("port, kind", [(0, LaneStream), (None, GrpcStream)])
+@pytest.mark.parametrize(("port", "kind"), [(0, LaneStream), (None, GrpcStream)])
 def test_both_ways_give_the_same_tokens(
     port: int | None, kind: type, llama: Any, serve: Any, generated: Any, expected: list[int]
 ) -> None:
@@ -67,9 +67,9 @@ def test_the_lane_is_protected_as_the_rest_is(
 
 def lane_of(remote: Any) -> tuple[int, str, str]:
     """Port of the lane, session and its ticket."""
-    transport = remote._remote._transport
+    transport = remote.sides.remote._transport
     assert transport._lane is not None
-    return transport._lane[0], remote._remote._pool.session, transport._lane[1]
+    return transport._lane[0], remote.sides.remote._pool.session, transport._lane[1]
 
 
 def say_hello(port: int, session: str, ticket: str, protocol: int = methods.PROTOCOL) -> pb.EvaluateReply:
@@ -144,7 +144,7 @@ def test_a_hello_that_trickles_is_ended(llama: Any, serve: Any) -> None:
     with serve(llama, silent_s=0.3, sweep_s=0.05) as server:
         with socket.create_connection(("127.0.0.1", server.service.rows_port), 3) as connection:
             start = time.monotonic()
-            with pytest.raises(OSError):
+            with pytest.raises(OSError):  # noqa: PT011
                 while time.monotonic() - start < 5:
                     connection.sendall(b"\x20")
                     time.sleep(0.05)
@@ -235,7 +235,7 @@ def damaged(llama: Any, serve: Any, proxy_to: Callable[..., Proxy]) -> Iterator[
 def generate(llama: Any, server: Any, proxy: Proxy) -> tuple[list[int], Any]:
     remote = llama.connect(server.port, timeouts=TIMEOUTS, offline_rows=OfflineRows(tokens=8, prompt_rows=0))
     seen: set[tuple[int, int, int]] = set()
-    transport = remote._remote._transport
+    transport = remote.sides.remote._transport
     original = transport.evaluate
 
     def evaluate(session: str, group: int, spans: Any, data: Any, slots: int) -> Any:
@@ -313,7 +313,7 @@ def test_a_server_that_is_gone_is_an_error(llama: Any, serve: Any) -> None:
     timeouts = Timeouts(connect_s=0.5, reply_s=0.5, prepare_s=1.0, retry_s=0.3, pause_s=0.02)
     with serve(llama) as server:
         remote = llama.connect(server.port, timeouts=timeouts)
-        remote._remote.reserve(full=12)
+        remote.sides.remote.reserve(full=12)
         tokens_of(remote)
     with pytest.raises(ServerUnreachable, match="is 'veil serve' running"):
         tokens_of(remote)

@@ -19,7 +19,7 @@ def test_every_row_is_the_exact_product_plus_the_predicted_noise(
     llama = bundle("llama")
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=offline_rows)
-        session, worst, rows = remote._remote, [0.0], [0]
+        session, worst, rows = remote.sides.remote, [0.0], [0]
         evaluate = session.evaluate
 
         def checked(group: int, x: Any, slots: int | None = None) -> Any:

@@ -53,7 +53,7 @@ def test_two_processes_answer_as_one_does(llama: Any, start: Any, tmp_path: Path
 def test_a_killed_server_is_survived(llama: Any, start: Any, generated: Any, expected: list[int]) -> None:
     first = start("serve", llama.path / "server", "--port", "0")
     remote = llama.connect(first.port)
-    calls, original = [0], remote._remote._transport.evaluate
+    calls, original = [0], remote.sides.remote._transport.evaluate
 
     def evaluate(*arguments: Any) -> bytes:
         calls[0] += 1
@@ -63,7 +63,7 @@ def test_a_killed_server_is_survived(llama: Any, start: Any, generated: Any, exp
         reply: bytes = original(*arguments)
         return reply
 
-    remote._remote._transport.evaluate = evaluate
+    remote.sides.remote._transport.evaluate = evaluate
     assert generated(remote) == expected
     assert remote.stats.sessions_lost == 1
     remote.close()
@@ -129,7 +129,7 @@ def test_health_and_metrics(llama: Any, serve: Any, generated: Any, free_port: i
         with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/metrics", timeout=5) as page:
             text = page.read().decode()
         values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-        made = float(values["veil_batches_total"]) * remote._remote.model.params.T
+        made = float(values["veil_batches_total"]) * remote.sides.remote.model.params.T
         assert made >= remote.stats.rows_made >= remote.stats.rows
         assert float(values["veil_rows_total"]) > 0
         assert float(values['veil_seconds_total{phase="prepare"}']) > 0
@@ -171,7 +171,7 @@ def test_logs_hold_no_payload_and_no_names(llama: Any, serve: Any, generated: An
     caplog.set_level("INFO", logger=LOGGER.name)
     with serve(llama) as server:
         remote = llama.connect(server.port)
-        session = remote._remote._pool.session
+        session = remote.sides.remote._pool.session
         generated(remote)
         remote.close()
     lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
@@ -188,7 +188,7 @@ def test_a_graceful_stop_finishes_what_runs(llama: Any, serve: Any, generated: A
     with serve(llama) as server:
         remote = llama.connect(server.port)
         stopping: list[threading.Thread] = []
-        calls, original = [0], remote._remote._transport.evaluate
+        calls, original = [0], remote.sides.remote._transport.evaluate
 
         def evaluate(*arguments: Any) -> bytes:
             calls[0] += 1
@@ -198,9 +198,9 @@ def test_a_graceful_stop_finishes_what_runs(llama: Any, serve: Any, generated: A
             reply: bytes = original(*arguments)
             return reply
 
-        first = remote._remote
+        first = remote.sides.remote
         first.reserve(body=20, full=20)
-        remote._remote._transport.evaluate = evaluate
+        remote.sides.remote._transport.evaluate = evaluate
         assert generated(remote) == expected, "rows and the stream were there before the stop"
         remote.close()
         stopping[0].join(10)

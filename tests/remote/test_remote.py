@@ -64,7 +64,7 @@ def test_prompt_rows_do_not_prepare_the_head(llama: Any, serve: Any, generated: 
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
         seen: list[tuple[str, ...]] = []
-        maker = remote._remote._maker
+        maker = remote.sides.remote._maker
         original = maker._send
         maker._send = lambda session, count, segments: (
             seen.append(segments * 1 + (str(count),)) or original(session, count, segments)
@@ -78,7 +78,7 @@ def test_prompt_rows_do_not_prepare_the_head(llama: Any, serve: Any, generated: 
 def test_a_warm_pool_has_every_row_ready(llama: Any, serve: Any, generated: Any, expected: list[int]) -> None:
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=12, prompt_rows=12))
-        filler = remote._remote._filler
+        filler = remote.sides.remote._filler
         end = time.monotonic() + 20
         while not filler.full and time.monotonic() < end:
             time.sleep(0.02)
@@ -92,7 +92,7 @@ def test_a_warm_pool_has_every_row_ready(llama: Any, serve: Any, generated: Any,
 def test_the_pool_respects_its_memory_limit(llama: Any, serve: Any) -> None:
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=1 << 20, prompt_rows=1 << 20, memory_mib=1))
-        filler, maker, rows = remote._remote._filler, remote._remote._maker, remote._remote.model.params.T
+        filler, maker, rows = remote.sides.remote._filler, remote.sides.remote._maker, remote.sides.remote.model.params.T
         assert -(-(filler._tokens + filler._prompt_rows) // rows) * maker.batches.batch_bytes <= 1 << 20
         remote.close()
 

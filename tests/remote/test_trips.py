@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def fused(bundle: Any, new_model: Callable[[str], Any], tiny_tokenizer: Any, tmp
     path: Path = tmp_path_factory.mktemp("bundles") / "fused"
     hybrid.save(path, tokenizer=tiny_tokenizer)
     hybrid.set_fhe_mode("execute")
-    return type(bundle("llama"))("fused", path, hybrid, hybrid._engine)
+    return type(bundle("llama"))("fused", path, hybrid, hybrid.sides.engine)
 
 
 @pytest.fixture
@@ -119,9 +119,9 @@ def refuse(*_: Any) -> None:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VEIL_CACHE_DIR", str(tmp_path))
-    yield tmp_path / "bundles"
+    return tmp_path / "bundles"
 
 
 @pytest.mark.parametrize(("choice", "rtt_s", "groups"), [("on", 0, 6), ("off", 9, 9), ("auto", 0.02, 6), ("auto", 0.0, 9)])

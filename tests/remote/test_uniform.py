@@ -33,9 +33,9 @@ def statistic(words: NDArray[np.uint32]) -> float:
 
 def test_received_rows_are_uniform_without_the_right_key(llama: Any, serve: Any) -> None:
     """200 equal rows of 32 values: 6,400 samples, 25 a bin; uniform data fails once in a million runs."""
-    compiled = llama.local._need_compiled()
-    model = ClientModel(compiled.params, compiled.seed, compiled.manifest, llama.local._tables)
-    info, kernels, scalings = compiled.manifest.groups[GROUP], llama.engine.kernels, llama.local._scalings
+    compiled = llama.local.sides.compiled
+    model = ClientModel(compiled.params, compiled.seed, compiled.manifest, llama.local.sides.tables)
+    info, kernels, scalings = compiled.manifest.groups[GROUP], llama.engine.kernels, llama.local.sides.scalings
     width, bits = info.width, info.input_bits
     received: list[bytes] = []
     right: list[NDArray[np.uint32]] = []

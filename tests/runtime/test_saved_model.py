@@ -113,7 +113,7 @@ def test_the_tables_survive_packing(whole: tuple[HybridFHEModel, Path]) -> None:
     opened = saved_model.load_client(path / "client", WEAK)
     assert set(opened.tables) == {"body", "head"}
     for name, table in opened.tables.items():
-        np.testing.assert_array_equal(table, hybrid._tables[name])
+        np.testing.assert_array_equal(table, hybrid.sides.tables[name])
 
 
 def test_the_tokenizer_comes_along(whole: tuple[HybridFHEModel, Path]) -> None:

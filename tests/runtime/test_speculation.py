@@ -40,7 +40,7 @@ def compiled(new_model: Callable[[str], Any], device: str) -> HybridFHEModel:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("veil.hybrid.model.Pace", Eager)
+    monkeypatch.setattr("veil.hybrid.generation.Pace", Eager)
 
 
 def generated(hybrid: HybridFHEModel, prompt: torch.Tensor, count: int = 8, **options: Any) -> list[int]:
@@ -103,7 +103,7 @@ def test_the_rows_of_a_pass_do_not_show_what_was_found(
     """Whether the words stood before or not, and however sure a draft is: always as many rows, but for the end."""
     hybrid.set_fhe_mode("disable")
     draft = "lookup" if kind == "lookup" else draft_of(hybrid, new_model, 2.0)
-    router, rows = hybrid._router, []
+    router, rows = hybrid.sides.router, []
     monkeypatch.setattr(router, "observer", lambda group, x, outputs: rows.append(len(x)) if group == 0 else None)
     for prompt in PROMPTS[-3:]:
         rows.clear()

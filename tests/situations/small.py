@@ -51,7 +51,7 @@ def assert_near(got: torch.Tensor, expected: torch.Tensor, share: float = 0.05) 
 
 def kept(hybrid: HybridFHEModel) -> tuple[int, int]:
     """Batches of rows that the client and the server keep."""
-    session = hybrid._session
+    session = hybrid.sides.local
     assert session is not None
     server = session._transport
     assert isinstance(server, LocalServer)

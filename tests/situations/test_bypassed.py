@@ -43,9 +43,9 @@ def test_torch_s_fast_path_asks_the_remote_layers(mode: str) -> None:
         got = hybrid(x)
     assert_near(got, expected)
     assert hybrid.stats.rows == (7 if mode == "execute" else 0)
-    assert hybrid._router is not None
+    assert hybrid.sides.router is not None
     asked: set[int] = set()
-    hybrid._router.observer = lambda group, x, outputs: asked.add(group)
+    hybrid.sides.router.observer = lambda group, x, outputs: asked.add(group)
     hybrid(x)
     assert asked == set(range(4))
 

@@ -193,8 +193,7 @@ def test_keys_that_are_computed_anew_from_a_smaller_cache() -> None:
     model = model_of("DeepseekV3ForCausalLM", **LATENT)
     hybrid = compiled(model, linear_modules(model), IDS)
     rows: list[int] = []
-    router = hybrid._router
-    assert router is not None
+    router = hybrid.sides.router
     group = hybrid.manifest.by_layer["model.layers.1.self_attn.kv_b_proj"][0]
     router.observer = lambda asked, x, outputs: rows.append(len(x)) if asked == group else None
     settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}

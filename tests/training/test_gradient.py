@@ -30,8 +30,8 @@ def compiled(model: nn.Module, names: list[str], x: torch.Tensor, **options: Any
 
 def asked(hybrid: HybridFHEModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(group, rows) of every evaluation from now on."""
-    assert hybrid._router is not None and hybrid._router.evaluator is not None
-    seen, evaluator = [], hybrid._router.evaluator
+    assert hybrid.sides.router is not None and hybrid.sides.router.evaluator is not None
+    seen, evaluator = [], hybrid.sides.router.evaluator
     evaluate = evaluator.evaluate
 
     def noted(group: int, x: Any, slots: int | None = None) -> Any:
@@ -47,8 +47,8 @@ def test_a_gradient_is_that_of_the_integer_layer(kind: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(40 if kind == "calibrated" else 3, 24) * torch.linspace(0.1, 8, 24)
     hybrid = compiled(nn.Sequential(nn.Linear(24, 10)), ["0"], x)
-    own, weights = hybrid._compiled.constants[1], hybrid._compiled.weights[1]
-    assert (hybrid._compiled.constants[0].divisors is not None) == (kind == "calibrated")
+    own, weights = hybrid.sides.compiled.constants[1], hybrid.sides.compiled.weights[1]
+    assert (hybrid.sides.compiled.constants[0].divisors is not None) == (kind == "calibrated")
     integer = (own.scale[:, None] * weights).T
     exact = hybrid.model[0].inner.weight.detach().numpy()
     assert np.abs(integer - exact).max() <= 0.51 * np.abs(exact).max() / 127, "rounded for gradients, not for activations"
@@ -101,7 +101,7 @@ def test_recomputed_layers_take_fresh_rows(twins: Any, monkeypatch: pytest.Monke
     plain = pair.gradients(pair.float_model)
     hybrid.set_fhe_mode("execute")
     spent: set[tuple[int, int, int]] = set()
-    admission = hybrid._session._transport.admission
+    admission = hybrid.sides.local._transport.admission
     claim = admission.claim
 
     def noted(session: Any, group: int, spans: Any, data: Any, slots: int, **options: Any) -> Any:
@@ -168,9 +168,9 @@ def test_the_errors_of_gradients_are_unbiased_and_as_predicted() -> None:
     hybrid.set_fhe_mode("execute")
     hybrid.model(x).backward(wanted)
     errors = (x.grad - exact).double().numpy()
-    group, own = hybrid.manifest.groups[1], hybrid._compiled.constants[1]
+    group, own = hybrid.manifest.groups[1], hybrid.sides.compiled.constants[1]
     bits = noise.WireBits(group.input_bits, group.result_bits)
-    variance = noise.result(hybrid.params, row_norms(hybrid._compiled.weights[1]), bits)
+    variance = noise.result(hybrid.params, row_norms(hybrid.sides.compiled.weights[1]), bits)
     from veil.bundle.constants import target_norm
 
     tau = target_norm(hybrid.params, own.bound) / np.linalg.norm(wanted[0].numpy())

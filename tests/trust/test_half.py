@@ -100,7 +100,7 @@ def test_a_half_of_the_model_is_taken_and_its_vectors_are_of_the_servers_weights
     name, modules, settings = FAMILIES[family]
     model, half, hybrid = halves(name, modules, **settings)
     found, findings = check_half(half, str(model), WEAK, quiet)
-    for group, weights, own in zip(hybrid.manifest.groups, hybrid._compiled.weights, found.groups, strict=True):
+    for group, weights, own in zip(hybrid.manifest.groups, hybrid.sides.compiled.weights, found.groups, strict=True):
         expected = np.stack(
             [
                 own.signs[:, first:last].astype(np.int64) @ weights[first:last].astype(np.int64)
@@ -239,7 +239,7 @@ def test_a_changed_half_is_refused(name: str, halves: Any, tmp_path: Path) -> No
 def test_a_ruinous_divisor_with_scales_to_fit_is_refused(halves: Any, tmp_path: Path) -> None:
     """All stored values follow from each other, and rounding loses nearly everything."""
     model, half, hybrid = halves("llama")
-    weight = np.asarray(hybrid._layers["model.layers.0.self_attn.o_proj"].inner.weight.detach())
+    weight = np.asarray(hybrid.remote_modules["model.layers.0.self_attn.o_proj"].inner.weight.detach())
     divisors = np.ones(weight.shape[1], np.float32)
     divisors[5] = 1e3
 
@@ -274,7 +274,7 @@ def test_vectors_come_back_from_disk_as_they_were(halves: Any) -> None:
 
 def test_signs_are_fresh_each_time(halves: Any) -> None:
     _, _, hybrid = halves("llama")
-    group, weights = hybrid.manifest.groups[0], hybrid._compiled.weights[0]
+    group, weights = hybrid.manifest.groups[0], hybrid.sides.compiled.weights[0]
     one, other = make_vectors(group, weights, SecretRng()), make_vectors(group, weights, SecretRng())
     share = float((one.signs == other.signs).mean())
     assert abs(share - 0.5) < 5 * 0.5 / np.sqrt(one.signs.size)

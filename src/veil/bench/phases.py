@@ -17,7 +17,7 @@ from veil.bench.generation import generate, prefill, random_prompt
 from veil.bench.machine import ReadProbe
 from veil.bench.record import Phase, Prompt, Timing
 from veil.bench.server_process import Spent
-from veil.bench.sides import STATIC_CACHE, Sides
+from veil.bench.sides import STATIC_CACHE, MeasuredSides
 from veil.client.stats import Stats
 from veil.progress import Progress
 
@@ -82,9 +82,9 @@ class PassCounts(NamedTuple):
 
 
 class PhaseMeter:
-    """Measures one `Sides`."""
+    """Measures one `MeasuredSides`."""
 
-    def __init__(self, sides: Sides, prompt_rows: int, new_tokens: int) -> None:
+    def __init__(self, sides: MeasuredSides, prompt_rows: int, new_tokens: int) -> None:
         self.sides = sides
         self.hybrid = sides.hybrid
         self.prompt = random_prompt(sides.hybrid.model, prompt_rows)

@@ -22,7 +22,7 @@ from veil.bench.record import (
     Timing,
     TokenSeconds,
 )
-from veil.bench.sides import Sides, opened
+from veil.bench.sides import MeasuredSides, opened
 from veil.bench.subjects import Loaded
 from veil.crypto.hint import share_bytes
 from veil.kernels.backend import kernels_for
@@ -112,7 +112,7 @@ def _plaintext(loaded: Loaded, request: RunRequest, progress: Progress) -> Plain
     return found
 
 
-def _encrypted(sides: Sides, loaded: Loaded, request: RunRequest, this: Machine, progress: Progress) -> Record:
+def _encrypted(sides: MeasuredSides, loaded: Loaded, request: RunRequest, this: Machine, progress: Progress) -> Record:
     """The record without plaintext and peer."""
     hybrid = sides.hybrid
     params, manifest = hybrid.params, hybrid.manifest
@@ -203,7 +203,7 @@ def _bytes(counted: PassCounts, batch_rows: int, values: int) -> BytesPerToken:
     )
 
 
-def _memory(sides: Sides, request: RunRequest, weights: int, building_bytes: int) -> Memory:
+def _memory(sides: MeasuredSides, request: RunRequest, weights: int, building_bytes: int) -> Memory:
     """The server's arrays are its hint, its weights and the shares of the batches that a generation holds."""
     hybrid = sides.hybrid
     params, segments = hybrid.params, hybrid.manifest.segments

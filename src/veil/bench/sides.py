@@ -31,7 +31,7 @@ STATIC_CACHE: dict[str, Any] = {"cache_implementation": "static", "disable_compi
 
 
 @dataclass(frozen=True, eq=False)
-class Sides:
+class MeasuredSides:
     """A model whose remote layers are encrypted, and the server's process if it has one.
 
     ``on_gpu``: both halves and the layers between them are on one GPU, where a token's pass is one graph.
@@ -56,7 +56,7 @@ def opened(
     progress: Progress,
     params: Params | None = None,
     fuse_norms: str = "off",
-) -> Iterator[Sides]:
+) -> Iterator[MeasuredSides]:
     """Compile a model, which loses its float layers, and set both sides up; a `ValueError` for another mode.
 
     A model on a GPU stays there, with both halves. With a server's process the model here is dropped: the client reads its
@@ -73,7 +73,7 @@ def opened(
     if mode == "execute":
         hybrid.set_fhe_mode("execute")
         try:
-            yield Sides(hybrid, None, device, on_gpu=next(hybrid.model.parameters()).is_cuda)
+            yield MeasuredSides(hybrid, None, device, on_gpu=next(hybrid.model.parameters()).is_cuda)
         finally:
             hybrid.close()
         return
@@ -87,7 +87,7 @@ def opened(
         yield from _remote(path, device)
 
 
-def _remote(path: Path, device: str) -> Iterator[Sides]:
+def _remote(path: Path, device: str) -> Iterator[MeasuredSides]:
     with ServerProcess(path / "server", device) as server:
         hybrid = HybridFHEModel.connect(
             f"127.0.0.1:{server.port}",
@@ -96,6 +96,6 @@ def _remote(path: Path, device: str) -> Iterator[Sides]:
             terms=Terms(no_cryptography=True, expert_leak="reveal"),  # it was made here
         )
         try:
-            yield Sides(hybrid, server, device)
+            yield MeasuredSides(hybrid, server, device)
         finally:
             hybrid.close()

@@ -94,7 +94,7 @@ def command(
     check_bundle(bundle)
     check_file(data)
     if not resume:
-        check_new_folder(out)
+        check_new_folder(out, "go on with --resume, or choose a new folder")
     sign_of_life()
     consent = Consent(digest=digest, allow_no_cryptography=allow_no_cryptography)
     from veil.commands.finetune import FinetuneRequest, run

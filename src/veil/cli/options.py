@@ -228,10 +228,10 @@ def check_file(path: Path | None) -> None:
         raise ValueError(f"there is no file {path}; check the path")
 
 
-def check_new_folder(path: Path) -> None:
+def check_new_folder(path: Path, remedy: str = "choose a new folder") -> None:
     """`ValueError` for a folder with something in it, or a file."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise ValueError(f"{path} exists already and is not empty; choose a new folder")
+        raise ValueError(f"{path} exists already and is not empty; {remedy}")
 
 
 def check_fuse_norms(fuse_norms: FuseNorms, server: str | None, bundle: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -31,3 +32,15 @@ def check_speculating(model: Any, draft: Any, most: Any) -> int:
     if not isinstance(draft, str) and not (isinstance(draft, nn.Module) and hasattr(draft, "config")):
         raise TypeError(f"draft is a {type(draft).__name__}, expected 'lookup' or a small transformers model")
     return count_given("most", most, 1)
+
+
+def checked_rows(offline_rows: Any) -> OfflineRows | None:
+    """What keeps rows ready, or None; `TypeError` for anything else."""
+    one_given("offline_rows", offline_rows, OfflineRows, "OfflineRows(tokens=48)", optional=True)
+    rows: OfflineRows | None = offline_rows
+    return rows
+
+
+def checked_hints(hints: Any) -> Path | None:
+    """The folder of hints, or None; `TypeError` for anything else."""
+    return None if hints is None else path_given("hints", hints)

@@ -6,7 +6,6 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
 
@@ -55,8 +54,7 @@ class ConcreteNames:
         for part in hybrid.model.modules():
             if isinstance(part, RemoteExperts):
                 part.forget_weights()
-        hybrid._compiled = replace(hybrid._need_compiled(), weights=None)
-        hybrid._engine = hybrid._weights = hybrid._fingerprints = None
+        hybrid._forget_weights()
 
     def init_client(self, path_to_clients: str | Path | None = None, path_to_keys: str | Path | None = None) -> NoReturn:
         """Refused with a `ValueError` that names veil's way."""

@@ -41,17 +41,18 @@ class Inside:
     @classmethod
     def of(cls, hybrid: HybridFHEModel) -> Inside:
         """Raises `NotCompiled` without weights."""
-        compiled, router = hybrid._compiled, hybrid._router
-        if compiled is None or router is None or compiled.weights is None:
+        sides = hybrid.sides
+        compiled = sides.compiled
+        if compiled.weights is None:
             raise NotCompiled("measuring needs a compiled model with its weights")
         return cls(
             params=compiled.params,
             manifest=compiled.manifest,
-            router=router,
-            clear=hybrid._clear_layers(simulate=False),
+            router=sides.router,
+            clear=sides.clear_layers(simulate=False),
             norms=[row_norms(weights) for weights in compiled.weights],
-            scalings=hybrid._scalings,
-            kernels=hybrid._kernels,
+            scalings=sides.scalings,
+            kernels=sides.kernels,
         )
 
     @property

@@ -88,7 +88,7 @@ def test_a_long_answer_is_stopped_and_gone_on_with(person: Any, running: Any) ->
 
 def test_an_answer_that_breaks_off_stays_and_goes_on(writer: Any, bytes_running: Any, script: Any) -> None:
     script(bytes_running, "Hello, wor", "ld.")
-    router = bytes_running.gateway.served.hybrid._router
+    router = bytes_running.gateway.served.hybrid.sides.router
     router.observer = breaking(after=25)
     try:
         writer.ask("Greet.")
@@ -107,7 +107,7 @@ def test_an_answer_that_breaks_off_stays_and_goes_on(writer: Any, bytes_running:
 
 
 def test_a_message_that_was_not_sent_stays_in_the_box(person: Any, running: Any) -> None:
-    router = running.gateway.served.hybrid._router
+    router = running.gateway.served.hybrid.sides.router
     router.observer = breaking(after=0)
     try:
         person.find("#prompt").fill("w1 w2")
