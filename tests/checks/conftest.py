@@ -15,6 +15,7 @@ from veil.checks.vectors import GroupVectors, make_vectors
 from veil.compile.compiler import with_bits
 from veil.errors import WrongAnswer
 from veil.kernels.backend import kernels_for
+from veil.kernels.cpu.backend import CpuKernels
 from veil.kernels.interface import Rows, Scaling
 from veil.kernels.reference import top_bits
 from veil.params import Params
@@ -37,7 +38,9 @@ class Simulated:
         self.weights = random_weights(self.draw, slots)
         largest = float(row_norms(self.weights).max())
         self.group = with_bits(Group((Layer("a", "linear", WIDTH, slots, 8, False),), "body"), largest, PARAMS)
-        self.kernels = kernels_for("cpu")
+        kernels = kernels_for("cpu")
+        assert isinstance(kernels, CpuKernels)
+        self.kernels = kernels
         self._made: list[AnswerChecks] = []
         ones = np.ones(slots, dtype=np.float32)
         self.scaling = Scaling(None, ones, 0 * ones, target_norm(PARAMS, largest), 0.0)

@@ -101,7 +101,12 @@ def test_the_token_does_not_go_to_the_lane(llama: Any, serve: Any, generated: An
         proxy = proxy_to(server.service.rows_port, plain=True)
         server.service.rows_port = proxy.port
         sent: list[bytes] = []
-        proxy.harm = lambda way, at, frame: (sent.append(frame), frame)[1]
+
+        def keep(way: Any, at: int, frame: bytes) -> bytes:
+            sent.append(frame)
+            return frame
+
+        proxy.harm = keep
         remote = llama.connect(server.port, token="sesame-opens")
         generated(remote)
         assert len(sent) > 20

@@ -19,7 +19,8 @@ from veil.cli import app
 from veil.client.connection import Address
 from veil.client.link import measure_link
 from veil.client.remote import RemoteTransport
-from veil.commands.model_choice import ModelChoice, opened
+from veil.commands.choice import ModelChoice
+from veil.commands.model_choice import opened
 from veil.errors import BundleError
 from veil.network.timeouts import Timeouts
 from veil.params import Params
