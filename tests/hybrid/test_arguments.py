@@ -14,6 +14,7 @@ import veil
 from veil import HybridFHEModel, OfflineRows, Padding, Params, Terms, Timeouts
 
 HERE = "127.0.0.1:1"
+TRAINABLE: dict[str, Any] = {"trainable": "yes"}
 DIGEST = "digest is 5, expected 64 hexadecimal digits"
 
 
@@ -63,7 +64,7 @@ WRONG: list[tuple[Callable[[], Any], type[Exception], str]] = [
         TypeError,
         r"padding is 64, expected a veil\.Padding such as Padding\(step=64\)",
     ),
-    (lambda: tiny().compile_model(torch.ones(2, 6), trainable="yes"), TypeError, "trainable is 'yes', expected True or"),
+    (lambda: tiny().compile_model(torch.ones(2, 6), **TRAINABLE), TypeError, "trainable is 'yes', expected True or"),
 ]
 
 

@@ -214,7 +214,7 @@ def test_an_input_that_is_missing_is_said_as_torch_says_it() -> None:
         hybrid()
 
 
-class EndsAt(StoppingCriteria):
+class EndsAt(StoppingCriteria):  # type: ignore[misc]
     """Ends a generation at a length."""
 
     def __init__(self, length: int) -> None:
