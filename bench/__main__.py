@@ -25,6 +25,8 @@ PROGRAMS = (
     "gateway",
     "gpu",
     "gpu_kernels",
+    "load",
+    "load_cards",
     "pairs",
     "quality",
     "remote",

@@ -145,6 +145,7 @@ def main() -> None:
         str(64 * options.clients),
         "2",
         "1",
+        "cut",
         "10",
     ]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

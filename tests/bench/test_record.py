@@ -34,7 +34,7 @@ def test_the_top_level_is_what_programs_read(tiny_record: Record) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    ("change", "words"),
     [
         (lambda value: value.pop("token_s"), "token_s"),
         (lambda value: value.update(format=99), "format 99"),

@@ -35,10 +35,10 @@ class Twice:
     def work(self, claim: Claim) -> int:
         return 1
 
-    def answer(self, claims: list[Claim], *, serial: bool) -> list[np.ndarray]:
+    def product(self, claims: list[Claim], *, serial: bool) -> np.ndarray:
         if any(b"fail" in claim.rows.tobytes() for claim in claims):
             raise ZeroDivisionError("secret")
-        return [np.repeat(claim.rows, 2, axis=1) for claim in claims]
+        return np.concatenate([np.repeat(claim.rows, 2, axis=1) for claim in claims])
 
 
 class Echo:

@@ -48,7 +48,7 @@ class LoadRequest:
 
 def measure(request: LoadRequest, progress: Progress) -> LoadSeries:
     """Every point, one after the other; `LoadFailed` with what the server said, `ValueError` where there are no metrics."""
-    with _server(request, progress) as (server, metrics):
+    with serving(request, progress) as (server, metrics):
         points, trips, bundle = [], 0, request.bundle
         steps = [(clients, rtt) for rtt in request.rtt_ms for clients in request.clients]
         for done, (clients, rtt_ms) in enumerate(steps):
@@ -76,8 +76,8 @@ def _processes(request: LoadRequest, clients: int) -> int:
 
 
 @contextlib.contextmanager
-def _server(request: LoadRequest, progress: Progress) -> Iterator[tuple[str, str | None]]:
-    """The server to measure, and where its metrics are."""
+def serving(request: LoadRequest, progress: Progress) -> Iterator[tuple[str, str | None]]:
+    """The server to measure, and where its metrics are: the one that was named, or one that runs while the block does."""
     if request.server is not None:
         yield request.server, request.metrics
         return

@@ -1,6 +1,6 @@
 """The server that `veil bench load --model` starts: shapes with random weights, on a free port of the loopback interface.
 
-    python -m veil.bench.load_server gpt2 cpu 64 16
+    python -m veil.bench.load_server gpt2 cpu 64 16 [CARDS] [cut|copies] [SESSION_TTL_S]
 
 Prints its port and that of its metrics; it ends with its input.
 """
@@ -11,7 +11,15 @@ import json
 import sys
 
 
-def main(model: str, device: str, max_sessions: str, memory_gib: str, cards: str = "1", session_ttl_s: str = "900") -> None:
+def main(
+    model: str,
+    device: str,
+    max_sessions: str,
+    memory_gib: str,
+    cards: str = "1",
+    spread: str = "cut",
+    session_ttl_s: str = "900",
+) -> None:
     """Serve one model's shapes until standard input ends."""
     from dataclasses import replace
 
@@ -19,7 +27,7 @@ def main(model: str, device: str, max_sessions: str, memory_gib: str, cards: str
     from veil.kernels.backend import kernels_for
     from veil.network.listening import listening
     from veil.priority import let_helpers_sleep
-    from veil.server.cards import CardsEngine
+    from veil.server.cards import CardsEngine, find_cards
     from veil.server.engine import Engine
     from veil.server.listen import Server, ServerConfig, server_limits
     from veil.server.service import HostedBundle
@@ -27,15 +35,18 @@ def main(model: str, device: str, max_sessions: str, memory_gib: str, cards: str
 
     let_helpers_sleep()
     limits = replace(server_limits(int(max_sessions), float(memory_gib)), session_ttl_s=float(session_ttl_s))
-    store = SessionStore(limits)
-    if int(cards) > 1:
-        engine: Engine = CardsEngine.over(random_model(model), [kernels_for(device)] * int(cards))
+    half = random_model(model)
+    if int(cards) == 1:
+        made: list[Engine] = [Engine.build(half, kernels_for(device))]
     else:
-        engine = Engine.build(random_model(model), kernels_for(device))
+        devices = [card.kernels for card in find_cards(device, int(cards))]
+        cut = spread == "cut"
+        made = [CardsEngine.over(half, devices)] if cut else [Engine.build(half, own) for own in devices]
+    hosted = HostedBundle(made[0], "0" * 64, None, tuple(made[1:]))
     with listening("127.0.0.1", 0, "--metrics-port") as free:
         metrics_port = int(free.getsockname()[1])
     config = ServerConfig(port=0, limits=limits, metrics_port=metrics_port)
-    server = Server({model: HostedBundle(engine, "0" * 64)}, store, config)
+    server = Server({model: hosted}, SessionStore(limits), config)
     server.start()
     print(json.dumps({"port": server.port, "metrics_port": metrics_port}), flush=True)
     sys.stdin.read()

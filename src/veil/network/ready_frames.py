@@ -41,8 +41,7 @@ class ReadyFrames:
     def receive(self) -> bytes | None:
         """The next whole message; None where not all of it is there yet."""
         while True:
-            wanted = self._wanted()
-            if wanted and len(self._in) >= wanted:
+            if self._in and (wanted := self._wanted()) and len(self._in) >= wanted:
                 data = bytes(memoryview(self._in)[LENGTH_BYTES:wanted])
                 del self._in[:wanted]
                 return data
@@ -61,7 +60,16 @@ class ReadyFrames:
     def send(self, data: bytes) -> bool:
         """Send a message, or keep what the socket does not take; whether all of it went."""
         whole = len(data).to_bytes(LENGTH_BYTES, "little") + data
-        self._out = memoryview(bytes(self._out) + whole) if self._out else memoryview(whole)
+        if self._out:
+            self._out = memoryview(bytes(self._out) + whole)
+            return self.flush()
+        try:
+            sent = self.connection.send(whole)
+        except _NOT_NOW:
+            sent = 0
+        if sent == len(whole):
+            return True
+        self._out = memoryview(whole)[sent:]
         return self.flush()
 
     def flush(self) -> bool:

@@ -151,24 +151,31 @@ class Engine:
         return claim.count * self.model.weights[claim.group].size
 
     def answer(self, claims: Sequence[Claim], *, serial: bool = False) -> list[Array]:
-        """The packed results of some claims on one group and as many outputs, with one pass over its weights.
+        """The packed results of each of some claims; see `product`."""
+        packed, replies, first = self.product(claims, serial=serial), [], 0
+        for claim in claims:
+            replies.append(packed[first : first + claim.count])
+            first += claim.count
+        return replies
+
+    def product(self, claims: Sequence[Claim], *, serial: bool = False) -> Array:
+        """The packed results of some claims on one group and as many outputs, one after the other, in one pass.
 
         ``serial`` keeps it on the calling thread.
         """
         group, slots, kernels = claims[0].group, claims[0].slots, self.kernels
         _, bits, column = self._places[group]
+        weights = self.weights[group]
+        weights = weights if slots == len(weights) else weights[:slots]
         if len(claims) == 1:
-            rows, weights = kernels.asarray(claims[0].rows), self.weights[group]
-            weights = weights if slots == len(weights) else weights[:slots]
-            return [kernels.answer(rows, weights, claims[0].shares, column, bits, serial=serial)]
+            return kernels.answer(kernels.asarray(claims[0].rows), weights, claims[0].shares, column, bits, serial=serial)
         shares = [part for claim in claims for part in claim.shares]
-        together = kernels.concatenate([kernels.asarray(claim.rows) for claim in claims])
-        packed = kernels.answer(together, self.weights[group][:slots], shares, column, bits, serial=serial)
-        replies, first = [], 0
-        for claim in claims:
-            replies.append(packed[first : first + claim.count])
-            first += claim.count
-        return replies
+        rows = [claim.rows for claim in claims]
+        if all(isinstance(own, np.ndarray) for own in rows):  # they go to a GPU in one piece
+            together = kernels.asarray(np.concatenate(rows))
+        else:
+            together = kernels.concatenate([kernels.asarray(own) for own in rows])
+        return kernels.answer(together, weights, shares, column, bits, serial=serial)
 
 
 def record_bytes(rows: int, groups: int) -> int:

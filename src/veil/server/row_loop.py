@@ -12,7 +12,9 @@ import selectors
 import socket
 import threading
 import time
-from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
 
 from veil.errors import ServerUnreachable
 from veil.network.busy_poll import NOTHING, BusyPoll
@@ -51,6 +53,7 @@ class RowLoop:
         self._changed = self._heard = 0.0
         self._stopping = False
         count = threads or min(_MOST_THREADS, cores())
+        self._reads_meanwhile = count == 1
         self._threads = [threading.Thread(target=self._work, name=f"veil-rows-{n}", daemon=True) for n in range(count)]
 
     def start(self) -> None:
@@ -132,53 +135,72 @@ class RowLoop:
 
     def _gather(self) -> list[RowPiece]:
         """Read what has come; the next product, nothing when it is time to look whether the loop stops."""
-        alone = self._alone
-        if not len(self._turns) and alone:
+        alone, turns = self._alone, self._turns
+        if alone and not len(turns):
             latest = self._latest
             self._eager.look(latest.meanwhile if isinstance(latest, Seat) else NOTHING)
-        self._read(0.0 if len(self._turns) or self._again else _IDLE_S)
+        came = self._read(0.0 if len(turns) or self._again else _IDLE_S)
         if alone:
             self._eager.came()
         with self._lock:
-            if not len(self._turns) or self._stopping:
+            if self._stopping:
+                self._wait_for(came)
                 return []
-            self._running += 1
-            return self._turns.take(time.perf_counter())
+            if len(came) == 1 and not len(turns):
+                pieces = turns.alone(came[0], came[0].since)
+            else:
+                self._wait_for(came)
+                pieces = turns.take(time.perf_counter()) if len(turns) else []
+            self._running += bool(pieces)
+        return pieces
 
-    def _read(self, wait_s: float) -> None:
+    def _wait_for(self, came: list[Asked]) -> None:
+        for asked in came:
+            self._turns.add(asked)
+
+    def _read(self, wait_s: float) -> list[Asked]:
         """Take messages of whoever sent some."""
         found = self._selector.select(wait_s)
-        with self._lock:
-            again, self._again = self._again, []
-        for seat in again:
-            self._take(seat)
+        seats: list[Seat] = []
+        if self._again:
+            with self._lock:
+                seats, self._again = self._again, []
         for key, events in found:
             if key.data is None:
                 self._drain()
             elif events & selectors.EVENT_WRITE:
                 self._went(key.data)
             else:
-                self._take(key.data)
+                seats.append(key.data)
+        came = []
+        for seat in seats:
+            try:
+                asked = self._take(seat)
+            except Exception:  # what the others asked is not lost for it
+                _LOG.exception("the serving loop failed at a connection")
+                seat.end()
+            else:
+                if asked is not None:
+                    came.append(asked)
+        return came
 
-    def _take(self, seat: Seat) -> None:
+    def _take(self, seat: Seat) -> Asked | None:
         if seat.busy:  # it sends before it is answered: its next message waits
             self.remove(seat)
-            seat.parked = True
-            return
-        came = time.perf_counter()
-        asked = seat.next(came)
-        if asked is None:
-            if seat.over:
-                self.remove(seat)
-                seat.drop()
-            elif seat.closing:
-                self._look_for(seat, selectors.EVENT_WRITE)
-            return
-        asked.done = partial(self._reply, seat)
-        self._heard_from(seat)
-        with self._lock:
-            self._turns.add(asked)
-        self._stages.checked(asked.since - came)
+            with self._lock:
+                seat.parked = seat.busy
+            if seat.parked:
+                return None
+            self._look_for(seat, selectors.EVENT_READ)  # it was answered at this moment
+        asked = seat.next(time.perf_counter(), self._reply)
+        if asked is not None:
+            self._heard_from(seat)
+        elif seat.over:
+            self.remove(seat)
+            seat.drop()
+        elif seat.closing:
+            self._look_for(seat, selectors.EVENT_WRITE)
+        return asked
 
     def _serve(self, pieces: list[RowPiece]) -> None:
         start = time.perf_counter()
@@ -186,11 +208,13 @@ class RowLoop:
         failure: Exception | None = None
         replies: list[bytes] = []
         try:
-            serial = self._running > 1 or sum(engine.work(claim) for claim in claims) < _WORTH_THREADS
-            results = engine.answer(claims, serial=serial)
-            if engine.on_gpu and len(self._threads) == 1:
-                self._read(0.0)  # while the GPU multiplies
-            replies = [engine.kernels.to_numpy(result).tobytes() for result in results]
+            serial = self._running > 1 or sum(map(engine.work, claims)) < _WORTH_THREADS
+            packed = engine.product(claims, serial=serial)
+            if self._reads_meanwhile and engine.on_gpu and not self._alone:
+                came = self._read(0.0)  # while the GPU multiplies
+                with self._lock:
+                    self._wait_for(came)
+            replies = _parts(engine.kernels.to_numpy(packed), claims)
         except Exception as error:
             failure = error
         end = time.perf_counter()
@@ -199,34 +223,57 @@ class RowLoop:
             for piece in pieces:
                 piece.asked.failed = failure
             self._turns.took(pieces, end - start)
-            more = failure is None and not all(piece.last for piece in pieces)
-        if more:
-            self._wake()
-        self._stages.multiplied(
-            [start - (piece.asked.begun or piece.asked.since) for piece in pieces], sum(map(_rows, pieces)), end - start
-        )
-        for place, piece in enumerate(pieces):
-            piece.asked.begun = end
-            if failure is None:
-                piece.asked.pieces.append(replies[place])
-            if piece.last or failure is not None:
-                piece.asked.done(piece.asked)
+        self._answer(pieces, replies, failure, (start, end))
 
-    def _reply(self, seat: Seat, asked: Asked) -> None:
-        start = time.perf_counter()
+    def _answer(
+        self, pieces: list[RowPiece], replies: list[bytes], failure: Exception | None, times: tuple[float, float]
+    ) -> None:
+        """Hand the results of a product over, and count where the time of its messages went."""
+        start, end = times
+        checked = waited = 0.0
+        rows = whole = 0
+        for place, piece in enumerate(pieces):
+            asked = piece.asked
+            waited += start - (asked.begun or asked.since)
+            rows += piece.claim.count
+            if failure is None:
+                asked.pieces.append(replies[place])
+            if piece.last or failure is not None:
+                checked += asked.checked_s
+                whole += 1
+                self._hand_over(asked)
+            else:
+                asked.begun = end
+        if failure is None and whole < len(pieces):
+            self._wake()  # what is left of a prompt waits again
+        multiplied = end - start
+        spent = (checked, waited, multiplied * len(pieces), (time.perf_counter() - end) * (len(pieces) + 1) / 2)
+        self._stages.answered(spent, whole, rows, multiplied)
+
+    @staticmethod
+    def _hand_over(asked: Asked) -> None:
+        try:
+            asked.done(asked)
+        except Exception:  # the others get their results
+            _LOG.exception("the serving loop failed at a reply")
+
+    def _reply(self, asked: Asked) -> None:
+        seat = asked.seat
+        assert isinstance(seat, Seat)
         sent = seat.reply(asked)
+        with self._lock:  # not before the reply went: the next one must not overtake it
+            seat.busy, parked = False, seat.parked
         if seat.over:
             self.remove(seat)
             seat.drop()
         elif not sent:
             self._look_for(seat, selectors.EVENT_WRITE)
-        elif seat.parked:
+        elif parked:
             self._back(seat)
         elif seat.frames.held:
             with self._lock:
                 self._again.append(seat)
             self._wake()
-        self._stages.replied(time.perf_counter() - start)
 
     def _went(self, seat: Seat) -> None:
         """A connection takes more of a reply that it did not take at once."""
@@ -274,8 +321,16 @@ class RowLoop:
             return
 
 
-def _rows(piece: RowPiece) -> int:
-    return piece.claim.count
+def _parts(packed: NDArray[np.uint8], claims: list[Claim]) -> list[bytes]:
+    """Each claim's rows of all results [R, bytes]."""
+    if len(claims) == 1:
+        return [packed.tobytes()]
+    whole, width, parts, first = packed.tobytes(), packed.shape[1], [], 0
+    for claim in claims:
+        last = first + width * claim.count
+        parts.append(whole[first:last])
+        first = last
+    return parts
 
 
 def _file_of(selector: selectors.BaseSelector) -> int | None:

@@ -29,6 +29,8 @@ class Seat:
         self.frames, self.stream = frames, stream
         self.heard = time.monotonic()
         self.busy = False
+        """Whether a message is being answered; the loop changes it when the reply went, so that replies keep their order."""
+
         self.parked = False
         """Whether the loop does not look for its messages, because one came before the last was answered."""
 
@@ -46,15 +48,19 @@ class Seat:
         """Work for a thread that waits for its next message; see `RowAnswers.meanwhile`."""
         return self.stream.meanwhile
 
-    def next(self, now: float) -> Asked | None:
-        """The next message as a request; None where there is none yet, or the connection ended or is at fault."""
+    def next(self, came: float, done: Callable[[Asked], object]) -> Asked | None:
+        """The next message as a request; None where there is none yet, or the connection ended or is at fault.
+
+        ``came`` is when the loop saw it; ``done`` is called with the request when its results are there.
+        """
         try:
             data = self.frames.receive()
             if data is None:
                 return None
             self.busy = True
             engine, claim, flow = self.stream.ask(data)
-            return Asked(engine, claim, flow, lambda _: None, time.perf_counter())
+            now = time.perf_counter()
+            return Asked(engine, claim, flow, done, now, checked_s=now - came, seat=self)
         except EOFError:
             self.over, self._result = True, "ok"
         except OSError:
@@ -74,7 +80,7 @@ class Seat:
             if asked.failed is not None:
                 raise asked.failed
             data = self.stream.reply(asked.claim, asked.reply)
-            self.busy, self.heard = False, time.monotonic()
+            self.heard = time.monotonic()
             return self._send(data)
         except OSError:
             self.over = True

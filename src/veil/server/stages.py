@@ -31,22 +31,15 @@ class Stages:
         self._counts = dict.fromkeys(("messages", "rows", "products"), 0)
         self._computed = 0.0
 
-    def checked(self, seconds: float) -> None:
-        """A message was read, parsed, checked and claimed."""
-        self._seconds["check"] += seconds
-
-    def multiplied(self, waited: Sequence[float], rows: int, seconds: float) -> None:
-        """A product answered messages, which waited so long for it."""
-        self._seconds["wait"] += sum(waited)
-        self._seconds["product"] += seconds * len(waited)
-        self._counts["rows"] += rows
-        self._counts["products"] += 1
-        self._computed += seconds
-
-    def replied(self, seconds: float) -> None:
-        """A message was answered."""
-        self._seconds["reply"] += seconds
-        self._counts["messages"] += 1
+    def answered(self, seconds: Sequence[float], messages: int, rows: int, computed_s: float) -> None:
+        """A product answered so many messages, or pieces of them: their seconds in the order of `STAGES`."""
+        own, counts = self._seconds, self._counts
+        for stage, spent in zip(STAGES, seconds, strict=True):
+            own[stage] += spent
+        counts["messages"] += messages
+        counts["rows"] += rows
+        counts["products"] += 1
+        self._computed += computed_s
         if time.monotonic() - self._told > _TELL_S:
             self.flush()
 

@@ -39,11 +39,24 @@ class Asked:
     pieces: list[bytes] = field(default_factory=list)
     failed: Exception | None = None
     begun: float = 0.0
+    checked_s: float = 0.0
+    seat: object = None
+    """The connection that it came on, where it came on the row lane."""
 
-    @property
-    def prompt(self) -> bool:
-        """Whether it is a prompt's."""
-        return self.claim.count > PROMPT_ROWS
+    prompt: bool = False
+    """Whether it is a prompt's."""
+
+    kind: tuple[int, int, int] = (0, 0, 0)
+    """What it has in common with those that one product can answer: engine, group, outputs."""
+
+    row_work: int = 0
+    """Multiply-adds of one of its rows."""
+
+    def __post_init__(self) -> None:
+        claim = self.claim
+        self.prompt = claim.count > PROMPT_ROWS
+        self.kind = id(self.engine), claim.group, claim.slots
+        self.row_work = claim.slots * self.engine.model.weights[claim.group].shape[1]
 
     @property
     def left(self) -> int:
@@ -75,6 +88,7 @@ class FairTurns:
     def __init__(self, most_rows: int = 64, piece_s: float = 0.002) -> None:
         self._most_rows, self._piece_s = most_rows, piece_s
         self._waiting: list[Asked] = []
+        self._prompts = 0
         self._virtual = 0.0
         self._ends: dict[str, float] = {}
         self._spent = {True: 0.0, False: 0.0}
@@ -87,32 +101,44 @@ class FairTurns:
 
     def add(self, asked: Asked) -> None:
         """Let rows wait."""
-        if asked.flow != self._latest:
-            self._mixed = self._mixed if self._latest is None else asked.since
-            self._latest = asked.flow
+        self._note(asked)
         self._tag(asked)
-        if asked.prompt and not any(other.prompt for other in self._waiting):
+        if asked.prompt and not self._prompts:
             self._spent[True] = max(self._spent[True], self._spent[False])
-        elif not asked.prompt and all(other.prompt for other in self._waiting):
+        elif not asked.prompt and len(self._waiting) == self._prompts:
             self._spent[False] = max(self._spent[False], self._spent[True] - self._piece_s)
-        self._waiting.append(asked)
+        self._wait(asked)
+
+    def alone(self, asked: Asked, now: float) -> list[RowPiece]:
+        """As `add` and then `take`, for a request that comes while none waits: nothing is weighed."""
+        self._note(asked)
+        return [self._piece(asked, now)]
 
     def take(self, now: float) -> list[RowPiece]:
         """The pieces of the next product, all on one group and as many outputs; at least one request has to wait."""
-        if len(self._waiting) == 1:
-            pieces = [self._piece(self._waiting[0], now)]
+        waiting = self._waiting
+        if len(waiting) == 1:
+            (asked,), self._waiting, self._prompts = waiting, [], 0
             self._begin_anew()
-            return pieces
+            return [self._piece(asked, now)]
         chosen = self._chosen(now)
         self._virtual = max(self._virtual, chosen.tag)
-        if len(self._ends) > 2 * len(self._waiting) + 64:
+        if len(self._ends) > 2 * len(waiting) + 64:
             self._ends = {flow: end for flow, end in self._ends.items() if end > self._virtual}
-        pieces, room = [self._piece(chosen, now)], self._most_rows
+        kind = chosen.kind
+        alike = [one for one in waiting if one.kind == kind and one is not chosen and not one.prompt]
+        self._waiting = [one for one in waiting if one is not chosen and (one.kind != kind or one.prompt)]
+        self._prompts -= chosen.prompt
+        pieces, room = [self._piece(chosen, now, len(alike) > 0)], self._most_rows
         room -= 0 if chosen.prompt else pieces[0].claim.count
-        for other in sorted((one for one in self._waiting if _alike(one, chosen)), key=_tag_of):
-            if other is not chosen and not other.prompt and other.left <= room:
+        if sum(one.left for one in alike) > room:
+            alike.sort(key=_tag_of)
+        for other in alike:
+            if other.left <= room:
                 pieces.append(self._piece(other, now))
                 room -= pieces[-1].claim.count
+            else:
+                self._waiting.append(other)
         if not self._waiting:
             self._begin_anew()
         return pieces
@@ -127,7 +153,17 @@ class FairTurns:
         for piece in pieces:
             if not piece.last and piece.asked.failed is None:
                 self._tag(piece.asked)
-                self._waiting.append(piece.asked)
+                self._wait(piece.asked)
+
+    def _wait(self, asked: Asked) -> None:
+        self._waiting.append(asked)
+        self._prompts += asked.prompt
+
+    def _note(self, asked: Asked) -> None:
+        """When somebody else than the last asked: a prompt in company is cut."""
+        if asked.flow != self._latest:
+            self._mixed = self._mixed if self._latest is None else asked.since
+            self._latest = asked.flow
 
     def _begin_anew(self) -> None:
         """Nobody waits: what anybody had before counts no more."""
@@ -140,26 +176,28 @@ class FairTurns:
 
     def _chosen(self, now: float) -> Asked:
         """Whose group is next: of the class whose time it is, the most rows of one group among those who are about level."""
-        prompts = [asked for asked in self._waiting if asked.prompt]
-        if prompts and (len(prompts) == len(self._waiting) or self._spent[True] <= self._spent[False]):
-            return min(prompts, key=_tag_of)
-        others = [asked for asked in self._waiting if not asked.prompt]
+        waiting = self._waiting
+        if self._prompts and (self._prompts == len(waiting) or self._spent[True] <= self._spent[False]):
+            return min((asked for asked in waiting if asked.prompt), key=_tag_of)
+        others = [asked for asked in waiting if not asked.prompt] if self._prompts else waiting
         first = min(others, key=_tag_of)
-        oldest = min(others, key=lambda asked: asked.since)
+        oldest = min(others, key=_since_of)
         if now - oldest.since > _PATIENT_S:
             return first if first.tag < oldest.tag else oldest
         level = first.tag + _SLACK * _work(first, 1)
         rows: dict[tuple[int, int, int], int] = {}
+        leads: dict[tuple[int, int, int], Asked] = {}
         for asked in others:
             if asked.tag <= level:
-                rows[_key(asked)] = rows.get(_key(asked), 0) + asked.claim.count
-        most = max(rows, key=lambda key: rows[key])
-        return min((asked for asked in others if asked.tag <= level and _key(asked) == most), key=_tag_of)
+                kind = asked.kind
+                rows[kind] = rows.get(kind, 0) + asked.claim.count
+                if kind not in leads or asked.tag < leads[kind].tag:
+                    leads[kind] = asked
+        return leads[max(rows, key=rows.__getitem__)]
 
-    def _piece(self, asked: Asked, now: float) -> RowPiece:
-        self._waiting.remove(asked)
+    def _piece(self, asked: Asked, now: float, company: bool = False) -> RowPiece:
         count = asked.left
-        if asked.prompt and (self._waiting or now - self._mixed < _COMPANY_S):
+        if asked.prompt and (company or self._waiting or now - self._mixed < _COMPANY_S):
             count = min(count, self._piece_rows(asked))
         if count == asked.claim.count:
             return _whole(asked)
@@ -188,19 +226,14 @@ def _whole(asked: Asked) -> RowPiece:
     return RowPiece(asked, rest, True)
 
 
-def _key(asked: Asked) -> tuple[int, int, int]:
-    return id(asked.engine), asked.claim.group, asked.claim.slots
-
-
-def _alike(one: Asked, other: Asked) -> bool:
-    return one.engine is other.engine and one.claim.asks_like(other.claim)
-
-
 def _tag_of(asked: Asked) -> float:
     return asked.tag
 
 
+def _since_of(asked: Asked) -> float:
+    return asked.since
+
+
 def _work(asked: Asked, rows: int) -> float:
     """Multiply-adds of so many of its rows; some for a message by itself."""
-    claim = asked.claim
-    return 1e5 + rows * claim.slots * asked.engine.model.weights[claim.group].shape[1]
+    return 1e5 + rows * asked.row_work
