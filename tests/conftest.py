@@ -231,7 +231,7 @@ class Scheme:
         params = self.params
         polynomials = public.inner_polynomials(self.seed, params, group, self.widths[group]).astype(np.int64)
         sums = [
-            sum(negacyclic(own[i], self.secrets[number][i]) for i in range(params.k)).reshape(params.T, params.r)
+            np.asarray(sum(negacyclic(own[i], self.secrets[number][i]) for i in range(params.k))).reshape(params.T, params.r)
             for own in polynomials
         ]
         return np.concatenate(sums, axis=1)[:, : self.widths[group]]

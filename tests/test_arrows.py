@@ -101,6 +101,7 @@ def found_arrows() -> dict[tuple[str, str], str]:
                 targets = [alias.name for alias in node.names]
             for target in targets:
                 if target.split(".")[0] == "veil" and room_of(target) != room_of(name.removesuffix(".__init__")):
+                    assert isinstance(node, ast.Import | ast.ImportFrom)
                     line = f"{path.relative_to(SOURCE)}:{node.lineno} imports {target}"
                     arrows[room_of(name.removesuffix(".__init__")), room_of(target)] = line
     return arrows

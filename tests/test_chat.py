@@ -19,8 +19,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from veil.cli import app
-from veil.commands.chat import ChatOptions, Conversation, stats_of
-from veil.commands.model_choice import ModelChoice
+from veil.commands.choice import ModelChoice
+from veil.commands.conversation import ChatOptions, Conversation, stats_of
 from veil.errors import ServerUnreachable
 from veil.gateway.served import ServedModel
 
@@ -32,7 +32,6 @@ COMMAND = [sys.executable, "-c", "from veil.cli import main; main()", "chat"]
 def conversation(new_model: Callable[[str], Any], tiny_tokenizer: Any) -> Iterator[Conversation]:
     import torch
 
-    from veil.client.session import OfflineRows
     from veil.hybrid.model import HybridFHEModel
     from veil.params import Params
     from veil.runtime.modules import select_modules
@@ -40,7 +39,6 @@ def conversation(new_model: Callable[[str], Any], tiny_tokenizer: Any) -> Iterat
     model = new_model("llama")
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
     hybrid.compile_model(torch.arange(1, 9).unsqueeze(0), params=Params.insecure_tiny(signal_db=60.0), device="cpu")
-    hybrid.offline = OfflineRows(tokens=8, prompt_rows=8)
     hybrid.set_fhe_mode("execute")
     request = ChatOptions(choice=ModelChoice(), max_tokens=5, temperature=0)
     yield Conversation(ServedModel("tiny", hybrid, tiny_tokenizer), request)
@@ -72,7 +70,9 @@ def test_a_failure_leaves_the_conversation_as_it_was(conversation: Conversation)
 
     router: Any = conversation.served.hybrid.sides.router
     router.observer = down
-    for call in (lambda: conversation.ask("w2", lambda text: None), lambda: conversation.retry(lambda text: None)):
+    calls: list[Callable[[], object]] = [lambda: conversation.ask("w2", lambda text: None)]
+    calls += [lambda: conversation.retry(lambda text: None)]
+    for call in calls:
         with pytest.raises(ServerUnreachable):
             call()
         assert conversation.turns == before

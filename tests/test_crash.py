@@ -151,7 +151,7 @@ def test_killed_at_any_moment_of_saving_a_bundle(compiled: HybridFHEModel, tmp_p
             assert torch.equal(hybrid(IDS).logits, expected)
             outcomes.add("opens")
         except veil.BundleError as error:
-            assert "holds no bundle" in str(error)
+            assert "holds no bundle" in str(error)  # noqa: PT017
             outcomes.add("refused")
     assert outcomes == {"opens", "refused"}
 
@@ -189,7 +189,8 @@ def test_killed_at_any_moment_of_a_conversion(cache: Path, conversion: Path, tmp
 
 
 def test_a_hint_that_is_cut_off_anywhere_is_built_again(compiled: HybridFHEModel, tmp_path: Path) -> None:
-    engine, kernels, folder = compiled._need_engine(), kernels_for("cpu"), tmp_path / "hint"
+    engine = compiled.sides.need_engine()
+    kernels, folder = kernels_for("cpu"), tmp_path / "hint"
     for name, at in [(None, 0), *places_after(engine, folder)]:
         assert hint_files.save_hint(folder, engine.hint, kernels, "f")
         if name is not None:

@@ -40,6 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Itera
     """A folder with a compiled tiny Llama as ``bundle``, and the address of a server for it."""
     folder = tmp_path_factory.mktemp("docs")
     source = veil.load_model(str(llama_folder))
+    assert source.tokenizer is not None
     hybrid = veil.HybridFHEModel(source.model, veil.linear_modules(source.model))
     hybrid.compile_model(source.tokenizer("w1 w2 w3", return_tensors="pt").input_ids)
     hybrid.save(folder / "bundle", source.tokenizer)

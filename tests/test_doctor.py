@@ -68,7 +68,7 @@ def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
     def command() -> None:
         raise ModuleNotFoundError("No module named 'fastapi'", name="fastapi")
 
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(Exception) as caught:  # noqa: PT011
         command()
     assert type(caught.value).__name__ == Exit.__name__
     assert capsys.readouterr().err == "veil: fastapi is not installed: pip install 'veil-llm[gateway]'\n"

@@ -27,6 +27,11 @@ TINY = Params.insecure_tiny(batch_rows=16)
 # A model behind a transport that is watched ---------------------------------------------------------------------------
 
 
+def generate(hybrid: HybridFHEModel, **options: Any) -> Any:
+    model: Any = hybrid.model
+    return model.generate(**options)
+
+
 @pytest.fixture(scope="module")
 def gpt2(new_model: Any) -> HybridFHEModel:
     model = new_model("gpt2")
@@ -163,27 +168,25 @@ def test_the_same_input_is_never_the_same_bytes(twice: HybridFHEModel, calls: li
 
 
 def test_every_row_of_a_generation_takes_fresh_rows(gpt2: HybridFHEModel, calls: list[Any]) -> None:
-    gpt2.model.generate(input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    generate(gpt2, input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=4, min_new_tokens=4, do_sample=False)
     assert_fresh(calls, rows_of(1, 3, 3))
 
 
 def test_every_beam_takes_fresh_rows(gpt2: HybridFHEModel, calls: list[Any]) -> None:
-    gpt2.model.generate(
-        input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=3, min_new_tokens=3, num_beams=2, do_sample=False
-    )
+    generate(gpt2, input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=3, min_new_tokens=3, num_beams=2, do_sample=False)
     assert_fresh(calls, rows_of(2, 3, 2))
 
 
 def test_every_row_of_a_padded_batch_takes_fresh_rows(gpt2: HybridFHEModel, calls: list[Any]) -> None:
     ids = torch.tensor([[2, 2, 5, 6], [5, 6, 7, 8], [5, 6, 7, 8]])
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]])
-    gpt2.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+    generate(gpt2, input_ids=ids, attention_mask=mask, max_new_tokens=2, min_new_tokens=2, do_sample=False)
     assert_fresh(calls, rows_of(3, 4, 1))
 
 
 def test_sampled_sequences_take_fresh_rows(gpt2: HybridFHEModel, calls: list[Any]) -> None:
-    gpt2.model.generate(
-        input_ids=torch.tensor([[5, 6]]), max_new_tokens=2, min_new_tokens=2, do_sample=True, num_return_sequences=3
+    generate(
+        gpt2, input_ids=torch.tensor([[5, 6]]), max_new_tokens=2, min_new_tokens=2, do_sample=True, num_return_sequences=3
     )
     assert_fresh(calls, rows_of(3, 2, 1))
 
@@ -230,7 +233,7 @@ def test_groups_have_different_public_polynomials() -> None:
 
 def test_nothing_of_a_session_is_written_to_disk(gpt2: HybridFHEModel, calls: list[Any], tmp_path: Path) -> None:
     """A bundle that is saved after an encrypted generation holds the files of a bundle, and no upload or payload."""
-    gpt2.model.generate(input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=2, do_sample=False)
+    generate(gpt2, input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=2, do_sample=False)
     gpt2.save(tmp_path / "bundle")
     files = {path.relative_to(tmp_path / "bundle").as_posix() for path in (tmp_path / "bundle").rglob("*")}
     assert files == {
@@ -267,7 +270,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def test_only_packed_bytes_and_whole_numbers_cross_the_transport(gpt2: HybridFHEModel, calls: list[Any]) -> None:
-    gpt2.model.generate(input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=20, min_new_tokens=20, do_sample=False)
+    generate(gpt2, input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=20, min_new_tokens=20, do_sample=False)
     sent = [(call.method, value) for call in calls for value in (*leaves(call.args), *leaves(call.reply))]
     assert {type(value) for _, value in sent} <= {np.ndarray, int, str, type(None)}
     assert {value.dtype for _, value in sent if isinstance(value, np.ndarray)} == {np.dtype(np.uint8)}
@@ -302,7 +305,12 @@ def test_an_activation_that_is_not_finite_is_not_sent_and_does_not_show(
     encrypted: list[torch.Tensor] = []
     assert twice.sides.local is not None
     evaluate = twice.sides.local.evaluate
-    monkeypatch.setattr(twice.sides.local, "evaluate", lambda *a: (encrypted.append(torch.as_tensor(a[1])), evaluate(*a))[1])
+
+    def keeping(group: int, x: Any, *rest: Any) -> Any:
+        encrypted.append(torch.as_tensor(x))
+        return evaluate(group, x, *rest)
+
+    monkeypatch.setattr(twice.sides.local, "evaluate", keeping)
     with pytest.raises(NotFiniteActivation, match="generation stops here"):
         twice(x)
     sent = [call.args[1] for call in calls if call.method == "evaluate"]

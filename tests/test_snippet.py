@@ -53,12 +53,13 @@ GREEDY: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample":
 
 def test_the_snippet(hybrid: HybridFHEModel) -> None:
     """The best two logits of this prompt's tokens are 0.25 apart at least, 13 deviations of the noise: no tie decides."""
+    model: Any = hybrid.model
     hybrid.set_fhe_mode("execute")
-    out = hybrid.model.generate(**PROMPT, **GREEDY)
+    out = model.generate(**PROMPT, **GREEDY)
     assert out.shape == (1, 12)
     assert hybrid.stats.rows >= 11
     hybrid.set_fhe_mode("disable")
-    clear = hybrid.model.generate(**PROMPT, **GREEDY, return_dict_in_generate=True, output_logits=True)
+    clear = model.generate(**PROMPT, **GREEDY, return_dict_in_generate=True, output_logits=True)
     assert out.tolist() == clear.sequences.tolist()
     best = torch.stack(clear.logits).topk(2).values
     assert (best[..., 0] - best[..., 1]).min() > 0.25

@@ -19,6 +19,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from veil import HybridFHEModel, linear_modules
 from veil.bundle import header_file
+from veil.disk import digest
 from veil.params import Params
 from veil.wire.messages import rows_of
 
@@ -59,7 +60,7 @@ def forged(tmp_path: Path) -> Callable[..., Any]:
         change(half)
         fields = json.loads((half / header_file.HEADER).read_text())
         found = [file for file in half.rglob("*") if file.is_file() and file.name != header_file.HEADER]
-        fields["sha256"] = {file.relative_to(half).as_posix(): header_file.digest(file) for file in found}
+        fields["sha256"] = {file.relative_to(half).as_posix(): digest(file) for file in found}
         header(fields)
         (half / header_file.HEADER).write_text(json.dumps(fields))
         return replace(original, path=path)

@@ -49,7 +49,8 @@ def test_a_shallow_copy_takes_from_the_same_rows(remote: Any) -> None:
 
 
 def test_threads_never_get_the_same_row(remote: Any) -> None:
-    session, seen, lock = remote.sides.remote, [], threading.Lock()
+    session, lock = remote.sides.remote, threading.Lock()
+    seen: list[Any] = []
 
     def take() -> None:
         for _ in range(20):

@@ -18,6 +18,7 @@ from veil.client.connection import Address
 from veil.client.known import KnownServers
 from veil.commands import pull
 from veil.errors import BundleError
+from veil.kernels.backend import kernels_for
 from veil.server.listen import build_bundles
 
 WEAK = Terms(no_cryptography=True)
@@ -79,7 +80,7 @@ def test_a_second_server_does_not_replace_an_honest_servers_half(
 
         monkeypatch.setenv("VEIL_CACHE_DIR", str(tmp_path / "without"))
         monkeypatch.setattr(pull, "_key", lambda bundle: bundle.fingerprint)
-        monkeypatch.setattr(header_file.Terms, "check_digest", lambda *_: None)
+        monkeypatch.setattr(Terms, "check_digest", lambda *_: None)
         fetch(f"127.0.0.1:{evil.port}")
         assert len(set(row_counts(fetch(f"127.0.0.1:{honest.port}")))) == 3, "without the rule the honest half is replaced"
 
@@ -220,8 +221,6 @@ def test_a_damaged_list_is_not_guessed_at(text: str | bytes, tmp_path: Path) -> 
 
 
 def test_a_server_does_not_start_with_a_half_that_is_another_bundles(llama: Any, forged: Callable[..., Any]) -> None:
-    from veil.kernels import cpu
-
     bad = forged(llama, evil_template)
     with pytest.raises(BundleError, match="is not the client half that was compiled with"):
-        build_bundles({"llama": llama.path / "server"}, {"llama": bad.path / "client"}, cpu)
+        build_bundles({"llama": llama.path / "server"}, {"llama": bad.path / "client"}, kernels_for("cpu"))

@@ -152,7 +152,7 @@ def test_streams_of_one_address_leave_room_for_others() -> None:
         opened = 0
         with pytest.raises(QuotaExceeded):
             for peer in peers:
-                kept.append(calls.watch(Context(peer), owner))  # type: ignore[arg-type]
+                kept.append(calls.watch(Context(peer), owner))
                 kept[-1].__enter__()
                 opened += 1
         return opened

@@ -14,7 +14,6 @@ from transformers import GenerationConfig
 
 from processes import veil
 from veil import HybridFHEModel, Terms
-from veil.bundle import header_file
 from veil.client.connection import Address
 from veil.commands import pull
 from veil.errors import BundleError, InsecureParameters, UnevenTraffic
@@ -79,7 +78,7 @@ def test_without_the_rule_the_server_sees_where_tokens_go(
         honest = [traffic(mixtral, server, asked, prompt) for prompt in PROMPTS]
         assert honest[0] == honest[1]
     bad = forged(mixtral, header=reveal)
-    monkeypatch.setattr(header_file.Terms, "check_leaks", lambda *_: None)
+    monkeypatch.setattr(Terms, "check_leaks", lambda *_: None)
     with serve(bad) as server:
         seen = []
         for prompt in PROMPTS:
@@ -151,14 +150,14 @@ def test_settings_in_the_models_configuration_are_not_obeyed(llama: Any, forged:
         settings({"num_beams": 3, "prompt_lookup_num_tokens": 3, "temperature": 0.5}, place="config.json")(half)
 
     opened = HybridFHEModel.load(forged(llama, change).path, terms=WEAK)
-    config = opened.model.generation_config
+    config: Any = opened.model.generation_config
     assert config.num_beams is None and config.prompt_lookup_num_tokens is None
 
 
 def test_what_is_harmless_is_taken(llama: Any, forged: Callable[..., Any]) -> None:
     kept = {"eos_token_id": [2, 3], "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1, "max_length": 40}
     opened = HybridFHEModel.load(forged(llama, settings(kept | {"do_sample": True})).path, terms=WEAK)
-    config = opened.model.generation_config
+    config: Any = opened.model.generation_config
     assert {name: getattr(config, name) for name in kept} == kept
     assert config.do_sample is True
 
@@ -167,9 +166,9 @@ def test_every_other_setting_of_transformers_is_left_out() -> None:
     known = GenerationConfig().to_dict()
     assert set(known) >= FIELDS
     assert set(harmless(dict.fromkeys(known, 1) | {"do_sample": True})) == FIELDS
-    dangerous = ("num_beams", "num_return_sequences", "prompt_lookup_num_tokens", "assistant_early_exit", "use_cache")
-    dangerous += ("cache_implementation", "stop_strings", "guidance_scale", "max_time", "custom_generate", "compile_config")
-    assert not FIELDS & set(dangerous)
+    dangerous = {"num_beams", "num_return_sequences", "prompt_lookup_num_tokens", "assistant_early_exit", "use_cache"}
+    dangerous |= {"cache_implementation", "stop_strings", "guidance_scale", "max_time", "custom_generate", "compile_config"}
+    assert not FIELDS & dangerous
 
 
 @pytest.mark.parametrize(
@@ -213,7 +212,7 @@ def test_parameters_that_protect_nothing_are_refused_wherever_a_half_is_read(
             with pytest.raises(InsecureParameters, match=r"protect nothing.*--allow-no-cryptography"):
                 attempt()
         assert not (tmp_path / "half").exists()
-        monkeypatch.setattr(header_file.Terms, "check_params", lambda *_: None)
+        monkeypatch.setattr(Terms, "check_params", lambda *_: None)
         remote = HybridFHEModel.connect(target, half)
         assert generated(remote) == expected, "without the rule the server gets rows that protect nothing"
         remote.close()

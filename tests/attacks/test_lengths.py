@@ -31,6 +31,11 @@ SHORT, LONG = list(range(3, 6)), list(range(9, 17))
 """Prompts of 3 and of 8 tokens."""
 
 
+def model_of(hybrid: HybridFHEModel) -> Any:
+    """Its model, a class of transformers, which is untyped here."""
+    return hybrid.model
+
+
 class Recording:
     """All messages that a server gets and sends, in order by connection: (what, bytes in, bytes out)."""
 
@@ -74,7 +79,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
     return made
 
 
-class EndsAt(StoppingCriteria):
+class EndsAt(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
     """Ends an answer after so many tokens."""
 
     def __init__(self, tokens: int, prompt: list[int]) -> None:
@@ -103,6 +108,7 @@ def view(bundle: Any, serve: Callable[..., Any], recording: Recording, padding: 
     recording.announced.clear()
     with connected(bundle, serve, padding) as remote:
         use(remote)
+    assert recording.rows
     return list(recording.rows), list(recording.uploads), list(recording.announced)
 
 
@@ -211,7 +217,7 @@ def seen_of(hybrid: HybridFHEModel, asked: list[Any], prompts: list[Any], **opti
         asked.clear()
         if options:
             settings = {"min_new_tokens": tokens, "max_new_tokens": tokens, "do_sample": False}
-            hybrid.model.generate(ids, attention_mask=torch.ones_like(ids), **(options | settings))
+            model_of(hybrid).generate(ids, attention_mask=torch.ones_like(ids), **(options | settings))
         else:
             hybrid.model(input_ids=ids, attention_mask=torch.ones_like(ids))
         views.append(list(asked))
@@ -235,7 +241,7 @@ def test_an_encoders_texts_look_the_same(asked: list[Any]) -> None:
     vectors = [hybrid(input_ids=torch.tensor([LONG])).last_hidden_state]
     hybrid.padding = None
     vectors.append(hybrid(input_ids=torch.tensor([LONG])).last_hidden_state)
-    assert torch.allclose(*vectors, atol=0.05)
+    assert torch.allclose(vectors[0], vectors[1], atol=0.05)
     views = seen_of(hybrid, asked, [[5], LONG])
     assert views[0] != views[1]
 
@@ -250,7 +256,7 @@ def test_a_model_with_an_encoder_and_a_decoder(asked: list[Any]) -> None:
         ids = torch.tensor([prompt])
         asked.clear()
         ends = EndsAt(tokens + 1, [])  # the decoder begins with a token of its own
-        hybrid.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, stopping_criteria=[ends])
+        model_of(hybrid).generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, stopping_criteria=[ends])
         with_limit.append(list(asked))
     assert with_limit[0] == with_limit[1]
 
@@ -262,7 +268,7 @@ def test_fused_norms_and_a_first_prompt_of_one_token(asked: list[Any], new_model
     for prompt, tokens in (([5], 2), (LONG, 5)):
         ids = torch.tensor([prompt])
         asked.clear()
-        hybrid.model.generate(
+        model_of(hybrid).generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=6,
@@ -283,7 +289,7 @@ def test_revealed_experts_cannot_be_padded(mixtral: Any, forged: Callable[..., A
     hybrid.set_fhe_mode("execute")
     hybrid.padding = STEP
     with pytest.raises(ValueError, match="padding hides nothing where experts are revealed"):
-        hybrid.model.generate(torch.tensor([SHORT]), max_new_tokens=2)
+        model_of(hybrid).generate(torch.tensor([SHORT]), max_new_tokens=2)
 
 
 # The gateway ----------------------------------------------------------------------------------------------------------
@@ -295,7 +301,8 @@ def answering(tokenizer: Any, prompt: list[int], tokens: int, cancel_at: int = 0
     def use(remote: Any) -> None:
         served = ServedModel("tiny", remote, tokenizer)
         generator, account, gone = Generator(served), Account(), threading.Event()
-        pieces, ends = [], []
+        pieces: list[Any] = []
+        ends: list[Any] = []
 
         def emit(piece: Any) -> None:
             pieces.append(piece)
@@ -355,7 +362,7 @@ def test_nobody_waits_for_a_vector_any_more(asked: list[Any], tiny_tokenizer: An
     for leaves in (False, True):
         asked.clear()
         gone.clear()
-        layer = hybrid.model.encoder.layer[0].intermediate
+        layer = model_of(hybrid).encoder.layer[0].intermediate
         handle = layer.register_forward_pre_hook(lambda *_, leaves=leaves: gone.set() if leaves else None)
         if leaves:
             with pytest.raises(Cancelled):

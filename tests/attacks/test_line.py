@@ -10,6 +10,7 @@ import pytest
 from veil.client import connection
 from veil.client.connection import Address, Connection
 from veil.errors import ServerUnreachable
+from veil.network.grpc_options import client_options
 from veil.network.timeouts import Timeouts
 from veil.network.tokens import Tokens, digest_of
 
@@ -64,7 +65,7 @@ def test_a_proxy_of_the_environment_sees_nothing_in_clear(
     with serve(llama) as server:
         describe(Address(target=f"127.0.0.1:{server.port}", token="sesame-opens"))
         assert not proxy.seen
-        options = connection.client_options
+        options = client_options
         monkeypatch.setattr(connection, "client_options", lambda keepalive_s: _Fixed(options(keepalive_s)))
         with pytest.raises(ServerUnreachable):
             describe(Address(target=f"127.0.0.1:{server.port}", token="sesame-opens"))

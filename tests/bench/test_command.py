@@ -82,7 +82,7 @@ def test_json_to_standard_output_is_nothing_else(tiny_record: Record, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    ("arguments", "words"),
     [
         (["--plot", "x.pdf"], ".png or .svg"),
         (["--widths", "512,wide"], "give whole numbers from 1 on"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from bench.record import Record
 
 from bench import gpu
 from veil.kernels.backend import kernels_for
@@ -16,7 +17,7 @@ TINY = Params.insecure_tiny()
 def test_rows_offline_and_a_token_are_measured(tmp_path: Path) -> None:
     kernels = kernels_for("cpu")
     shapes = gpu.Shapes(body=((70, 51), (64, 100), (48, 33)), head=(70, 90), token_ms=1.0)
-    record = gpu.Record(benchmark="one GPU", parameters={})
+    record = Record(benchmark="one GPU", parameters={})
     gpu.measure_shapes("tiny", shapes, kernels, TINY, record, gpu.Clock(kernels, repeats=2))
     assert [row.name for row in record.rows] == [
         "tiny, an offline row, server",
@@ -26,7 +27,7 @@ def test_rows_offline_and_a_token_are_measured(tmp_path: Path) -> None:
     assert all(row.value > 0 and row.unit == "ms" and row.repetitions == 2 for row in record.rows)
     assert record.rows[2].bytes == 70 * 51 + 64 * 100 + 48 * 33 + 70 * 90
     record.write(tmp_path / "gpu.json")
-    assert gpu.Record.read(tmp_path / "gpu.json") == record
+    assert Record.read(tmp_path / "gpu.json") == record
 
 
 def test_a_wrong_answer_is_noticed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -21,6 +22,8 @@ from veil.server.listen import Server, ServerConfig, server_limits
 from veil.server.service import HostedBundle
 from veil.server.store import SessionStore
 
+PLAIN: dict[str, Any] = {"token": None, "tls": False, "allow_no_tls": False, "bundle": "", "rtt_s": 0.0}
+
 
 def invoke(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, ["bench", "load", *map(str, arguments)])
@@ -33,7 +36,7 @@ def server() -> Iterator[Server]:
     engine = Engine.build(random_model("tiny"), kernels_for("cpu"))
     server = Server({"tiny": HostedBundle(engine, "0" * 64)}, store, ServerConfig(port=0, limits=limits, metrics_port=None))
     server.start()
-    options = {"token": None, "tls": False, "allow_no_tls": False, "bundle": "", "rtt_s": 0.0, "seconds": 0.1}
+    options: dict[str, Any] = PLAIN | {"seconds": 0.1}
     warming = LoadPlan(server=f"127.0.0.1:{server.port}", clients=3, rows=1, prompts=1, prompt_rows=20, **options)
     Driver(warming).run(lambda: None, lambda: True)  # kernels may be compiled now, not while a test measures
     yield server
@@ -64,7 +67,7 @@ def test_a_run_with_clients_and_a_prompt(server: Server, tmp_path: Path) -> None
 
 def test_a_driver_counts_what_the_server_answered(server: Server) -> None:
     before = server.metrics.registry.get_sample_value("veil_messages_total") or 0.0
-    options = {"token": None, "tls": False, "allow_no_tls": False, "bundle": "", "rtt_s": 0.0, "seconds": 0.2}
+    options: dict[str, Any] = PLAIN | {"seconds": 0.2}
     seen = Driver(LoadPlan(server=f"127.0.0.1:{server.port}", clients=2, rows=3, **options)).run(lambda: None, lambda: True)
     server._stages.flush()
     answered = (server.metrics.registry.get_sample_value("veil_messages_total") or 0.0) - before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_the_token_is_the_sum_over_layers_and_says_what_was_scaled() -> None:
 
 def test_nothing_is_installed_without_consent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VEIL_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(peer.subprocess, "run", lambda *a, **k: pytest.fail("something was started"))
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("something was started"))
     with pytest.raises(peer.PeerUnavailable, match="--install-peer"):
         peer.require(install=False, progress=nothing)
     assert list(tmp_path.iterdir()) == []
@@ -104,7 +105,7 @@ def test_the_process_multiplies_every_distinct_shape_once(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "body, words",
+    ("body", "words"),
     [("raise ImportError('GLIBC is too old')", "GLIBC is too old"), (CLEAR + "\nencrypt_matrix = None", "not callable")],
 )
 def test_a_peer_that_fails_is_one_clear_error(tmp_path: Path, body: str, words: str) -> None:

@@ -11,6 +11,7 @@ from veil.bench import run, series, subjects
 from veil.bench.phases import PHASES
 from veil.bench.record import Phase, Ratio, Record, Subject, Timing, TokenSeconds, WidthPoint, WidthSeries
 from veil.bench.series import Quantities, predicted
+from veil.progress import Progress
 
 
 def point(width: int, seconds: float = 1.0) -> WidthPoint:
@@ -91,7 +92,7 @@ def test_a_series_measures_each_width_in_turn(tiny_record: Record, monkeypatch: 
     seen: list[tuple[str, run.RunRequest]] = []
     stages: list[str] = []
 
-    def measured(request: run.RunRequest, progress: subjects.Progress, loaded: subjects.Loaded) -> Record:
+    def measured(request: run.RunRequest, progress: Progress, loaded: subjects.Loaded) -> Record:
         seen.append((loaded.name, request))
         progress("work", 0, 1)
         return replace(tiny_record, model=replace(tiny_record.model, hidden_size=loaded.hidden_size))

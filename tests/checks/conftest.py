@@ -15,6 +15,7 @@ from veil.checks.vectors import GroupVectors, make_vectors
 from veil.compile.compiler import with_bits
 from veil.errors import WrongAnswer
 from veil.kernels.backend import kernels_for
+from veil.kernels.cpu.backend import CpuKernels
 from veil.kernels.interface import Rows, Scaling
 from veil.kernels.reference import top_bits
 from veil.params import Params
@@ -37,7 +38,9 @@ class Simulated:
         self.weights = random_weights(self.draw, slots)
         largest = float(row_norms(self.weights).max())
         self.group = with_bits(Group((Layer("a", "linear", WIDTH, slots, 8, False),), "body"), largest, PARAMS)
-        self.kernels = kernels_for("cpu")
+        kernels = kernels_for("cpu")
+        assert isinstance(kernels, CpuKernels)
+        self.kernels = kernels
         self._made: list[AnswerChecks] = []
         ones = np.ones(slots, dtype=np.float32)
         self.scaling = Scaling(None, ones, 0 * ones, target_norm(PARAMS, largest), 0.0)
@@ -79,7 +82,9 @@ class Simulated:
 
     def check(self, checks: AnswerChecks, x: Any, results: Any) -> None:
         """A pass of these rows; `WrongAnswer`."""
-        checks.check(0, x, self.packed(results), self.scaling, self.shares(len(x)), 0, self.group.rows)
+        scales = np.ones(len(x))
+        checks.stop_if_caught()
+        checks.decrypt(0, x, self.packed(results), self.scaling, self.shares(len(x)), 0, self.group.rows, scales)
         checks.end_pass()
 
     def shares(self, rows: int) -> list[Rows]:
@@ -89,7 +94,10 @@ class Simulated:
         """Residuals in deviations, and each row's largest."""
         signs = checks._vectors[0][self.group.rows]
         bits = self.group.result_bits
-        return self.kernels.residuals(self.packed(results), x, self.scaling, self.shares(len(x)), 0, bits, signs)
+        data, shares, scales = self.packed(results), self.shares(len(x)), np.ones(len(x))
+        residuals = np.empty((len(x), signs.count))
+        self.kernels.decrypt_checked(data, x, self.scaling, shares, 0, bits, scales, signs, residuals)
+        return residuals, np.abs(residuals).max(axis=1)
 
     def rows_until_caught(self, cheat: Any, most: int) -> int:
         """Rows, one a pass, until the checks stop; ``most + 1`` where they do not."""

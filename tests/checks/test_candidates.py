@@ -49,8 +49,9 @@ def test_a_tied_head_is_computed_here_and_others_are_not(tiny_gpt2: Any, tiny_ll
     assert hybrid.checked_against == "itself"
     seen: dict[str, Any] = {}
     hybrid.sides.router.observer = lambda group, x, outputs: seen.update(x=x, outputs=outputs)
-    hybrid.model(IDS)
-    table = hybrid.model.transformer.wte.weight
+    model: Any = hybrid.model
+    model(IDS)
+    table = model.transformer.wte.weight
     best = seen["outputs"].argmax(dim=1)
     torch.testing.assert_close(seen["outputs"].gather(1, best[:, None])[:, 0], (seen["x"] * table[best]).sum(dim=1))
     assert exact.shape[-1] == seen["outputs"].shape[1]

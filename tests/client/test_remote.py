@@ -55,7 +55,7 @@ def test_released_batches_are_told_once_and_to_their_session(transport: RemoteTr
     assert released(transport, second) == [0]
 
 
-@pytest.mark.parametrize("opens, lane", [(False, None), (True, (9, "2"))])
+@pytest.mark.parametrize(("opens", "lane"), [(False, None), (True, (9, "2"))])
 def test_a_lane_that_fails_is_given_up_but_not_the_next_sessions(
     opens: bool, lane: object, transport: RemoteTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from veil import HybridFHEModel
 from veil.bundle.client_half import REMOTE
+from veil.bundle.constants import GroupConstants
 from veil.bundle.terms import Terms
 from veil.compile.balance import LEAST_ROWS, Inputs, balanced, bias_correction, divisors_for
 from veil.compile.quantize import quantize_weight, rounded
@@ -24,6 +25,11 @@ from veil.runtime import saved_model
 
 TINY = Params.insecure_tiny()
 WEAK = Terms(no_cryptography=True)
+
+
+def constants_of(hybrid: HybridFHEModel) -> tuple[GroupConstants, ...]:
+    assert hybrid.sides.compiled is not None
+    return hybrid.sides.compiled.constants
 
 
 def uneven(rows: int, width: int, seed: int = 0) -> np.ndarray:
@@ -61,7 +67,8 @@ def test_the_integers_follow_from_weight_divisors_and_scales() -> None:
     weight = np.array([[1.0, -0.3, 0.02], [0.5, 0.25, -0.75]], dtype=np.float32)
     divisors, scale = np.array([0.5, 2.0, 8.0], dtype=np.float32), np.array([0.005, 0.1], dtype=np.float32)
     assert rounded(weight, 8, scale, divisors).tolist() == [[100, -120, 32], [2, 5, -60]], "2.5 goes to 2: halves to even"
-    assert rounded(weight, 8, scale / 2, divisors).tolist() == [[127, -127, 64], [5, 10, -120]], "a small step clips"
+    half = scale / np.float32(2)
+    assert rounded(weight, 8, half, divisors).tolist() == [[127, -127, 64], [5, 10, -120]], "a small step clips"
     assert rounded(weight, 8, np.zeros(2, np.float32)).tolist() == [[1, 0, 0], [0, 0, -1]]
 
 
@@ -178,12 +185,14 @@ def compiled(x: torch.Tensor, kind: str = "linear", **settings: Any) -> tuple[Hy
 def test_a_layer_loses_less_in_every_mode(kind: str, bits: int) -> None:
     x = torch.from_numpy(uneven(64, 96)).reshape(4, 16, 96)
     hybrid, exact = compiled(x, kind, n_bits=bits)
-    constants = hybrid.sides.compiled.constants[0]
+    constants = constants_of(hybrid)[0]
     assert constants.divisors is not None
     assert constants.divisors.dtype == np.float32
-    plain = HybridFHEModel(nn.Sequential(hybrid.remote_modules["0"].inner), "0")
+    inner = hybrid.remote_modules["0"].inner
+    assert inner is not None
+    plain = HybridFHEModel(nn.Sequential(inner), "0")
     plain.compile_model(x[:1, :4], n_bits=bits, params=TINY)
-    assert plain.sides.compiled.constants[0].divisors is None
+    assert constants_of(plain)[0].divisors is None
     for mode in ("disable", "simulate", "execute"):
         better, worse = ((h(x, fhe=mode) - exact).square().sum() for h in (hybrid, plain))
         assert better < 0.6 * worse, mode
@@ -192,7 +201,7 @@ def test_a_layer_loses_less_in_every_mode(kind: str, bits: int) -> None:
 def test_a_fixed_scale_is_that_of_the_divided_rows() -> None:
     x = torch.from_numpy(uneven(64, 96))
     hybrid, exact = compiled(x, use_dynamic_quantization=False)
-    constants = hybrid.sides.compiled.constants[0]
+    constants = constants_of(hybrid)[0]
     divided = np.linalg.norm(x.numpy() / constants.divisors, axis=1)
     assert constants.fixed_norm == pytest.approx(float(divided.max()), rel=1e-5)
     assert (hybrid(x, fhe="disable") - exact).abs().max() < 0.02 * exact.abs().max()
@@ -209,7 +218,7 @@ def test_an_embedding_has_no_divisors() -> None:
     table = nn.Embedding(20, 10)
     hybrid = HybridFHEModel(nn.Sequential(table), ["0"])
     hybrid.compile_model(torch.arange(20)[None], params=TINY)
-    assert hybrid.sides.compiled.constants[0].divisors is None
+    assert constants_of(hybrid)[0].divisors is None
 
 
 @pytest.fixture
@@ -222,7 +231,7 @@ def saved(new_model: Callable[[str], Any], tmp_path: Path) -> tuple[HybridFHEMod
 
 def test_the_client_half_keeps_divisors_and_corrections(saved: tuple[HybridFHEModel, Path]) -> None:
     hybrid, path = saved
-    here = hybrid.sides.compiled.constants
+    here = constants_of(hybrid)
     assert any(group.divisors is not None for group in here)
     opened = saved_model.load_client(path / "client", WEAK).compiled.constants
     for mine, theirs in zip(here, opened, strict=True):

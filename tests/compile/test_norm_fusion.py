@@ -79,8 +79,9 @@ def generated(hybrid: HybridFHEModel, mode: str, count: int = 6, **options: Any)
     hybrid.set_fhe_mode(mode)
     settings: dict[str, Any] = {"do_sample": False, "pad_token_id": 2, "max_new_tokens": count, "min_new_tokens": count}
     part = PROMPT[:, 16:23]  # no near ties, where :7 has one
-    prompt = part.to(hybrid.model.device)
-    output = hybrid.model.generate(prompt, attention_mask=torch.ones_like(prompt), **(settings | options))
+    model: Any = hybrid.model
+    prompt = part.to(model.device)
+    output = model.generate(prompt, attention_mask=torch.ones_like(prompt), **(settings | options))
     return [int(token) for token in output[0, prompt.shape[1] :]]
 
 
@@ -218,7 +219,8 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
 def test_a_stream_that_was_changed_stops_the_pass(where: str) -> None:
     """Hooks that steer a model would be passed over silently."""
     hybrid = compiled("llama")
-    layer = hybrid.model.model.layers[0]
+    model: Any = hybrid.model
+    layer = model.model.layers[0]
     steered = layer.self_attn if where == "stream" else layer.post_attention_layernorm
 
     def steer(module: nn.Module, args: Any, result: Any) -> Any:

@@ -179,9 +179,9 @@ def test_a_batch_stays_with_its_process() -> None:
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as said_by_child:
-        said = said_by_child.read().decode()
+        refusal = said_by_child.read().decode()
     assert os.waitpid(child, 0)[1] == 0
-    assert said == "a batch of rows belongs to the process that made it; open a session after the fork"
+    assert refusal == "a batch of rows belongs to the process that made it; open a session after the fork"
     assert own.take(0, 1) == 0
 
 

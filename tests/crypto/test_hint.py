@@ -136,7 +136,8 @@ def test_segments_are_prepared_alone_and_together(kernels: Any) -> None:
     """Each segment's shares are the same whatever else is asked for; groups straddle the pieces that are built."""
     params, draw = Params.insecure_tiny(), np.random.default_rng(11)
     sizes = {"body": [2000, 300], "head": [16], "tail": [3]}
-    rows, group = {}, 0
+    rows: dict[str, Any] = {}
+    group = 0
     for name, counts in sizes.items():
         rows[name] = []
         for count in counts:

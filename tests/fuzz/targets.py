@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -134,8 +134,8 @@ def reseal(body: bytes, kind: Any) -> bytes:
 def envelope(data: bytes) -> None:
     """Any bytes as each kind of message."""
     for kind in KINDS:
-        unless_refused(lambda kind=kind: unseal(data, kind))
-        unless_refused(lambda kind=kind: unseal(reseal(data, kind), kind))
+        unless_refused(partial(unseal, data, kind))
+        unless_refused(lambda: unseal(reseal(data, kind), kind))  # noqa: B023  called at once
 
 
 def batch(data: bytes) -> None:
@@ -158,7 +158,7 @@ def spans(data: bytes) -> None:
 def rows(data: bytes) -> None:
     """Packed rows of any length."""
     for count, width, bits in ((0, 70, 24), (1, 70, 24), (2, 9, 18), (1, 1, 1)):
-        unless_refused(lambda count=count, width=width, bits=bits: codec.rows_from(data, count, width, bits))
+        unless_refused(partial(codec.rows_from, data, count, width, bits))
 
 
 def upload(data: bytes) -> None:
@@ -214,16 +214,21 @@ def calls(data: bytes) -> None:
     """The single calls, as any bytes that parse."""
     service = server()
     for kind, method in ((pb.OpenRequest, service.open), (pb.CloseRequest, service.close)):
-        unless_refused(lambda kind=kind, method=method: method(unseal(reseal(data, kind), kind), ""))
+        unless_refused(lambda: method(unseal(reseal(data, kind), kind), ""))  # noqa: B023  called at once
     unless_refused(lambda: list(service.fetch(unseal(reseal(data, pb.FetchRequest), pb.FetchRequest), "")))
 
 
 def frames(data: bytes) -> None:
     """Any bytes on the row lane: messages within the limit, the end, or an error."""
     near, far = socket.socketpair()
+
+    def send() -> None:
+        far.sendall(data)
+        far.shutdown(socket.SHUT_WR)
+
     with near, far:
         near.settimeout(5)
-        writer = threading.Thread(target=lambda: (far.sendall(data), far.shutdown(socket.SHUT_WR)))
+        writer = threading.Thread(target=send)
         writer.start()
         reader = Frames(near, 4096)
         try:
@@ -241,7 +246,7 @@ def header(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / header_file.HEADER).write_bytes(data)
         for half in ("client", "server"):
-            unless_refused(lambda half=half: header_file.parse_common(header_file.read_header(Path(name), half)))
+            unless_refused(lambda: header_file.parse_common(header_file.read_header(Path(name), half)))  # noqa: B023
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -291,7 +296,7 @@ def token_file(data: bytes) -> None:
         try:
             Tokens.read(file)
         except ValueError as error:
-            assert "is not" in str(error) or "no token" in str(error) or isinstance(error, UnicodeDecodeError)
+            assert "is not" in str(error) or "no token" in str(error) or isinstance(error, UnicodeDecodeError)  # noqa: PT017
 
 
 def address(data: bytes) -> None:
@@ -308,7 +313,7 @@ def unless_refused(call: Callable[[], object]) -> None:
     try:
         call()
     except VeilError as error:
-        assert len(str(error)) < 5000
+        assert len(str(error)) < 5000  # noqa: PT017
         refusals.append(error)
 
 

@@ -163,7 +163,7 @@ def test_an_encoder_makes_embeddings(serve_model: Any, listen: Any, tiny_tokeniz
     served = serve_model(model, tiny_tokenizer, name="encoder")
     with listen(served) as running:
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0)
-        assert client.models.list().data[0].kind == "encoder"
+        assert (client.models.list().data[0].model_extra or {})["kind"] == "encoder"
         reply = client.embeddings.create(model="encoder", input=["w1 w2 w3", "w9"])
         vectors = [torch.tensor(item.embedding) for item in reply.data]
         assert len(vectors) == 2 and reply.usage.prompt_tokens == 4

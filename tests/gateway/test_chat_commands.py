@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from veil.commands.chat import ChatOptions, Conversation, _obey
+from veil.commands import chat_commands
 from veil.commands.choice import ModelChoice
+from veil.commands.conversation import ChatOptions, Conversation
 from veil.commands.interrupts import interrupts_set
 from veil.gateway.sampling import Sampler
 
@@ -25,7 +26,7 @@ def conversation(byte_served: Any) -> Conversation:
 
 
 def obey(conversation: Conversation, line: str) -> str:
-    return _obey(conversation, line, lambda _: None) or ""
+    return chat_commands.obey(conversation, line, lambda _: None) or ""
 
 
 def test_a_conversation_is_saved_and_loaded(conversation: Conversation, byte_served: Any, tmp_path: Path) -> None:

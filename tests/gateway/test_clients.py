@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import httpx
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SecretStr
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs, not ours
 
@@ -119,7 +119,7 @@ def test_pydantic_ai(url: str, bytes_running: Any, script: Any, kind: str) -> No
     agent: Any = Agent(model, model_settings={"max_tokens": 200})
     asked = []
 
-    @agent.tool_plain
+    @agent.tool_plain  # type: ignore[untyped-decorator]
     def clock(zone: str) -> str:
         """The time."""
         asked.append(zone)
@@ -155,7 +155,8 @@ def test_simonw_llm(url: str, bytes_running: Any, script: Any, tmp_path: Any, mo
     llm = pytest.importorskip("llm")
     from llm.default_plugins.openai_models import Chat
 
-    model = Chat("bytes", model_name="bytes", api_base=url, supports_schema=True, supports_tools=True)
+    untyped: Any = Chat
+    model = untyped("bytes", model_name="bytes", api_base=url, supports_schema=True, supports_tools=True)
     model.key = "unused"
     schema = model.prompt("a pet", schema=Pet, max_tokens=100, stream=False)
     assert Pet.model_validate_json(schema.text())
@@ -174,7 +175,7 @@ def test_langchain_over_responses(url: str, bytes_running: Any, script: Any, met
     from langchain_openai import ChatOpenAI
 
     options: Any = {"use_responses_api": True, "max_tokens": 200, "max_retries": 0}
-    model = ChatOpenAI(base_url=url, api_key="unused", model="bytes", **options)
+    model = ChatOpenAI(base_url=url, api_key=SecretStr("unused"), model="bytes", **options)
     if method == "json_mode":
         script(bytes_running, '{"kind": "dog", "fed": false}')
     assert isinstance(model.with_structured_output(Pet, method=method).invoke("a pet, as JSON"), Pet)

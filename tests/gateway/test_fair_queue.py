@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,12 +12,17 @@ from veil.gateway.failures import ApiError
 from veil.gateway.fair_queue import FairQueue, Job, TurnLock
 
 
+def waits(event: threading.Event) -> None:
+    event.wait()
+
+
 def test_callers_take_turns_and_each_is_served_in_order(until: Any) -> None:
-    line, order, gate = FairQueue(1, 20), [], threading.Event()
-    line.submit(Job("first", gate.wait))
+    line, gate = FairQueue(1, 20), threading.Event()
+    order: list[str] = []
+    line.submit(Job("first", partial(waits, gate)))
     until(lambda: line.running == 1)
     for name in ("a1", "a2", "a3", "a4", "b1", "b2", "c1"):
-        line.submit(Job(name[0], lambda name=name: order.append(name)))
+        line.submit(Job(name[0], partial(order.append, name)))
     assert line.waiting == 7
     gate.set()
     until(lambda: len(order) == 7)
@@ -32,7 +38,7 @@ def test_one_caller_leaves_a_thread_to_the_others(until: Any) -> None:
         gate.wait()
 
     for index in range(5):
-        line.submit(Job("greedy", lambda index=index: work(f"greedy {index}")))
+        line.submit(Job("greedy", partial(work, f"greedy {index}")))
     until(lambda: len(started) == 2)
     line.submit(Job("other", lambda: work("other")))
     until(lambda: len(started) == 3)
@@ -44,27 +50,27 @@ def test_one_caller_leaves_a_thread_to_the_others(until: Any) -> None:
 
 def test_it_is_bounded_and_leaving_makes_room(until: Any) -> None:
     line, gate = FairQueue(1, 2), threading.Event()
-    line.submit(Job("a", gate.wait))
+    line.submit(Job("a", partial(waits, gate)))
     until(lambda: line.running == 1)
-    waiting = [Job("a", gate.wait), Job("b", gate.wait)]
+    waiting = [Job("a", partial(waits, gate)), Job("b", partial(waits, gate))]
     for job in waiting:
         line.submit(job)
     with pytest.raises(ApiError) as caught:
-        line.submit(Job("c", gate.wait))
+        line.submit(Job("c", partial(waits, gate)))
     assert (caught.value.status, caught.value.code) == (429, "queue_full")
     line.cancel(waiting[0])
     assert waiting[0].cancelled.is_set() and line.waiting == 1
-    line.submit(Job("c", gate.wait))
+    line.submit(Job("c", partial(waits, gate)))
     gate.set()
     line.close()
     with pytest.raises(ApiError):
-        line.submit(Job("late", gate.wait))
+        line.submit(Job("late", partial(waits, gate)))
 
 
 def test_closing_tells_what_runs() -> None:
     line = FairQueue(1, 2)
     job = Job("a", lambda: None)
-    job.work = job.cancelled.wait
+    job.work = partial(waits, job.cancelled)
     line.submit(job)
     line.close(within_s=5)
     assert job.cancelled.is_set()

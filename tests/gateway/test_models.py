@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,17 @@ PAGE = "https://chat.example.org"
 
 
 @pytest.fixture(scope="module")
-def two(served: Any, byte_served: Any) -> Iterator[Any]:
+def two(served: Any, byte_served: Any) -> Any:
     from veil.gateway.app import build_app
 
-    yield build_app([served, byte_served], aliases={"gpt-4o": "tiny", "small": "bytes"})
+    return build_app([served, byte_served], aliases={"gpt-4o": "tiny", "small": "bytes"})
 
 
 @pytest.fixture
-def http(two: Any) -> Iterator[Any]:
+def http(two: Any) -> Any:
     from fastapi.testclient import TestClient
 
-    yield TestClient(two, base_url="http://127.0.0.1")
+    return TestClient(two, base_url="http://127.0.0.1")
 
 
 def test_each_model_answers_to_its_names(http: Any) -> None:

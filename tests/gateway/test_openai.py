@@ -38,9 +38,8 @@ def greedy(running: Any, ids: list[int], count: int) -> str:
 
 
 def chat(client: OpenAI, **options: Any) -> Any:
-    return client.chat.completions.create(
-        **({"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 6} | options)
-    )
+    settings: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 6}
+    return client.chat.completions.create(**(settings | options))
 
 
 def test_models(client: OpenAI) -> None:

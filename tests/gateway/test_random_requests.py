@@ -162,7 +162,8 @@ def check(path: str, body: Any, reply: httpx.Response) -> None:
 
 
 def test_two_hundred_requests(bytes_running: Any) -> None:
-    maker, statuses = Maker(5), {}
+    maker = Maker(5)
+    statuses: dict[int, int] = {}
     with httpx.Client(base_url=bytes_running.url, timeout=60) as http:
         for place in range(200):
             path, body = maker.request()

@@ -13,7 +13,7 @@ import pytest
 CHAT = {"model": "bytes", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 TEXT = {"model": "bytes", "prompt": "hi", "max_tokens": 2}
 INPUT = {"model": "bytes", "input": "hi"}
-PATHS = {"/v1/chat/completions": CHAT, "/v1/completions": TEXT, "/v1/embeddings": INPUT}
+PATHS: dict[str, dict[str, Any]] = {"/v1/chat/completions": CHAT, "/v1/completions": TEXT, "/v1/embeddings": INPUT}
 
 
 @pytest.fixture

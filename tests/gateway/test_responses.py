@@ -97,6 +97,7 @@ def test_a_tool_is_called_and_its_result_goes_back(
     everything = [{"role": "user", "content": "time?"}, *(item.model_dump() for item in reply.output), result]
     again = client.responses.create(model="bytes", input=everything)
     assert again.output_text == "noon again"
+    assert again.usage is not None and after.usage is not None
     assert again.usage.input_tokens == after.usage.input_tokens, "what is remembered is what a client would send"
 
 
@@ -141,6 +142,7 @@ def test_responses_are_kept_apart_and_bounded() -> None:
     ids=str,
 )
 def test_refusals(client: openai.OpenAI, options: dict[str, Any], param: str) -> None:
+    settings: dict[str, Any] = {"model": "bytes", "input": "hi", "max_output_tokens": 2}
     with pytest.raises(openai.BadRequestError) as caught:
-        client.responses.create(**{"model": "bytes", "input": "hi", "max_output_tokens": 2} | options)
+        client.responses.create(**settings | options)
     assert caught.value.param == param

@@ -8,7 +8,9 @@ from typing import Any, Literal
 import pytest
 from langchain_openai import ChatOpenAI
 from openai import OpenAI
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SecretStr
+
+KEY = SecretStr("unused")
 
 
 class Pet(BaseModel):
@@ -62,7 +64,7 @@ def test_openai_parses_tools(client: OpenAI) -> None:
 @pytest.mark.parametrize("method", ["function_calling", "json_schema"])
 def test_langchain_structures_answers(bytes_running: Any, method: Any) -> None:
     model = ChatOpenAI(
-        base_url=f"{bytes_running.url}/v1", api_key="unused", model="bytes", max_completion_tokens=300, max_retries=0
+        base_url=f"{bytes_running.url}/v1", api_key=KEY, model="bytes", max_completion_tokens=300, max_retries=0
     )
     found = model.with_structured_output(Household, method=method).invoke("hi")
     assert isinstance(found, Household)
@@ -70,7 +72,7 @@ def test_langchain_structures_answers(bytes_running: Any, method: Any) -> None:
 
 def test_langchain_binds_tools(bytes_running: Any) -> None:
     model = ChatOpenAI(
-        base_url=f"{bytes_running.url}/v1", api_key="unused", model="bytes", max_completion_tokens=300, max_retries=0
+        base_url=f"{bytes_running.url}/v1", api_key=KEY, model="bytes", max_completion_tokens=300, max_retries=0
     )
     reply = model.bind_tools([Household], tool_choice="Household").invoke("hi")
     (call,) = reply.tool_calls

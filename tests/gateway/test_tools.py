@@ -81,7 +81,8 @@ def test_forms_of_templates(new_byte_tokenizer: Any) -> None:
 
 
 def use(form: Form = OURS, **options: Any) -> Use:
-    return Use(**{"form": form, "tools": (WEATHER, CLOCK), "must": None, "several": True, "strict": False} | options)
+    settings: dict[str, Any] = {"form": form, "tools": (WEATHER, CLOCK), "must": None, "several": True, "strict": False}
+    return Use(**settings | options)
 
 
 BARE_FORM = Form(before="", between="", after="", arguments="parameters")
@@ -146,7 +147,7 @@ def test_calls_are_read_however_they_come(
 
 
 def test_calls_and_results_in_words() -> None:
-    turns = [
+    turns: list[dict[str, Any]] = [
         {"role": "user", "content": "time?"},
         {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "clock", "arguments": {"a": 1}}}]},
         {"role": "tool", "content": "noon", "tool_call_id": "1"},
@@ -268,7 +269,7 @@ def test_a_conversation_with_calls_goes_on(client: openai.OpenAI, running: Any, 
     assert "the-result" in text and '"name": "clock"' in text, text
     for tools in ([WEATHER, CLOCK], None):
         scripted(monkeypatch, running, "noon")
-        options = {} if tools is None else {"tools": tools}
+        options: dict[str, Any] = {} if tools is None else {"tools": tools}
         reply = client.chat.completions.create(model="bytes", messages=messages, **options)
         assert reply.choices[0].message.content == "noon"
         monkeypatch.undo()

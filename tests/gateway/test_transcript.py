@@ -20,7 +20,7 @@ class Bytes:
 
 
 def pieces(text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], Transcript]:
-    transcript = Transcript(Bytes(), stop)  # type: ignore[arg-type]
+    transcript = Transcript(Bytes(), stop)
     shown = []
     for byte in text.encode():
         shown.append(transcript.add(byte).text)
@@ -55,15 +55,16 @@ def test_what_may_become_a_stop_is_held_back_and_let_go() -> None:
 
 
 def test_a_part_of_a_character_at_the_end_is_shown_as_such() -> None:
-    transcript = Transcript(Bytes())  # type: ignore[arg-type]
+    transcript = Transcript(Bytes())
     assert [transcript.add(byte).text for byte in "é".encode()[:1]] == [""]
     assert transcript.end().text == "\ufffd"
 
 
 @pytest.mark.parametrize("stop", [(), ("lo wo",), ("h",)])
 def test_scored_tokens_are_those_of_the_text(stop: tuple[str, ...]) -> None:
-    transcript = Transcript(Bytes(), stop)  # type: ignore[arg-type]
-    text, tokens = "", []
+    transcript = Transcript(Bytes(), stop)
+    text = ""
+    tokens: list[Any] = []
     for byte in b"hello world":
         piece = transcript.add(byte, Drawn(-0.5, ((byte, -0.5), (byte + 1, -1.0))))
         text, tokens = text + piece.text, tokens + list(piece.tokens)

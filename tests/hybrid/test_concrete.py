@@ -68,9 +68,9 @@ def test_arguments_that_mean_nothing_here_name_veil_s_way(options: dict[str, Any
         HybridFHEModel(small(), "2", **options)
     assert next(iter(options)) in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
-        HybridFHEModel(small(), "2", colour="blue")
+        HybridFHEModel(small(), "2", colour="blue")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="at most 6 arguments"):
-        HybridFHEModel(small(), "2", None, "model", True, 0, None)
+        HybridFHEModel(small(), "2", None, "model", True, 0, None)  # type: ignore[call-arg, arg-type]
 
 
 def test_verbose_names_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +96,7 @@ def test_a_composite_module_means_its_linear_layers(new_model: Callable[[str], A
 
 def test_options_of_compiling_that_change_nothing_are_taken() -> None:
     hybrid = HybridFHEModel(small(), ["2"])
-    hybrid.compile_model(
+    hybrid.compile_model(  # type: ignore[call-arg]  # what only Concrete ML has
         X,
         n_bits=8,
         rounding_threshold_bits=None,
@@ -157,7 +157,7 @@ def test_the_enumeration_chooses_modes(hybrid: HybridFHEModel) -> None:
     for mode in (HybridFHEMode.DISABLE, HybridFHEMode.SIMULATE, HybridFHEMode.EXECUTE, HybridFHEMode.TORCH):
         hybrid.set_fhe_mode(mode)
         assert hybrid.fhe_mode == mode.value and type(hybrid.fhe_mode) is str
-    theirs = enum.Enum("HybridFHEMode", {"DISABLE": "disable"})
+    theirs = enum.Enum("HybridFHEMode", {"DISABLE": "disable"})  # type: ignore[misc]
     hybrid.set_fhe_mode(theirs.DISABLE)  # type: ignore[arg-type]
     assert hybrid.fhe_mode == "disable"
     with pytest.raises(ValueError, match="compile_model calibrates"):

@@ -136,7 +136,8 @@ def test_compiling_with_a_dict_of_inputs(new_model: Callable[[str], Any]) -> Non
 
 def generated(hybrid: HybridFHEModel, mode: str, ids: torch.Tensor = PROMPT, **settings: Any) -> list[list[int]]:
     hybrid.set_fhe_mode(mode)
-    tokens = hybrid.model.generate(input_ids=ids, max_new_tokens=5, min_new_tokens=5, **settings)
+    model: Any = hybrid.model
+    tokens = model.generate(input_ids=ids, max_new_tokens=5, min_new_tokens=5, **settings)
     result: list[list[int]] = tokens.tolist()
     return result
 
@@ -144,7 +145,8 @@ def generated(hybrid: HybridFHEModel, mode: str, ids: torch.Tensor = PROMPT, **s
 def test_greedy_tokens_are_those_of_the_clear_model(hybrid: HybridFHEModel) -> None:
     """The best two logits are far apart on this path (checked), so noise cannot decide between them."""
     clear = generated(hybrid, "disable", do_sample=False)
-    out = hybrid.model.generate(
+    model: Any = hybrid.model
+    out = model.generate(
         input_ids=PROMPT, max_new_tokens=5, min_new_tokens=5, return_dict_in_generate=True, output_logits=True
     )
     best = torch.stack(out.logits).topk(2).values
@@ -262,7 +264,9 @@ def test_bits_by_module_name(new_model: Callable[[str], Any]) -> None:
 def test_a_fixed_scale_clips_what_is_longer(device: str) -> None:
     """Without dynamic quantization: linear up to the calibrated norm, and no further."""
     model = linear().to(device)
-    bias = model[0].bias.detach()
+    (layer,) = model
+    assert isinstance(layer, nn.Linear)
+    bias = layer.bias.detach()
     x = torch.randn(1, 12, generator=torch.Generator().manual_seed(2)).to(device)
     hybrid = compiled(model, "0", x, use_dynamic_quantization=False, device=device)
     full = hybrid(x, fhe="disable") - bias

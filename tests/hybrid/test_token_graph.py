@@ -92,7 +92,8 @@ class Gpu:
 
     def generate(self, count: int = 5, *, static: bool = True, **options: Any) -> list[int]:
         cache = {"cache_implementation": "static"} if static else {}
-        output = self.hybrid.model.generate(PROMPT, max_new_tokens=count, **SETTINGS, **cache, **options)
+        model: Any = self.hybrid.model
+        output = model.generate(PROMPT, max_new_tokens=count, **SETTINGS, **cache, **options)
         return [int(token) for token in output[0, 3:]]
 
 
@@ -203,7 +204,8 @@ def test_groups_that_are_not_level_take_their_rows_apart(gpu: Gpu, monkeypatch: 
 def test_not_a_number_in_a_replayed_pass_is_told_of_at_its_end(gpu: Gpu) -> None:
     expected = clear(gpu)
     assert gpu.generate() == expected
-    wpe = gpu.hybrid.model.transformer.wpe.weight
+    model: Any = gpu.hybrid.model
+    wpe = model.transformer.wpe.weight
     kept = wpe.detach().clone()
     with torch.no_grad():
         wpe[PROMPT.shape[1] + 3] = torch.nan  # where the last pass is
@@ -264,7 +266,7 @@ def test_which_passes_no_graph_can_hold(fixed_cache: StaticCache) -> None:
 
 
 def test_an_output_is_the_caller_s_own() -> None:
-    held = {"logits": torch.zeros(2), "parts": (torch.ones(1), [torch.ones(1)]), "name": "x"}
+    held: dict[str, Any] = {"logits": torch.zeros(2), "parts": (torch.ones(1), [torch.ones(1)]), "name": "x"}
     own = token_graph._own(held)
     held["logits"] += 5
     held["parts"][1][0] += 5

@@ -129,7 +129,7 @@ def test_pads_are_exact(rng: np.random.Generator, schoolbook: Schoolbook) -> Non
         s = secret.astype(np.int8)
         found = KERNELS.pads(KERNELS.load_inner(a, ring), s, errors, ring)
         sums = [sum(schoolbook(own[i].astype(np.int64), s[i].astype(np.int64)) for i in range(ring.k)) for own in a]
-        expected = np.concatenate([own.reshape(ring.T, ring.r) for own in sums], axis=1) + errors
+        expected = np.concatenate([np.asarray(own).reshape(ring.T, ring.r) for own in sums], axis=1) + errors
         np.testing.assert_array_equal(found, (expected % 2**32).astype(np.uint32))
 
 
@@ -150,13 +150,13 @@ def test_the_hint_is_what_the_server_has_to_take_off(rng: np.random.Generator, s
     weights = rng.integers(-127, 128, (slots, width), dtype=np.int8)
     secret = rng.integers(-1, 2, (ring.k, ring.m)).astype(np.int8)
     sums = [sum(schoolbook(own[i].astype(object), secret[i].astype(object)) for i in range(ring.k)) for own in a]
-    rows = np.concatenate([total.reshape(ring.T, ring.r) for total in sums], axis=1)[:, :width]
+    rows = np.concatenate([np.asarray(total).reshape(ring.T, ring.r) for total in sums], axis=1)[:, :width]
     expected = rows @ weights.T.astype(object) % (1 << 32)
     hint = reference.matmul(weights, reference.inner_matrix(a, ring)[:, :width]).T.reshape(slots, ring.terms, ring.T)
     parts = reference.subring_parts(secret, ring)
     for slot in range(slots):
         total = sum(schoolbook(hint[slot, v].astype(object), parts[v].astype(object)) for v in range(ring.terms))
-        assert (total % (1 << 32)).tolist() == expected[:, slot].tolist()
+        assert np.asarray(total % (1 << 32)).tolist() == expected[:, slot].tolist()
 
 
 def test_a_batch_decrypts_to_its_secret(rng: np.random.Generator) -> None:

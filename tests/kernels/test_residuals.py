@@ -43,8 +43,7 @@ def vectors(draw: np.random.Generator, weights: Any, edges: list[int], count: in
 
 
 def held(kernels: Kernels, own: SignVectors) -> SignVectors:
-    arrays = [kernels.asarray(array) for array in (own.edges, own.signs, own.sums, own.inverse)]
-    return SignVectors(arrays[0], arrays[1], arrays[2], arrays[3], own.longest)
+    return kernels.load_vectors(own.edges, own.signs, own.sums, own.inverse)
 
 
 @pytest.mark.parametrize("places", PLACES)
@@ -64,14 +63,23 @@ def test_residuals(
     divisors = np.exp2(draw.integers(-2, 3, width)).astype(np.float32)
     own = vectors(draw, weights, edges, 3)
     ones = np.ones(slots, np.float32)
+    held_ones = kernels.asarray(ones)
     for bits, divided, fixed in ((16, None, 0.0), (13, divisors, 0.0), (24, None, 30.0)):
         scaling = Scaling(divided, ones, ones, TARGET, fixed)
-        there = Scaling(None if divided is None else kernels.asarray(divided), ones, ones, TARGET, fixed)
+        there = Scaling(None if divided is None else kernels.asarray(divided), held_ones, held_ones, TARGET, fixed)
         data = pack(draw.integers(0, 1 << bits, (rows, slots), dtype=np.uint32), bits)
-        expected, worst = REFERENCE.residuals(data, x, scaling, host, 4, bits, own)
-        got, largest = kernels.residuals(kernels.asarray(data), kernels.asarray(x), there, here, 4, bits, held(kernels, own))
-        np.testing.assert_array_equal(kernels.to_numpy(got), expected)
-        np.testing.assert_array_equal(kernels.to_numpy(largest), worst)
+        scales = np.exp2(draw.integers(-3, 4, rows).astype(np.float64))
+        scales[:1] = 0.0
+        expected, residuals = np.empty((rows, own.count)), kernels.asarray(np.empty((rows, own.count)))
+        wanted, worst = REFERENCE.decrypt_checked(data, x, scaling, host, 4, bits, scales, own, expected)
+        packed, x_here, scales_here = (kernels.asarray(array) for array in (data, x, scales))
+        vectors_here = held(kernels, own)
+        y, largest = kernels.decrypt_checked(packed, x_here, there, here, 4, bits, scales_here, vectors_here, residuals)
+        alone = kernels.decrypt(packed, there, here, 4, bits, scales_here)
+        np.testing.assert_array_equal(kernels.to_numpy(y), kernels.to_numpy(alone))
+        np.testing.assert_array_equal(kernels.to_numpy(y), wanted)
+        np.testing.assert_array_equal(kernels.to_numpy(residuals), expected)
+        assert float(largest) == worst == np.abs(expected).max()
 
 
 def test_exact_results_leave_nothing_and_a_changed_slot_what_it_was_changed_by(draw: np.random.Generator) -> None:
@@ -84,11 +92,12 @@ def test_exact_results_leave_nothing_and_a_changed_slot_what_it_was_changed_by(d
     message = np.rint(x.astype(np.float64) * (TARGET / norms)).astype(np.int64).astype(np.uint32)
     results, mu = matmul(weights, message), draw.integers(0, 1 << 32, (2, 12), dtype=np.uint32)
     shares = [Rows(mu, 0, 2)]
-    residuals, _ = REFERENCE.residuals(pack(results + mu, 32), x, scaling, shares, 0, 32, own)
+    residuals = np.empty((2, own.count))
+    REFERENCE.decrypt_checked(pack(results + mu, 32), x, scaling, shares, 0, 32, np.ones(2), own, residuals)
     assert not residuals.any()
     results[1, 6] += np.uint32(1000)
-    residuals, worst = REFERENCE.residuals(pack(results + mu, 32), x, scaling, shares, 0, 32, own)
+    _, worst = REFERENCE.decrypt_checked(pack(results + mu, 32), x, scaling, shares, 0, 32, np.ones(2), own, residuals)
     found = residuals.reshape(2, 2, 4)
     assert not found[0].any() and not found[1, 0].any()
     np.testing.assert_array_equal(found[1, 1], 1000.0 * own.signs[:, 6] * own.inverse[1])
-    assert worst[1] == np.abs(found).max()
+    assert worst == np.abs(found).max()

@@ -15,7 +15,7 @@ TABLES = [table for ring in RINGS for table in (*ring.outer, *ring.inner, ring.m
 
 @pytest.fixture(params=TABLES, ids=lambda table: f"{table.degree}-{table.prime}")
 def table(request: pytest.FixtureRequest) -> NttTable:
-    return request.param  # type: ignore[no-any-return]
+    return request.param
 
 
 def test_the_root_has_exact_order_twice_the_degree(table: NttTable) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from veil.params import Params
 from veil.runtime.modules import select_modules
 
 
-def signatures() -> dict[str, list[object]]:
+def signatures() -> dict[str, list[Any]]:
     found = {}
     for info in pkgutil.iter_modules(cpu.__path__, "veil.kernels.cpu."):
         module = importlib.import_module(info.name)
@@ -28,7 +30,7 @@ def signatures() -> dict[str, list[object]]:
     return found
 
 
-def test_a_generation_compiles_nothing_after_the_warm_up(tmp_path):
+def test_a_generation_compiles_nothing_after_the_warm_up(tmp_path: Path) -> None:
     params = Params.insecure_tiny()
     for call in warm.every_kernel(ring_of(params)):
         call()
@@ -42,7 +44,8 @@ def test_a_generation_compiles_nothing_after_the_warm_up(tmp_path):
     ids = torch.from_numpy(np.arange(1, 8)[None])
     hybrid.compile_model(ids, params=params, device="cpu")
     hybrid.set_fhe_mode("execute")
-    hybrid.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
+    generating: Any = hybrid.model
+    generating.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
     hybrid.save(tmp_path / "bundle")
     loaded = HybridFHEModel.load(tmp_path / "bundle", device="cpu", terms=Terms(no_cryptography=True))
     loaded.set_fhe_mode("execute")

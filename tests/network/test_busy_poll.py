@@ -118,16 +118,22 @@ def test_work_is_done_between_two_looks_and_not_when_bytes_are_there(
 ) -> None:
     seen = looks(monkeypatch, 1000)
     work = iter(range(40))
+
+    def answer_at(count: int) -> None:
+        seen.append(1)
+        if len(seen) == count:
+            pair[1].send(b"x")
+
     pair[1].send(b"x")
     wait = BusyPoll(pair[0])
     wait.look(work)
     assert next(work) == 0
     pair[0].recv(1)
-    monkeypatch.setattr(busy_poll, "_yield", lambda: (seen.append(1), pair[1].send(b"x") if len(seen) == 3 else None))
+    monkeypatch.setattr(busy_poll, "_yield", lambda: answer_at(3))
     wait.look(work)
     assert next(work) == 4
     pair[0].recv(1)
-    monkeypatch.setattr(busy_poll, "_yield", lambda: (seen.append(1), pair[1].send(b"x") if len(seen) == 100 else None))
+    monkeypatch.setattr(busy_poll, "_yield", lambda: answer_at(100))
     wait.look(work)
     assert list(work) == []
 

@@ -51,7 +51,8 @@ QUICK = Timeouts(connect_s=3.0, reply_s=3.0, prepare_s=5.0, retry_s=6.0, pause_s
 def tokens_of(hybrid: HybridFHEModel, count: int = NEW_TOKENS, **options: Any) -> list[int]:
     """Greedy, or as ``options`` say, from the fixed prompt."""
     settings: dict[str, Any] = {"do_sample": False, "pad_token_id": 2, "max_new_tokens": count} | options
-    output = hybrid.model.generate(PROMPT, attention_mask=torch.ones_like(PROMPT), **settings)
+    model: Any = hybrid.model
+    output = model.generate(PROMPT, attention_mask=torch.ones_like(PROMPT), **settings)
     return [int(token) for token in output[0, PROMPT.shape[1] :]]
 
 
@@ -70,8 +71,8 @@ class Bundle:
 
     def connect(self, target: int | str, **options: Any) -> HybridFHEModel:
         address = f"127.0.0.1:{target}" if isinstance(target, int) else target
-        settings = {"timeouts": QUICK, "offline_rows": OfflineRows(tokens=4, prompt_rows=4), "terms": WEAK} | options
-        return HybridFHEModel.connect(address, self.path / "client", **settings)
+        settings: dict[str, Any] = {"timeouts": QUICK, "offline_rows": OfflineRows(tokens=4, prompt_rows=4), "terms": WEAK}
+        return HybridFHEModel.connect(address, self.path / "client", **(settings | options))
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +112,8 @@ def expected(bundle: Callable[[str], Bundle]) -> list[int]:
 def running(*bundles: Bundle, limits: Limits | None = None, offer: bool = False, **options: Any) -> Iterator[Server]:
     """A server on a free port of the loopback interface."""
     store = SessionStore(limits or server_limits())
-    config = ServerConfig(**({"port": 0, "limits": store.limits, "sweep_s": 0.2} | options))
+    settings: dict[str, Any] = {"port": 0, "limits": store.limits, "sweep_s": 0.2}
+    config = ServerConfig(**(settings | options))
     server = Server({bundle.name: bundle.served(offer) for bundle in bundles}, store, config)
     server.start()
     try:
@@ -175,7 +177,7 @@ def describe_as() -> Callable[[Server, int], None]:
     """Makes a server claim another protocol version."""
 
     def change(server: Server, version: int) -> None:
-        server.service._described.protocol = version  # type: ignore[attr-defined]
+        server.service._described.protocol = version
 
     return change
 

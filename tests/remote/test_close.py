@@ -44,7 +44,12 @@ def test_between_two_tries_of_an_upload(llama: Any, serve: Any) -> None:
         remote = llama.connect(server.port, timeouts=LONG, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
     connection, renewed = remote.sides.remote._transport._offline, threading.Event()
     renew = connection.renew
-    connection.renew = lambda: (renew(), renewed.set())
+
+    def renew_and_say() -> None:
+        renew()
+        renewed.set()
+
+    connection.renew = renew_and_say
     remote.expect(1, 4)
     assert renewed.wait(10)  # by the first try, which failed
     closes_soon(remote)
@@ -57,7 +62,12 @@ def test_within_an_upload(llama: Any, serve: Any, proxy_to: Callable[[int], Prox
         proxy.silent = True
         transport, began = remote.sides.remote._transport, threading.Event()
         upload = transport._offline.upload
-        transport._offline.upload = lambda *args: (began.set(), upload(*args))[1]
+
+        def begin(*args: Any) -> Any:
+            began.set()
+            return upload(*args)
+
+        transport._offline.upload = begin
         remote.expect(1, 4)
         assert began.wait(10)
         closes_soon(remote)

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Attack:
         return reply
 
     def header(self, **changes: Any) -> bytes:
-        fields = {"session": self.session, "batches": 1, "segments": ["body"]} | changes
+        fields: dict[str, Any] = {"session": self.session, "batches": 1, "segments": ["body"]} | changes
         return seal(pb.PrepareRequest(header=pb.PrepareHeader(**fields)))
 
     def batch(self, number: int = 0, data: bytes | None = None) -> bytes:
@@ -69,7 +70,7 @@ class Attack:
         return seal(pb.PrepareRequest(batch=pb.PrepareBatch(number=number, data=data)))
 
     def rows(self, **changes: Any) -> bytes:
-        fields = {"session": self.session, "sequence": 1, "group": Q_GROUP, "spans": [0, 0, 1]}
+        fields: dict[str, Any] = {"session": self.session, "sequence": 1, "group": Q_GROUP, "spans": [0, 0, 1]}
         fields["rows"] = bytes(self.row_bytes)
         return seal(pb.EvaluateRequest(**(fields | changes)))
 
@@ -220,15 +221,20 @@ def test_an_unknown_call_and_a_wrong_fingerprint(attack: Attack) -> None:
         ({"bundle": "other"}, "bundle"),
         ({"protocol": 99}, "incompatible"),
     ):
-        request = {"protocol": methods.PROTOCOL, "bundle": "llama", "fingerprint": attack.fingerprint} | fields
-        refused(error, lambda request=request: attack.client.unary("Open", seal(pb.OpenRequest(**request))))
+        request: dict[str, Any] = {
+            "protocol": methods.PROTOCOL,
+            "bundle": "llama",
+            "fingerprint": attack.fingerprint,
+        } | fields
+        refused(error, partial(attack.client.unary, "Open", seal(pb.OpenRequest(**request))))
 
 
 def test_files_that_are_not_offered_do_not_leave(llama: Any, serve: Any, raw: Any) -> None:
     with serve(llama, offer=True) as server, raw(server.port) as client:
         fetch = client.channel.unary_stream(f"/{methods.SERVICE}/Fetch")
         for path in ("../server/weights.safetensors", "/etc/passwd", "", "tokenizer", "config.json/../config.json"):
-            refused("wire", lambda path=path: list(fetch(seal(pb.FetchRequest(bundle="llama", path=path)), timeout=5)))
+            request = seal(pb.FetchRequest(bundle="llama", path=path))
+            refused("wire", lambda: list(fetch(request, timeout=5)))  # noqa: B023  called at once
         whole = b"".join(
             unseal(piece, pb.FetchReply).data
             for piece in fetch(seal(pb.FetchRequest(bundle="llama", path="config.json")), timeout=5)
@@ -261,7 +267,7 @@ def test_a_flood_of_sessions_stops_at_the_limit_and_others_go_on(llama: Any, ser
                 try:
                     outcomes.append(attack.open())
                 except grpc.RpcError as error:
-                    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # noqa: PT017
                     outcomes.append("")
 
         threads = [threading.Thread(target=flood) for _ in range(4)]

@@ -30,7 +30,7 @@ def stream_of(remote: Any) -> Any:
     return remote.sides.remote._transport._stream
 
 
-@pytest.mark.parametrize("port, kind", [(0, LaneStream), (None, GrpcStream)])
+@pytest.mark.parametrize(("port", "kind"), [(0, LaneStream), (None, GrpcStream)])
 def test_both_ways_give_the_same_tokens(
     port: int | None, kind: type, llama: Any, serve: Any, generated: Any, expected: list[int]
 ) -> None:
@@ -101,7 +101,12 @@ def test_the_token_does_not_go_to_the_lane(llama: Any, serve: Any, generated: An
         proxy = proxy_to(server.service.rows_port, plain=True)
         server.service.rows_port = proxy.port
         sent: list[bytes] = []
-        proxy.harm = lambda way, at, frame: (sent.append(frame), frame)[1]
+
+        def keep(way: Any, at: int, frame: bytes) -> bytes:
+            sent.append(frame)
+            return frame
+
+        proxy.harm = keep
         remote = llama.connect(server.port, token="sesame-opens")
         generated(remote)
         assert len(sent) > 20
@@ -144,7 +149,7 @@ def test_a_hello_that_trickles_is_ended(llama: Any, serve: Any) -> None:
     with serve(llama, silent_s=0.3, sweep_s=0.05) as server:
         with socket.create_connection(("127.0.0.1", server.service.rows_port), 3) as connection:
             start = time.monotonic()
-            with pytest.raises(OSError):
+            with pytest.raises(OSError):  # noqa: PT011
                 while time.monotonic() - start < 5:
                     connection.sendall(b"\x20")
                     time.sleep(0.05)

@@ -66,9 +66,12 @@ def test_prompt_rows_do_not_prepare_the_head(llama: Any, serve: Any, generated: 
         seen: list[tuple[str, ...]] = []
         maker = remote.sides.remote._maker
         original = maker._send
-        maker._send = lambda session, count, segments: (
-            seen.append(segments * 1 + (str(count),)) or original(session, count, segments)
-        )
+
+        def send(session: Any, count: int, segments: tuple[str, ...]) -> Any:
+            seen.append((*segments, str(count)))
+            return original(session, count, segments)
+
+        maker._send = send
         generated(remote, 1)
         body = sum(int(entry[-1]) for entry in seen if "head" not in entry)
         assert body == 1, "a batch of eight rows"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from veil.cli import app
 from veil.client.connection import Address
 from veil.client.link import measure_link
 from veil.client.remote import RemoteTransport
-from veil.commands.model_choice import ModelChoice, opened
+from veil.commands.choice import ModelChoice
+from veil.commands.model_choice import opened
 from veil.errors import BundleError
 from veil.network.timeouts import Timeouts
 from veil.params import Params
@@ -119,9 +120,9 @@ def refuse(*_: Any) -> None:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VEIL_CACHE_DIR", str(tmp_path))
-    yield tmp_path / "bundles"
+    return tmp_path / "bundles"
 
 
 @pytest.mark.parametrize(("choice", "rtt_s", "groups"), [("on", 0, 6), ("off", 9, 9), ("auto", 0.02, 6), ("auto", 0.0, 9)])

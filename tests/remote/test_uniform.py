@@ -45,8 +45,8 @@ def test_received_rows_are_uniform_without_the_right_key(llama: Any, serve: Any)
         session = ClientSession(model, transport, kernels, scalings, SecretRng(), Stats())
         take = session._supply.take
 
-        def keep(*args: int) -> Any:
-            name, parts = take(*args)
+        def keep(group: int, rows: int, prompt_rows: int) -> Any:
+            name, parts = take(group, rows, prompt_rows)
             first = session.pad_column(GROUP)
             right.extend(part.batch.pads[part.first : part.first + part.count, first : first + width] for part in parts)
             return name, parts
@@ -73,7 +73,12 @@ def test_received_batches_are_uniform(llama: Any, serve: Any) -> None:
     with serve(llama) as server:
         admission, engine = server.service._shared.admission, llama.engine
         admit = admission.admit
-        admission.admit = lambda session, upload: (seen.append(upload), admit(session, upload))[1]
+
+        def keep(session: Any, upload: Any) -> Any:
+            seen.append(upload)
+            return admit(session, upload)
+
+        admission.admit = keep
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
         remote.reserve(rows_full=32)
         remote.close()

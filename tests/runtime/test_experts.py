@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_the_experts_are_one_module_with_all_weights() -> None:
 
 
 @pytest.mark.parametrize("leak", ["none", "reveal"])
-def test_answers_are_those_of_the_float_experts(leak: str, tmp_path: Path) -> None:
+def test_answers_are_those_of_the_float_experts(leak: Literal["none", "reveal"], tmp_path: Path) -> None:
     hybrid = compiled(leak)
     ids = torch.tensor([[5, 9, 33, 17, 60, 41]])
     with torch.no_grad():

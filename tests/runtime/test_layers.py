@@ -80,13 +80,14 @@ def test_every_shape_with_the_real_parameters() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         model = nn.ModuleDict({f"{i}x{o}": nn.Linear(i, o, bias=o % 2 == 0) for i, o in shapes})
-        inputs = {name: torch.randn(2, layer.in_features) for name, layer in model.items()}
+        inputs = {f"{i}x{o}": torch.randn(2, i) for i, o in shapes}
     model.forward = lambda **x: {name: layer(x[name]) for name, layer in model.items()}
     hybrid = HybridFHEModel(model, list(model))
     hybrid.compile_model(inputs)
     with torch.no_grad():
         exact, clear, out = (hybrid(**inputs, fhe=mode) for mode in ("torch", "disable", "execute"))
     for name, layer in model.items():
+        assert isinstance(layer, nn.Linear)
         assert (clear[name] - exact[name]).abs().max() < 0.02 * exact[name].abs().max()
         assert ((out[name] - clear[name]).abs() < _bound(layer, inputs[name], hybrid.params)).all(), name
 

@@ -24,6 +24,7 @@ from veil.bundle import header_file
 from veil.bundle.server_half import load_server
 from veil.bundle.terms import Terms
 from veil.compile.quantize import quantize_weight
+from veil.disk import digest
 from veil.errors import BundleError, NotCompiled, RemoteWeightError
 from veil.params import Params
 from veil.runtime import saved_model
@@ -32,6 +33,11 @@ from veil.runtime.layers import float_weight
 TINY = Params.insecure_tiny(signal_db=60.0)
 WEAK = Terms(no_cryptography=True)
 PROMPT = torch.tensor([[5, 9, 33, 17]])
+
+
+def generate(hybrid: HybridFHEModel, **options: Any) -> Any:
+    model: Any = hybrid.model
+    return model.generate(**options)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -104,7 +110,7 @@ def test_an_opened_bundle_generates(whole: tuple[HybridFHEModel, Path]) -> None:
     hybrid, path = whole
     opened = HybridFHEModel.load(path, terms=WEAK)
     hybrid.set_fhe_mode("disable")
-    tokens = [h.model.generate(input_ids=PROMPT, max_new_tokens=5, do_sample=False).tolist() for h in (opened, hybrid)]
+    tokens = [generate(h, input_ids=PROMPT, max_new_tokens=5, do_sample=False).tolist() for h in (opened, hybrid)]
     assert tokens[0] == tokens[1]
 
 
@@ -159,7 +165,8 @@ def test_the_server_half_is_weights_manifest_and_seed(whole: tuple[HybridFHEMode
         assert tensors[f"group.{i}"].dtype == np.int8
         assert tensors[f"group.{i}"].shape == (group.rows, group.width)
     layer = groups[0].layers[0]
-    exact = float_weight(hybrid.model.get_submodule(layer.name).inner, layer.kind)
+    module: Any = hybrid.model.get_submodule(layer.name)
+    exact = float_weight(module.inner, layer.kind)
     assert (tensors["group.0"][: layer.out_features] == quantize_weight(exact, 5)[0]).all(), "5 bits"
 
 
@@ -171,7 +178,8 @@ def test_the_client_half_holds_no_remote_weight(whole: tuple[HybridFHEModel, Pat
     for layer in remote:
         assert not [name for name in tensors if name.startswith(layer.name + ".")]
     local = {"transformer.wte.weight", "model.embed_tokens.weight"}
-    weights = [hybrid.model.get_submodule(layer.name).inner.weight.detach().numpy() for layer in remote]
+    modules: list[Any] = [hybrid.model.get_submodule(layer.name) for layer in remote]
+    weights = [module.inner.weight.detach().numpy() for module in modules]
     for name, tensor in tensors.items():
         if name not in local:
             for weight in weights:
@@ -364,7 +372,7 @@ def rewrite(copy: Path, half: str, name: str, change: Callable[[dict[str, np.nda
     tensors = load_file(copy / half / name)
     change(tensors)
     save_file(tensors, copy / half / name)
-    edit(copy / half, lambda header: header["sha256"].update({name: header_file.digest(copy / half / name)}))
+    edit(copy / half, lambda header: header["sha256"].update({name: digest(copy / half / name)}))
 
 
 TENSORS: list[tuple[str, str, str, Any]] = [
@@ -397,7 +405,7 @@ def test_a_tensor_that_does_not_fit_is_refused(copy: Path, half: str, file: str,
 
 def test_a_class_that_transformers_does_not_have_is_refused(copy: Path) -> None:
     for name in ("Nothing", "os", "AutoConfig"):
-        edit(copy / "client", lambda header, name=name: header.update({"class": name}))
+        edit(copy / "client", lambda header: header.update({"class": name}))  # noqa: B023  called at once
         with pytest.raises(BundleError, match=f"'{name}'"):
             saved_model.load_client(copy / "client", WEAK)
 
@@ -457,7 +465,7 @@ def add_code(half: Path, where: str) -> Path:
 def sign(half: Path) -> None:
     """Write the digests anew, as somebody who makes bundles could."""
     found = [path for path in half.rglob("*") if path.is_file() and path.name != header_file.HEADER]
-    digests = {path.relative_to(half).as_posix(): header_file.digest(path) for path in found}
+    digests = {path.relative_to(half).as_posix(): digest(path) for path in found}
     edit(half, lambda header: header.update(sha256=digests))
 
 

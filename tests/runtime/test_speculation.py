@@ -45,8 +45,9 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def generated(hybrid: HybridFHEModel, prompt: torch.Tensor, count: int = 8, **options: Any) -> list[int]:
     settings: dict[str, Any] = {"do_sample": False, "pad_token_id": 2, "max_new_tokens": count} | options
-    prompt = prompt.to(hybrid.model.device)
-    output = hybrid.model.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
+    model: Any = hybrid.model
+    prompt = prompt.to(model.device)
+    output = model.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
     return [int(token) for token in output[0, prompt.shape[1] :]]
 
 
@@ -117,7 +118,8 @@ def test_the_rows_of_a_pass_do_not_show_what_was_found(
 def test_samples_are_of_the_same_distribution(hybrid: HybridFHEModel) -> None:
     """The second token of 100 samples against its exact distribution: total variation below 0.2, expected 0.08."""
     hybrid.set_fhe_mode("torch")
-    heat, words = 0.3, hybrid.model.config.vocab_size
+    model: Any = hybrid.model
+    heat, words = 0.3, int(model.config.vocab_size)
     with torch.no_grad():
         first = torch.softmax(hybrid(REPEATING).logits[0, -1] / heat, dim=-1)
         longer = torch.cat([REPEATING.repeat(words, 1), torch.arange(words)[:, None]], dim=1)

@@ -14,6 +14,7 @@ from veil.crypto import public
 from veil.errors import QuotaExceeded, RowReused, UnknownBatch, UnknownSession, WireError
 from veil.kernels import reference
 from veil.kernels.cpu import backend as cpu_backend
+from veil.kernels.cpu import online
 from veil.kernels.interface import Rows
 from veil.kernels.ring import ring_of
 from veil.params import packed_bytes
@@ -300,12 +301,13 @@ def test_another_session_s_batch_is_refused(pair: Any, client: Client) -> None:
 
 @pytest.mark.parametrize("name", ["", "00" * 16, "nonsense"])
 def test_an_unknown_session_is_refused(client: Client, name: str) -> None:
-    for call in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: client.server.evaluate(name, 0, [Span(0, 0, 1)], client.rows(0), 51),
         lambda: client.server.prepare(name, client.upload(1).batches, BOTH),
         lambda: client.server.claim_row(name, [0], Span(0, 0, 1)),
         lambda: client.server.close(name),
-    ):
+    )
+    for call in calls:
         with pytest.raises(UnknownSession, match="does not know this session"):
             call()
 
@@ -511,7 +513,7 @@ def test_a_session_may_be_closed_while_its_batches_are_made(two: Two, monkeypatc
 def test_the_weights_that_come_next_are_read_whole_their_beginning_last(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass takes groups in their order, and the first again after the last."""
     read: list[tuple[int, int, int]] = []
-    monkeypatch.setattr(cpu_backend.online, "read_lines", lambda own, first, last: read.append((id(own), first, last)))
+    monkeypatch.setattr(online, "read_lines", lambda own, first, last: read.append((id(own), first, last)))
     monkeypatch.setattr(cpu_backend, "_STEP_BYTES", 1000)
     groups, loaded = len(pair.weights), pair.engine.weights
     for group, weights in enumerate(loaded):
@@ -527,7 +529,7 @@ def test_the_weights_that_come_next_are_read_whole_their_beginning_last(pair: An
 
 def test_no_more_is_read_ahead_than_caches_hold(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[int, int]] = []
-    monkeypatch.setattr(cpu_backend.online, "read_lines", lambda own, first, last: read.append((first, last)))
+    monkeypatch.setattr(online, "read_lines", lambda own, first, last: read.append((first, last)))
     weights = np.empty((4096, 4096), dtype=np.int8)
     list(pair.kernels.prefetch(weights))
     assert sum(last - first for first, last in read) == 8 << 20 < weights.size

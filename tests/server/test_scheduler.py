@@ -19,6 +19,8 @@ from veil.server.scheduler import PreparationWorker
 from veil.server.store import Session
 from veil.wire.messages import BatchUpload, Upload
 
+ENGINE: Any = None  # what computes, which nothing here does
+
 
 class FakeEngine:
     """Records passes; ``gate`` holds preparation back."""
@@ -66,7 +68,7 @@ BAD = {13: WireError("bad"), 14: MemoryError(), 15: ZeroDivisionError("secret")}
 
 def item(name: str, kind: int, batches: int = 1, segments: tuple[str, ...] = ("body",)) -> Admitted:
     uploads = tuple(BatchUpload(100 * kind + number, b"") for number in range(batches))
-    return Admitted(Session(name, "", None, 0.0), Upload(uploads, segments), 0)
+    return Admitted(Session(name, "", ENGINE, 0.0), Upload(uploads, segments), 0)
 
 
 @pytest.fixture

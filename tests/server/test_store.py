@@ -25,6 +25,9 @@ LIMITS = Limits(
 )
 
 
+ENGINE: Any = None  # what computes, which nothing here does
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0
@@ -54,7 +57,7 @@ def claim(store: SessionStore, session: Session, span: Span, data: bytes | None,
 
 
 def test_names_are_unguessable_and_bound_to_their_owner(store: SessionStore) -> None:
-    one, two = store.open("a", None), store.open("b", None)
+    one, two = store.open("a", ENGINE), store.open("b", ENGINE)
     assert one.name != two.name
     assert len(one.name) == 32
     assert store.find(one.name, "a") is one
@@ -67,25 +70,25 @@ def test_names_are_unguessable_and_bound_to_their_owner(store: SessionStore) -> 
 
 def test_without_tokens_there_is_no_quota_for_one_owner(store: SessionStore) -> None:
     for _ in range(3):
-        store.open("", None)
+        store.open("", ENGINE)
     with pytest.raises(QuotaExceeded, match="the server has its most sessions"):
-        store.open("", None)
+        store.open("", ENGINE)
 
 
 def test_session_quotas(store: SessionStore) -> None:
-    first = store.open("a", None)
-    store.open("a", None)
+    first = store.open("a", ENGINE)
+    store.open("a", ENGINE)
     with pytest.raises(QuotaExceeded, match="your token"):
-        store.open("a", None)
-    store.open("b", None)
+        store.open("a", ENGINE)
+    store.open("b", ENGINE)
     with pytest.raises(QuotaExceeded, match=r"its most sessions \(3\)"):
-        store.open("c", None)
+        store.open("c", ENGINE)
     store.close(first)
-    store.open("c", None)
+    store.open("c", ENGINE)
 
 
 def test_a_session_expires_without_use_and_says_so(store: SessionStore, clock: Clock) -> None:
-    session = store.open("a", None)
+    session = store.open("a", ENGINE)
     keep(store, session, 0)
     clock.now = 9.0
     store.find(session.name, "a")
@@ -103,7 +106,7 @@ def test_a_session_expires_without_use_and_says_so(store: SessionStore, clock: C
 
 
 def test_a_session_with_batches_under_way_does_not_expire(store: SessionStore, clock: Clock) -> None:
-    session = store.open("a", None)
+    session = store.open("a", ENGINE)
     store.reserve(session, [session.highest + 1], 100)
     clock.now = 100.0
     store.expire()
@@ -111,7 +114,7 @@ def test_a_session_with_batches_under_way_does_not_expire(store: SessionStore, c
 
 
 def test_batches_expire(store: SessionStore, clock: Clock) -> None:
-    session = store.open("a", None)
+    session = store.open("a", ENGINE)
     keep(store, session, 0)
     clock.now = 20.5
     with pytest.raises(UnknownBatch, match="expired after 20 s"):
@@ -122,12 +125,12 @@ def test_batches_expire(store: SessionStore, clock: Clock) -> None:
 
 
 def test_batch_and_memory_quotas(store: SessionStore) -> None:
-    session = store.open("a", None)
+    session = store.open("a", ENGINE)
     for number in range(4):
         keep(store, session, number)
     with pytest.raises(QuotaExceeded, match=r"4 batches of rows wait and 1 more .* use a shorter prompt or a smaller pool"):
         store.reserve(session, [session.highest + 1], 1)
-    other = store.open("b", None)
+    other = store.open("b", ENGINE)
     with pytest.raises(QuotaExceeded, match=r"memory for them, .* try again later"):
         store.reserve(other, [other.highest + 1], 601)
     with pytest.raises(QuotaExceeded, match=r"2 more batches of rows take 1.0 MiB .* ask its operator for more"):
@@ -144,7 +147,7 @@ def test_batch_and_memory_quotas(store: SessionStore) -> None:
 
 
 def test_a_batch_that_is_ready_after_its_session_was_closed_is_dropped(store: SessionStore) -> None:
-    session = store.open("a", None)
+    session = store.open("a", ENGINE)
     store.reserve(session, [session.highest + 1], 100)
     store.close(session)
     store.keep(session, {0: {"body": np.zeros(1, dtype=np.uint32)}}, 100)
@@ -156,7 +159,7 @@ def test_a_batch_that_is_ready_after_its_session_was_closed_is_dropped(store: Se
 
 
 def test_a_row_is_answered_again_and_another_is_refused(store: SessionStore) -> None:
-    session = store.open("a", None)
+    session = store.open("a", ENGINE)
     keep(store, session, 7)
     shares = session.batches[7].shares["body"]
     rows = claim(store, session, Span(7, 2, 3), b"rows")
@@ -176,7 +179,7 @@ def test_a_row_is_answered_again_and_another_is_refused(store: SessionStore) -> 
 @pytest.mark.parametrize("span", [Span(7, 0, 1), Span(7, 2, 2), Span(7, 2, 4), Span(7, 3, 1), Span(7, 4, 2), Span(7, 0, 8)])
 def test_spans_that_touch_used_rows_otherwise_are_refused(store: SessionStore, span: Span) -> None:
     """Also rows that were passed over: they could be a reordered request's, and the server keeps no list of gaps."""
-    session = store.open("a", None)
+    session = store.open("a", ENGINE)
     keep(store, session, 7)
     claim(store, session, Span(7, 2, 3), b"rows")
     with pytest.raises(RowReused):
@@ -185,7 +188,7 @@ def test_spans_that_touch_used_rows_otherwise_are_refused(store: SessionStore, s
 
 
 def test_what_cannot_come_twice_is_never_answered_again(store: SessionStore) -> None:
-    session = store.open("a", None)
+    session = store.open("a", ENGINE)
     keep(store, session, 7)
     claim(store, session, Span(7, 0, 2), None)
     for data in (None, b"rows"):
@@ -195,7 +198,7 @@ def test_what_cannot_come_twice_is_never_answered_again(store: SessionStore) -> 
 
 @pytest.mark.parametrize("second", [[Span(8, 0, 1)], [Span(7, 7, 2)], [Span(7, 0, 0)], [Span(7, -1, 1)], [Span(7, 3, -1)]])
 def test_a_claim_that_is_refused_spends_nothing(store: SessionStore, second: list[Span]) -> None:
-    session = store.open("a", None)
+    session = store.open("a", ENGINE)
     keep(store, session, 7)
     spans = [Span(7, 0, 2), *second]
     with pytest.raises((UnknownBatch, WireError)):
@@ -204,7 +207,7 @@ def test_a_claim_that_is_refused_spends_nothing(store: SessionStore, second: lis
 
 
 def test_spans_of_one_claim_are_in_order(store: SessionStore) -> None:
-    session = store.open("a", None)
+    session = store.open("a", ENGINE)
     for number in (7, 8):
         keep(store, session, number)
     spans: Sequence[Span] = [Span(8, 1, 2), Span(7, 0, 4), Span(8, 3, 1), Span(7, 4, 4)]
@@ -218,7 +221,7 @@ def test_spans_of_one_claim_are_in_order(store: SessionStore) -> None:
 
 def test_no_order_of_claims_gives_a_row_two_sets_of_bytes(store: SessionStore) -> None:
     """3,000 random claims, some of them resends: for each group and row at most one digest is ever answered."""
-    draw, session = np.random.default_rng(3), store.open("a", None)
+    draw, session = np.random.default_rng(3), store.open("a", ENGINE)
     for number in range(3):
         keep(store, session, number)
     answered: dict[tuple[int, int, int], bytes] = {}
@@ -243,7 +246,7 @@ def test_no_order_of_claims_gives_a_row_two_sets_of_bytes(store: SessionStore) -
 
 
 def test_threads_that_claim_one_row_get_it_once(store: SessionStore) -> None:
-    session = store.open("a", None)
+    session = store.open("a", ENGINE)
     keep(store, session, 0)
     start, got = threading.Barrier(8), []
 
@@ -276,7 +279,7 @@ def test_records_are_not_larger_than_they_are_counted(store: SessionStore) -> No
     import tracemalloc
 
     rows, groups = 64, 20
-    session = SessionStore(Limits()).open("", None)
+    session = SessionStore(Limits()).open("", ENGINE)
     other: Any = SessionStore(Limits())
     other.keep(session, {0: {"body": np.zeros((rows, 1), np.uint32)}}, 0)
     tracemalloc.start()

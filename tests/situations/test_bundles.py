@@ -120,7 +120,7 @@ def test_modules_that_no_configuration_makes(tmp_path: Path) -> None:
 def test_a_name_with_a_space_is_refused_when_it_is_compiled() -> None:
     """The protocol's names are letters, digits, points and hyphens."""
     model = nn.ModuleDict({"my head": nn.Linear(6, 3)})
-    model.forward = lambda x: model["my head"](x)  # type: ignore[method-assign]
+    model.forward = lambda x: model["my head"](x)
     with pytest.raises(ValueError, match="'my head' cannot be a remote layer's name"):
         HybridFHEModel(model, ["my head"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -84,7 +85,12 @@ def test_a_weight_shows_its_type_and_place_but_no_values() -> None:
     assert torch.ones(2, dtype=torch.float16).to(weight).dtype == torch.float32
     assert torch.equal(weight.new_zeros(3), torch.zeros(3))
     x = torch.ones(1, 6)
-    reads = [lambda: weight.numpy(), lambda: weight.tolist(), lambda: weight[0], lambda: weight.sum().item()]
+    reads: list[Callable[[], object]] = [
+        lambda: weight.numpy(),
+        lambda: weight.tolist(),
+        lambda: weight[0],
+        lambda: weight.sum().item(),
+    ]
     reads += [lambda: x @ weight.T, lambda: nn.functional.linear(x, 2 * weight.data.clone() + 1), lambda: weight.abs()]
     reads += [lambda: torch.einsum("oi,ri->ro", weight, x), lambda: nn.functional.normalize(weight), lambda: list(weight)]
     reads += [lambda: torch.cat([weight, weight]), lambda: torch.save(weight, io.BytesIO())]
@@ -147,7 +153,7 @@ def test_weight_norm_and_pruning_keep_their_weights() -> None:
 
     model = two_layers()
     weight_norm(model[0])
-    prune.l1_unstructured(model[2], "weight", amount=0.5)
+    prune.l1_unstructured(model[2], "weight", amount=0.5)  # type: ignore[no-untyped-call]
     x = inputs(32)
     with torch.no_grad():
         expected = model(x)
@@ -298,7 +304,7 @@ def test_static_quantization_of_a_layer_that_was_not_reached_is_refused() -> Non
 # What stays with the client -------------------------------------------------------------------------------------------
 
 MOE = SIZES | {"num_local_experts": 4, "num_experts_per_tok": 1}
-DBRX = {"d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 64, "max_seq_len": 64}
+DBRX: dict[str, Any] = {"d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 64, "max_seq_len": 64}
 DBRX |= {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0}}
 DBRX |= {"ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2}}
 JETMOE = SIZES | {"kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2}

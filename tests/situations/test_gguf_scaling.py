@@ -24,7 +24,7 @@ def write(path: Path, extra: Extra) -> None:
     alphabet = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, *(chr(256 + i) for i in range(68)), "th"]
     writer = gguf.GGUFWriter(path, "llama")
-    for add, value in (
+    settings: tuple[tuple[Callable[[Any], None], Any], ...] = (
         (writer.add_context_length, 64),
         (writer.add_embedding_length, WIDTH),
         (writer.add_block_count, 1),
@@ -40,7 +40,8 @@ def write(path: Path, extra: Extra) -> None:
         (writer.add_bos_token_id, 1),
         (writer.add_eos_token_id, 2),
         (writer.add_unk_token_id, 0),
-    ):
+    )
+    for add, value in settings:
         add(value)
     writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(tokens) - 3))
     extra(writer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ class SentenceLike(nn.Sequential):
     """As a sentence-transformers object: a Sequential whose one input is a dict that goes from part to part."""
 
     def forward(self, input: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"sentence_embedding": super().forward(input["features"]).mean(0)}
+        return {"sentence_embedding": super().forward(input["features"]).mean(0)}  # type: ignore[no-untyped-call]
 
 
 def test_a_model_whose_input_is_a_dict() -> None:
@@ -161,7 +162,11 @@ def test_copies_are_refused_in_one_line(tmp_path: Path) -> None:
     """fairscale #816: the copy of a module whose forward is wrapped calls the original's. Tried by hand."""
     model = two_layers()
     hybrid = compiled(model, ["0"], inputs(), "disable")
-    tries = [lambda: copy.copy(hybrid), lambda: copy.deepcopy(hybrid), lambda: copy.deepcopy(hybrid.model)]
+    tries: list[Callable[[], object]] = [
+        lambda: copy.copy(hybrid),
+        lambda: copy.deepcopy(hybrid),
+        lambda: copy.deepcopy(hybrid.model),
+    ]
     tries += [lambda: pickle.dumps(hybrid), lambda: pickle.dumps(model), lambda: torch.save(model, tmp_path / "m.pt")]
     for attempt in tries:
         with pytest.raises(TypeError, match=r"cannot be copied or pickled; save it with HybridFHEModel\.save"):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -37,7 +38,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(self: Any, *_: Any, **__: Any) -> None:
         raise ConnectionError("Name or service not known")
 
-    monkeypatch.setattr(models.HfApi, "model_info", refuse)
+    monkeypatch.setattr(HfApi, "model_info", refuse)
     monkeypatch.setattr(models, "try_to_load_from_cache", lambda *_: None)
 
 
@@ -229,7 +230,7 @@ def test_unknown_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise Unknown
 
-    monkeypatch.setattr(models.HfApi, "model_info", refuse)
+    monkeypatch.setattr(HfApi, "model_info", refuse)
     with pytest.raises(ModelSourceError, match="no model of that id") as caught:
         load_model("some-body/some-model")
     assert_one_line_with_remedy(caught.value)

@@ -45,6 +45,7 @@ def test_the_trainer_trains(as_dict: bool, new_model: Any) -> None:
     losses = trainer.train([sample] * 2, num_epochs=2, fhe="execute" if as_dict else "disable")
     assert len(losses) == 4 and losses[-1] < losses[0] - 0.05
     assert losses[1] == pytest.approx(losses[0], rel=0.01), "a step takes two batches"
+    assert trainer.hybrid_model is not None
     trainer.hybrid_model.close()
 
 

@@ -21,6 +21,24 @@ IDS = torch.tensor([[1, 7, 9, 30, 41, 12, 3, 5, 22], [1, 8, 50, 31, 11, 60, 6, 1
 WEAK = Terms(no_cryptography=True)
 
 
+def parts_of(hybrid: HybridFHEModel) -> Any:
+    """What compiling made, weights included."""
+    assert hybrid.sides.compiled is not None and hybrid.sides.compiled.weights is not None
+    return hybrid.sides.compiled
+
+
+def first_weight(hybrid: HybridFHEModel) -> torch.Tensor:
+    """The first layer's own weight, under its stand-in."""
+    layer: Any = hybrid.model.get_submodule("0")
+    weight: torch.Tensor = layer.inner.weight
+    return weight
+
+
+def gradient_of(x: torch.Tensor) -> torch.Tensor:
+    assert x.grad is not None
+    return x.grad
+
+
 def compiled(model: nn.Module, names: list[str], x: torch.Tensor, **options: Any) -> HybridFHEModel:
     hybrid = HybridFHEModel(model, names)
     hybrid.compile_model(x, device="cpu", params=Params.insecure_tiny(), trainable=True, **options)
@@ -47,15 +65,16 @@ def test_a_gradient_is_that_of_the_integer_layer(kind: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(40 if kind == "calibrated" else 3, 24) * torch.linspace(0.1, 8, 24)
     hybrid = compiled(nn.Sequential(nn.Linear(24, 10)), ["0"], x)
-    own, weights = hybrid.sides.compiled.constants[1], hybrid.sides.compiled.weights[1]
-    assert (hybrid.sides.compiled.constants[0].divisors is not None) == (kind == "calibrated")
+    compiled_parts = parts_of(hybrid)
+    own, weights = compiled_parts.constants[1], compiled_parts.weights[1]
+    assert (compiled_parts.constants[0].divisors is not None) == (kind == "calibrated")
     integer = (own.scale[:, None] * weights).T
-    exact = hybrid.model[0].inner.weight.detach().numpy()
+    exact = first_weight(hybrid).detach().numpy()
     assert np.abs(integer - exact).max() <= 0.51 * np.abs(exact).max() / 127, "rounded for gradients, not for activations"
     given, wanted = x.clone().requires_grad_(), torch.randn(len(x), 10)
     hybrid.model(given).backward(wanted)
     expected = wanted.numpy() @ integer
-    assert np.abs(given.grad.numpy() - expected).max() < 2e-5 * np.abs(expected).max()
+    assert np.abs(gradient_of(given).numpy() - expected).max() < 2e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -139,7 +158,7 @@ def test_a_gradient_that_overflowed_comes_back_as_nan() -> None:
     wanted = torch.ones(3, 4)
     wanted[1, 2] = torch.inf
     hybrid.model(x).backward(wanted)
-    assert x.grad[1].isnan().all() and x.grad[[0, 2]].isfinite().all() and x.grad[0].any()
+    assert gradient_of(x)[1].isnan().all() and gradient_of(x)[[0, 2]].isfinite().all() and gradient_of(x)[0].any()
 
 
 def test_gradients_keep_the_precision_of_each_row() -> None:
@@ -149,9 +168,9 @@ def test_gradients_keep_the_precision_of_each_row() -> None:
     hybrid.set_fhe_mode("execute")
     sizes = torch.tensor([1.0, 1e-9, 1e6, 0.0])[:, None]
     hybrid.model(x).backward(wanted * sizes)
-    exact = (wanted * sizes) @ hybrid.model[0].inner.weight
-    error = (x.grad - exact).norm(dim=1)[:3] / exact.norm(dim=1)[:3]
-    assert error.max() < 0.015 and not x.grad[3].any()
+    exact = (wanted * sizes) @ first_weight(hybrid)
+    error = (gradient_of(x) - exact).norm(dim=1)[:3] / exact.norm(dim=1)[:3]
+    assert error.max() < 0.015 and not gradient_of(x)[3].any()
     hybrid.close()
 
 
@@ -164,13 +183,13 @@ def test_the_errors_of_gradients_are_unbiased_and_as_predicted() -> None:
     x, wanted = torch.randn(64, 64, requires_grad=True), torch.randn(48).expand(64, 48)
     hybrid = compiled(nn.Sequential(nn.Linear(64, 48)), ["0"], x.detach())
     hybrid.model(x).backward(wanted)
-    exact, x.grad = x.grad, None
+    exact, x.grad = gradient_of(x), None
     hybrid.set_fhe_mode("execute")
     hybrid.model(x).backward(wanted)
-    errors = (x.grad - exact).double().numpy()
-    group, own = hybrid.manifest.groups[1], hybrid.sides.compiled.constants[1]
+    errors = (gradient_of(x) - exact).double().numpy()
+    group, own = hybrid.manifest.groups[1], parts_of(hybrid).constants[1]
     bits = noise.WireBits(group.input_bits, group.result_bits)
-    variance = noise.result(hybrid.params, row_norms(hybrid.sides.compiled.weights[1]), bits)
+    variance = noise.result(hybrid.params, row_norms(parts_of(hybrid).weights[1]), bits)
     from veil.bundle.constants import target_norm
 
     tau = target_norm(hybrid.params, own.bound) / np.linalg.norm(wanted[0].numpy())

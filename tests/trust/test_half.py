@@ -19,6 +19,7 @@ from veil.bundle import header_file
 from veil.bundle.terms import Terms
 from veil.checks.files import load_vectors, save_vectors
 from veil.checks.vectors import make_vectors
+from veil.disk import digest
 from veil.errors import HalfDiffers
 from veil.params import Params
 from veil.random import SecretRng
@@ -223,7 +224,7 @@ def forged(half: Path, path: Path, change: Callable[[Path], None]) -> Path:
     change(copy)
     fields = json.loads((copy / header_file.HEADER).read_text())
     found = [file for file in copy.rglob("*") if file.is_file() and file.name != header_file.HEADER]
-    fields["sha256"] = {file.relative_to(copy).as_posix(): header_file.digest(file) for file in found}
+    fields["sha256"] = {file.relative_to(copy).as_posix(): digest(file) for file in found}
     (copy / header_file.HEADER).write_text(json.dumps(fields))
     return copy
 

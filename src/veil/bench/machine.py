@@ -1,4 +1,4 @@
-"""This machine: its processor, how fast it reads memory, how fast it multiplies and adds, and how much memory was used."""
+"""The machine: its processor, how fast it reads memory, how fast it multiplies and adds, and how much memory was used."""
 
 from __future__ import annotations
 

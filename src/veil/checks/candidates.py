@@ -26,7 +26,7 @@ class ExactCandidates:
 
     def refined(self, x: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
         """Outputs [R, slots] float32 with the likeliest exact, for inputs x [R, width]."""
-        places = outputs.topk(min(LIKELY, outputs.shape[1]), dim=1).indices
+        places = outputs.topk(min(LIKELY, outputs.shape[1]), dim=1, sorted=False).indices
         rows = self._table[places].to(torch.float32)
         exact = torch.einsum("rkw,rw->rk", rows, x.to(torch.float32))
         return outputs.scatter(1, places, exact)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from veil.bundle.manifest import Manifest
 from veil.checks.running import RunningTest
 from veil.checks.spread import covariance, on_kernels, whitening
-from veil.checks.vectors import GroupVectors, edges_of
+from veil.checks.vectors import GroupVectors
 from veil.errors import WrongAnswer
 from veil.kernels.interface import Array, Kernels, Rows, Scaling, SignVectors
 from veil.params import Params
@@ -42,24 +42,23 @@ class AnswerChecks:
     ) -> None:
         self.against = against
         self._manifest = manifest
+        self._bits = [group.result_bits for group in manifest.groups]
+        self._slots = [group.rows for group in manifest.groups]
         self._kernels = kernels
         self._tell = caught
-        self._found: str | None = None
+        self.found: str | None = None
         self._vectors: list[dict[int, SignVectors]] = []
         self._whitening: list[F64] = []
-        self._places: list[slice] = []
-        freedom: list[int] = []
         for group, own in zip(manifest.groups, vectors, strict=True):
             spread = covariance(own, group, params)
             slots = {group.rows, group.prompt_rows} - {0}
             self._vectors.append({count: on_kernels(own, group, spread, count, kernels) for count in slots})
             self._whitening.append(whitening(spread))
-            chunks = len(edges_of(group)) - 1
-            self._places.append(slice(len(freedom), len(freedom) + chunks))
-            freedom += [own.signs.shape[0]] * chunks
-        self._running = RunningTest(np.array(freedom))
+        self._row = _OneRow(self._whitening, kernels)
+        self._running = RunningTest(self._row.freedom)
+        self._has_passed = [False] * len(self._slots)
+        self._passed = 0
         self._pending: list[tuple[int, Array]] = []
-        self._flat = _Flat(self._whitening)
 
     @property
     def residuals_per_row(self) -> int:
@@ -67,41 +66,73 @@ class AnswerChecks:
         return sum(own[max(own)].count for own in self._vectors)
 
     def stop_if_caught(self) -> None:
-        """Raise `WrongAnswer` again where a wrong answer was found: nothing more is sent."""
-        if self._found is not None:
-            raise WrongAnswer(self._found)
+        """Raise `WrongAnswer` again where a wrong answer was ``found``: nothing more is sent."""
+        if self.found is not None:
+            raise WrongAnswer(self.found)
 
-    def check(
-        self, group: int, x: Array, data: Array, scaling: Scaling, shares: Sequence[Rows], column: int, slots: int
-    ) -> None:
-        """Raise `WrongAnswer` unless a group's packed results [R, bytes] fit the rows x [R, width] that were sent."""
-        self.stop_if_caught()
-        bits = self._manifest.groups[group].result_bits
+    def decrypt(
+        self,
+        group: int,
+        x: Array,
+        data: Array,
+        scaling: Scaling,
+        shares: Sequence[Rows],
+        column: int,
+        slots: int,
+        scales: Array,
+    ) -> Array:
+        """A group's packed results [R, bytes] as [R, slots] float32, if they fit the rows x [R, width] that were sent.
+
+        Raises `WrongAnswer` if they do not.
+        """
         vectors = self._vectors[group][slots]
-        residuals, worst = self._kernels.residuals(data, x, scaling, shares, column, bits, vectors)
-        largest = float(worst[0] if len(worst) == 1 else worst.max())
+        if len(x) == 1 and slots == self._slots[group]:
+            if self._has_passed[group]:
+                self._keep_apart()
+            self._has_passed[group] = True
+            self._passed += 1
+            residuals = self._row.places[group]
+        else:
+            residuals = self._kernels.asarray(np.empty((len(x), vectors.count)))
+            self._pending.append((group, residuals))
+        y, worst = self._kernels.decrypt_checked(
+            data, x, scaling, shares, column, self._bits[group], scales, vectors, residuals
+        )
+        largest = float(worst)
         if not largest <= BOUND:
             self._refuse(group, f"off by {largest:.0f} times the noise, {BOUND:.0f} are allowed")
-        self._pending.append((group, residuals))
+        return y
 
     def end_pass(self) -> None:
         """Add what a forward pass showed to the running test; raises `WrongAnswer`."""
-        pending, self._pending = self._pending, []
-        if len(pending) == len(self._places) and all(
-            group == place and len(rows) == 1 for place, (group, rows) in enumerate(pending)
-        ):
-            found = self._running.add(self._flat.squares([self._kernels.to_numpy(rows) for _, rows in pending]), 1)
+        if self._passed == len(self._has_passed):
+            self._forget_row()
+            found = self._running.add(self._row.squares(), 1)
             if found is not None:
-                self._refuse_running(next(g for g, place in enumerate(self._places) if place.stop > found))
-            return
+                self._refuse_running(self._row.group_of(found))
+        else:
+            self._keep_apart()
+        pending, self._pending = self._pending, []
         for group, rows in pending:
             self._add(group, self._kernels.to_numpy(rows))
+
+    def _keep_apart(self) -> None:
+        """Have the residuals of rows that came one by one where others do not follow them."""
+        for group, has_passed in enumerate(self._has_passed):
+            if has_passed:
+                own = self._kernels.to_numpy(self._row.places[group])
+                self._pending.append((group, self._kernels.asarray(own.copy())))
+        self._forget_row()
+
+    def _forget_row(self) -> None:
+        self._has_passed = [False] * len(self._has_passed)
+        self._passed = 0
 
     def _add(self, group: int, rows: F64) -> None:
         whitening = self._whitening[group]
         own = rows.reshape(len(rows), -1, whitening.shape[1])
         squares = np.square(np.matmul(whitening[: own.shape[1]], own[..., None])).sum(axis=(2, 3))
-        start = self._places[group].start
+        start = self._row.chunks[group].start
         for first in range(0, len(rows), _BLOCK):
             part = squares[first : first + _BLOCK]
             if self._running.add(part.sum(axis=0), len(part), slice(start, start + own.shape[1])) is not None:
@@ -112,34 +143,54 @@ class AnswerChecks:
 
     def _refuse(self, group: int, how: str) -> NoReturn:
         name = self._manifest.groups[group].layers[0].name
-        self._found = (
+        self.found = (
             f"the server's answers for {name} are not those of {self.against}: {how}; nothing more is sent to it, and "
             "the answer so far is not to be trusted"
         )
         if self._tell is not None:
-            self._tell(self._found)
-        raise WrongAnswer(self._found)
+            self._tell(self.found)
+        raise WrongAnswer(self.found)
 
 
-class _Flat:
-    """The squares of a pass of one row through all groups at once: groups with as many vectors are whitened together."""
+class _OneRow:
+    """Room for the residuals of a pass of one row through all groups: those with as many vectors lie together.
 
-    def __init__(self, whitening: Sequence[F64]) -> None:
-        self._sizes = sorted({len(own[0]) for own in whitening})
-        self._groups = {size: [g for g, own in enumerate(whitening) if len(own[0]) == size] for size in self._sizes}
-        self._matrices = {size: np.concatenate([whitening[g] for g in self._groups[size]]) for size in self._sizes}
-        ends = np.cumsum([len(own) for own in whitening])
-        self._places = {
-            size: np.concatenate([np.arange(ends[g] - len(whitening[g]), ends[g]) for g in self._groups[size]])
-            for size in self._sizes
-        }
-        self._chunks = int(ends[-1])
+    ``places`` are each group's [1, count], ``chunks`` its chunks in the running test, ``freedom`` J of all chunks.
+    """
 
-    def squares(self, rows: Sequence[F64]) -> F64:
-        """q [chunks] of each group's residuals [1, chunks·J]."""
-        out = np.empty(self._chunks)
-        for size in self._sizes:
-            own = np.concatenate([rows[group][0] for group in self._groups[size]]).reshape(-1, size)
-            white = np.einsum("kab,kb->ka", self._matrices[size], own)
-            out[self._places[size]] = np.einsum("ka,ka->k", white, white)
+    def __init__(self, whitening: Sequence[F64], kernels: Kernels) -> None:
+        sizes = [own.shape[1] for own in whitening]
+        order = sorted(range(len(sizes)), key=lambda group: sizes[group])
+        counts = [own.shape[0] * own.shape[1] for own in whitening]
+        self._kernels = kernels
+        self._residuals = kernels.asarray(np.zeros((1, sum(counts))))
+        self.places: list[Array] = [None] * len(sizes)
+        self.chunks = [slice(0)] * len(sizes)
+        self._order = order
+        place = chunk = 0
+        for group in order:
+            own = len(whitening[group])
+            self.places[group] = self._residuals[:, place : place + counts[group]]
+            self.chunks[group] = slice(chunk, chunk + own)
+            place, chunk = place + counts[group], chunk + own
+        self.freedom = np.concatenate([np.full(len(whitening[group]), sizes[group]) for group in order])
+        self._parts: list[tuple[slice, slice, int, F64]] = []
+        place = chunk = 0
+        for size in sorted(set(sizes)):
+            matrices = np.concatenate([whitening[group] for group in order if sizes[group] == size])
+            own = len(matrices)
+            self._parts.append((slice(place, place + own * size), slice(chunk, chunk + own), size, matrices))
+            place, chunk = place + own * size, chunk + own
+
+    def group_of(self, chunk: int) -> int:
+        """The group that a chunk of the running test belongs to."""
+        return next(group for group in self._order if self.chunks[group].stop > chunk)
+
+    def squares(self) -> F64:
+        """q [chunks] of the row that is there."""
+        residuals = self._kernels.to_numpy(self._residuals)[0]
+        out = np.empty(len(self.freedom))
+        for places, chunks, size, matrices in self._parts:
+            white = np.einsum("kab,kb->ka", matrices, residuals[places].reshape(-1, size))
+            np.einsum("ka,ka->k", white, white, out=out[chunks])
         return out

@@ -26,21 +26,32 @@ _TILTS = np.array([0.02, 0.15, 0.4])
 
 
 class RunningTest:
-    """The sums S of some chunks; ``freedom`` [chunks] is J of each."""
+    """The sums S of some chunks; ``freedom`` [chunks] is J of each.
+
+    ``sums`` [tilts, chunks] and ``rows`` [chunks] are its state.
+    """
 
     def __init__(self, freedom: NDArray[np.int64], false_alarms: float = FALSE_ALARMS) -> None:
         self._decay = 0.5 * np.log1p(-2.0 * _TILTS)[:, None] * freedom
-        self._logs = np.full(self._decay.shape, -np.inf)
-        self._rows = np.zeros(len(freedom))
+        self.sums = np.zeros(self._decay.shape)
+        self.rows = np.zeros(len(freedom))
         self.limit = math.log(len(_TILTS) * max(len(freedom), 1) / false_alarms)
+        self._most = math.exp(self.limit)
+
+    @property
+    def reached(self) -> float:
+        """The logarithm of the largest sum, which is an alarm beyond ``limit``."""
+        return math.log(max(float(self.sums.max(initial=0.0)), 1e-300))
 
     def add(self, squares: F64, rows: int, places: slice = slice(None)) -> int | None:
         """Add q [chunks] summed over this many rows; the place of a chunk that no honest server would have, or None."""
-        counted = self._rows[places] + 1.0
-        self._rows[places] = counted
-        logs = np.logaddexp(self._logs[:, places], -np.log(counted * (counted + 1.0)))
-        logs += _TILTS[:, None] * squares + rows * self._decay[:, places]
-        self._logs[:, places] = logs
-        if logs.size and logs.max() > self.limit:
-            return int(logs.max(axis=0).argmax()) + (places.start or 0)
+        counted = self.rows[places]
+        counted += 1.0
+        sums, tilted = self.sums[:, places], _TILTS[:, None] * squares
+        tilted += self._decay[:, places] if rows == 1 else rows * self._decay[:, places]
+        sums += 1.0 / (counted * (counted + 1.0))
+        with np.errstate(over="ignore"):  # infinite is an alarm too
+            sums *= np.exp(tilted)
+        if not sums.max(initial=0.0) <= self._most:
+            return int(np.nan_to_num(sums, nan=np.inf).max(axis=0).argmax()) + (places.start or 0)
         return None

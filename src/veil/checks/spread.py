@@ -45,10 +45,9 @@ def on_kernels(vectors: GroupVectors, group: Group, spread: F64, slots: int, ker
     if edges[chunks] != slots:
         raise ValueError(f"group {group.name!r} is not cut at slot {slots}")
     deviations = np.sqrt(np.diagonal(spread, axis1=1, axis2=2))[:chunks]
-    return SignVectors(
-        edges=kernels.asarray(edges[: chunks + 1]),
-        signs=kernels.asarray(np.ascontiguousarray(vectors.signs[:, :slots])),
-        sums=kernels.asarray(np.ascontiguousarray(vectors.sums[:chunks])),
-        inverse=kernels.asarray(np.ascontiguousarray(1.0 / deviations)),
-        longest=int(np.diff(edges[: chunks + 1]).max()),
+    return kernels.load_vectors(
+        edges[: chunks + 1],
+        np.ascontiguousarray(vectors.signs[:, :slots]),
+        np.ascontiguousarray(vectors.sums[:chunks]),
+        np.ascontiguousarray(1.0 / deviations),
     )

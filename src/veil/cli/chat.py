@@ -67,7 +67,8 @@ def command(
         pad=pad,
     )
     sign_of_life()
-    from veil.commands.chat import ChatOptions, run
+    from veil.commands.chat import run
+    from veil.commands.conversation import ChatOptions
 
     run(
         ChatOptions(

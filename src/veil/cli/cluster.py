@@ -66,7 +66,7 @@ def command(
     limits = server_limits(max_sessions, memory_gib)
     accepted = None if tokens is None else Tokens.read(tokens)
     front = ServerConfig(host=host, port=port, rows_port=None, tls=tls, tokens=accepted, insecure=insecure, limits=limits)
-    listens = replica_host or ("127.0.0.1" if ray_address is None else "0.0.0.0")
+    listens = replica_host or ("127.0.0.1" if ray_address is None else "0.0.0.0")  # noqa: S104
     replica = ServerConfig(host=listens, port=0, tls=tls, tokens=accepted, insecure=insecure, limits=limits)
     replica.check()
     halves = {name: path.absolute() for name, path in named(bundles).items()}

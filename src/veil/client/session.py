@@ -138,7 +138,7 @@ class ClientSession:
         rows, spent before a byte leaves; waits for more if the pool is short. Raises `NotFiniteActivation` for NaN or
         infinity before anything is sent, where the backend can tell at once.
         """
-        if self.checks is not None:
+        if self.checks is not None and self.checks.found is not None:
             self.checks.stop_if_caught()
         place, kernels, rows = self._places[group], self.kernels, len(x)
         prompt_rows = self._supply.count(group, rows, prompt=slots is not None)
@@ -165,10 +165,10 @@ class ClientSession:
             self._moved(group, rows, slots)
             shares = [Rows(part.batch.shares[place.segment], part.first, part.count) for part in parts]
             reply = kernels.asarray(reply)
-            if self.checks is not None:
-                self.checks.check(group, x, reply, scaling, shares, place.start, slots)
-                start_s = self.stats.spent("check", start_s)
-            outputs = kernels.decrypt(reply, scaling, shares, place.start, place.result_bits, scales)
+            if self.checks is None:
+                outputs = kernels.decrypt(reply, scaling, shares, place.start, place.result_bits, scales)
+            else:
+                outputs = self.checks.decrypt(group, x, reply, scaling, shares, place.start, slots, scales)
             self.stats.spent("decrypt", start_s)
             return outputs
         raise AssertionError

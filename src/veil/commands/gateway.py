@@ -91,5 +91,5 @@ def warnings_of(request: GatewayRequest) -> list[str]:
 
 def _shown(host: str) -> str:
     """A host that can be typed into a browser here."""
-    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"[{name}]" if ":" in name else name

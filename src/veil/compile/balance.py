@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from veil import noise
 from veil.bundle.constants import row_norms, target_norm
 from veil.compile.quantize import quantize_weight
+from veil.kernels.cpu.kept import jitted
 from veil.params import Params
 
 F32 = NDArray[np.float32]
@@ -149,8 +149,8 @@ def _some(rows: F32, most: int) -> F32:
     return chosen
 
 
-@njit(cache=True, fastmath=True)
-def _shares_of_maxima(magnitudes, divisors, shares):  # type: ignore[no-untyped-def]
+@jitted(fastmath=True)
+def _shares_of_maxima(magnitudes: F32, divisors: F32, shares: F64) -> float:
     """Σ_j of squared row maxima of ``magnitudes·divisors``; each column's share of it, a maximum spread by 16th powers."""
     rows, width = magnitudes.shape
     powers = np.empty(width, dtype=np.float32)
@@ -174,4 +174,4 @@ def _shares_of_maxima(magnitudes, divisors, shares):  # type: ignore[no-untyped-
         for i in range(width):
             shares[i] += weight * powers[i]
         squares += largest * largest
-    return squares
+    return float(squares)

@@ -80,7 +80,7 @@ class Access:
         name = _host_of(host)
         if name is None:
             return False
-        everywhere = self.host in ("0.0.0.0", "::")
+        everywhere = self.host in ("0.0.0.0", "::")  # noqa: S104
         return name in _LOOPBACK | {self.host, *self.hosts} or (everywhere and _is_address(name))
 
     def accepts(self, authorization: str | None) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -228,7 +228,12 @@ class Kernels(Protocol):
     def decrypt(self, data: Array, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: Array) -> Array:
         """Packed results minus μ from ``column`` on, scaled back → [R, rows] float32."""
 
-    def residuals(
+    def load_vectors(
+        self, edges: NDArray[np.int32], signs: I8, sums: NDArray[np.int16], inverse: NDArray[np.float64]
+    ) -> SignVectors:
+        """Sign vectors where `decrypt_checked` reads them quickest; the shapes are those of `SignVectors`."""
+
+    def decrypt_checked(
         self,
         data: Array,
         x: Array,
@@ -236,12 +241,15 @@ class Kernels(Protocol):
         shares: Sequence[Rows],
         column: int,
         bits: int,
+        scales: Array,
         vectors: SignVectors,
-    ) -> tuple[Array, Array]:
-        """How far packed results [R, bytes] are from those of the weights that ``vectors`` know, in deviations of the noise.
+        out: Array,
+    ) -> tuple[Array, SupportsFloat]:
+        """What `decrypt` gives, and how far it is from the weights that ``vectors`` know, in deviations of the noise.
 
-        For each chunk and vector ``Σ_j r_j·y_j - c·x_q`` modulo 2^32, centred, times ``inverse``: [R, chunks·J] float64, and
-        the largest size of each row [R]. The rows x [R, width] are those that were sent; 0 for one that is not finite.
+        For each chunk and vector ``Σ_j r_j·y_j - c·x_q`` modulo 2^32, centred, times ``inverse``, goes to ``out``
+        [R, chunks·J] float64; returned is the largest size, for which a GPU is waited when it is read. The rows x [R, width]
+        are those that were sent; 0 for one that is not finite.
         """
 
     def finite(self, scales: Array) -> bool:

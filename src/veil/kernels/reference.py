@@ -336,9 +336,21 @@ class ReferenceKernels:
         np.divide(1.0, scales, out=inverse, where=scales != 0)
         return (values * inverse[:, None] * scaling.scale.astype(np.float64) + scaling.bias).astype(np.float32)
 
-    def residuals(
-        self, data: U8, x: F32, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, vectors: SignVectors
-    ) -> tuple[F64, F64]:
+    def load_vectors(self, edges: NDArray[np.int32], signs: I8, sums: NDArray[np.int16], inverse: F64) -> SignVectors:
+        return SignVectors(edges, signs, sums, inverse, int(np.diff(edges).max()))
+
+    def decrypt_checked(
+        self,
+        data: U8,
+        x: F32,
+        scaling: Scaling,
+        shares: Sequence[Rows],
+        column: int,
+        bits: int,
+        scales: F64,
+        vectors: SignVectors,
+        out: F64,
+    ) -> tuple[F32, float]:
         divided = x if scaling.divisors is None else x / scaling.divisors
         tau, _ = row_scales(divided, scaling.target, scaling.fixed)
         good = np.isfinite(tau)
@@ -352,8 +364,8 @@ class ReferenceKernels:
         expected = np.einsum("kji,ri->rkj", vectors.sums.astype(np.int64), message)
         residuals = (got - expected).astype(np.uint32).view(np.int32) * vectors.inverse
         residuals[~good] = 0.0
-        flat = residuals.reshape(len(x), -1)
-        return flat, np.abs(flat).max(axis=1, initial=0.0)
+        out[:] = residuals.reshape(len(x), -1)
+        return self.decrypt(data, scaling, shares, column, bits, scales), float(np.abs(out).max(initial=0.0))
 
     def finite(self, scales: F64) -> bool:
         return bool(np.isfinite(scales).all())

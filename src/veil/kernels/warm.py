@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from veil.kernels.cpu import checking, online, packing, product
 from veil.kernels.cpu.backend import CpuKernels
-from veil.kernels.interface import Rows, Scaling, SignVectors
+from veil.kernels.interface import Rows, Scaling
 from veil.kernels.ring import Ring, ring_of
 from veil.params import Params
 from veil.progress import Progress
@@ -61,7 +61,9 @@ def every_kernel(ring: Ring) -> Iterator[Callable[[], object]]:
         for read_only in (True, False):
             yield partial(_steps, count, threads, received=read_only)
     yield lambda: kernels.decrypt(received[:, :16], scaling, rows, 0, 16, tau)
-    yield lambda: kernels.residuals(received[:, :16], x, scaling, rows, 0, 16, _vectors())
+    yield lambda: kernels.decrypt_checked(
+        received[:, :16], x, scaling, rows, 0, 16, tau, _vectors(kernels), np.empty((1, 1))
+    )
     yield lambda: kernels.encrypt(x, scaling, rows, 0, 24)
     yield lambda: kernels.answer(received, weights, rows, 0, (24, 16))
     yield lambda: list(kernels.prefetch(weights))
@@ -81,19 +83,20 @@ def _steps(rows: int, threads: int, *, received: bool) -> None:
     online.encrypt(x, none, 1.0, 0.0, words, 0, 0, 24, threads, np.zeros((rows, 24), np.uint8), scales, scales.copy())
     online.answer(packed(24), weights, words, 0, 0, 24, 16, threads, np.zeros((rows, 16), dtype=np.uint8))
     online.decrypt(packed(16), words, 0, 0, 16, scales, ones, ones, threads, x)
-    signs, residuals, worst = _vectors(), np.empty((rows, 1)), np.empty(rows)
-    checking.residuals(
-        packed(16), x, none, 1.0, 0.0, words, 0, 0, 16, signs.edges, signs.signs, signs.sums, signs.inverse, threads,
-        residuals, worst,
-    )  # fmt: skip
+    vectors = _vectors(CpuKernels())
+    checked = (packed(16), x, none, 1.0, 0.0, words, 0, 0, 16, scales, ones, ones, vectors.block, vectors.shape, 0, rows)
+    call = checking.decrypt_checked if threads == 1 else checking.decrypt_checked_together
+    call(*checked, x.copy(), np.empty((rows, 1)))
     packing.pack(words, 8, threads, np.zeros((rows, 8), dtype=np.uint8))
     packing.unpack(packed(8), 8, threads, words)
     product.matmul(weights, words, threads, words.copy())
 
 
-def _vectors() -> SignVectors:
+def _vectors(kernels: CpuKernels) -> checking.BlockVectors:
     signs, sums = np.ones((1, 8), dtype=np.int8), np.ones((1, 1, 8), dtype=np.int16)
-    return SignVectors(np.array([0, 8], dtype=np.int32), signs, sums, np.ones((1, 1)), 8)
+    vectors = kernels.load_vectors(np.array([0, 8], dtype=np.int32), signs, sums, np.ones((1, 1)))
+    assert isinstance(vectors, checking.BlockVectors)
+    return vectors
 
 
 class _Words:

@@ -47,7 +47,7 @@ class Retries:
 
     def again(self) -> bool:
         """Pause and say that there is time for another try; False when there is not, at once after ``stop``."""
-        pause = self._pause * (0.75 + 0.5 * random.random())
+        pause = self._pause * (0.75 + 0.5 * random.random())  # noqa: S311
         if self._clock() + pause > self._end:
             return False
         if self._stop.wait(pause):

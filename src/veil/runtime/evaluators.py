@@ -25,7 +25,9 @@ class Evaluator(Protocol):
     With ``slots`` the rows are a prompt's, and only as many outputs are asked for, from the first on.
     """
 
-    def evaluate(self, group: int, x: Array, slots: int | None = None) -> Array: ...
+    def evaluate(self, group: int, x: Array, slots: int | None = None) -> Array:
+        """The outputs, in a new array."""
+        ...
 
 
 class ClearLayers:

@@ -51,7 +51,7 @@ class Passes:
         self.current: Router | None = None
         self.lock = threading.RLock()
         self._owner: int | None = None
-        self._pass_mode = "torch"
+        self._pass_mode = "torch"  # noqa: S105
         self._failed = False
         self._around, self._plan, self._entries = around, plan, entries
         for layer in layers.values():

@@ -59,7 +59,12 @@ class RemoteWeight(torch.Tensor):
 
     @staticmethod
     def __new__(
-        cls, layer: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device, floats: torch.Tensor | None = None
+        cls: type[RemoteWeight],
+        layer: str,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        floats: torch.Tensor | None = None,
     ) -> RemoteWeight:
         """A weight of this shape; ``floats`` are its values, where they are here."""
         own: RemoteWeight = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)

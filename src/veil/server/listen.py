@@ -111,7 +111,8 @@ def build_bundles(
 ) -> dict[str, HostedBundle]:
     """Load server halves by name and build their hints; ``offers`` are client halves by the same names,
     ``hints`` a folder where hints are kept for the next start. With several ``cards`` they lie on those, beside
-    ``memory_bytes`` for batches of rows."""
+    ``memory_bytes`` for batches of rows.
+    """
     unknown = sorted(set(offers) - set(halves))
     if unknown:
         raise ValueError(f"--offer names {unknown[0]!r}, which is not served; served are {', '.join(halves)}")

@@ -15,6 +15,7 @@ class JsonLines(logging.Formatter):
     """Formats records of `event` as JSON lines."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """One line, without its end."""
         fields: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
             "level": record.levelname.lower(),

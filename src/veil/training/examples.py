@@ -65,7 +65,7 @@ def divided(examples: Sequence[Example], validation: float, seed: int) -> Data:
     if not 0 <= validation < 1:
         raise ValueError(f"a validation share of {validation} is not from 0 to below 1")
     order = list(range(len(examples)))
-    random.Random(seed).shuffle(order)
+    random.Random(seed).shuffle(order)  # noqa: S311
     count = min(len(order) - 1, max(1, round(validation * len(order)))) if validation else 0
     apart = set(order[:count])
     return Data(
@@ -80,7 +80,7 @@ def batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[
     held: list[Example] = []
     while True:
         order = list(range(len(examples)))
-        random.Random(f"{seed}/{number}").shuffle(order)
+        random.Random(f"{seed}/{number}").shuffle(order)  # noqa: S311
         number += 1
         for i in order:
             held.append(examples[i])

@@ -68,6 +68,7 @@ class CheckpointFiles:
         return all(self._key(name) is not None for name in parameters)
 
     def rows(self, layer: Layer, first: int, last: int) -> F32:
+        """A remote layer's weights [last - first, in_features], some outputs of them."""
         key = self._key(f"{layer.name}.weight")
         assert key is not None
         with safe_open(self._files[key], framework="pt") as file:
@@ -76,10 +77,12 @@ class CheckpointFiles:
         return np.ascontiguousarray(piece.to(torch.float32).numpy())
 
     def bias(self, layer: Layer) -> F32 | None:
+        """A remote layer's bias, if it has one."""
         found = self.tensor(f"{layer.name}.bias")
         return None if found is None else found.to(torch.float32).numpy()
 
     def tensor(self, name: str) -> torch.Tensor | None:
+        """A tensor outside the remote layers, None where there is none of that name."""
         key = self._key(name)
         if key is None:
             return None
@@ -114,14 +117,17 @@ class LoadedModel:
         self._last: tuple[str, F32] | None = None
 
     def rows(self, layer: Layer, first: int, last: int) -> F32:
+        """A remote layer's weights [last - first, in_features], some outputs of them."""
         if self._last is None or self._last[0] != layer.name:
             self._last = layer.name, float_weight(self._inner(layer), layer.kind)
         return self._last[1][first:last]
 
     def bias(self, layer: Layer) -> F32 | None:
+        """A remote layer's bias, if it has one."""
         return float_bias(self._inner(layer))
 
     def tensor(self, name: str) -> torch.Tensor | None:
+        """A tensor outside the remote layers, None where there is none of that name."""
         return self._tensors.get(name)
 
     def _inner(self, layer: Layer) -> nn.Module:

@@ -329,42 +329,50 @@ class CpuKernels:
             first = last
         return y
 
-    def residuals(
-        self, data: U8, x: F32, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, vectors: SignVectors
-    ) -> tuple[F64, F64]:
-        out, worst = np.empty((len(x), vectors.count)), np.empty(len(x))
-        if len(shares) == 1:
-            self._residuals(data, x, scaling, shares[0], column, bits, vectors, out, worst)
-            return out, worst
-        first = 0
-        for part in shares:
-            own = slice(first, first + part.count)
-            self._residuals(data[own], x[own], scaling, part, column, bits, vectors, out[own], worst[own])
-            first += part.count
-        return out, worst
+    def load_vectors(self, edges: NDArray[np.int32], signs: I8, sums: NDArray[np.int16], inverse: F64) -> SignVectors:
+        return checking.BlockVectors.of(edges, signs, sums, inverse)
 
-    @staticmethod
-    def _residuals(
-        data: U8, x: F32, scaling: Scaling, part: Rows, column: int, bits: int, vectors: SignVectors, out: F64, worst: F64
-    ) -> None:
-        checking.residuals(
-            data,
-            x,
-            _NO_DIVISORS if scaling.divisors is None else scaling.divisors,
-            scaling.target,
-            scaling.fixed,
-            part.material,
-            part.first,
-            column,
-            bits,
-            vectors.edges,
-            vectors.signs,
-            vectors.sums,
-            vectors.inverse,
-            all_threads() if part.count > 1 else 1,
-            out,
-            worst,
-        )
+    def decrypt_checked(
+        self,
+        data: U8,
+        x: F32,
+        scaling: Scaling,
+        shares: Sequence[Rows],
+        column: int,
+        bits: int,
+        scales: F64,
+        vectors: SignVectors,
+        out: F64,
+    ) -> tuple[F32, float]:
+        scale: F32 = scaling.scale
+        y = np.empty((len(x), len(scale)), np.float32)
+        divisors = _NO_DIVISORS if scaling.divisors is None else scaling.divisors
+        block, shape, largest, first = vectors.block, vectors.shape, 0.0, 0  # type: ignore[attr-defined]
+        for part in shares:
+            last = first + part.count
+            call = checking.decrypt_checked if part.count == 1 else checking.decrypt_checked_together
+            found = call(
+                data,
+                x,
+                divisors,
+                scaling.target,
+                scaling.fixed,
+                part.material,
+                part.first - first,
+                column,
+                bits,
+                scales,
+                scale,
+                scaling.bias,
+                block,
+                shape,
+                first,
+                last,
+                y,
+                out,
+            )
+            largest, first = max(largest, found), last
+        return y, largest
 
     def finite(self, scales: F64) -> bool:
         return math.isfinite(scales[0]) if len(scales) == 1 else bool(np.isfinite(scales).all())

@@ -1,6 +1,13 @@
-"""The client's check of a row's results against its secret sign vectors; see `ReferenceKernels.residuals`."""
+"""A row's results, decrypted and checked against secret sign vectors while they are at hand.
+
+One call for both: a kernel that is called once a group between others finds none of its data, and none of its code, in the
+caches, which costs more than the check's arithmetic. See `ReferenceKernels.decrypt_checked`.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import prange
@@ -10,7 +17,10 @@ from veil.kernels.cpu.kept import jitted
 from veil.kernels.cpu.online import _ROUND, _divide, _scale, _square_sum
 from veil.kernels.cpu.packing import unpack_words
 from veil.kernels.cpu.parallel import parallel
+from veil.kernels.cpu.threads import all_threads
 from veil.kernels.cpu.vector import low_bits
+from veil.kernels.interface import SignVectors
+from veil.kernels.memory import LINE_BYTES, aligned
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -37,6 +47,12 @@ def _unmasked(words, mu):  # type: ignore[no-untyped-def]
 
 
 @jitted()
+def _scaled_back(words, inverse, scale, bias, y):  # type: ignore[no-untyped-def]
+    for j in range(y.size):
+        y[j] = np.float32(np.float64(np.int32(words[j])) * inverse * np.float64(scale[j]) + np.float64(bias[j]))
+
+
+@jitted()
 def _signed(signs, words):  # type: ignore[no-untyped-def]
     """``Σ_j signs_j·words_j`` of signs 1 and -1: their halves are no bits, or all of them."""
     total = np.uint32(0)
@@ -57,71 +73,101 @@ def _product(factors, low, high):  # type: ignore[no-untyped-def]
 
 
 @jitted(nogil=True, error_model="numpy")
-def _residuals(  # type: ignore[no-untyped-def]
-    data, x, divisors, target, fixed, mu, row0, col0, bits, edges, signs, sums, inverse, start, end, out, worst
+def decrypt_checked(  # type: ignore[no-untyped-def]
+    data, x, divisors, target, fixed, mu, row0, col0, bits, shown, scale, bias, block, shape, start, end, y, out
 ):
-    """`residuals` of the rows from start to end."""
-    chunks, vectors, width = sums.shape
-    slots = edges[chunks]
+    """Rows from start to end: results y [R, slots], residuals in deviations [R, chunks·J]; returns the largest.
+
+    Row t has the shares of row ``row0 + t``; ``block`` and ``shape`` are those of `BlockVectors`. See
+    `ReferenceKernels.decrypt_checked`.
+    """
+    chunks, vectors = shape
+    width, slots = x.shape[1], y.shape[1]
+    count = chunks * vectors
+    at_edges, at_sums, at_signs = _places(chunks, vectors, width)
+    inverse = block[: 8 * count].view(np.float64)
+    edges = block[at_edges : at_edges + 4 * (chunks + 1)].view(np.int32)
+    sums = block[at_sums : at_sums + 2 * count * width].view(np.int16)
+    signs = block[at_signs : at_signs + vectors * slots].view(np.int8)
     row, words = np.empty(width, np.float32), np.empty(slots, np.uint32)
     low, high = np.empty(width, np.int16), np.empty(width, np.int16)
+    largest = 0.0
     for t in range(start, end):
-        _divide(x[t], divisors, row)
-        scale = _scale(_square_sum(row), target, fixed)
-        worst[t] = 0.0
-        if np.isnan(scale):
-            for place in range(chunks * vectors):
-                out[t, place] = 0.0
-            continue
-        _quantized(row, scale, low, high)
         unpack_words(data[t], 0, bits, slots, True, words)
         _unmasked(words, mu[row0 + t, col0 : col0 + slots])
-        for chunk in range(chunks):
-            first, last = edges[chunk], edges[chunk + 1]
-            values = words[first:last]
-            for j in range(vectors):
-                rest = np.uint32(_signed(signs[j, first:last], values) - _product(sums[chunk, j], low, high))
-                residual = np.float64(np.int32(rest)) * inverse[chunk, j]
-                out[t, chunk * vectors + j] = residual
-                worst[t] = max(worst[t], abs(residual))
+        _scaled_back(words, 1.0 / shown[t] if shown[t] != 0.0 else 0.0, scale, bias, y[t])
+        _divide(x[t], divisors, row)
+        tau = _scale(_square_sum(row), target, fixed)
+        if np.isnan(tau):
+            for place in range(count):
+                out[t, place] = 0.0
+        else:
+            _quantized(row, tau, low, high)
+            place = 0
+            for chunk in range(chunks):
+                first, last = edges[chunk], edges[chunk + 1]
+                values = words[first:last]
+                for j in range(vectors):
+                    got = _signed(signs[j * slots + first : j * slots + last], values)
+                    expected = _product(sums[place * width : (place + 1) * width], low, high)
+                    residual = np.float64(np.int32(np.uint32(got - expected))) * inverse[place]
+                    out[t, place] = residual
+                    largest = max(largest, abs(residual))
+                    place += 1
+    return largest
 
 
 @parallel(error_model="numpy")
-def _residuals_together(  # type: ignore[no-untyped-def]
-    data, x, divisors, target, fixed, mu, row0, col0, bits, edges, signs, sums, inverse, threads, out, worst
-):
-    rows = x.shape[0]
-    step = -(-rows // threads)
+def _decrypt_checked_together(  # type: ignore[no-untyped-def]
+    data, x, divisors, target, fixed, mu, row0, col0, bits, shown, scale, bias, block, shape, start, end, threads, y, out,
+    worst,
+):  # fmt: skip
+    step = -(-(end - start) // threads)
     for job in prange(threads):
-        start, end = job * step, min(rows, (job + 1) * step)
-        if start < end:
-            _residuals(
-                data, x, divisors, target, fixed, mu, row0, col0, bits, edges, signs, sums, inverse, start, end, out, worst
+        first, last = start + job * step, min(end, start + (job + 1) * step)
+        if first < last:
+            worst[job] = decrypt_checked(
+                data, x, divisors, target, fixed, mu, row0, col0, bits, shown, scale, bias, block, shape, first, last, y, out
             )
 
 
-def residuals(
-    data: U8,
-    x: F32,
-    divisors: F32,
-    target: float,
-    fixed: float,
-    mu: U32,
-    row0: int,
-    col0: int,
-    bits: int,
-    edges: I32,
-    signs: I8,
-    sums: I16,
-    inverse: F64,
-    threads: int,
-    out: F64,
-    worst: F64,
-) -> None:
-    """Rows x [T, d] and their packed results → residuals in deviations, and the largest of each row."""
-    if threads > 1 and len(x) > 1:
-        _residuals_together(
-            data, x, divisors, target, fixed, mu, row0, col0, bits, edges, signs, sums, inverse, threads, out, worst
-        )
-        return
-    _residuals(data, x, divisors, target, fixed, mu, row0, col0, bits, edges, signs, sums, inverse, 0, len(x), out, worst)
+def decrypt_checked_together(*arguments: Any) -> float:
+    """`decrypt_checked` with all threads."""
+    worst = np.zeros(all_threads())
+    _decrypt_checked_together(*arguments[:-2], len(worst), *arguments[-2:], worst)
+    return float(worst.max())
+
+
+@jitted()
+def _places(chunks, vectors, width):  # type: ignore[no-untyped-def]
+    """Where edges, sums and signs begin in the block of `BlockVectors`; the inverses are at its beginning."""
+    line = LINE_BYTES - 1
+    at_edges = (8 * chunks * vectors + line) // LINE_BYTES * LINE_BYTES
+    at_sums = at_edges + (4 * (chunks + 1) + line) // LINE_BYTES * LINE_BYTES
+    at_signs = at_sums + (2 * chunks * vectors * width + line) // LINE_BYTES * LINE_BYTES
+    return at_edges, at_sums, at_signs
+
+
+@dataclass(frozen=True, eq=False)
+class BlockVectors(SignVectors):
+    """Sign vectors one after the other in one block of bytes, which is one argument of a kernel and one stretch of memory.
+
+    ``shape`` is (chunks, J).
+    """
+
+    block: U8
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, edges: I32, signs: I8, sums: I16, inverse: F64) -> BlockVectors:
+        """A copy of the vectors in a block of their own."""
+        chunks, vectors, width = sums.shape
+        at_edges, at_sums, at_signs = _places.py_func(chunks, vectors, width)
+        block = aligned((at_signs + signs.size,), np.uint8)
+        views = []
+        for start, array in ((0, inverse), (at_edges, edges), (at_sums, sums), (at_signs, signs)):
+            view = block[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+            view[:] = array
+            views.append(view)
+        longest = int(np.diff(edges).max())
+        return cls(views[1], views[3], views[2], views[0], longest, block, (chunks, vectors))

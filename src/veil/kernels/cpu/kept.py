@@ -57,10 +57,10 @@ def _is_whole(file: Path) -> bool:
     """Whether an index (a version, then pickled bytes that hold another pickle) or a kernel (one pickle) can be read."""
     try:
         with file.open("rb") as stream:
-            pickle.load(stream)
+            pickle.load(stream)  # noqa: S301
             rest = stream.read()
             if file.suffix == ".nbi":
-                pickle.loads(rest)
+                pickle.loads(rest)  # noqa: S301
         return True
     except FileNotFoundError:
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -205,7 +205,13 @@ class CudaKernels:
             online.decrypt(data.contiguous(), shares_at, scales.contiguous(), scaling.scale, scaling.bias, out, bits)
         return out
 
-    def residuals(
+    def load_vectors(
+        self, edges: NDArray[np.int32], signs: I8, sums: NDArray[np.int16], inverse: NDArray[np.float64]
+    ) -> SignVectors:
+        arrays = [self.asarray(np.ascontiguousarray(array)) for array in (edges, signs, sums, inverse)]
+        return SignVectors(arrays[0], arrays[1], arrays[2], arrays[3], int(np.diff(edges).max()))
+
+    def decrypt_checked(
         self,
         data: Tensor,
         x: Tensor,
@@ -213,17 +219,16 @@ class CudaKernels:
         shares: Sequence[Rows],
         column: int,
         bits: int,
+        scales: Tensor,
         vectors: SignVectors,
-    ) -> tuple[Tensor, Tensor]:
-        out = empty(len(x), vectors.count, dtype=torch.float64)
+        out: Tensor,
+    ) -> tuple[Tensor, SupportsFloat]:
         if not out.numel():
-            return out, out.new_zeros(len(x))
-        how = (scaling.target, scaling.fixed)
+            return self.decrypt(data, scaling, shares, column, bits, scales), 0.0
+        data, how = data.contiguous(), (scaling.target, scaling.fixed)
         shares_at = located(shares, column)
-        checking.residuals(
-            data.contiguous(), x.contiguous(), scaling.divisors, shares_at, vectors, out, how, bits, vectors.longest
-        )
-        return out, out.abs().amax(dim=1)
+        checking.residuals(data, x.contiguous(), scaling.divisors, shares_at, vectors, out, how, bits, vectors.longest)
+        return self.decrypt(data, scaling, shares, column, bits, scales), out.abs().amax()
 
     def finite(self, scales: Tensor) -> bool:
         """It waits for everything before it on the GPU."""

@@ -93,7 +93,7 @@ def public_ntt(table, out, twiddles, words, slots, ROWS: tl.constexpr, BITS: tl.
 
 @triton.jit
 def _plus(s0, s1, s2, s3, w0, w1, w2, w3, f, PART: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Four sums, and the products of four points with the factors at f, f + PART, …"""
+    """Four sums, and the products of four points with the factors at f, f + PART and so on."""
     s0 += w0.to(tl.uint64) * tl.load(f).to(tl.uint64)
     s1 += w1.to(tl.uint64) * tl.load(f + PART).to(tl.uint64)
     s2 += w2.to(tl.uint64) * tl.load(f + 2 * PART).to(tl.uint64)
