@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ _SIZES = frozenset({"image_sizes", "image_grid_thw", "video_grid_thw", "spatial_
 
 _PICTURED = ("image_token_id", "image_token_index", "video_token_id", "video_token_index", "audio_token_id")
 
-_ROWS, _ENCODER_ROWS, _KEPT = 4, 5, 2
+_ROWS, _ENCODER_ROWS, _KEPT, _PAST = 4, 5, 2, 6
 """Rows of a rehearsed sequence: with them every rule of `veil.runtime.plan` gives another number."""
 
 
@@ -62,8 +62,12 @@ class Arguments:
         if self.shape is None:
             return None
         length = 1 if self.shape.length == 1 else _ROWS
-        kept = min(self.shape.kept, _KEPT)
-        return self.sized(Shape(self.shape.sequences, length, _ENCODER_ROWS if self.shape.encoder else 0, kept))
+        kept, past = min(self.shape.kept, _KEPT), _PAST if self.cached else 0
+        return self.sized(Shape(self.shape.sequences, length, _ENCODER_ROWS if self.shape.encoder else 0, kept, past))
+
+    def before(self, shape: Shape) -> dict[str, Any]:
+        """Arguments for a rehearsal of the pass that leaves what this shape has in its cache."""
+        return self.sized(replace(shape, length=max(shape.past, 1), past=0))[0]
 
     def sized(self, shape: Shape) -> tuple[dict[str, Any], Shape]:
         """Arguments for a rehearsal of this shape, all zeros."""
@@ -138,11 +142,22 @@ def _shape(given: Mapping[str, Any]) -> tuple[str | None, Shape | None, bool]:
     kept = given.get(_KEEPS, 0)
     if not isinstance(kept, int) or kept < 0:
         return None, None, False
-    return ids, Shape(int(sequences), int(length), encoder, kept), any(_is_filled(given.get(name)) for name in CACHES)
+    caches = [given.get(name) for name in CACHES]
+    past = max(map(_rows_in, caches))
+    return ids, Shape(int(sequences), int(length), encoder, kept, past), past > 0 or any(map(_is_filled, caches))
 
 
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _rows_in(cache: Any) -> int:
+    """The rows that a state has of earlier passes; 0 where it does not say."""
+    length = getattr(cache, "get_seq_length", None)
+    try:
+        return int(length()) if callable(length) else 0
+    except Exception:  # a state without keys
+        return 0
 
 
 def _is_filled(cache: Any) -> bool:
