@@ -33,6 +33,7 @@ class Worker:
 
     def __init__(self, *, loud: bool) -> None:
         self._loud = loud
+        self._folder = tempfile.TemporaryDirectory(prefix="families")
         self._process: subprocess.Popen[str] | None = None
         self._tried = 0
 
@@ -84,7 +85,7 @@ class Worker:
             env=os.environ
             | _ONE_THREAD
             | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])},
-            cwd=tempfile.gettempdir(),
+            cwd=self._folder.name,  # an empty one: modules beside it would come before installed ones
         )
 
 

@@ -141,6 +141,8 @@ class _Watch:
 
     def _hook(self, name: str, counts: dict[str, int], mode: str) -> Callable[..., None]:
         def hook(layer: Any, args: Any, kept: Any) -> None:
+            if layer.router is not None and layer.router.rehearsed is not None:
+                return  # a pass of zeros, of which nothing is sent
             counts[name] = counts.get(name, 0) + 1
             if mode == "execute" and layer.kind != "embedding" and args:
                 self.worst = min(self.worst, (_decibels(layer.inner(args[0]), kept) or 999.0, name))

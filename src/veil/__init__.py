@@ -7,7 +7,7 @@ names are resolved when they are first used.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from veil.bundle.terms import Terms as Terms

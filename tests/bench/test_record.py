@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from veil.bench import files, precision
+from veil.bench.load_record import LoadSeries
 from veil.bench.record import FORMAT, Record, SignalSeries, Timing, WidthSeries
 from veil.params import Params
 
@@ -71,7 +72,7 @@ def test_each_kind_says_what_it_is(tiny_record: Record, tmp_path: Path) -> None:
     assert isinstance(files.read_any(tmp_path / "signal.json"), SignalSeries)
     with pytest.raises(ValueError, match="is a SignalSeries, expected a Record"):
         files.read(tmp_path / "signal.json", Record)
-    assert set(files.KINDS.values()) == {Record, WidthSeries, SignalSeries}
+    assert set(files.KINDS.values()) == {Record, WidthSeries, SignalSeries, LoadSeries}
 
 
 def test_timings_are_medians_and_tenths() -> None:

@@ -51,7 +51,7 @@ REFUSALS = {
     "chat --pad x": "--pad is off, a number of rows, or powers",
     "chat --bundle /none": "holds no bundle",
     "chat --server 127.0.0.1:1": "connection refused",
-    "bench --from /none": "no file /none",
+    "bench --from /none": "/none is not a record",
     "report /none": "no folder or file '/none'",
     "report --text /none": "no file /none",
 }

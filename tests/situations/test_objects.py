@@ -81,6 +81,55 @@ def test_a_layer_takes_its_input_by_name() -> None:
         model[0](inputs().numpy())
 
 
+WRONG_INPUTS = [
+    (torch.randn(2, 7), TypeError, r"0 was given a tensor \(2, 7\), expected \[\.\.\., 6\]"),
+    (torch.tensor(1.0), TypeError, r"0 was given a tensor \(\), expected \[\.\.\., 6\]"),
+    (torch.ones(2, 6, dtype=torch.int64), TypeError, r"0 was given torch\.int64, expected floating-point activations"),
+    (torch.ones(2, 6, dtype=torch.complex64), TypeError, r"0 was given torch\.complex64, expected floating-point"),
+]
+
+
+@pytest.mark.parametrize("mode", ["disable", "execute"])
+@pytest.mark.parametrize(("x", "error", "said"), WRONG_INPUTS, ids=lambda value: str(getattr(value, "dtype", "")))
+def test_inputs_that_torch_refuses_are_refused(x: torch.Tensor, error: type[Exception], said: str, mode: str) -> None:
+    """Tried by hand: rows of seven numbers were cut to six, and whole numbers answered with zeros."""
+    hybrid = compiled(two_layers(), ["0", "2"], inputs(), mode)
+    with pytest.raises(RuntimeError):
+        hybrid(x, fhe="torch")
+    with pytest.raises(error, match=said):
+        hybrid(x)
+
+
+def test_token_ids_are_whole_numbers() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 3)))
+    hybrid = compiled(model, ["0", "1"], torch.tensor([[0, 8, 3]]), "disable")
+    for x in (torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool)):
+        with pytest.raises(TypeError, match=r"0 was given torch\.\w+, expected token ids"):
+            hybrid(x)
+    with pytest.raises(IndexError, match="outside the embedding's 9 rows"):
+        hybrid(torch.tensor([[9]]))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_calibration_on_what_is_not_finite_is_refused(value: float) -> None:
+    """Tried by hand: weights were balanced for NaN, and the model compiled."""
+    x = inputs(32)
+    x[3, 2] = value
+    with pytest.raises(ValueError, match="NaN or infinity reached '0' in calibration"):
+        compiled(two_layers(), ["0", "2"], x)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(4, 6), torch.empty(0, 6)], ids=["zeros", "no rows"])
+def test_static_scales_need_inputs(x: torch.Tensor) -> None:
+    """Tried by hand: a scale for nothing but zeros made every answer zero."""
+    with pytest.raises(ValueError, match="calibration brought nothing but zeros to '0', so its inputs have no scale"):
+        compiled(two_layers(), ["0"], x, use_dynamic_quantization=False)
+    model = two_layers()
+    with torch.no_grad():
+        expected = model(inputs())
+    assert_near(compiled(model, ["0"], x, "disable")(inputs()), expected)
+
+
 # Names and models -----------------------------------------------------------------------------------------------------
 
 
@@ -127,6 +176,9 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
         ValueError,
         r"0: a Linear8bitLt with a weight of torch\.int8 is quantized already",
     ),
+    (nn.Sequential(nn.LazyLinear(2)), ValueError, "0: a LazyLinear has no weight before the model's first pass; run"),
+    (nn.Sequential(nn.Linear(3, 2, dtype=torch.complex64)), ValueError, "0: a Linear of complex numbers cannot be remote"),
+    (nn.Sequential(nn.Linear(3, 2).to(torch.float8_e4m3fn)), ValueError, "float8_e4m3fn is quantized already; load the"),
     (nn.Sequential(nn.Linear(3, 2, device="meta")), ValueError, "0: its weight has no values in memory .*offloaded to disk"),
 ]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from veil.errors import BundleError, InsecureParameters
+from veil.given import flag_given, text_given
 from veil.params import Params
 
 ExpertLeak = Literal["none", "reveal"]
@@ -36,7 +37,11 @@ class Terms:
     def __post_init__(self) -> None:
         if self.expert_leak not in EXPERT_LEAKS:
             raise ValueError(f"expert_leak is {self.expert_leak!r}, expected one of {', '.join(EXPERT_LEAKS)}")
-        if self.digest is not None and (len(self.digest) != 64 or set(self.digest) - set("0123456789abcdef")):
+        flag_given("no_cryptography", self.no_cryptography)
+        if self.digest is not None and (
+            len(text_given("digest", self.digest, "64 hexadecimal digits")) != 64
+            or set(self.digest) - set("0123456789abcdef")
+        ):
             raise ValueError("a digest is 64 hexadecimal digits, in lower case; 'veil pull' shows a half's")
 
     def check_params(self, params: Params) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from veil.cli.options import Device, FuseNorms, check_file
+from veil.cli.options import Device, FuseNorms
 from veil.cli.reach import sign_of_life
 
 
@@ -130,8 +130,9 @@ def command(
     """
     if context.invoked_subcommand is not None:
         return
-    for record in from_ or ():
-        check_file(record)
+    missing = [path for path in from_ or () if not path.is_file()]
+    if missing and (widths, signal, as_json) == (None, False, None):
+        raise ValueError(f"{missing[0]} is not a record of 'veil bench': there is no such file; check the path")
     sign_of_life()
     from veil.bench.run import RunRequest
     from veil.commands import bench

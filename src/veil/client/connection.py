@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.message import Message
 
 from veil.errors import BundleError, CorruptMessage, IncompatibleServer, ServerUnreachable, VeilError
+from veil.given import path_given, text_given
 from veil.network.certificates import client_context, read_authority
 from veil.network.grpc_options import client_options
 from veil.network.listening import is_loopback
@@ -46,17 +47,19 @@ class Address:
     _authority: bytes | None = field(init=False, default=None, compare=False)
 
     def __post_init__(self) -> None:
-        host, port = _split(self.target)
+        host, port = _split(text_given("the server", self.target, "HOST:PORT"))
         object.__setattr__(self, "target", f"{host}:{port}")
         if not self.tls and not self.allow_no_tls and not is_loopback(host):
             raise ValueError(
                 f"{host} is not this machine, and there is no TLS: others on the way would see your traffic and could "
                 "answer in the server's place; use --tls or --tls-ca, or --allow-no-tls if the network is yours alone"
             )
+        if self.token is not None:
+            text_given("token", self.token, "text, or None")
         if self.token and not (self.token.isascii() and self.token.isprintable()):
             raise ValueError("a token is printable ASCII")
         if not isinstance(self.tls, bool):
-            object.__setattr__(self, "_authority", read_authority(Path(self.tls)))
+            object.__setattr__(self, "_authority", read_authority(path_given("tls", self.tls)))
 
     def channel(self, keepalive_s: float) -> grpc.Channel:
         """A new channel; connecting happens with the first call."""

@@ -10,6 +10,7 @@ from typing import Literal
 from veil.client.maker import RowMaker
 from veil.client.pool import Part, RowPool
 from veil.errors import ServerUnreachable
+from veil.given import count_given
 from veil.priority import lower_thread_priority
 
 LineName = Literal["prompt", "full", "back"]
@@ -30,6 +31,10 @@ class OfflineRows:
     tokens: int = 48
     prompt_rows: int = 64
     memory_mib: int = 512
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            count_given(name, value)
 
 
 @dataclass(frozen=True, kw_only=True)

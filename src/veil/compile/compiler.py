@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -81,9 +82,11 @@ def compile_layers(
     }
     order = [(described[name], found.tensor) for name, found in seen.items()]
     missing = [name for name in layers if name not in seen]
-    if missing and not dynamic:
+    unscaled = next((name for name in layers if name not in seen or not seen[name].largest), None)
+    if unscaled is not None and not dynamic:
+        how = "did not reach" if unscaled in missing else "brought nothing but zeros to"
         raise ValueError(
-            f"calibration did not reach {missing[0]!r}, so its inputs have no scale; give inputs that reach it, leave it "
+            f"calibration {how} {unscaled!r}, so its inputs have no scale; give inputs that reach it, leave it "
             "out, or use dynamic quantization"
         )
     order += [(described[name], -2 - position) for position, name in enumerate(missing)]
@@ -166,7 +169,10 @@ class _Seen:
         rows = x.detach().reshape(-1, x.shape[-1])
         if not len(rows):
             return
-        self.largest = max(self.largest, float(rows.float().norm(dim=1).max()))
+        largest = float(rows.float().norm(dim=1).max())
+        if not math.isfinite(largest):
+            raise ValueError("NaN or infinity")
+        self.largest = max(self.largest, largest)
         kept = _thinned(rows).to(device="cpu", dtype=torch.float32)
         if self.rows is not None:
             kept = _thinned(torch.cat([torch.from_numpy(self.rows), kept]))
@@ -230,7 +236,12 @@ def _calibrate(layers: dict[str, RemoteLayer], run: Callable[[], Any]) -> dict[s
                 seen[name] = replace(rows[id(x)])
                 return
             own = seen.setdefault(name, _Seen(id(x)))
-            own.add(x)
+            try:
+                own.add(x)
+            except ValueError:
+                raise ValueError(
+                    f"NaN or infinity reached {name!r} in calibration; give inputs that the float model can compute with"
+                ) from None
             if first:
                 rows[id(x)] = replace(own)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from veil.errors import NotCompiled
+from veil.given import text_given
 from veil.hybrid.facts import CompiledFacts
 from veil.random import SecretRng
 
@@ -27,7 +28,7 @@ class CheckedAnswers(CompiledFacts):
         """
         if self.sides.local is not None:
             raise RuntimeError("mode 'execute' was used already; check_answers comes before it")
-        self.sides.vectors = self.sign_vectors(against)
+        self.sides.vectors = self.sign_vectors(text_given("against", against, "the name of a model"))
 
     def sign_vectors(self, against: str) -> Vectors:
         """Fresh secret vectors of the weights that are here, called ``against``; `NotCompiled` without weights."""

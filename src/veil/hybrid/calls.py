@@ -15,6 +15,7 @@ from veil.bundle.compiled import Compiled
 from veil.client.session import ClientSession
 from veil.client.stats import Stats
 from veil.compile.compiler import compiled_modules
+from veil.given import function_given
 from veil.hybrid.sides import Sides
 from veil.runtime.adapters import base_of
 from veil.runtime.coverage import Coverage, signature_of
@@ -193,7 +194,7 @@ class ModelCalls:
         before, stream = (router.evaluator, router.candidates), router.stream
         if evaluator is not None:
             router.evaluator, router.candidates = evaluator, sides.candidates(mode)
-        router.cancel_check = self._cancel_check()
+        router.cancel_check = function_given("cancel_check", self._cancel_check(), "a function without arguments")
         if stream is not None:
             stream.active = True
         if fresh:

@@ -9,6 +9,8 @@ from torch import nn
 from veil.client.session import Ready
 from veil.client.stats import Stats
 from veil.errors import NotCompiled
+from veil.given import count_given, one_given
+from veil.hybrid.arguments import check_speculating
 from veil.hybrid.facts import CompiledFacts
 from veil.network.timeouts import Timeouts
 from veil.runtime.pace import Pace
@@ -39,7 +41,8 @@ class Generations(CompiledFacts):
         session = self._calls.session
         if session is None:
             raise NotCompiled("rows need a session; call set_fhe_mode('execute') first")
-        session.reserve(rows_body, rows_full, rows_back)
+        rows = {"rows_body": rows_body, "rows_full": rows_full, "rows_back": rows_back}
+        session.reserve(*(count_given(name, value) for name, value in rows.items()))
 
     def expect(self, prompt_rows: int, new_tokens: int) -> None:
         """Say that a generation of about ``prompt_rows`` rows and up to ``new_tokens`` tokens comes; returns at once.
@@ -48,8 +51,7 @@ class Generations(CompiledFacts):
         a later call replaces an earlier one, so it may follow a prompt as it is typed. It is a hint: rows that
         are not ready are made when they are needed, and in other modes nothing happens. `ValueError` for negative counts.
         """
-        if prompt_rows < 0 or new_tokens < 0:
-            raise ValueError(f"expected rows and tokens are {prompt_rows} and {new_tokens}, neither can be negative")
+        prompt_rows, new_tokens = count_given("prompt_rows", prompt_rows), count_given("new_tokens", new_tokens)
         session, padding = self._calls.session, self.padding
         if session is not None:
             if padding is not None:
@@ -79,6 +81,7 @@ class Generations(CompiledFacts):
 
     @padding.setter
     def padding(self, padding: Padding | None) -> None:
+        one_given("padding", padding, Padding, "Padding(step=64)", optional=True)
         self._calls.padding = padding
 
     def stop_padding(self, stop: bool = True) -> None:
@@ -106,6 +109,7 @@ class Generations(CompiledFacts):
 
         if self.padding is not None:
             raise ValueError("draft tokens show how often they were right, whatever the padding; leave out one of the two")
+        most = check_speculating(self.model, draft, most)
         session, link = self._calls.session, self.link if self._calls.mode == "remote" else None
         fixed_s = len(self.manifest.forward) * link.rtt_s if link else 0.0
         pace = Pace(fixed_s=fixed_s, row_s=_ROW_S, most=most)

@@ -17,7 +17,9 @@ from veil.client.session import OfflineRows
 from veil.client.stats import Stats
 from veil.compile.calibration import calibration_call
 from veil.compile.compiler import compile_layers
+from veil.given import path_given
 from veil.hybrid.answers import CheckedAnswers
+from veil.hybrid.arguments import check_connecting, checked_hints, checked_rows
 from veil.hybrid.calls import ModelCalls
 from veil.hybrid.concrete_names import ConcreteNames, takes_concrete_arguments, takes_concrete_options
 from veil.hybrid.generation import Generations
@@ -169,7 +171,8 @@ class HybridFHEModel(Generations, CheckedAnswers, ConcreteNames):
         from veil.client.connection import Address
         from veil.hybrid.connecting import open_remote, opened_half
 
-        trust = tls if isinstance(tls, bool) else Path(tls)
+        check_connecting(bundle, name, terms, offline_rows, timeouts)
+        trust = tls if isinstance(tls, bool) else path_given("tls", tls)
         address = Address(target=server, token=token, tls=trust, allow_no_tls=allow_no_tls)
         timeouts = timeouts or Timeouts()
         folder, opened = opened_half(bundle, address, timeouts, terms)
@@ -219,7 +222,7 @@ class HybridFHEModel(Generations, CheckedAnswers, ConcreteNames):
     def _prepare(self, mode: str) -> None:
         """Have ready what evaluates in a mode other than ``torch``."""
         sides = self.sides
-        sides.offline_rows, sides.hints = self.offline_rows, self.hints
+        sides.offline_rows, sides.hints = checked_rows(self.offline_rows), checked_hints(self.hints)
         sides.evaluator(mode)
 
     def __call__(self, *args: Any, fhe: str | None = None, **kwargs: Any) -> Any:
@@ -249,8 +252,8 @@ class HybridFHEModel(Generations, CheckedAnswers, ConcreteNames):
         """
         from veil.runtime import saved_model
 
-        sides, folder = self.sides, Path(path)
-        sides.hints = self.hints
+        sides, folder = self.sides, path_given("path", path)
+        sides.hints = checked_hints(self.hints)
         self._calls.check_weights()
         sides.need_engine()
         saved_model.save(folder, sides.compiled, sides.tables, self.model, tokenizer or self.tokenizer)
@@ -284,6 +287,7 @@ class HybridFHEModel(Generations, CheckedAnswers, ConcreteNames):
         """
         from veil.runtime import saved_model
 
+        check_connecting(path, terms=terms)
         opened = saved_model.load(Path(path), terms)
         hybrid = cls._opened(opened, terms.expert_leak, kernels_for(device), progress)
         hybrid.sides.tables = opened.tables

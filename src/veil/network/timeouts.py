@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from veil.given import seconds_given
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
@@ -24,6 +26,10 @@ class Timeouts:
     retry_s: float = 60.0
     pause_s: float = 0.1
     keepalive_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            seconds_given(name, value, zero=name in ("retry_s", "pause_s"))
 
     def retries(self, within_s: float | None = None, stop: threading.Event | None = None) -> Retries:
         """A series of tries that starts now and ends early when ``stop`` is set."""

@@ -90,6 +90,12 @@ def fidelity(
 
     ``hybrid`` is a compiled model that still has its float layers. ``progress`` is told of the stage called ``stage``.
     """
+    if not isinstance(hybrid, HybridFHEModel):
+        raise TypeError(f"hybrid is a {type(hybrid).__name__}, expected a compiled veil.HybridFHEModel")
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, torch.Tensor) and part.ndim == 2 for part in parts):
+        raise TypeError(
+            "parts are texts as token ids, a list of tensors [1, T], as a tokenizer returns with return_tensors='pt'"
+        )
     progress = progress or (lambda stage, done, total: None)
     sums = {mode: np.zeros(3) for mode in ("torch", *modes)}
     done, steps, tokens = 0, len(parts) * (1 + len(modes)), sum(part.shape[1] - 1 for part in parts)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from veil.runtime.layers import float_weight_shape, kind_of
 from veil.runtime.linearity import check_linear
 
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _WRAPPERS = {
     "OptimizedModule": "is compiled by torch.compile; pass the model that it was made from (its _orig_mod)",
     "DataParallel": "runs in several threads; pass its .module",
@@ -40,12 +42,18 @@ def check_weight(name: str, module: nn.Module) -> None:
     kind = type(module).__name__
     if not isinstance(weight, torch.Tensor):
         raise ValueError(f"{name}: a {kind} without a weight of its own cannot be remote; leave it out of module_names")
+    if isinstance(weight, UninitializedParameter):
+        raise ValueError(f"{name}: a {kind} has no weight before the model's first pass; run the model once, then wrap it")
     if weight.is_meta:
         raise ValueError(
             f"{name}: its weight has no values in memory (a meta tensor, or offloaded to disk); load the model "
             "whole, without device_map"
         )
-    if not weight.is_floating_point() or weight.ndim != 2:
+    if not weight.numel():
+        raise ValueError(f"{name}: its weight is {tuple(weight.shape)}, with nothing in it; leave it out of module_names")
+    if weight.is_complex():
+        raise ValueError(f"{name}: a {kind} of complex numbers cannot be remote; leave it out of module_names")
+    if weight.dtype not in _FLOATS or weight.ndim != 2:
         raise ValueError(
             f"{name}: a {kind} with a weight of {weight.dtype} is quantized already; load the model in a float type, "
             "veil quantizes it"

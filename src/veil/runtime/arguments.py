@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from veil.given import flag_given
 from veil.params import Params
 from veil.runtime.layers import RemoteLayer
 
@@ -35,6 +36,8 @@ def check_fresh(model: nn.Module) -> None:
 def check_compiling(arguments: dict[str, Any]) -> None:
     """`TypeError` for arguments of ``compile_model`` whose type cannot be right."""
     dynamic, params, progress = (arguments.get(name) for name in ("use_dynamic_quantization", "params", "progress"))
+    if "trainable" in arguments:
+        flag_given("trainable", arguments["trainable"])
     if "use_dynamic_quantization" in arguments and not isinstance(dynamic, bool):
         raise TypeError(f"use_dynamic_quantization is {dynamic!r}, expected True or False; name other arguments")
     if params is not None and not isinstance(params, Params):

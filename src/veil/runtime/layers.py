@@ -114,6 +114,8 @@ class RemoteLayer(nn.Module):
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{self.name} was given a {type(x).__name__}, expected a torch.Tensor")
         router, passes = self.router, self.passes
+        if router is not None:
+            self._check(x)
         if router is None or passes is None:
             if self.inner is None:
                 raise RuntimeError(f"{self.name} has no float weights here; choose a mode other than 'torch'")
@@ -129,6 +131,16 @@ class RemoteLayer(nn.Module):
         for observe in self.observers:
             observe(x, out)
         return out
+
+    def _check(self, x: torch.Tensor) -> None:
+        """What torch would refuse is refused: another width, or another kind of numbers."""
+        if self.kind == "embedding":
+            if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+                raise TypeError(f"{self.name} was given {x.dtype}, expected token ids")
+        elif not x.is_floating_point():
+            raise TypeError(f"{self.name} was given {x.dtype}, expected floating-point activations")
+        elif not x.ndim or x.shape[-1] != self.in_features:
+            raise TypeError(f"{self.name} was given a tensor {tuple(x.shape)}, expected [..., {self.in_features}]")
 
     def _remote(self, router: Router, x: torch.Tensor) -> torch.Tensor:
         if self.kind == "embedding":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from veil.given import count_given, flag_given
+
 
 @dataclass(frozen=True, kw_only=True)
 class Padding:
@@ -17,8 +19,10 @@ class Padding:
     whole_answers: bool = False
 
     def __post_init__(self) -> None:
-        if self.step < 1:
+        if count_given("the step of a padding", self.step) < 1:
             raise ValueError(f"the step of a padding is {self.step}, it has to be 1 at least")
+        flag_given("powers", self.powers)
+        flag_given("whole_answers", self.whole_answers)
 
     @classmethod
     def parse(cls, text: str) -> Padding | None:

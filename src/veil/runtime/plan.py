@@ -14,7 +14,7 @@ from typing import Literal
 from veil.bundle.manifest import Manifest
 from veil.errors import UnevenTraffic
 
-Count = Literal["each", "earlier", "last", "kept", "encoder"]
+Count = Literal["each", "earlier", "last", "kept", "encoder", "context"]
 Call = tuple[int, int, "int | None"]
 """A group, its rows, and how many outputs are asked for (None: all)."""
 
@@ -25,18 +25,20 @@ _SMOOTHING = 0.25
 class Shape:
     """A pass of ``sequences`` with ``length`` rows each, of which logits of the last ``kept`` are wanted (0: of all).
 
-    ``encoder`` are the rows of an encoder's output, each.
+    ``encoder`` are the rows of an encoder's output, each, ``past`` those that a cache holds of earlier passes.
     """
 
     sequences: int
     length: int
     encoder: int = 0
     kept: int = 0
+    past: int = 0
 
     def rows(self, count: Count) -> int:
         """The rows of a step."""
         kept = min(self.kept or self.length, self.length)
         each = {"each": self.length, "earlier": self.length - 1, "last": 1, "kept": kept, "encoder": self.encoder}
+        each["context"] = self.past + self.length
         return self.sequences * each[count]
 
 
@@ -69,6 +71,11 @@ class Plan:
         """Whether it holds for every length of its kind."""
         return not any(isinstance(step.rows, int) for step in self.steps)
 
+    @property
+    def grows(self) -> bool:
+        """Whether a call has the rows of all passes so far, as where keys are computed anew from what a cache holds."""
+        return any(step.rows == "context" for step in self.steps)
+
     def calls(self, shape: Shape | None) -> list[Call]:
         """The calls of a pass of this shape."""
         if self._known is None or self._known[0] != shape:
@@ -93,7 +100,7 @@ class Plan:
 def _rule(rows: int, shape: Shape | None) -> Count | int:
     if shape is None:
         return rows
-    counts: tuple[Count, ...] = ("last", "each", "earlier", "kept", "encoder")
+    counts: tuple[Count, ...] = ("last", "each", "earlier", "kept", "encoder", "context")
     return next((count for count in counts if shape.rows(count) == rows), rows)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ _SIZES = frozenset({"image_sizes", "image_grid_thw", "video_grid_thw", "spatial_
 
 _PICTURED = ("image_token_id", "image_token_index", "video_token_id", "video_token_index", "audio_token_id")
 
-_ROWS, _ENCODER_ROWS, _KEPT = 4, 5, 2
+_ROWS, _ENCODER_ROWS, _KEPT, _PAST = 4, 5, 2, 6
 """Rows of a rehearsed sequence: with them every rule of `veil.runtime.plan` gives another number."""
 
 
@@ -32,7 +33,7 @@ _ROWS, _ENCODER_ROWS, _KEPT = 4, 5, 2
 class Arguments:
     """A pass's arguments by name, and its shape if it is one of token sequences."""
 
-    given: dict[str, object]
+    given: dict[str, Any]
     ids: str | None
     shape: Shape | None
     cached: bool = False
@@ -43,7 +44,7 @@ class Arguments:
         return next((name for name in CACHES if name in self.given), CACHES[0])
 
     @property
-    def signature(self) -> tuple[object, ...]:
+    def signature(self) -> tuple[Any, ...]:
         """What has to be the same for a plan by numbers to be used again."""
         tensors = {n: v for n, v in self.given.items() if isinstance(v, torch.Tensor)}
         sizes = tuple((n, tuple(v.flatten().tolist())) for n, v in sorted(tensors.items()) if n in _SIZES and v.ndim < 3)
@@ -56,18 +57,22 @@ class Arguments:
         first = next(tensors, None)
         return torch.device("cpu") if first is None else first.device
 
-    def small(self) -> tuple[dict[str, object], Shape] | None:
+    def small(self) -> tuple[dict[str, Any], Shape] | None:
         """Arguments for a rehearsal with a few rows, and their shape; None for passes that are no token sequences."""
         if self.shape is None:
             return None
         length = 1 if self.shape.length == 1 else _ROWS
-        kept = min(self.shape.kept, _KEPT)
-        return self.sized(Shape(self.shape.sequences, length, _ENCODER_ROWS if self.shape.encoder else 0, kept))
+        kept, past = min(self.shape.kept, _KEPT), _PAST if self.cached else 0
+        return self.sized(Shape(self.shape.sequences, length, _ENCODER_ROWS if self.shape.encoder else 0, kept, past))
 
-    def sized(self, shape: Shape) -> tuple[dict[str, object], Shape]:
+    def before(self, shape: Shape) -> dict[str, Any]:
+        """Arguments for a rehearsal of the pass that leaves what this shape has in its cache."""
+        return self.sized(replace(shape, length=max(shape.past, 1), past=0))[0]
+
+    def sized(self, shape: Shape) -> tuple[dict[str, Any], Shape]:
         """Arguments for a rehearsal of this shape, all zeros."""
         assert self.ids is not None
-        made: dict[str, object] = {}
+        made: dict[str, Any] = {}
         for name, value in self.given.items():
             if name == self.ids:
                 made[name] = value.new_zeros((shape.sequences, shape.length, *value.shape[2:]))
@@ -82,7 +87,7 @@ class Arguments:
                 made[name] = value
         return made, shape
 
-    def whole(self, pictured: frozenset[int] = frozenset()) -> dict[str, object]:
+    def whole(self, pictured: frozenset[int] = frozenset()) -> dict[str, Any]:
         """The arguments with zeros in place of tensors' values, ones in masks; states are copies.
 
         Sizes of pictures stay, and so do the tokens ``pictured``, in whose places they go.
@@ -95,13 +100,13 @@ class Arguments:
         return made
 
 
-def pictured_tokens(config: object) -> frozenset[int]:
+def pictured_tokens(config: Any) -> frozenset[int]:
     """The tokens of a model's vocabulary in whose places pictures, videos and sounds go."""
     found = (getattr(config, name, None) for name in _PICTURED)
     return frozenset(token for token in found if isinstance(token, int) and token > 0)
 
 
-def bound(signature: inspect.Signature, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Arguments:
+def bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
     """The arguments of a call by name."""
     try:
         taken = signature.bind(*args, **kwargs)
@@ -117,7 +122,7 @@ def bound(signature: inspect.Signature, args: tuple[object, ...], kwargs: Mappin
     return Arguments(given, *_shape(given))
 
 
-def _shape(given: Mapping[str, object]) -> tuple[str | None, Shape | None, bool]:
+def _shape(given: Mapping[str, Any]) -> tuple[str | None, Shape | None, bool]:
     others = {n for n, v in given.items() if isinstance(v, torch.Tensor)} - _FOLLOWING - {*_IDS, *_DECODER_IDS}
     unknown = [n for n, v in given.items() if not isinstance(v, torch.Tensor) and not _is_plain(v)]
     if others or {*unknown} - {*CACHES, "encoder_outputs"}:
@@ -137,14 +142,25 @@ def _shape(given: Mapping[str, object]) -> tuple[str | None, Shape | None, bool]
     kept = given.get(_KEEPS, 0)
     if not isinstance(kept, int) or kept < 0:
         return None, None, False
-    return ids, Shape(int(sequences), int(length), encoder, kept), any(_is_filled(given.get(name)) for name in CACHES)
+    caches = [given.get(name) for name in CACHES]
+    past = max(map(_rows_in, caches))
+    return ids, Shape(int(sequences), int(length), encoder, kept, past), past > 0 or any(map(_is_filled, caches))
 
 
-def _is_plain(value: object) -> bool:
+def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _is_filled(cache: object) -> bool:
+def _rows_in(cache: Any) -> int:
+    """The rows that a state has of earlier passes; 0 where it does not say."""
+    length = getattr(cache, "get_seq_length", None)
+    try:
+        return int(length()) if callable(length) else 0
+    except Exception:  # a state without keys
+        return 0
+
+
+def _is_filled(cache: Any) -> bool:
     """Whether a state has something of earlier passes."""
     length = getattr(cache, "get_seq_length", None)
     if callable(length):
@@ -155,13 +171,13 @@ def _is_filled(cache: object) -> bool:
     return cache is not None
 
 
-def _encoded(hidden: torch.Tensor) -> object:
+def _encoded(hidden: torch.Tensor) -> Any:
     from transformers.modeling_outputs import BaseModelOutput
 
     return BaseModelOutput(last_hidden_state=hidden)
 
 
-def _empty(name: str, value: object) -> object:
+def _empty(name: str, value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return torch.ones_like(value) if "mask" in name else torch.zeros_like(value)
     if _is_plain(value):

@@ -7,7 +7,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -140,6 +140,8 @@ class Traffic:
         fills = self.padding is not None and (not single or (shape is not None and shape.encoder > 0))
         padded = None if shape is None else self._padded(shape, single)
         plan = self._plan(entry, forward, arguments, padded, arguments.cached)
+        if padded is not None and padded.past and not plan.grows:
+            padded = replace(padded, past=0)  # so that a plan's calls are the same ones from pass to pass
         since = None if running is None else running.last_answer
         return Course(plan, padded, self._router.manifest, self._open, fills=fills, since=since)
 
@@ -159,13 +161,18 @@ class Traffic:
                 shape.length == 1,
                 min(shape.kept, 2),
                 shape.encoder > 0,
-                shape.encoder > 0 and cached,
+                cached,
                 arguments.ids,
             )
         plan = self._plans.get(key)
         if shape is not None and key not in self._plans:
             resized = Arguments(arguments.given, arguments.ids, shape, cached)
-            plan = self._plans[key] = self._rehearsed(forward, resized, shape.encoder > 0 and cached)
+            plan = self._plans[key] = self._rehearsed(forward, resized, cached)
+        if plan is not None and plan.grows and self.padding is not None:
+            raise ValueError(
+                "this model sends a row for every earlier token with each new one (it computes keys from a smaller cache), "
+                "which shows lengths; leave padding out"
+            )
         if plan is not None and plan.by_rule:
             return plan
         exact = (*key, shape, arguments.signature if self.padding is None else None)
@@ -185,9 +192,9 @@ class Traffic:
         inputs, shape = small
         try:
             if cached:
-                inputs = inputs | self._state(forward, inputs, arguments.cache_name)
+                inputs = inputs | self._state(forward, arguments.before(shape), arguments.cache_name)
             return Plan.of(self._rehearse(forward, inputs), shape)
-        except UnevenTraffic:
+        except (UnevenTraffic, TypeError):
             return None
 
     def _state(self, forward: Forward, inputs: dict[str, object], name: str) -> dict[str, object]:
@@ -209,7 +216,7 @@ class Traffic:
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 result = forward(*several, **plain)
-        except (ModelChanged, RemoteWeightError):
+        except (ModelChanged, RemoteWeightError, TypeError):  # the call itself is wrong, whatever its values
             raise
         except Exception as error:
             raise UnevenTraffic(

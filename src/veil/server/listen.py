@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2
 
 from veil.bundle.server_half import client_digest, load_server
 from veil.errors import BundleError
+from veil.given import path_given, text_given
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Kernels
 from veil.network.grpc_options import server_options
@@ -227,7 +228,9 @@ class Server:
         """
         config = config or ServerConfig(port=0)
         config.check()
-        named = {_name(Path(bundles)): bundles} if isinstance(bundles, (str, Path)) else bundles
+        if not isinstance(bundles, Mapping):
+            bundles = {_name(path_given("bundles", bundles)): bundles}
+        named = {text_given("a bundle's name", name): path_given(f"bundle {name!r}", path) for name, path in bundles.items()}
         halves = {name: _server_half(Path(path)) for name, path in named.items()}
         beside = {name: half.with_name("client") for name, half in halves.items() if half.with_name("client").is_dir()}
         hosted = build_bundles(halves, beside if offer else {}, kernels_for(device), progress, hints)

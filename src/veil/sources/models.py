@@ -15,6 +15,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from veil.errors import ModelSourceError, one_line
+from veil.given import path_given
 from veil.progress import Progress
 from veil.sources.gguf import converted_folder, require_complete
 from veil.sources.quiet import quiet
@@ -55,8 +56,9 @@ def load_model(
     Hugging Face Hub; a folder called ``smollm2`` is written ``./smollm2``. A GGUF file is converted once and kept in
     the cache folder (``VEIL_CACHE_DIR``). ``progress`` is called with a stage, the steps done and the steps in all.
 
-    Every failure is a `ModelSourceError` that says what to do.
+    Every failure is a `ModelSourceError` that says what to do; `TypeError` for a source that is none of these.
     """
+    source = str(path_given("source", source)) if not isinstance(source, str) else source
     if source == BUILT_IN:
         file, version = _built_in_file()
         origin = f"built-in SmolLM2-135M-Instruct ({file.name} of {_BUILT_IN_DISTRIBUTION} {version})"
