@@ -62,7 +62,7 @@ def main() -> None:
 
 def answers(questions: Path, *options: str | Path) -> list[str]:
     """What `veil generate --batch` answers to a file of prompts."""
-    command = [*VEIL, "generate", "--batch", questions, "--max-new-tokens", str(TOKENS), "--json", *options]
+    command = [*VEIL, "generate", "--batch", questions, "--max-new-tokens", str(TOKENS), *options]
     done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
     return [str(answer["text"]) for answer in map(json.loads, done.stdout.splitlines())]
 

@@ -39,25 +39,24 @@ def checked(llama: Any) -> Any:
 
 
 class Cheat:
-    """Stands in the place of `Engine.answer` and changes replies, as words [R, slots] of the wire's bits."""
+    """Stands in the place of `Engine.product` and changes replies, as words [R, slots] of the wire's bits."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.change: Callable[[Engine, int, Any], Any] = lambda engine, group, words: words
         self.weights: Callable[[int], Any] | None = None
         self.answered = 0
-        answer = Engine.answer
+        product = Engine.product
 
         def cheating(engine: Engine, claims: Any, **options: Any) -> Any:
             honest = engine.weights
             if self.weights is not None:
                 engine.weights = [self.weights(group) for group in range(len(honest))]
             try:
-                replies = answer(engine, claims, **options)
+                return self._changed(engine, claims[0], product(engine, claims, **options))
             finally:
                 engine.weights = honest
-            return [self._changed(engine, claim, reply) for claim, reply in zip(claims, replies, strict=True)]
 
-        monkeypatch.setattr(Engine, "answer", cheating)
+        monkeypatch.setattr(Engine, "product", cheating)
 
     def _changed(self, engine: Engine, claim: Any, reply: Any) -> Any:
         self.answered += 1

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.bundle.manifest import Manifest
+from veil.checks.lifetime import KeptTest
 from veil.checks.running import RunningTest
 from veil.checks.spread import covariance, on_kernels, whitening
 from veil.checks.vectors import GroupVectors
@@ -59,11 +60,21 @@ class AnswerChecks:
         self._has_passed = [False] * len(self._slots)
         self._passed = 0
         self._pending: list[tuple[int, Array]] = []
+        self._kept: KeptTest | None = None
 
     @property
     def residuals_per_row(self) -> int:
         """Residuals of a row through all groups."""
         return sum(own[max(own)].count for own in self._vectors)
+
+    def keep(self, half: str, server: str) -> None:
+        """Go on with the running test of earlier sessions of this half with this server, and keep it for later ones."""
+        self._kept = KeptTest(half, server, self._running)
+
+    def close(self) -> None:
+        """Keep what was seen, where it is kept."""
+        if self._kept is not None:
+            self._kept.write()
 
     def stop_if_caught(self) -> None:
         """Raise `WrongAnswer` again where a wrong answer was ``found``: nothing more is sent."""
@@ -115,6 +126,8 @@ class AnswerChecks:
         pending, self._pending = self._pending, []
         for group, rows in pending:
             self._add(group, self._kernels.to_numpy(rows))
+        if self._kept is not None:
+            self._kept.end_pass()
 
     def _keep_apart(self) -> None:
         """Have the residuals of rows that came one by one where others do not follow them."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 F64 = NDArray[np.float64]
 
 FALSE_ALARMS = 1e-9
-"""The probability that an honest server is ever accused by the running test of a session."""
+"""The probability that an honest server is ever accused by the running test, over all sessions."""
 
 _TILTS = np.array([0.02, 0.15, 0.4])
 """λ: for deviations that are small, middling and large beside the noise; each has a third of the false alarms."""

@@ -177,6 +177,8 @@ class ClientSession:
         """End the session and forget every batch."""
         if self._filler is not None:
             self._filler.stop()
+        if self.checks is not None:
+            self.checks.close()
         session = self._pool.session
         self._maker.close()
         self._sent = None

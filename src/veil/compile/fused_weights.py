@@ -54,8 +54,8 @@ def quantize_fused(
     Raises `ValueError` for a weight that is not finite.
     """
     parts = fusion_parts(found.producer, found.readers, found.norm, lambda name: _affine(name, modules))
-    factor = found.factor.numpy()
-    stream, inputs = found.stream.numpy(), found.inputs.numpy()
+    factor = found.factor.cpu().numpy()
+    stream, inputs = found.stream.cpu().numpy(), found.inputs.cpu().numpy()
     smooth = _smoothing(parts, _mean_square(stream * factor), _mean_square(inputs * factor), params)
     matrix, scale = fused_matrix(parts, smooth, group)
     constants = GroupConstants(
@@ -91,10 +91,10 @@ def fusion_parts(producer: str, reading: Sequence[str], norm: Norm, affine: Call
     weight_of, added = affine(producer)
     read = [affine(name) for name in reading]
     weight = np.concatenate([weight for weight, _ in read])
-    readers = weight * norm.gamma.numpy()
+    readers = weight * norm.gamma.cpu().numpy()
     if norm.centred:
         readers = readers - readers.mean(axis=1, keepdims=True)
-    after = np.concatenate([bias for _, bias in read]) + weight @ norm.beta.numpy()
+    after = np.concatenate([bias for _, bias in read]) + weight @ norm.beta.cpu().numpy()
     product = (torch.from_numpy(readers).double() @ torch.from_numpy(weight_of).double()).float().numpy()
     return FoldParts(
         producer=weight_of,

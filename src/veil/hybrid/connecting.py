@@ -41,4 +41,6 @@ def open_remote(
     model = sides.client_model()
     transport = RemoteTransport(model, address, sides.kernels, sides.stats, timeouts, half, name)
     checks = sides.answer_checks(lambda _: caught.add(address.target))
+    if checks is not None:
+        checks.keep(half, address.target)
     sides.remote = sides.open_session(transport, checks, timeouts=timeouts)

@@ -101,9 +101,12 @@ class Admission:
             raise WireError(f"{tuple(data.shape)} bytes for {rows} rows of {row_bytes} bytes")
         parts: list[memoryview | None] = [None] * len(spans)
         first = 0
-        for at, span in enumerate(spans if again else ()):
-            parts[at] = np.ascontiguousarray(data[first : first + span.count]).data
-            first += span.count
+        if again and len(spans) == 1:
+            parts[0] = np.ascontiguousarray(data).data
+        elif again:
+            for at, span in enumerate(spans):
+                parts[at] = np.ascontiguousarray(data[first : first + span.count]).data
+                first += span.count
         return Claim(group, data, self.store.claim(session, spans, group, segment, parts), slots)
 
     def _keep(self, item: Admitted, shares: dict[str, Array], first: int) -> None:

@@ -92,10 +92,7 @@ class RowLoop:
         with self._lock:
             if self._latest is seat:
                 self._latest = None
-        try:
-            self._selector.unregister(seat.frames.connection)
-        except (KeyError, ValueError):
-            return
+        self._look_away(seat)
 
     def answer(self, engine: Engine, claim: Claim, flow: str = "") -> bytes:
         """The packed results of a claim, for a thread that waits for them; raises what its product did."""
@@ -142,6 +139,9 @@ class RowLoop:
         came = self._read(0.0 if len(turns) or self._again else _IDLE_S)
         if alone:
             self._eager.came()
+            if len(came) == 1 and not len(turns) and not self._stopping:
+                self._serve_alone(came[0])
+                return []
         with self._lock:
             if self._stopping:
                 self._wait_for(came)
@@ -186,7 +186,7 @@ class RowLoop:
 
     def _take(self, seat: Seat) -> Asked | None:
         if seat.busy:  # it sends before it is answered: its next message waits
-            self.remove(seat)
+            self._look_away(seat)  # it may still be the only one who is there
             with self._lock:
                 seat.parked = seat.busy
             if seat.parked:
@@ -201,6 +201,20 @@ class RowLoop:
         elif seat.closing:
             self._look_for(seat, selectors.EVENT_WRITE)
         return asked
+
+    def _serve_alone(self, asked: Asked) -> None:
+        """As `_serve`, where nobody else is there: nothing is weighed, and no other thread has to be told."""
+        start = time.perf_counter()
+        engine, claims = asked.engine, [asked.claim]
+        try:
+            packed = engine.product(claims, serial=engine.work(asked.claim) < _WORTH_THREADS)
+            asked.pieces.append(engine.kernels.to_numpy(packed).tobytes())
+        except Exception as error:
+            asked.failed = error
+        end = time.perf_counter()
+        self._hand_over(asked)
+        spent = (asked.checked_s, start - asked.since, end - start, time.perf_counter() - end)
+        self._stages.answered(spent, 1, asked.claim.count, end - start)
 
     def _serve(self, pieces: list[RowPiece]) -> None:
         start = time.perf_counter()
@@ -278,10 +292,11 @@ class RowLoop:
     def _went(self, seat: Seat) -> None:
         """A connection takes more of a reply that it did not take at once."""
         if seat.flush():
-            self.remove(seat)
             if seat.over:
+                self.remove(seat)
                 seat.drop()
             else:
+                self._look_away(seat)
                 self._back(seat)
 
     def _look_for(self, seat: Seat, events: int) -> None:
@@ -289,6 +304,12 @@ class RowLoop:
             self._selector.modify(seat.frames.connection, events, seat)
         except KeyError:
             self._selector.register(seat.frames.connection, events, seat)
+
+    def _look_away(self, seat: Seat) -> None:
+        try:
+            self._selector.unregister(seat.frames.connection)
+        except (KeyError, ValueError):
+            return
 
     def _back(self, seat: Seat) -> None:
         seat.parked = False

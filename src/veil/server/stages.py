@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 STAGES = ("check", "wait", "product", "reply")
 _TELL_S = 0.05
@@ -31,11 +31,14 @@ class Stages:
         self._counts = dict.fromkeys(("messages", "rows", "products"), 0)
         self._computed = 0.0
 
-    def answered(self, seconds: Sequence[float], messages: int, rows: int, computed_s: float) -> None:
+    def answered(self, seconds: tuple[float, float, float, float], messages: int, rows: int, computed_s: float) -> None:
         """A product answered so many messages, or pieces of them: their seconds in the order of `STAGES`."""
         own, counts = self._seconds, self._counts
-        for stage, spent in zip(STAGES, seconds, strict=True):
-            own[stage] += spent
+        check, wait, product, reply = seconds
+        own["check"] += check
+        own["wait"] += wait
+        own["product"] += product
+        own["reply"] += reply
         counts["messages"] += messages
         counts["rows"] += rows
         counts["products"] += 1

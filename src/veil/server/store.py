@@ -238,7 +238,7 @@ class SessionStore:
         ``data`` are the spans' bytes, or None each where nothing can come twice. Raises `UnknownBatch`, `WireError` for rows
         that no batch has, and `RowReused` when other bytes came before.
         """
-        digests = [None if part is None else hashlib.blake2b(part, digest_size=16).digest() for part in data]
+        digests = [None if part is None else hashlib.sha256(part).digest() for part in data]
         now = self._clock()
         with self._lock:
             found = []

@@ -22,7 +22,7 @@ _SLACK = 8.0
 _FIRST_RATE = 2e10
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Asked:
     """Rows that wait for their product. ``done`` is called once, by the thread that answers, with the reply or an exception.
 
@@ -43,20 +43,16 @@ class Asked:
     seat: object = None
     """The connection that it came on, where it came on the row lane."""
 
-    prompt: bool = False
-    """Whether it is a prompt's."""
-
     kind: tuple[int, int, int] = (0, 0, 0)
-    """What it has in common with those that one product can answer: engine, group, outputs."""
+    """What it has in common with those that one product can answer: engine, group, outputs. Set when it waits."""
 
     row_work: int = 0
-    """Multiply-adds of one of its rows."""
+    """Multiply-adds of one of its rows; set when it waits."""
 
-    def __post_init__(self) -> None:
-        claim = self.claim
-        self.prompt = claim.count > PROMPT_ROWS
-        self.kind = id(self.engine), claim.group, claim.slots
-        self.row_work = claim.slots * self.engine.model.weights[claim.group].shape[1]
+    @property
+    def prompt(self) -> bool:
+        """Whether it is a prompt's."""
+        return self.claim.count > PROMPT_ROWS
 
     @property
     def left(self) -> int:
@@ -69,7 +65,7 @@ class Asked:
         return self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class RowPiece:
     """Some of the rows of a request, from ``first``; whether the request has no others left."""
 
@@ -171,6 +167,8 @@ class FairTurns:
         self._ends.clear()
 
     def _tag(self, asked: Asked) -> None:
+        if not asked.row_work:
+            _weigh(asked)
         asked.tag = max(self._virtual, self._ends.get(asked.flow, 0.0))
         self._ends[asked.flow] = asked.tag + _work(asked, min(asked.left, self._piece_rows(asked)))
 
@@ -197,7 +195,7 @@ class FairTurns:
 
     def _piece(self, asked: Asked, now: float, company: bool = False) -> RowPiece:
         count = asked.left
-        if asked.prompt and (company or self._waiting or now - self._mixed < _COMPANY_S):
+        if asked.claim.count > PROMPT_ROWS and (company or self._waiting or now - self._mixed < _COMPANY_S):
             count = min(count, self._piece_rows(asked))
         if count == asked.claim.count:
             return _whole(asked)
@@ -206,6 +204,8 @@ class FairTurns:
 
     def _piece_rows(self, asked: Asked) -> int:
         """Rows of a prompt that take about ``piece_s``, a multiple of 8."""
+        if not asked.row_work:
+            _weigh(asked)
         return max(8, int(self._rate * self._piece_s / _work(asked, 1)) // 8 * 8)
 
 
@@ -232,6 +232,12 @@ def _tag_of(asked: Asked) -> float:
 
 def _since_of(asked: Asked) -> float:
     return asked.since
+
+
+def _weigh(asked: Asked) -> None:
+    claim = asked.claim
+    asked.kind = id(asked.engine), claim.group, claim.slots
+    asked.row_work = claim.slots * asked.engine.model.weights[claim.group].shape[1]
 
 
 def _work(asked: Asked, rows: int) -> float:

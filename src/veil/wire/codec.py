@@ -34,4 +34,5 @@ def spans_from(numbers: Sequence[int]) -> list[Span]:
     """Inverse of `flat_spans`; `WireError` for numbers that are no spans."""
     if len(numbers) % 3 or len(numbers) > 3 * MAX_SPANS:
         raise WireError(f"{len(numbers)} numbers are not up to {MAX_SPANS} spans of rows")
-    return [Span(*numbers[at : at + 3]) for at in range(0, len(numbers), 3)]
+    flat = list(numbers)
+    return [Span(*flat[at : at + 3]) for at in range(0, len(flat), 3)]

@@ -38,4 +38,4 @@ class Upload:
 
 def rows_of(spans: Sequence[Span]) -> int:
     """Rows of some spans together."""
-    return sum(span.count for span in spans)
+    return spans[0].count if len(spans) == 1 else sum(span.count for span in spans)
