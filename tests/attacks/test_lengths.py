@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +16,10 @@ import torch
 from transformers import BertConfig, BertModel, StoppingCriteria, T5Config, T5ForConditionalGeneration
 
 from veil import HybridFHEModel, Terms, linear_modules
+from veil.client.connection import Address
 from veil.client.filler import Filler
 from veil.client.session import OfflineRows
+from veil.commands import generate
 from veil.errors import NotFiniteActivation
 from veil.gateway.account import Account, Cancelled
 from veil.gateway.generation import Generator
@@ -372,6 +377,30 @@ def test_nobody_waits_for_a_vector_any_more(asked: list[Any], tiny_tokenizer: An
         handle.remove()
         views.append(list(asked))
     assert views[0] == views[1]
+
+
+def test_a_command_announces_steps_only(
+    llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is sent, and for several prompts at once by the longest one's step."""
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(Filler, "expect", lambda self, *counts: told.append(counts))
+    request = generate.GenerateRequest(
+        prompt="x", model="", bits=8, modules="linear", bundle=llama.path, mode="remote", device="cpu", max_new_tokens=2,
+        temperature=0.0, top_p=1.0, seed=None, raw=True, terms=Terms(no_cryptography=True), padding=STEP,
+    )  # fmt: skip
+    for name, words in (("short", 2), ("long", 7)):
+        lines = [json.dumps({"prompt": " ".join(["w1"] * count)}) for count in (1, words, 1)]
+        (tmp_path / name).write_text("\n".join(lines))
+    with serve(llama) as server:
+        address = Address(target=f"127.0.0.1:{server.port}")
+        for padding in (STEP, None):
+            told.clear()
+            for words in (2, 7):
+                asked = replace(request, prompt=" ".join(["w1"] * words), server=address, padding=padding)
+                generate.run(asked, as_json=True)
+                generate.run(replace(asked, batch=tmp_path / ("short" if words == 2 else "long")), as_json=True)
+            assert (told[:2] == told[2:]) == (padding is not None), told
 
 
 # Templates ------------------------------------------------------------------------------------------------------------

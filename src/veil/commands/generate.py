@@ -98,6 +98,8 @@ def run(request: GenerateRequest, *, as_json: bool) -> None:
         draft = _draft(request, reporter.report)
         ready = _prepare(request, draft, reporter.report)
         _adapt(request, ready)
+    if ready.hybrid is not None and request.mode in ("execute", "remote"):
+        ready.hybrid.padding = request.padding  # before anything is announced
     load_s = time.perf_counter() - start
     if entries is not None:
         _answer_all(request, ready, entries)
@@ -281,8 +283,9 @@ def _answer_all(request: GenerateRequest, ready: _Ready, entries: list[batch.Ent
         for first in range(0, len(entries), batch.AT_ONCE):
             part = entries[first : first + batch.AT_ONCE]
             inputs = batch.encoded(part, ready.tokenizer, request.raw)
-            rows = inputs["input_ids"].numel()
-            _check_room(request, ready.model, int(inputs["input_ids"].shape[1]))
+            length = int(inputs["input_ids"].shape[1])
+            rows = len(part) * (request.padding.rows(length) if request.padding else length)
+            _check_room(request, ready.model, length)
             if ready.hybrid is not None and request.mode in ("execute", "remote"):
                 ready.hybrid.expect(rows, len(part) * request.max_new_tokens)
             inputs = {name: tensor.to(ready.model.device) for name, tensor in inputs.items()}

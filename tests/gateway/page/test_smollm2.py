@@ -37,9 +37,8 @@ def picture(person: Any, name: str) -> None:
 def test_paris_a_long_answer_stopped_and_a_reload(people: Any, smollm2: ServedModel, listen: Any) -> None:
     with listen(smollm2) as running:
         person = people(running.url).visit(max_tokens=200)
-        person.tab.set_viewport_size({"width": 1280, "height": 800})
+        person.tab.set_default_timeout(150_000)  # a whole model's first rows, on machines that others use too
         person.ask(QUESTION)
-        person.until("() => document.querySelector('.turn.writing .text')?.textContent.trim()")
         first = person.answer()
         assert "Paris" in first
         person.ask("Explain in a few paragraphs why people encrypt their letters.")
