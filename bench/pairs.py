@@ -1,6 +1,6 @@
 """Private fine-tuning from end to end: fifty questions that SmolLM2 cannot know, asked before and after.
 
-    python -m bench pairs [--steps 120] [--device auto] [--out bench/results/training-pairs.json]
+    python -m bench pairs [--steps 60] [--device auto] [--out bench/results/training-pairs.json]
 
 Every step is a process: ``veil compile --trainable``, ``veil generate`` for what the model says of itself, ``veil finetune``
 in mode ``execute`` on ``examples/varrow.jsonl``, then ``veil serve`` and ``veil generate --server --adapter``. An answer
@@ -27,7 +27,7 @@ SHOWN = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("bench/results/training-pairs.json"))
     args = parser.parse_args()

@@ -20,7 +20,7 @@ _FOLLOWING = frozenset(
     {"attention_mask", "position_ids", "cache_position", "token_type_ids", "decoder_attention_mask", "labels"}
     | {"decoder_position_ids", "cross_attention_mask"}
 )
-_SIZES = frozenset({"image_sizes", "image_grid_thw", "video_grid_thw", "spatial_shapes", "mm_token_type_ids"})
+_SIZES = frozenset({"image_sizes", "grid_thw", "image_grid_thw", "video_grid_thw", "spatial_shapes", "mm_token_type_ids"})
 """How large pictures are, and which tokens are theirs: what a pass asks follows from that, and not from what they show."""
 
 _PICTURED = ("image_token_id", "image_token_index", "video_token_id", "video_token_index", "audio_token_id")
