@@ -34,8 +34,8 @@ def test_an_architecture_that_works(bench: dict[str, Any], kind: str) -> None:
     assert found.layer_db > 30 and found.quantized_db > 25 and found.encrypted_db > 35
 
 
-class Bypassed(nn.Module):
-    """A layer that float calls and other modes go around."""
+class TwoFaced(nn.Module):
+    """Doubles its output where a layer is remote, which no layer of it shows."""
 
     main_input_name = "x"
 
@@ -44,17 +44,17 @@ class Bypassed(nn.Module):
         self.first, self.second, self.config = nn.Linear(8, 8), nn.Linear(8, 8), None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        around = getattr(self.second, "router", None) is not None
-        return self.first(x) if around else self.second(self.first(x))
+        out: torch.Tensor = self.second(self.first(x))
+        return 2 * out if getattr(self.second, "router", None) is not None else out
 
 
 def test_a_silent_difference_fails(bench: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    made = Bypassed().eval(), {"x": torch.randn(4, 8)}
+    made = TwoFaced().eval(), {"x": torch.randn(4, 8)}
     monkeypatch.setattr(bench["family_check"], "small_model", lambda kind, names: made)
-    found = bench["family_check"].examine("bypassed", ())
-    assert found.verdict == "fails"
-    assert "second" in found.reason
+    found = bench["family_check"].examine("two-faced", ())
+    assert found.verdict == "fails", found.reason
+    assert found.reason.startswith("the output has")
 
 
 def test_errors_of_veil_are_refusals_and_others_are_failures(bench: dict[str, Any]) -> None:
