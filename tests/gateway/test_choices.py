@@ -43,9 +43,13 @@ def test_models_have_names(tmp_path: Path) -> None:
         ("big", "smollm2", "10.0.0.1:8471"),
         (None, "smollm2", "10.0.0.2:8471"),
     ]
-    pair = choices(bundles=["x/client", "y"], servers=["a=10.0.0.1", "10.0.0.2"])
-    assert [(one.name, one.bundle) for one in pair] == [("a", Path("x/client")), (None, Path("y"))]
-    assert [(one.name, one.bundle) for one in choices(bundles=["n=x", "y"])] == [("n", Path("x")), (None, Path("y"))]
+    for half in (tmp_path / "x" / "client", tmp_path / "y"):
+        half.mkdir(parents=True)
+        (half / "bundle.json").write_text("{}")
+    x, y = tmp_path / "x", tmp_path / "y"
+    pair = choices(bundles=[str(x / "client"), str(y)], servers=["a=10.0.0.1", "10.0.0.2"])
+    assert [(one.name, one.bundle) for one in pair] == [("a", x / "client"), (None, y)]
+    assert [(one.name, one.bundle) for one in choices(bundles=[f"n={x}", str(y)])] == [("n", x), (None, y)]
 
 
 @pytest.mark.parametrize(

@@ -25,15 +25,26 @@ def line_of(*arguments: str | Path) -> str:
     return line
 
 
-def test_a_tokens_file_that_cannot_be_read(tmp_path: Path) -> None:
-    missing = line_of("serve", "half", "--tokens", tmp_path / "none")
+@pytest.fixture
+def half(tmp_path: Path) -> Path:
+    """A folder that passes for a half of a bundle until it is read."""
+    folder = tmp_path / "half"
+    folder.mkdir()
+    (folder / "bundle.json").write_text("{}")
+    return folder
+
+
+def test_a_tokens_file_that_cannot_be_read(half: Path, tmp_path: Path) -> None:
+    missing = line_of("serve", half, "--tokens", tmp_path / "none")
     assert str(tmp_path / "none") in missing and "No such file" in missing
-    assert "directory" in line_of("serve", "half", "--tokens", tmp_path)
+    assert "directory" in line_of("serve", half, "--tokens", tmp_path)
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    assert "line 1" in line_of("serve", "half", "--tokens", tmp_path / "binary")
+    assert "line 1" in line_of("serve", half, "--tokens", tmp_path / "binary")
 
 
-def test_a_servers_certificate_is_tried_before_the_hint_is_built(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_servers_certificate_is_tried_before_the_hint_is_built(
+    certificate: tuple[Path, Path], half: Path, tmp_path: Path
+) -> None:
     good, key = certificate
     text = tmp_path / "text"
     text.write_text("not PEM")
@@ -45,7 +56,7 @@ def test_a_servers_certificate_is_tried_before_the_hint_is_built(certificate: tu
         (good, text, "not a certificate and its key"),
         (key, good, "not a certificate and its key"),
     ):
-        assert words in line_of("serve", "half", "--tls-cert", cert, "--tls-key", of_key)
+        assert words in line_of("serve", half, "--tls-cert", cert, "--tls-key", of_key)
     server_context(good, key)
 
 

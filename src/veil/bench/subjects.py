@@ -14,7 +14,6 @@ from veil.bench.record import Subject
 from veil.bundle.manifest import Manifest
 from veil.progress import Progress
 from veil.runtime.layers import RemoteLayer, float_weight_shape, kind_of
-from veil.runtime.modules import find_modules, select_modules
 
 SHAPES = {
     "gpt2": "the shapes of GPT-2 124M, random weights",
@@ -79,9 +78,10 @@ def release_floats(model: nn.Module) -> None:
 def layer_shapes(model: nn.Module) -> tuple[tuple[int, int, int], ...]:
     """(width, outputs, how many) of the linear layers, the head included, in the model's order."""
     counts: Counter[tuple[int, int]] = Counter()
-    for module in find_modules(model, select_modules(model, "linear")).values():
+    for module in model.modules():
         kind = kind_of(module)
-        assert kind is not None
+        if kind is None or kind == "embedding":
+            continue
         outputs, width = float_weight_shape(module, kind)
         counts[width, outputs] += 1
     return tuple((width, outputs, count) for (width, outputs), count in counts.items())

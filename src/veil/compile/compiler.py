@@ -222,6 +222,14 @@ def _quantize_group(members: list[tuple[Layer, nn.Module]], read: _Seen | None, 
     return matrix, GroupConstants(scales, np.concatenate(biases), bound, divisors=divisors)
 
 
+def _check_finite(layers: dict[str, RemoteLayer]) -> None:
+    """`ValueError` that names a layer whose weight is not finite: what comes out of it reaches others in calibration."""
+    for name, layer in layers.items():
+        weight = getattr(layer.inner, "weight", None)
+        if isinstance(weight, torch.Tensor) and not bool(torch.isfinite(weight).all()):
+            raise ValueError(f"{name}: the weight holds NaN or infinity")
+
+
 def _calibrate(layers: dict[str, RemoteLayer], run: Callable[[], Any]) -> dict[str, _Seen]:
     """What each layer read, in calling order."""
     seen: dict[str, _Seen] = {}
@@ -239,6 +247,7 @@ def _calibrate(layers: dict[str, RemoteLayer], run: Callable[[], Any]) -> dict[s
             try:
                 own.add(x)
             except ValueError:
+                _check_finite(layers)
                 raise ValueError(
                     f"NaN or infinity reached {name!r} in calibration; give inputs that the float model can compute with"
                 ) from None
