@@ -55,7 +55,7 @@ def test_nothing_can_be_read_or_changed_without_the_key(tmp_path: Path) -> None:
     kept.close()
     (file,) = tmp_path.glob("*.kv")
     data = file.read_bytes()
-    assert b"anna" not in data and b"77, 77" not in data and b"k0" not in data
+    assert b"anna" not in data and b"77, 77" not in data and b'"k0"' not in data
     file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     changed = opened(tmp_path)
     assert changed.best([77] * 60, "anna-the-owner", 0) is None and changed.best([77] * 60, "anna-the-owner", 0) is None
