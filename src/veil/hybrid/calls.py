@@ -185,7 +185,8 @@ class ModelCalls:
     @contextmanager
     def _around_pass(self, mode: str, fresh: bool) -> Iterator[None]:
         """Everything that a pass needs beside the model, or a part that goes on with one: see `Passes`."""
-        self.check_weights()
+        if not self._generating:  # which looked when it began
+            self.check_weights()
         sides, passes = self.sides, self.passes
         assert sides is not None
         other = passes.is_chosen or mode != passes.mode or sides.router.evaluator is None

@@ -49,6 +49,7 @@ class RemoteLayer(nn.Module):
         self.name = name
         self.kind = kind
         self.in_features, self.out_features = shape
+        self._width = torch.Size(shape[:1])
         self.dtype = dtype
         self.device = torch.device("cpu")
         self.passes: Passes | None = None
@@ -89,7 +90,7 @@ class RemoteLayer(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Input [..., in] (or token ids [...]) → output [..., out] in the input's dtype (the weight's for token ids)."""
-        x = self._input(args, kwargs)
+        x = args[0] if len(args) == 1 and not kwargs else self._input(args, kwargs)
         inner = self.inner
         if inner is None or not (inner._forward_hooks or inner._forward_pre_hooks):
             return self._answer(x)
@@ -113,15 +114,15 @@ class RemoteLayer(nn.Module):
     def _answer(self, x: torch.Tensor) -> torch.Tensor:
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{self.name} was given a {type(x).__name__}, expected a torch.Tensor")
-        router, passes = self.router, self.passes
-        if router is not None:
-            self._check(x)
+        passes = self.passes
+        router, inside = (None, False) if passes is None else passes.here
         if router is None or passes is None:
             if self.inner is None:
                 raise RuntimeError(f"{self.name} has no float weights here; choose a mode other than 'torch'")
             out: torch.Tensor = self._local(x)
         else:
-            if passes.is_inside:
+            self._check(x)
+            if inside:
                 passes.asked.add(self.name)
                 out = self._remote(router, x)
             else:
@@ -134,6 +135,8 @@ class RemoteLayer(nn.Module):
 
     def _check(self, x: torch.Tensor) -> None:
         """What torch would refuse is refused: another width, or another kind of numbers."""
+        if self.kind != "embedding" and x.is_floating_point() and x.shape[-1:] == self._width:
+            return
         if self.kind == "embedding":
             if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
                 raise TypeError(f"{self.name} was given {x.dtype}, expected token ids")

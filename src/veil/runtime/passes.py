@@ -72,6 +72,14 @@ class Passes:
         return self._pass_mode if self.is_inside or _is_backward() else self.mode
 
     @property
+    def here(self) -> tuple[Router | None, bool]:
+        """`router` and `is_inside`, asked at once by every layer."""
+        inside = self._owner == threading.get_ident()
+        chosen = _CHOSEN.get().get(id(self))
+        mode = chosen or (self._pass_mode if inside or _is_backward() else self.mode)
+        return None if mode == "torch" else self.current, inside
+
+    @property
     def is_chosen(self) -> bool:
         """Whether the mode was chosen for this call."""
         return id(self) in _CHOSEN.get()
@@ -116,12 +124,14 @@ class Passes:
                 self._owner = None
 
     def _marked(self, name: str, names: frozenset[str], forward: Callable[..., object]) -> Callable[..., object]:
+        planned = name in self._entries
+
         @functools.wraps(forward)
         def wrapped(*args: object, **kwargs: object) -> object:
-            refuse_compiler()
-            if self.is_inside:
+            if self._owner == threading.get_ident():
                 self.entered.add(name)
-                return self._plan(name, forward, args, kwargs) if name in self._entries else forward(*args, **kwargs)
+                return self._plan(name, forward, args, kwargs) if planned else forward(*args, **kwargs)
+            refuse_compiler()
             if self.router is None:
                 return forward(*args, **kwargs)
             with self.opened(names):

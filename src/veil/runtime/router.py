@@ -46,6 +46,7 @@ class _Pending:
     source: Sighting
     outputs: Tensor
     parts: list[Tensor | None]
+    left: int
 
 
 @dataclass(eq=False)
@@ -112,7 +113,8 @@ class Router:
             if self.last_row_only and len(shape) == 3 and self._several(shape[1]) and group.layers[-1].last_row:
                 flat = self._output(place, x, self._needed)
             elif group.fusion is None:
-                flat = self._output(place, x, self._whole)
+                single = len(place.sizes) == 1
+                flat = self._evaluate(place.group, _rows(x)) if single else self._output(place, x, self._whole)
             elif place.number == 0:
                 flat = self._add(name, group.fusion, x)
             else:
@@ -139,9 +141,10 @@ class Router:
             or pending.outputs.requires_grad != self._trains(group, source)
         ):
             sighting, outputs = Sighting(source), evaluate(group, source)
-            pending = self._pending[group] = _Pending(sighting, outputs, _parts(outputs, place.sizes))
+            pending = self._pending[group] = _Pending(sighting, outputs, _parts(outputs, place.sizes), len(place.sizes))
         part, pending.parts[number] = pending.parts[number], None
-        if not any(own is not None for own in pending.parts):
+        pending.left -= 1
+        if not pending.left:
             del self._pending[group]
         assert part is not None
         return part
