@@ -10,12 +10,13 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 
 from veil.bundle.constants import GroupConstants
 from veil.bundle.manifest import Group, Manifest, NormFusion
 from veil.errors import NotCompiled, NotFiniteActivation, StreamChanged
-from veil.kernels.interface import Kernels
+from veil.kernels.interface import Array, Kernels
 from veil.runtime.evaluators import Evaluator
 from veil.runtime.gradient import encrypted_product
 from veil.runtime.plan import Call, Course
@@ -41,10 +42,10 @@ class _Place(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class _Pending:
-    """A group's outputs [R, rows], the input that they are of, and each layer's part until it is claimed."""
+    """Each layer's part of a group's outputs until it is claimed, the input that they are of, and whether they train."""
 
     source: Sighting
-    outputs: Tensor
+    trains: bool
     parts: list[Tensor | None]
     left: int
 
@@ -113,13 +114,14 @@ class Router:
             if self.last_row_only and len(shape) == 3 and self._several(shape[1]) and group.layers[-1].last_row:
                 flat = self._output(place, x, self._needed)
             elif group.fusion is None:
-                single = len(place.sizes) == 1
-                flat = self._evaluate(place.group, _rows(x)) if single else self._output(place, x, self._whole)
+                flat = self._output(place, x, self._whole)
             elif place.number == 0:
                 flat = self._add(name, group.fusion, x)
             else:
                 flat = self._read(name, group.fusion, x)
-            return _beside(flat.reshape(*shape[:-1], place.sizes[place.number]), x)
+            if flat.ndim != len(shape):
+                flat = flat.reshape(*shape[:-1], place.sizes[place.number])
+            return _beside(flat, x)
 
     def embedding(self, name: str, ids: Tensor) -> Tensor:
         """The output [..., out] of a remote embedding for token ids [...], as the product with one-hot rows."""
@@ -132,22 +134,54 @@ class Router:
         """A layer's outputs [R, out] for a tensor: of an evaluation that waits for it, or of a new one."""
         group, number = place.group, place.number
         if len(place.sizes) == 1:
-            return evaluate(group, source)
+            alone = self._one_row(place, source)
+            return evaluate(group, source) if alone is None else alone[0]
         pending = self._pending.get(group)
         if (
             pending is None
             or pending.parts[number] is None
             or not pending.source.holds(source)
-            or pending.outputs.requires_grad != self._trains(group, source)
+            or pending.trains != self._trains(group, source)
         ):
-            sighting, outputs = Sighting(source), evaluate(group, source)
-            pending = self._pending[group] = _Pending(sighting, outputs, _parts(outputs, place.sizes), len(place.sizes))
+            sighting, parts = Sighting(source), self._one_row(place, source)
+            if parts is None:
+                parts = _parts(evaluate(group, source), place.sizes)
+            pending = self._pending[group] = _Pending(sighting, parts[0].requires_grad, [*parts], len(parts))
         part, pending.parts[number] = pending.parts[number], None
         pending.left -= 1
         if not pending.left:
             del self._pending[group]
         assert part is not None
         return part
+
+    def _one_row(self, place: _Place, x: Tensor) -> list[Tensor] | None:
+        """Each layer's output for one row x [..., width] on this processor, in its shape; None where there is more to it.
+
+        A token's step asks a hundred times: torch is called as rarely as can be.
+        """
+        course, candidates = self.course, self.candidates
+        if (
+            self._kernels.name != "cpu"
+            or x.numel() != place.info.width
+            or x.dtype is not torch.float32
+            or not x.is_cpu
+            or x.requires_grad
+            or self.evaluator is None
+            or self.observer is not None
+            or self.rehearsed is not None
+            or self.cancel_check is not None
+            or (candidates is not None and candidates.group == place.group)
+            or (course is not None and course.fills)
+        ):
+            return None
+        if course is not None:
+            course.rows(place.group, 1, None)
+        row = np.ascontiguousarray(x.numpy().reshape(1, -1))
+        outputs, lead, ends = self._sent(place.group, row, None, self.evaluator), x.shape[:-1], accumulate(place.sizes)
+        return [
+            torch.from_numpy(outputs[0, end - size : end].reshape(*lead, size))
+            for size, end in zip(place.sizes, ends, strict=True)
+        ]
 
     def _whole(self, group: int, x: Tensor) -> Tensor:
         """A group's outputs for every row of x [..., width]."""
@@ -244,10 +278,15 @@ class Router:
         return outputs
 
     def _send(self, group: int, x: Tensor, slots: int | None, evaluator: Evaluator | None = None) -> Tensor:
-        evaluator, course = evaluator or self.evaluator, self.course
+        evaluator = evaluator or self.evaluator
         assert evaluator is not None
+        return self._kernels.to_torch(self._sent(group, self._kernels.from_torch(x), slots, evaluator))
+
+    def _sent(self, group: int, x: Array, slots: int | None, evaluator: Evaluator) -> Array:
+        """The answer [R, rows] to rows x [R, width], after which the next call of the plan is due."""
+        course = self.course
         try:
-            outputs = self._kernels.to_torch(evaluator.evaluate(group, self._kernels.from_torch(x), slots))
+            outputs = evaluator.evaluate(group, x, slots)
         except BaseException as error:
             if course is not None and not isinstance(error, NotFiniteActivation):
                 course.broken = True
@@ -278,7 +317,7 @@ def _columns(outputs: Tensor, part: slice) -> Tensor:
     return outputs[:, part].contiguous()
 
 
-def _parts(outputs: Tensor, sizes: Sequence[int]) -> list[Tensor | None]:
+def _parts(outputs: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Each layer's share of its group's outputs; tensors of their own, so that writing to one is seen of it alone."""
     ends = accumulate(sizes)
     return [outputs.narrow(1, end - size, size).contiguous() for size, end in zip(sizes, ends, strict=True)]
