@@ -176,6 +176,7 @@ class Server:
         most_streams = threads // 4 if config.tokens else 3 * threads // 4  # a session has two at most; others have the rest
         on_gpu = any(served.engine.on_gpu for served in bundles.values())
         self._stages = Stages(self.metrics.staged)
+        self.metrics.before_reading(self._stages.flush)
         self._loop = RowLoop(
             self._stages, threads=max(1 + len(served.copies) for served in bundles.values()) if on_gpu else None
         )

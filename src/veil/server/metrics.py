@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, start_http_server
 
 from veil.server.unproven import FIRST_S
+
+
+class _Latest:
+    """Has what was counted elsewhere told when metrics are read; a registry asks in order, so it is the first of all."""
+
+    def __init__(self) -> None:
+        self.told: list[Callable[[], None]] = []
+
+    def collect(self) -> Iterable[Metric]:
+        for tell in self.told:
+            tell()
+        return ()
 
 
 class Metrics:
     """The server's counters, in a registry of their own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry, self._latest = CollectorRegistry(), _Latest()
+        self.registry.register(self._latest)
         self._rows = self._counter("rows", "Encrypted rows multiplied")
         self._batches = self._counter("batches", "Batches of rows prepared")
         self._seconds = self._counter("seconds", "Seconds of computation", ["phase"])
@@ -32,6 +45,10 @@ class Metrics:
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """A value that is read when somebody asks."""
         Gauge(f"veil_{name}", text, registry=self.registry).set_function(read)
+
+    def before_reading(self, tell: Callable[[], None]) -> None:
+        """``tell`` is called before the counters are read, for what is counted in bulk."""
+        self._latest.told.append(tell)
 
     def computed(self, phase: str, count: int, seconds: float) -> None:
         """``count`` batches took this long to prepare; of rows see `staged`."""
