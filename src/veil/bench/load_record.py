@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-FORMAT = 2
+from veil.bench.record import FORMAT
 
 
 @dataclass(frozen=True, kw_only=True)
