@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from veil.errors import NotCompiled
 from veil.given import text_given
 from veil.hybrid.facts import CompiledFacts
 from veil.random import SecretRng
@@ -35,9 +34,6 @@ class CheckedAnswers(CompiledFacts):
         from veil.checks.files import Vectors
         from veil.checks.vectors import make_vectors
 
-        compiled = self.sides.compiled
-        if compiled.weights is None:
-            raise NotCompiled("this needs the weights, and only the client half of the bundle is here")
-        rng = SecretRng()
-        groups = zip(compiled.manifest.groups, compiled.weights, strict=True)
-        return Vectors(against, [make_vectors(group, weights, rng) for group, weights in groups])
+        weights, rng = self.sides.weights_here(), SecretRng()
+        groups = zip(self.manifest.groups, weights, strict=True)
+        return Vectors(against, [make_vectors(group, own, rng) for group, own in groups])

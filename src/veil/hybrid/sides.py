@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from veil.bundle.client_half import ClientModel
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
     from veil.checks.candidates import ExactCandidates
     from veil.checks.files import Vectors
     from veil.checks.rows import AnswerChecks
-
-_NO_WEIGHTS = "only the client half of the bundle is here"
 
 
 class Sides:
@@ -126,23 +126,26 @@ class Sides:
     def clear_layers(self, *, simulate: bool) -> ClearLayers:
         """The integer layers in clear, with the predicted noise if ``simulate``; `NotCompiled` without weights."""
         compiled, kernels = self.compiled, self.kernels
-        if compiled.weights is None:
-            raise NotCompiled(f"modes disable and simulate need the weights, and {_NO_WEIGHTS}")
+        weights = self.weights_here("modes disable and simulate need")
         if self._weights is None:
             engine = self.engine if self.engine is not None and self.engine.kernels is kernels else None
-            self._weights = kernels.load_weights(compiled.weights) if engine is None else engine.weights
+            self._weights = kernels.load_weights(weights) if engine is None else engine.weights
         if not simulate:
             return ClearLayers(compiled.manifest, self._weights, self.scalings, kernels)
         rng = np.random.default_rng()
         return SimulatedLayers(compiled.manifest, self._weights, self.scalings, kernels, compiled.params, rng)
 
+    def weights_here(self, who_needs: str = "this needs") -> tuple[NDArray[np.int8], ...]:
+        """The integer weights of each group; `NotCompiled` where only the client's half is here."""
+        if self.compiled.weights is None:
+            raise NotCompiled(f"{who_needs} the weights, and only the client half of the bundle is here")
+        return self.compiled.weights
+
     def need_engine(self) -> Engine:
         """The server's half, built at its first use; `NotCompiled` without weights."""
         if self.engine is None:
             compiled = self.compiled
-            if compiled.weights is None:
-                raise NotCompiled(f"this needs the weights, and {_NO_WEIGHTS}")
-            model = ServerModel(compiled.params, compiled.seed, compiled.manifest, compiled.weights)
+            model = ServerModel(compiled.params, compiled.seed, compiled.manifest, self.weights_here())
             self.engine = Engine.build(model, self.server_kernels, self._progress, hints=self.hints)
             self.tables = self.tables or self.engine.hint.public_tables(compiled.seed, compiled.params)
         return self.engine
@@ -209,8 +212,6 @@ class Sides:
 
     def forget_weights(self) -> None:
         """Keep the client's half alone."""
-        from dataclasses import replace
-
         self.compiled = replace(self.compiled, weights=None)
         self.engine = self._weights = None
         self._evaluators.clear()

@@ -135,14 +135,12 @@ class RemoteLayer(nn.Module):
 
     def _check(self, x: torch.Tensor) -> None:
         """What torch would refuse is refused: another width, or another kind of numbers."""
-        if self.kind != "embedding" and x.is_floating_point() and x.shape[-1:] == self._width:
-            return
         if self.kind == "embedding":
             if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
                 raise TypeError(f"{self.name} was given {x.dtype}, expected token ids")
         elif not x.is_floating_point():
             raise TypeError(f"{self.name} was given {x.dtype}, expected floating-point activations")
-        elif not x.ndim or x.shape[-1] != self.in_features:
+        elif x.shape[-1:] != self._width:
             raise TypeError(f"{self.name} was given a tensor {tuple(x.shape)}, expected [..., {self.in_features}]")
 
     def _remote(self, router: Router, x: torch.Tensor) -> torch.Tensor:

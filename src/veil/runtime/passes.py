@@ -66,18 +66,20 @@ class Passes:
     @property
     def mode_now(self) -> str:
         """The mode of this call."""
+        return self._mode_of(self.is_inside)
+
+    def _mode_of(self, inside: bool) -> str:
+        """The mode of a call from within a pass, or from outside."""
         chosen = _CHOSEN.get().get(id(self))
         if chosen is not None:
             return chosen
-        return self._pass_mode if self.is_inside or _is_backward() else self.mode
+        return self._pass_mode if inside or _is_backward() else self.mode
 
     @property
     def here(self) -> tuple[Router | None, bool]:
         """`router` and `is_inside`, asked at once by every layer."""
-        inside = self._owner == threading.get_ident()
-        chosen = _CHOSEN.get().get(id(self))
-        mode = chosen or (self._pass_mode if inside or _is_backward() else self.mode)
-        return None if mode == "torch" else self.current, inside
+        inside = self.is_inside
+        return None if self._mode_of(inside) == "torch" else self.current, inside
 
     @property
     def is_chosen(self) -> bool:
@@ -87,7 +89,7 @@ class Passes:
     @property
     def router(self) -> Router | None:
         """What answers for remote layers in this call; None in mode ``torch``."""
-        return None if self.mode_now == "torch" else self.current
+        return self.here[0]
 
     @property
     def is_inside(self) -> bool:

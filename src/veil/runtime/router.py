@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -37,7 +36,7 @@ class _Place(NamedTuple):
     group: int
     info: Group
     number: int
-    sizes: tuple[int, ...]
+    parts: tuple[slice, ...]
 
 
 @dataclass(eq=False, slots=True)
@@ -90,7 +89,7 @@ class Router:
         """Whether of the last layers nothing but the last row of each sequence matters in this pass."""
         self._kernels = kernels
         self._places = {
-            layer.name: _Place(index, group, number, tuple(own.out_features for own in group.layers))
+            layer.name: _Place(index, group, number, tuple(manifest.by_layer[own.name][1] for own in group.layers))
             for index, group in enumerate(manifest.forward)
             for number, layer in enumerate(group.layers)
         }
@@ -120,7 +119,7 @@ class Router:
             else:
                 flat = self._read(name, group.fusion, x)
             if flat.ndim != len(shape):
-                flat = flat.reshape(*shape[:-1], place.sizes[place.number])
+                flat = flat.reshape(*shape[:-1], flat.shape[-1])
             return _beside(flat, x)
 
     def embedding(self, name: str, ids: Tensor) -> Tensor:
@@ -133,7 +132,7 @@ class Router:
     def _output(self, place: _Place, source: Tensor, evaluate: Callable[[int, Tensor], Tensor]) -> Tensor:
         """A layer's outputs [R, out] for a tensor: of an evaluation that waits for it, or of a new one."""
         group, number = place.group, place.number
-        if len(place.sizes) == 1:
+        if len(place.parts) == 1:
             alone = self._one_row(place, source)
             return evaluate(group, source) if alone is None else alone[0]
         pending = self._pending.get(group)
@@ -145,7 +144,8 @@ class Router:
         ):
             sighting, parts = Sighting(source), self._one_row(place, source)
             if parts is None:
-                parts = _parts(evaluate(group, source), place.sizes)
+                outputs = evaluate(group, source)
+                parts = [_columns(outputs, part) for part in place.parts]
             pending = self._pending[group] = _Pending(sighting, parts[0].requires_grad, [*parts], len(parts))
         part, pending.parts[number] = pending.parts[number], None
         pending.left -= 1
@@ -177,11 +177,8 @@ class Router:
         if course is not None:
             course.rows(place.group, 1, None)
         row = np.ascontiguousarray(x.numpy().reshape(1, -1))
-        outputs, lead, ends = self._sent(place.group, row, None, self.evaluator), x.shape[:-1], accumulate(place.sizes)
-        return [
-            torch.from_numpy(outputs[0, end - size : end].reshape(*lead, size))
-            for size, end in zip(place.sizes, ends, strict=True)
-        ]
+        outputs, lead = self._sent(place.group, row, None, self.evaluator), x.shape[:-1]
+        return [torch.from_numpy(outputs[0, part].reshape(*lead, -1)) for part in place.parts]
 
     def _whole(self, group: int, x: Tensor) -> Tensor:
         """A group's outputs for every row of x [..., width]."""
@@ -315,12 +312,6 @@ def _columns(outputs: Tensor, part: slice) -> Tensor:
     if part.stop - part.start == outputs.shape[1]:
         return outputs
     return outputs[:, part].contiguous()
-
-
-def _parts(outputs: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """Each layer's share of its group's outputs; tensors of their own, so that writing to one is seen of it alone."""
-    ends = accumulate(sizes)
-    return [outputs.narrow(1, end - size, size).contiguous() for size, end in zip(sizes, ends, strict=True)]
 
 
 def _beside(outputs: Tensor, x: Tensor) -> Tensor:
