@@ -303,7 +303,7 @@ def test_files_that_nobody_reads_are_ended_and_leave_room_for_others(
     shutil.copytree(llama.path / "client", tmp_path / "client")
     with (tmp_path / "client" / "large").open("wb") as file:
         file.truncate(16 << 20)
-    with serve(llama, limits=Limits(max_sessions=8), silent_s=8.0, sweep_s=0.1) as server, raw(server.port) as client:
+    with serve(llama, limits=Limits(max_sessions=8)) as server, raw(server.port) as client:
         server.service._shared.bundles["llama"] = HostedBundle(llama.engine, "0" * 64, Offer(tmp_path / "client"))
         fetch = client.channel.unary_stream(f"/{methods.SERVICE}/Fetch")
         calls, refused = [], []
@@ -315,6 +315,7 @@ def test_files_that_nobody_reads_are_ended_and_leave_room_for_others(
                 refused.append(error.code())
         assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 36
         assert server.service.calls.count == 24, "of 36: another address has room"
+        server.service.calls.cancel_silent(0.0)  # as the server does when `silent_s` are over
         client.unary("Describe", seal(pb.DescribeRequest(protocol=methods.PROTOCOL)))
         end = time.monotonic() + 20
         while server.service.calls.count:
