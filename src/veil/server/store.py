@@ -41,13 +41,13 @@ class _Claimed:
         self._upto = 0
         self._spans: dict[int, tuple[int, bytes | None]] = {}
 
-    def claim(self, span: Span, digest: bytes | None) -> None:
-        """Note that a span came; the same again is allowed where it has a digest, anything else raises `RowReused`."""
-        if span.first >= self._upto:
-            self._upto = span.first + span.count
-            self._spans[span.first] = span.count, digest
-        elif digest is None or self._spans.get(span.first) != (span.count, digest):
-            raise RowReused(f"rows from {span.first} of batch {span.batch} were used before, with other bytes")
+    def claim(self, number: int, first: int, count: int, digest: bytes | None) -> None:
+        """Note that rows of batch ``number`` came; the same again is allowed where they have a digest, else `RowReused`."""
+        if first >= self._upto:
+            self._upto = first + count
+            self._spans[first] = count, digest
+        elif digest is None or self._spans.get(first) != (count, digest):
+            raise RowReused(f"rows from {first} of batch {number} were used before, with other bytes")
 
 
 @dataclass(eq=False)
@@ -58,6 +58,13 @@ class Batch:
     expires: float
     nbytes: int
     claimed: dict[int, _Claimed] = field(default_factory=dict)
+
+    def spend(self, group: int, place: tuple[int, int, int], digest: bytes | None) -> None:
+        """Note that rows came for a group; see `_Claimed.claim`."""
+        claimed = self.claimed.get(group)
+        if claimed is None:
+            claimed = self.claimed[group] = _Claimed()
+        claimed.claim(*place, digest)
 
 
 @dataclass(eq=False)
@@ -241,22 +248,31 @@ class SessionStore:
         digests = [None if part is None else hashlib.sha256(part).digest() for part in data]
         now = self._clock()
         with self._lock:
-            found = []
-            for span in spans:
-                batch = session.batches.get(span.batch)
-                if batch is None or segment not in batch.shares:
-                    raise UnknownBatch(f"batch {span.batch} is not prepared for the {segment} of the model")
-                if batch.expires < now:
-                    raise UnknownBatch(f"batch {span.batch} expired after {self.limits.batch_ttl_s:g} s; prepare fresh ones")
-                if not (span.first >= 0 and span.count > 0 and span.first + span.count <= len(batch.shares[segment])):
-                    raise WireError(f"rows {span.first} to {span.first + span.count} are not those of a batch")
-                found.append(batch)
-            for span, batch, digest in zip(spans, found, digests, strict=True):
-                claimed = batch.claimed.get(group)
-                if claimed is None:
-                    claimed = batch.claimed[group] = _Claimed()
-                claimed.claim(span, digest)
+            places = [(span.batch, span.first, span.count) for span in spans]
+            found = [self._batch(session, place, segment, now) for place in places]
+            for place, batch, digest in zip(places, found, digests, strict=True):
+                batch.spend(group, place, digest)
             return [Rows(batch.shares[segment], span.first, span.count) for span, batch in zip(spans, found, strict=True)]
+
+    def claim_one(self, session: Session, place: tuple[int, int, int], group: int, segment: str, data: Any) -> Rows:
+        """As `claim` for one span, ``place``: its batch, its first row and how many."""
+        digest = hashlib.sha256(data).digest()
+        with self._lock:
+            batch = self._batch(session, place, segment, self._clock())
+            batch.spend(group, place, digest)
+        return Rows(batch.shares[segment], place[1], place[2])
+
+    def _batch(self, session: Session, place: tuple[int, int, int], segment: str, now: float) -> Batch:
+        """The batch that has these rows."""
+        number, first, count = place
+        batch = session.batches.get(number)
+        if batch is None or segment not in batch.shares:
+            raise UnknownBatch(f"batch {number} is not prepared for the {segment} of the model")
+        if batch.expires < now:
+            raise UnknownBatch(f"batch {number} expired after {self.limits.batch_ttl_s:g} s; prepare fresh ones")
+        if not (first >= 0 and count > 0 and first + count <= len(batch.shares[segment])):
+            raise WireError(f"rows {first} to {first + count} are not those of a batch")
+        return batch
 
     def _refuse(self, session: Session, batches: int, nbytes: int) -> None:
         limits, held = self.limits, len(session.batches) + session.waiting
