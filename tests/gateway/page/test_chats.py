@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-
 WORDS = "[...document.querySelectorAll('.turn .text')].map((node) => node.innerText)"
 
 
