@@ -104,7 +104,12 @@ class Running:
         router = self.gateway.served.hybrid.sides.router
         assert router is not None
         go_on, passed = threading.Event(), itertools.count()
-        router.observer = lambda *_: next(passed) < after or go_on.wait(120)
+
+        def hold(*_: object) -> None:
+            if next(passed) >= after:
+                go_on.wait(120)
+
+        router.observer = hold
         try:
             yield go_on
         finally:
