@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_a_generation_compiles_nothing_after_the_warm_up(tmp_path: Path) -> None
 def test_processes_share_the_steps_and_what_one_left_out_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that takes a step and ends: whoever began compiles it."""
     ran: list[int] = []
-    steps = [partial(ran.append, number) for number in range(5)]
+    steps: list[Callable[[], object]] = [partial(ran.append, number) for number in range(5)]
 
     @contextmanager
     def one_that_is_killed(taken: Path, processes: int) -> Iterator[list[Any]]:
