@@ -98,7 +98,8 @@ def command(
         typer.Option(
             "--eager-prompt",
             help="Send rows of finished words while a message is typed on the page, so that its answer begins at once. The "
-            "server then sees how fast it is typed, how often it is changed, and messages that are never sent; with --pad in steps.",
+            "server then sees how fast it is typed, how often it is changed, and messages that are never sent; with --pad, "
+            "all that in steps.",
         ),
     ] = False,
     device: ServingDevice = Device.auto,
