@@ -18,7 +18,7 @@ from veil.server.store import Session
 from veil.wire import codec
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
-from veil.wire.messages import rows_of
+from veil.wire.messages import Span, rows_of
 
 _TELL_BYTES = 1 << 18
 """Bytes that move between two updates of the metrics."""
@@ -83,17 +83,17 @@ class RowAnswers:
         if session is None or session.closed or group >= session.engine.groups:
             return None
         engine, count = session.engine, own[COUNT]
-        segment, outputs, row_bytes = engine.place(group)
+        _, outputs, row_bytes = engine.place(group)
         if rows.shape != (count, row_bytes) or slots > outputs:
             return None
-        store = self._store
-        store.touch(session)
+        self._store.touch(session)
         if self._budget is not None:
             self._budget.spend(self._owner, engine, group, count)
-        shares = store.claim_one(session, (own[BATCH], own[FIRST], count), group, segment, rows)
+        spans = [Span(own[BATCH], own[FIRST], count)]
+        claim = self._admission.claim(session, group, spans, rows, slots or outputs)
         self._sequence = own[SEQUENCE]
         self._received += own[RECEIVED]
-        return engine, Claim(group, rows, [shares], slots or outputs), self._owner or session.name
+        return engine, claim, self._owner or session.name
 
     def reply(self, claim: Claim, rows: bytes) -> bytes:
         """The sealed reply to what was asked last."""

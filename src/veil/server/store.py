@@ -40,13 +40,14 @@ class _Claimed:
         self._upto = 0
         self._spans: dict[int, tuple[int, bytes | None]] = {}
 
-    def claim(self, number: int, first: int, count: int, digest: bytes | None) -> None:
-        """Note that rows of batch ``number`` came; the same again is allowed where they have a digest, else `RowReused`."""
+    def claim(self, span: Span, digest: bytes | None) -> None:
+        """Note that a span came; the same again is allowed where it has a digest, anything else raises `RowReused`."""
+        first, count = span.first, span.count
         if first >= self._upto:
             self._upto = first + count
             self._spans[first] = count, digest
         elif digest is None or self._spans.get(first) != (count, digest):
-            raise RowReused(f"rows from {first} of batch {number} were used before, with other bytes")
+            raise RowReused(f"rows from {first} of batch {span.batch} were used before, with other bytes")
 
 
 @dataclass(eq=False)
@@ -58,12 +59,12 @@ class Batch:
     nbytes: int
     claimed: dict[int, _Claimed] = field(default_factory=dict)
 
-    def spend(self, group: int, place: tuple[int, int, int], digest: bytes | None) -> None:
+    def spend(self, group: int, span: Span, digest: bytes | None) -> None:
         """Note that rows came for a group; see `_Claimed.claim`."""
         claimed = self.claimed.get(group)
         if claimed is None:
             claimed = self.claimed[group] = _Claimed()
-        claimed.claim(*place, digest)
+        claimed.claim(span, digest)
 
 
 @dataclass(eq=False)
@@ -249,23 +250,18 @@ class SessionStore:
         digests = [None if part is None else hashlib.sha256(part).digest() for part in data]
         now = self._clock()
         with self._lock:
-            places = [(span.batch, span.first, span.count) for span in spans]
-            found = [self._batch(session, place, segment, now) for place in places]
-            for place, batch, digest in zip(places, found, digests, strict=True):
-                batch.spend(group, place, digest)
+            if len(spans) == 1:
+                batch = self._batch(session, spans[0], segment, now)
+                batch.spend(group, spans[0], digests[0])
+                return [Rows(batch.shares[segment], spans[0].first, spans[0].count)]
+            found = [self._batch(session, span, segment, now) for span in spans]
+            for span, batch, digest in zip(spans, found, digests, strict=True):
+                batch.spend(group, span, digest)
             return [Rows(batch.shares[segment], span.first, span.count) for span, batch in zip(spans, found, strict=True)]
 
-    def claim_one(self, session: Session, place: tuple[int, int, int], group: int, segment: str, data: Any) -> Rows:
-        """As `claim` for one span, ``place``: its batch, its first row and how many."""
-        digest = hashlib.sha256(data).digest()
-        with self._lock:
-            batch = self._batch(session, place, segment, self._clock())
-            batch.spend(group, place, digest)
-        return Rows(batch.shares[segment], place[1], place[2])
-
-    def _batch(self, session: Session, place: tuple[int, int, int], segment: str, now: float) -> Batch:
+    def _batch(self, session: Session, span: Span, segment: str, now: float) -> Batch:
         """The batch that has these rows."""
-        number, first, count = place
+        number, first, count = span.batch, span.first, span.count
         batch = session.batches.get(number)
         if batch is None or segment not in batch.shares:
             raise UnknownBatch(f"batch {number} is not prepared for the {segment} of the model")
