@@ -211,6 +211,7 @@ class HybridFHEModel(Generations, CheckedAnswers, ConcreteNames):
             if mode != "torch":
                 self._prepare(mode)
             passes.mode = mode
+            self._calls.forget_training()
             if self._calls.sides is not None:
                 router = self.sides.router
                 if mode != "torch":
