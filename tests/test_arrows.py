@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "veil"
-GROUND = {"cache", "disk", "errors", "given", "noise", "params", "priority", "process", "progress", "seed"}
+GROUND = {"cache", "disk", "errors", "given", "noise", "params", "priority", "process", "progress", "seed", "typing"}
 """Modules without a room, which every room may import; ``random`` is not one of them: it makes secrets."""
 
 ARROWS = {

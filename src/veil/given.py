@@ -6,24 +6,26 @@ import os
 from collections.abc import Callable
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+F = TypeVar("F", bound=Callable[..., object])
 
 
-def path_given(name: str, value: Any) -> Path:
+def path_given(name: str, value: object) -> Path:
     """A path as `Path`; `TypeError` for anything else."""
     if not isinstance(value, str | os.PathLike):
         raise _wrong(name, value, "a path")
     return Path(value)
 
 
-def text_given(name: str, value: Any, expected: str = "text") -> str:
+def text_given(name: str, value: object, expected: str = "text") -> str:
     """A str as it is; `TypeError` for anything else."""
     if not isinstance(value, str):
         raise _wrong(name, value, expected)
     return value
 
 
-def count_given(name: str, value: Any, least: int = 0) -> int:
+def count_given(name: str, value: object, least: int = 0) -> int:
     """A whole number of any type, of ``least`` at least; `TypeError`, `ValueError`."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise _wrong(name, value, "a whole number")
@@ -32,7 +34,7 @@ def count_given(name: str, value: Any, least: int = 0) -> int:
     return int(value)
 
 
-def seconds_given(name: str, value: Any, *, zero: bool = False) -> float:
+def seconds_given(name: str, value: object, *, zero: bool = False) -> float:
     """A time above 0, or from 0 on; `TypeError`, `ValueError`."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise _wrong(name, value, "a number of seconds")
@@ -41,27 +43,27 @@ def seconds_given(name: str, value: Any, *, zero: bool = False) -> float:
     return float(value)
 
 
-def flag_given(name: str, value: Any) -> bool:
+def flag_given(name: str, value: object) -> bool:
     """True or False; `TypeError` for anything else."""
     if not isinstance(value, bool):
         raise _wrong(name, value, "True or False")
     return value
 
 
-def one_given(name: str, value: Any, kind: type, example: str, *, optional: bool = False) -> None:
+def one_given(name: str, value: object, kind: type, example: str, *, optional: bool = False) -> None:
     """`TypeError` unless it is of this kind, or None where it is ``optional``; ``example`` says how one is made."""
     if not isinstance(value, kind) and not (optional and value is None):
         raise _wrong(name, value, f"a veil.{kind.__name__} such as {example}")
 
 
-def function_given(name: str, value: Any, expected: str) -> Callable[..., Any] | None:
+def function_given(name: str, value: F | None, expected: str) -> F | None:
     """A function or None; `TypeError` for anything else."""
     if value is not None and not callable(value):
         raise _wrong(name, value, f"{expected} or None")
     return value
 
 
-def _wrong(name: str, value: Any, expected: str) -> TypeError:
+def _wrong(name: str, value: object, expected: str) -> TypeError:
     shown = " ".join(repr(value).split())
     what = (
         shown

@@ -48,7 +48,7 @@ class Spec:
     signal_db: float = 52.0
     headroom: float = 0.99
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, float]:
         """The fields as JSON types."""
         return asdict(self)
 
@@ -104,10 +104,10 @@ class Params:
         return params
 
     @classmethod
-    def insecure_tiny(cls, **changes: Any) -> Params:
+    def insecure_tiny(cls, **changes: float) -> Params:
         """Inner 3 × 32, outer 128 and batches of 8 rows, for tests only: the same arithmetic, no security."""
-        tiny: dict[str, Any] = {"inner_degree": 32, "outer_degree": 128, "batch_rows": 8}
-        return cls.insecure(Spec(**(tiny | changes)))
+        tiny: dict[str, float] = {"inner_degree": 32, "outer_degree": 128, "batch_rows": 8}
+        return cls.insecure(Spec.from_dict(asdict(Spec()) | tiny | changes))
 
     @classmethod
     def insecure(cls, spec: Spec) -> Params:

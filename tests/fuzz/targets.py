@@ -15,11 +15,12 @@ from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from veil.bundle import header_file
+from veil.bundle.fields import Header
 from veil.bundle.fingerprint import fingerprint_of
 from veil.bundle.manifest import Group, Layer, Manifest
 from veil.bundle.server_half import ServerModel
@@ -213,8 +214,8 @@ def evaluate(data: bytes) -> None:
 def calls(data: bytes) -> None:
     """The single calls, as any bytes that parse."""
     service = server()
-    for kind, method in ((pb.OpenRequest, service.open), (pb.CloseRequest, service.close)):
-        unless_refused(lambda: method(unseal(reseal(data, kind), kind), ""))  # noqa: B023  called at once
+    unless_refused(lambda: service.open(unseal(reseal(data, pb.OpenRequest), pb.OpenRequest), ""))
+    unless_refused(lambda: service.close(unseal(reseal(data, pb.CloseRequest), pb.CloseRequest), ""))
     unless_refused(lambda: list(service.fetch(unseal(reseal(data, pb.FetchRequest), pb.FetchRequest), "")))
 
 
@@ -252,7 +253,7 @@ def header(data: bytes) -> None:
     except (ValueError, RecursionError):
         return
     if isinstance(value, dict):
-        unless_refused(lambda: header_file.parse_common(value))
+        unless_refused(lambda: header_file.parse_common(cast(Header, value)))
     unless_refused(lambda: Manifest.from_json(value))
 
 

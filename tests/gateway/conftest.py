@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -88,14 +89,32 @@ class Running:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def idle(self, within_s: float = 5.0) -> bool:
-        """Whether everything ended within the time."""
+    def idle(self, within_s: float = 60.0) -> bool:
+        """Wait until everything has ended; whether it did, within a time that is long for busy machines too."""
         end = time.monotonic() + within_s
         while time.monotonic() < end:
             if self.gateway.line.running == self.gateway.line.waiting == 0:
                 return True
             time.sleep(0.01)
         return False
+
+    @contextmanager
+    def held(self, after: int = 0) -> Iterator[threading.Event]:
+        """Answers stop after so many remote layers until the event is set, at the latest at the block's end."""
+        router = self.gateway.served.hybrid.sides.router
+        assert router is not None
+        go_on, passed = threading.Event(), itertools.count()
+
+        def hold(*_: object) -> None:
+            if next(passed) >= after:
+                go_on.wait(120)
+
+        router.observer = hold
+        try:
+            yield go_on
+        finally:
+            go_on.set()
+            router.observer = None
 
     @contextmanager
     def slowed(self, layer_s: float) -> Iterator[None]:
@@ -117,8 +136,9 @@ def listening(served: ServedModel, access: Access | None = None, settings: Setti
         thread = threading.Thread(target=listener.serve_until_told)
         thread.start()
         try:
-            end = time.monotonic() + 10
-            while not listener.started and time.monotonic() < end:
+            end = time.monotonic() + 60
+            while not listener.started:
+                assert time.monotonic() < end, "the gateway does not begin to listen"
                 time.sleep(0.01)
             yield Running(opened.getsockname()[1], app.state.gateway)
         finally:

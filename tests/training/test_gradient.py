@@ -245,7 +245,7 @@ def test_fused_norms_and_training_do_not_go_together(tiny_llama: Any) -> None:
 )
 def test_a_transposed_group_that_is_none_is_refused(change: dict[str, Any], words: str, twins: Any) -> None:
     hybrid = compiled(nn.Sequential(nn.Linear(6, 4)), ["0"], torch.randn(2, 6))
-    groups = hybrid.manifest.to_json()
+    groups: Any = hybrid.manifest.to_json()
     layer = {name: value for name, value in change.items() if name == "in_features"}
     groups[1]["layers"][0].update(layer)
     groups[1].update({name: value for name, value in change.items() if name not in layer})

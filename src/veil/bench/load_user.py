@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from veil.bundle.fields import Header
 from veil.bundle.header_file import parse_common
 from veil.bundle.manifest import Manifest
 from veil.errors import VeilError, WireError
@@ -42,7 +42,7 @@ class LoadTraffic:
     turns: tuple[tuple[int, int, int], ...]
 
     @classmethod
-    def of(cls, name: str, fingerprint: str, header: dict[str, Any], rows: int, kept: int) -> LoadTraffic:
+    def of(cls, name: str, fingerprint: str, header: Header, rows: int, kept: int) -> LoadTraffic:
         """For a bundle as its server describes it."""
         params, _, manifest = parse_common(header)
         draw = np.random.default_rng(1)

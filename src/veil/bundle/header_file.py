@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
-from typing import Any
 
+from veil.bundle.fields import Header
 from veil.bundle.manifest import Manifest
 from veil.bundle.terms import Terms
 from veil.disk import digest
@@ -19,7 +19,7 @@ HEADER = "bundle.json"
 _MAX_HEADER_BYTES = 16 << 20
 
 
-def write_header(folder: Path, half: str, fields: dict[str, Any]) -> None:
+def write_header(folder: Path, half: str, fields: Header) -> None:
     """Write the header of a half (``client`` or ``server``) over the files that stand in the folder already.
 
     safetensors writes files for their owner alone; whoever may read the header may read those too.
@@ -32,7 +32,7 @@ def write_header(folder: Path, half: str, fields: dict[str, Any]) -> None:
         file.chmod(mode)
 
 
-def read_header(folder: Path, half: str, *, verify: bool = True, optional: tuple[str, ...] = ()) -> dict[str, Any]:
+def read_header(folder: Path, half: str, *, verify: bool = True, optional: tuple[str, ...] = ()) -> Header:
     """Read and check a half's header and, with ``verify``, the digest of every file; `BundleError` says what is wrong.
 
     A file of ``optional`` may be absent.
@@ -57,12 +57,13 @@ def read_header(folder: Path, half: str, *, verify: bool = True, optional: tuple
         raise BundleError(f"{folder} is the {str(found)[:40]} half of a bundle, expected the {half} half")
     if verify:
         _verify(folder, digests, optional)
-    return dict(header)
+    read: Header = header
+    return read
 
 
 def read_client(
     folder: Path, terms: Terms, *, verify: bool = True, optional: tuple[str, ...] = ()
-) -> tuple[dict[str, Any], Params, PublicSeed, Manifest]:
+) -> tuple[Header, Params, PublicSeed, Manifest]:
     """`read_header` of a client half, parsed, and refused unless it keeps to ``terms``: whoever reads one reads it here."""
     header = read_header(folder, "client", verify=verify, optional=optional)
     terms.check_digest(half_digest(folder))
@@ -80,7 +81,7 @@ def half_digest(folder: Path) -> str:
     return digest(folder / HEADER)
 
 
-def common_fields(params: Params, seed: PublicSeed, manifest: Manifest) -> dict[str, Any]:
+def common_fields(params: Params, seed: PublicSeed, manifest: Manifest) -> Header:
     """Header fields that both halves carry."""
     insecure = params.security_bits == 0
     return {
@@ -90,7 +91,7 @@ def common_fields(params: Params, seed: PublicSeed, manifest: Manifest) -> dict[
     }
 
 
-def parse_common(header: dict[str, Any]) -> tuple[Params, PublicSeed, Manifest]:
+def parse_common(header: Header) -> tuple[Params, PublicSeed, Manifest]:
     """Inverse of `common_fields`, checked; `BundleError` for anything that does not fit."""
     try:
         fields = dict(header["params"])

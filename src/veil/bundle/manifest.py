@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
+from veil.bundle.fields import FusionFields, GroupFields, LayerFields
 from veil.errors import BundleError
 
 Kind = Literal["linear", "conv1d", "embedding"]
@@ -145,17 +146,12 @@ class Manifest:
         """I, the inputs of all groups."""
         return sum(self.widths)
 
-    def to_json(self) -> list[dict[str, Any]]:
+    def to_json(self) -> list[GroupFields]:
         """As JSON types; ``fusion`` and ``transposed`` are there only where there is one."""
-        return [
-            {"segment": g.segment, "bits": [g.input_bits, g.result_bits], "layers": [asdict(layer) for layer in g.layers]}
-            | ({"fusion": asdict(g.fusion)} if g.fusion else {})
-            | ({"transposed": g.transposed} if g.transposed is not None else {})
-            for g in self.groups
-        ]
+        return [_fields_of(group) for group in self.groups]
 
     @classmethod
-    def from_json(cls, value: Any) -> Manifest:
+    def from_json(cls, value: Sequence[GroupFields]) -> Manifest:
         """Checked inverse of `to_json`; anything unexpected raises `BundleError`."""
         try:
             groups = tuple(
@@ -184,6 +180,28 @@ class Manifest:
             check_transposed(self.groups, index)
         if not 0 < self.total_slots <= MAX_SLOTS:
             raise BundleError(f"the manifest has {self.total_slots} outputs, expected 1 to {MAX_SLOTS}")
+
+
+def _fields_of(group: Group) -> GroupFields:
+    fields = GroupFields(segment=group.segment, bits=[group.input_bits, group.result_bits], layers=[])
+    fields["layers"] += map(_fields_of_layer, group.layers)
+    if group.fusion is not None:
+        fields["fusion"] = FusionFields(before=group.fusion.before, after=group.fusion.after, width=group.fusion.width)
+    if group.transposed is not None:
+        fields["transposed"] = group.transposed
+    return fields
+
+
+def _fields_of_layer(layer: Layer) -> LayerFields:
+    return LayerFields(
+        name=layer.name,
+        kind=layer.kind,
+        in_features=layer.in_features,
+        out_features=layer.out_features,
+        bits=layer.bits,
+        bias=layer.bias,
+        last_row=layer.last_row,
+    )
 
 
 def _check_group(group: Group) -> None:

@@ -38,7 +38,8 @@ def save_server(path: Path, model: ServerModel, client: str) -> None:
     path.mkdir(parents=True, exist_ok=True)
     save_file({f"group.{i}": np.ascontiguousarray(w) for i, w in enumerate(model.weights)}, path / WEIGHTS)
     fields = header_file.common_fields(model.params, model.seed, model.manifest)
-    header_file.write_header(path, "server", fields | {"client": client})
+    fields["client"] = client
+    header_file.write_header(path, "server", fields)
 
 
 def client_digest(path: Path) -> str:

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from veil.cache import data_folder
 from veil.checks.vectors import GroupVectors, edges_of, vectors_of
 from veil.disk import write_whole
 from veil.errors import BundleError
+
+Integer = TypeVar("Integer", bound=np.integer)
 
 FORMAT = "1"
 _REMEDY = "make it anew with 'veil check MODEL --half HALF'"
@@ -49,7 +51,7 @@ def save_vectors(half: str, vectors: Vectors) -> Path:
     """Write the vectors of the half with this digest, whole or not at all, readable by its owner alone."""
     path = path_of(half)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, NDArray[np.integer]] = {}
     for index, group in enumerate(vectors.groups):
         arrays[f"signs.{index}"] = np.packbits(group.signs > 0, axis=1)
         arrays[f"sums.{index}"] = group.sums
@@ -88,8 +90,8 @@ def load_vectors(half: str, manifest: Manifest) -> Vectors | None:
     return Vectors(header.get("against", "?"), groups)
 
 
-def _tensor(file: Any, name: str, dtype: Any, shape: tuple[int, ...], path: Path) -> NDArray[Any]:
-    tensor: NDArray[Any] = file.get_tensor(name)
+def _tensor(file: safe_open, name: str, dtype: type[Integer], shape: tuple[int, ...], path: Path) -> NDArray[Integer]:
+    tensor: NDArray[Integer] = file.get_tensor(name)  # type: ignore[no-untyped-call]
     if tensor.dtype != dtype or tensor.shape != shape:
         raise BundleError(f"{path} does not fit the half; {_REMEDY}")
     return tensor

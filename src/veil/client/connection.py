@@ -9,11 +9,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
+from veil.bundle.fields import Header
 from veil.errors import BundleError, CorruptMessage, IncompatibleServer, ServerUnreachable, VeilError
 from veil.given import path_given, text_given
 from veil.network.certificates import client_context, read_authority
@@ -112,7 +113,7 @@ class OfferedBundle:
     fingerprint: str
     digest: str
     files: tuple[tuple[str, int, str], ...]
-    header: dict[str, Any]
+    header: Header
 
 
 class Connection:
@@ -144,7 +145,7 @@ class Connection:
         except grpc.RpcError as error:
             raise self.error_from(error) from None
 
-    def both_ways(self, name: str, requests: Iterator[bytes]) -> Any:
+    def both_ways(self, name: str, requests: Iterator[bytes]) -> grpc.Call:
         """A stream of sealed requests and replies."""
         call = self._start(lambda channel: channel.stream_stream(_path(name)))
         return self._run(lambda: call(requests, metadata=self.address.metadata))
@@ -222,9 +223,9 @@ def _path(name: str) -> str:
     return f"/{methods.SERVICE}/{name}"
 
 
-def _served(bundle: Any) -> OfferedBundle:
+def _served(bundle: pb.Bundle) -> OfferedBundle:
     try:
-        header = json.loads(bundle.header)
+        header: Header = json.loads(bundle.header)
     except (ValueError, RecursionError):
         raise BundleError("the server describes a bundle with something that is not JSON") from None
     if not isinstance(header, dict):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from veil.bundle import header_file
 from veil.bundle.client_half import TABLES
+from veil.bundle.manifest import Manifest
 from veil.bundle.terms import Terms
 from veil.client.connection import Address, Connection
 from veil.client.files import fetch_file
@@ -46,7 +46,7 @@ def fetch_tables(path: Path, address: Address, timeouts: Timeouts, terms: Terms)
         connection.close()
 
 
-def _most_bytes(params: Params, manifest: Any) -> int:
+def _most_bytes(params: Params, manifest: Manifest) -> int:
     bits = params.spec.public_bits
     slots = sum(params.blocks(count) * params.w for count in manifest.segments.values())
     return params.T * packed_bytes(slots, bits) + _HEADER_BYTES

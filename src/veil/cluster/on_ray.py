@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from veil.cluster.placement import Load
 from veil.errors import VeilError
 from veil.server.listen import Server, ServerConfig, build_bundles
 from veil.server.store import SessionStore
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
 
 _LOG = logging.getLogger("veil.server")
 _ANSWER_S = 5.0
@@ -80,7 +84,7 @@ class Replica:
 class RayReplicas:
     """`veil.cluster.controller.Replicas` on the cluster at ``address``; None starts one on this machine."""
 
-    def __init__(self, plan: ReplicaPlan, address: str | None = None, **options: Any) -> None:
+    def __init__(self, plan: ReplicaPlan, address: str | None = None, **options: object) -> None:
         try:
             import ray
         except ImportError:
@@ -90,8 +94,8 @@ class RayReplicas:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise RayUnavailable(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
-        self._actors: dict[str, Any] = {}
-        self._waiting: dict[str, Any] = {}
+        self._actors: dict[str, ActorHandle] = {}
+        self._waiting: dict[str, ObjectRef] = {}
         self._made = 0
 
     def start(self) -> str:

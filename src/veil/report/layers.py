@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +49,7 @@ def layer_quality(hybrid: HybridFHEModel, ids: torch.Tensor, mode: str = "execut
     return layer_quality_of(hybrid, lambda: hybrid.model(beside(hybrid, ids)), mode)
 
 
-def layer_quality_of(hybrid: HybridFHEModel, run: Callable[[], Any], mode: str = "execute") -> list[LayerQuality]:
+def layer_quality_of(hybrid: HybridFHEModel, run: Callable[[], object], mode: str = "execute") -> list[LayerQuality]:
     """`layer_quality` for a pass that ``run`` makes."""
     choose(hybrid, mode)
     inside = Inside.of(hybrid)

@@ -17,6 +17,7 @@ from torch import nn
 from veil.bundle import header_file
 from veil.bundle.client_half import load_constants, load_tables, save_arrays
 from veil.bundle.compiled import Compiled
+from veil.bundle.fields import Header
 from veil.bundle.manifest import Manifest
 from veil.bundle.server_half import ServerModel, load_server, save_server
 from veil.bundle.terms import EXPERT_LEAKS, ExpertLeak, Terms
@@ -118,14 +119,16 @@ def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: 
     save_tensors(_client_tensors(model), path / TENSORS)
     save_arrays(path, compiled, tables)
     mixtures = {name: part.leak for name, part in model.named_modules() if isinstance(part, RemoteExperts)}
-    norms = [[group.bound, group.fixed_norm] for group in compiled.constants]
     fields = header_file.common_fields(compiled.params, compiled.seed, compiled.manifest)
     named = model.named_modules(remove_duplicate=False)
     places = {plain_name(name): part.name for name, part in named if isinstance(part, RemoteLayer)}
-    about = {"class": type(model).__name__, "model": _said_name(model.config)}
-    fields |= about | {"norms": norms, "places": places, "experts": mixtures}
+    fields["class"], fields["model"] = type(model).__name__, _said_name(model.config)
+    fields["norms"] = [(group.bound, group.fixed_norm) for group in compiled.constants]
+    fields["places"], fields["experts"] = places, mixtures
     absent = _absent(model)
-    header_file.write_header(path, "client", fields | ({"absent": absent} if absent else {}))
+    if absent:
+        fields["absent"] = absent
+    header_file.write_header(path, "client", fields)
 
 
 def _said_name(config: Any) -> str:
@@ -176,7 +179,7 @@ def _inside(name: str, model: nn.Module) -> bool:
     return isinstance(module, RemoteLayer)
 
 
-def _load_model(path: Path, header: dict[str, Any], manifest: Manifest) -> tuple[nn.Module, dict[str, RemoteLayer]]:
+def _load_model(path: Path, header: Header, manifest: Manifest) -> tuple[nn.Module, dict[str, RemoteLayer]]:
     import transformers
 
     class_name, places = header["class"], header["places"]

@@ -10,12 +10,15 @@ import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
 from veil.bundle.fingerprint import fingerprint_of
 from veil.disk import write_whole
 from veil.errors import QuotaExceeded
+
+if TYPE_CHECKING:
+    from veil.bundle.server_half import ServerModel
 
 _BLOCKS = 64
 """Writes a day for a layer that uses up its rows; after a restart up to one block counts as used."""
@@ -24,6 +27,14 @@ _BLOCKS = 64
 def utc_now() -> datetime:
     """The time in UTC, where days begin."""
     return datetime.now(timezone.utc)
+
+
+class HasModel(Protocol):
+    """What multiplies by a model's weights; an engine, to all that counting looks at."""
+
+    @property
+    def model(self) -> ServerModel:
+        """The weights and what they are of."""
 
 
 class RowBudget:
@@ -53,7 +64,7 @@ class RowBudget:
         with self._lock:
             return max((max(counts, default=0) for counts in self._used.values()), default=0)
 
-    def spend(self, owner: str, engine: Any, group: int, rows: int) -> None:
+    def spend(self, owner: str, engine: HasModel, group: int, rows: int) -> None:
         """Count rows before they are multiplied; `QuotaExceeded` says when there are more."""
         with self._lock:
             self._renew()
@@ -84,7 +95,7 @@ class RowBudget:
         if today > self._day:
             self._day, self._used, self._written = today, {}, {}
 
-    def _name(self, engine: Any) -> str:
+    def _name(self, engine: HasModel) -> str:
         if engine not in self._names:
             model = engine.model
             self._names[engine] = fingerprint_of(model.params, model.seed, model.manifest)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2
@@ -328,7 +327,7 @@ class Server:
         return lane
 
     def _gauges(self) -> None:
-        readings: dict[str, tuple[str, Any]] = {
+        readings: dict[str, tuple[str, Callable[[], float]]] = {
             "sessions": ("Open sessions", lambda: self.store.count),
             "batches_ready": ("Prepared batches that wait for their rows", lambda: self.store.batch_count),
             "batches_queued": ("Batches that wait to be prepared", lambda: self._worker.waiting),

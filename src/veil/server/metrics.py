@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, start_http_server
 
@@ -77,7 +76,8 @@ class Metrics:
     def serve(self, host: str, port: int) -> Callable[[], None]:
         """Answer Prometheus on this address; returns what stops it."""
         http, thread = start_http_server(port, addr=host, registry=self.registry)
-        silent: Any = http.RequestHandlerClass
+        silent = http.RequestHandlerClass
+        assert isinstance(silent, type)
         http.RequestHandlerClass = type(silent.__name__, (silent,), {"timeout": FIRST_S})  # silence does not keep a thread
 
         def stop() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import grpc
 import numpy as np
@@ -32,7 +32,7 @@ from veil.server.store import SessionStore
 from veil.server.unproven import address_of
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
-from veil.wire.envelope import seal, unseal
+from veil.wire.envelope import M, seal, unseal
 from veil.wire.messages import BatchUpload, Upload
 
 Call = Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]
@@ -119,7 +119,7 @@ class Service:
         """What is served; another protocol version gets the answer too, and can see that it is another."""
         return self._described
 
-    def open(self, request: Any, owner: str, peer: str = "") -> Message:
+    def open(self, request: pb.OpenRequest, owner: str, peer: str = "") -> Message:
         """A new session for the bundle that the client, at the address ``peer``, has the other half of."""
         if request.protocol != methods.PROTOCOL:
             raise IncompatibleServer(
@@ -146,7 +146,7 @@ class Service:
             rows_ticket=session.ticket if self.rows_port else "",
         )
 
-    def close(self, request: Any, owner: str) -> Message:
+    def close(self, request: pb.CloseRequest, owner: str) -> Message:
         """Forget a session."""
         session = self._shared.store.find(request.session, owner)
         self._shared.store.close(session)
@@ -208,7 +208,7 @@ class Service:
         stream.adopt(session)
         return stream
 
-    def fetch(self, request: Any, owner: str) -> Iterator[bytes]:
+    def fetch(self, request: pb.FetchRequest, owner: str) -> Iterator[bytes]:
         """The bytes of one offered file."""
         offer = self._bundle(request.bundle).offer
         if offer is None:
@@ -219,7 +219,7 @@ class Service:
 
     # Around every call ---------------------------------------------------------------------------------------------------
 
-    def _unary(self, name: str, kind: type[Message], method: Callable[[object, str], Message]) -> Call:
+    def _unary(self, name: str, kind: type[M], method: Callable[[M, str], Message]) -> Call:
         def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             with self._told(name, context):
                 owner = self._owner(context)
@@ -306,7 +306,7 @@ class Service:
         return reply
 
 
-def _part(data: bytes, kind: str) -> Any:
+def _part(data: bytes, kind: str) -> pb.PrepareRequest:
     request = unseal(data, pb.PrepareRequest)
     if request.WhichOneof("part") != kind:
         raise WireError(f"an upload goes header, then batches; expected the {kind}")

@@ -10,7 +10,6 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from veil.errors import QuotaExceeded, RowReused, ServerUnreachable, UnknownBatch, UnknownSession, WireError
 from veil.kernels.interface import Array, Rows
@@ -135,7 +134,7 @@ class SessionStore:
         """Open no more sessions."""
         self._draining = True
 
-    def least_used(self, engines: Sequence[Any]) -> Any:
+    def least_used(self, engines: Sequence[Engine]) -> Engine:
         """Of some engines the one with the fewest sessions."""
         if len(engines) == 1:
             return engines[0]
@@ -232,7 +231,9 @@ class SessionStore:
         with self._lock:
             self._drop(session, {number for number in batches if number in session.batches})
 
-    def claim(self, session: Session, spans: Sequence[Span], group: int, segment: str, data: Sequence[Any]) -> list[Rows]:
+    def claim(
+        self, session: Session, spans: Sequence[Span], group: int, segment: str, data: Sequence[bytes | memoryview | None]
+    ) -> list[Rows]:
         """The shares of a batch's segment for these rows of a group and no others: the one rule by which rows are spent.
 
         ``data`` are the spans' bytes, or None each where nothing can come twice. Raises `UnknownBatch`, `WireError` for rows

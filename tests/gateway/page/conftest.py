@@ -46,7 +46,11 @@ class Person:
         self.tab, self.url = tab, url
         self.complaints: list[str] = []
         tab.on("pageerror", lambda error: self.complaints.append(str(error)))
-        tab.on("console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None)
+        tab.on("console", self._hear)
+
+    def _hear(self, said: Any) -> None:
+        if said.type in ("error", "warning"):
+            self.complaints.append(f"{said.text} {said.location.get('url', '')}")
 
     def visit(self, **settings: Any) -> Person:
         """Open the page, with settings for new chats."""

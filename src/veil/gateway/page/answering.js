@@ -6,7 +6,7 @@ import * as chats from "/page/chats.js";
 import { newId } from "/page/ids.js";
 import * as saw from "/page/saw.js";
 import { pathTo } from "/page/tree.js";
-import { requestFor } from "/page/wording.js";
+import { requestFor, wholeCalls } from "/page/wording.js";
 
 const running = new Map(); // by chat's id: { chat, stop, message }
 const KEEP_EVERY_MS = 500;
@@ -45,7 +45,7 @@ export async function giveResult(chat, message, call, content) {
   const result = newMessage(chat, chat.leaf, "tool", { content, callId: call.id });
   await chats.keep(chat, result);
   await chats.change(chat, { leaf: result.id, changed: Date.now() });
-  if (results.length + 1 < message.calls.length) view.over(chat, result);
+  if (results.length + 1 < wholeCalls(message).length) view.over(chat, result);
   else await answer(chat, result);
 }
 

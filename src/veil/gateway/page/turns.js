@@ -5,6 +5,7 @@ import { $, copyButton, icon, iconButton, make, size } from "/page/dom.js";
 import { render } from "/page/markdown.js";
 import { Panel } from "/page/saw.js";
 import { childrenOf, newestLeaf, pathTo, siblingsOf } from "/page/tree.js";
+import { wholeCalls } from "/page/wording.js";
 
 const scroll = () => $("scroll");
 const views = new Map(); // by message's id: { node, text, panel, calls }
@@ -192,12 +193,13 @@ function fetchless(data) {
 // Calls of functions, with what they gave or a box for it: functions run nowhere but with the user.
 function drawCalls(message, target, results, answerable) {
   const calls = (message.calls ?? []).filter(Boolean);
+  const whole = wholeCalls(message);
   target.replaceChildren(...calls.map((call) => {
     const result = results.get(call.id);
     const card = make("section", { class: "call", "aria-label": `The model calls ${call.name}` });
     card.append(make("h3", {}, icon("tool"), make("span", { text: call.name })), make("pre", { tabindex: 0, text: pretty(call.text) }));
     if (result) card.append(make("p", { class: "label", text: "Result" }), make("pre", { tabindex: 0, text: result.content }));
-    else if (answerable) card.append(resultForm(message, call));
+    else if (answerable && whole.includes(call)) card.append(resultForm(message, call));
     return card;
   }));
 }

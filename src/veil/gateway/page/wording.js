@@ -17,8 +17,19 @@ function contentOf({ content, attachments = [] }) {
   return [...images.map((one) => ({ type: "image_url", image_url: { url: one.data } })), ...(text ? [{ type: "text", text }] : [])];
 }
 
+// The calls of an answer that are complete: one that is still being written, or was stopped, is no JSON yet.
+export const wholeCalls = ({ calls = [] }) => calls.filter((call) => call && isJson(call.text || "{}"));
+
+function isJson(text) {
+  try {
+    return Boolean(JSON.parse(text));
+  } catch {
+    return false;
+  }
+}
+
 export function messagesOf(path, settings) {
-  const messages = path.filter((one) => one.role !== "assistant" || one.content || one.calls?.length).map(messageOf);
+  const messages = path.filter((one) => one.role !== "assistant" || one.content || wholeCalls(one).length).map(messageOf);
   return settings.system?.trim() ? [{ role: "system", content: settings.system }, ...messages] : messages;
 }
 
@@ -26,8 +37,9 @@ function messageOf(message) {
   if (message.role === "user") return { role: "user", content: contentOf(message) };
   if (message.role === "tool") return { role: "tool", content: message.content, tool_call_id: message.callId };
   const turn = { role: "assistant", content: message.content };
-  if (message.calls?.length) {
-    turn.tool_calls = message.calls.map(({ id, name, text }) => ({ id, type: "function", function: { name, arguments: text || "{}" } }));
+  const calls = wholeCalls(message);
+  if (calls.length) {
+    turn.tool_calls = calls.map(({ id, name, text }) => ({ id, type: "function", function: { name, arguments: text || "{}" } }));
   }
   return turn;
 }
