@@ -111,7 +111,7 @@ class Adapters:
 
 
 def load_adapters(model: Any, given: Sequence[str]) -> Adapters:
-    """Load adapters that were given as ``FOLDER`` or ``NAME=FOLDER``; none is in force yet. Raises as `Adapters.load` does."""
+    """Load adapters that were given as ``FOLDER`` or ``NAME=FOLDER``; none is in force yet. Raises as `load` does."""
     adapters = Adapters(model)
     for text in given:
         name, folder = named_given(text, "NAME=FOLDER")
