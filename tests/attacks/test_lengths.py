@@ -16,8 +16,8 @@ import torch
 from transformers import BertConfig, BertModel, StoppingCriteria, T5Config, T5ForConditionalGeneration
 
 from veil import HybridFHEModel, Terms, linear_modules
+from veil.client.background import BackgroundMaker
 from veil.client.connection import Address
-from veil.client.filler import Filler
 from veil.client.session import OfflineRows
 from veil.commands import generate
 from veil.errors import NotFiniteActivation
@@ -42,9 +42,10 @@ def model_of(hybrid: HybridFHEModel) -> Any:
 
 
 class Recording:
-    """All messages that a server gets and sends, in order by connection: (what, bytes in, bytes out)."""
+    """All messages that a server gets and sends: rows (bytes in, bytes out), uploads, and ``order``, that of all of them."""
 
     def __init__(self) -> None:
+        self.order: list[tuple[str, int]] = []
         self.rows: list[tuple[int, int]] = []
         self.uploads: list[int] = []
         self.announced: list[tuple[int, int]] = []
@@ -63,21 +64,23 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
 
     def replies(stream: RowAnswers, claim: Any, rows: bytes) -> bytes:
         sent = reply(stream, claim, rows)
+        made.order.append(("rows", len(sent)))
         made.rows.append((waiting.pop(0), len(sent)))
         return sent
 
     def prepares(service: Service, messages: Iterator[bytes], owner: str) -> Any:
         def each() -> Iterator[bytes]:
             for message in messages:
+                made.order.append(("upload", len(message)))
                 made.uploads.append(len(message))
                 yield message
 
         return prepare(service, each(), owner)
 
-    def expect(filler: Filler, prompt_rows: int, new_tokens: int) -> None:
+    def expect(background: BackgroundMaker, prompt_rows: int, new_tokens: int) -> None:
         made.announced.append((prompt_rows, new_tokens))  # and no more: what is made for it first is a matter of moments
 
-    monkeypatch.setattr(Filler, "expect", expect)
+    monkeypatch.setattr(BackgroundMaker, "expect", expect)
     monkeypatch.setattr(RowAnswers, "ask", asks)
     monkeypatch.setattr(RowAnswers, "reply", replies)
     monkeypatch.setattr(Service, "prepare", prepares)
@@ -107,14 +110,17 @@ Use = Callable[[Any], object]
 
 
 def view(bundle: Any, serve: Callable[..., Any], recording: Recording, padding: Padding | None, use: Use) -> Any:
-    """What the server saw of one client's life."""
+    """What the server saw of one client's life, as nothing is made before it is waited for: then the order is no matter of
+    moments.
+    """
+    recording.order.clear()
     recording.rows.clear()
     recording.uploads.clear()
     recording.announced.clear()
     with connected(bundle, serve, padding) as remote:
         use(remote)
     assert recording.rows
-    return list(recording.rows), list(recording.uploads), list(recording.announced)
+    return list(recording.rows), list(recording.order), list(recording.announced)
 
 
 def generating(prompt: list[int], tokens: int, **options: Any) -> Use:
@@ -384,7 +390,7 @@ def test_a_command_announces_steps_only(
 ) -> None:
     """Before anything is sent, and for several prompts at once by the longest one's step."""
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr(Filler, "expect", lambda self, *counts: told.append(counts))
+    monkeypatch.setattr(BackgroundMaker, "expect", lambda self, *counts: told.append(counts))
     request = generate.GenerateRequest(
         prompt="x", model="", bits=8, modules="linear", bundle=llama.path, mode="remote", device="cpu", max_new_tokens=2,
         temperature=0.0, top_p=1.0, seed=None, raw=True, terms=Terms(no_cryptography=True), padding=STEP,

@@ -34,6 +34,7 @@ class Modes(AttachedModel):
             if mode != "torch":
                 self._prepare(mode)
             passes.mode = mode
+            self._calls.forget_training()
             if self._calls.sides is not None:
                 router = self.sides.router
                 if mode != "torch":
