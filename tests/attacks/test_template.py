@@ -62,6 +62,7 @@ def renderer() -> Iterator[Renderer]:
 
 def test_a_template_that_never_ends_is_one_error_in_any_thread(llama: Any, forged: Callable[..., Any], short: None) -> None:
     tokenizer = bundles.load_client(forged(llama, with_template(ENDLESS)).path / "client", WEAK).tokenizer
+    assert tokenizer is not None
     failures: list[str] = []
 
     def ask() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from veil.client.connection import Address
     from veil.network.link import Link
     from veil.runtime.saved_model import Opened
+    from veil.typing import Processor, Tokenizer
 
 MODES = ("torch", "disable", "simulate", "execute", "remote")
 
@@ -72,7 +74,7 @@ class HybridFHEModel(Generations, CheckedAnswers, ConcreteNames):
         self.model = model
         self.module_names = list(layers)
         self.stats = Stats()
-        self.tokenizer: Any = None
+        self.tokenizer: Any = None  # a PreTrainedTokenizerBase where there is one
         self.offline_rows: OfflineRows | None = None
         self.hints: Path | None = None
         self.cancel_check: Callable[[], None] | None = None
@@ -99,7 +101,7 @@ class HybridFHEModel(Generations, CheckedAnswers, ConcreteNames):
     @takes_concrete_options
     def compile_model(
         self,
-        x: Any,
+        x: object,
         n_bits: int | dict[str, int] = 8,
         use_dynamic_quantization: bool = True,
         *,
@@ -225,27 +227,27 @@ class HybridFHEModel(Generations, CheckedAnswers, ConcreteNames):
         sides.offline_rows, sides.hints = checked_rows(self.offline_rows), checked_hints(self.hints)
         sides.evaluator(mode)
 
-    def __call__(self, *args: Any, fhe: str | None = None, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, fhe: str | None = None, **kwargs: object) -> Any:
         """One forward pass, in mode ``fhe`` if given: of this call alone, whatever other threads do."""
-        args, fhe = split_mode(args, fhe)
-        if fhe is None:
-            return self.model(*args, **kwargs)
-        with self.mode_of_call(fhe):
-            return self.model(*args, **kwargs)
+        inputs, mode = split_mode(args, fhe)
+        if mode is None:
+            return self.model(*inputs, **kwargs)
+        with self.mode_of_call(mode):
+            return self.model(*inputs, **kwargs)
 
     @contextmanager
-    def mode_of_call(self, mode: str) -> Iterator[None]:
+    def mode_of_call(self, mode: str | Enum) -> Iterator[None]:
         """Calls of the model inside the block, in this thread, are in ``mode``, whatever `set_fhe_mode` chose."""
-        mode, passes = _known_mode(mode), self._calls.passes
-        if mode != "torch":
+        name, passes = _known_mode(mode), self._calls.passes
+        if name != "torch":
             with passes.lock:
-                self._prepare(mode)
-        with passes.chosen(mode):
+                self._prepare(name)
+        with passes.chosen(name):
             yield
 
     # A bundle on disk ----------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path, tokenizer: Any = None) -> None:
+    def save(self, path: str | Path, tokenizer: Tokenizer | Processor | None = None) -> None:
         """Write the bundle: ``client/`` and ``server/`` under ``path`` (a new or empty folder).
 
         What was written is opened and tried. Raises `BundleError` for a model that would not be the same from disk.
@@ -304,7 +306,7 @@ class HybridFHEModel(Generations, CheckedAnswers, ConcreteNames):
     def __deepcopy__(self, memo: object) -> HybridFHEModel:
         raise TypeError(COPY_REMEDY)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
         """It holds keys and sessions, which are not pickled."""
         raise TypeError(COPY_REMEDY)
 

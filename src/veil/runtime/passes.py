@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +24,7 @@ _CHOSEN: ContextVar[Mapping[int, str]] = ContextVar("veil_modes", default=Mappin
 """Modes that were chosen for one call, by the identity of the model's `Passes`: other threads do not see them."""
 
 Forward = Callable[..., object]
-Plan = Callable[[str, Forward, tuple[Any, ...], dict[str, Any]], Any]
+Plan = Callable[[str, Forward, tuple[object, ...], dict[str, object]], object]
 """Of a part's name, its own forward and a call's arguments: the call, whose traffic is fixed before it begins."""
 Around = Callable[[str, bool], AbstractContextManager[None]]
 """Of a mode, and whether groups start level: what is to be done around a pass, or around a part of one."""
