@@ -5,7 +5,7 @@ transformers' own declarations differ from one minor version to the next; these 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -33,7 +33,7 @@ class Config(Protocol):
     vocab_size: int
     _name_or_path: str
 
-    def get_text_config(self, decoder: bool = False) -> Config:
+    def get_text_config(self, decoder: bool = False, encoder: bool = False) -> Config:
         """The part that describes a language model, where the model reads more than text; else itself."""
 
     def save_pretrained(self, folder: Path) -> None:
@@ -49,6 +49,7 @@ class Tokenizer(Protocol):
     chat_template: str | dict[str, str] | None
     eos_token_id: int | None
     pad_token_id: int | None
+    added_tokens_decoder: Mapping[int, object]
     special_tokens_map: dict[str, str]
 
     def __call__(self, text: str, *, add_special_tokens: bool = True) -> Mapping[str, Sequence[int]]:
@@ -57,8 +58,8 @@ class Tokenizer(Protocol):
     def apply_chat_template(self, conversation: Conversations, **options: object) -> Any:
         """A chat's text, its token ids, or these by name, as the options ``tokenize`` and ``return_dict`` say."""
 
-    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str | None]:
-        """The vocabulary's pieces."""
+    def convert_ids_to_tokens(self, ids: int) -> str | None:
+        """A piece of the vocabulary."""
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of token ids."""
@@ -78,7 +79,9 @@ class Processor(Protocol):
 
     tokenizer: Tokenizer
 
-    def __call__(self, *, text: list[str], images: Sequence[object], return_tensors: str) -> Mapping[str, torch.Tensor]:
+    def __call__(
+        self, *, text: list[str], images: Sequence[object], return_tensors: str, add_special_tokens: bool
+    ) -> MutableMapping[str, torch.Tensor]:
         """Inputs of the model by name."""
 
     def save_pretrained(self, folder: Path) -> object:
@@ -107,5 +110,5 @@ if TYPE_CHECKING:
         def can_generate(self) -> bool:
             """Whether `generate` is for this class."""
 
-        def generate(self, *args: object, **options: object) -> torch.Tensor:
-            """Token ids [B, T] of prompts and answers."""
+        def generate(self, *args: object, **options: object) -> Any:
+            """Token ids [B, T] of prompts and answers, or with ``return_dict_in_generate`` an output that holds them."""

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from veil.bench.load_user import LoadFailed, LoadTraffic, User
 from veil.client.connection import Address, Connection
@@ -251,7 +250,7 @@ def main() -> None:
 
     try:
         seen = Driver(plan).run(lambda: print("warm", flush=True), begin)
-        answer: dict[str, Any] = asdict(seen)
+        answer: dict[str, object] = asdict(seen)
     except (VeilError, OSError, EOFError, ValueError) as error:
         answer = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(answer), flush=True)

@@ -14,7 +14,7 @@ _EXPECTED = "expected a tensor, an array, a tuple of positional inputs, or a dic
 
 
 @runtime_checkable
-class Named(Protocol):
+class NamedInputs(Protocol):
     """Inputs by name: a dict, or what a tokenizer returns."""
 
     def keys(self) -> Iterable[object]:
@@ -31,7 +31,7 @@ def calibration_call(forward: Callable[..., object], x: object) -> tuple[tuple[o
     a tokenizer returns, is keyword arguments, or the one input where ``forward`` takes no such names. `TypeError` says
     what is expected.
     """
-    if isinstance(x, Named):
+    if isinstance(x, NamedInputs):
         named = {str(name): _value(value, str(name)) for name, value in x.items()}
         for name, value in x.items():  # a tokenizer that is not asked for tensors gives one sequence as a plain list
             own = named[str(name)]

@@ -63,7 +63,7 @@ def add_lora(model: nn.Module, settings: LoraSettings, name: str = "default", ba
     return whole
 
 
-class Layers(Protocol):
+class AdapterLayers(Protocol):
     """The layers of adapters in a model, as peft has them."""
 
     def enable_adapter_layers(self) -> None:
@@ -76,7 +76,7 @@ class Layers(Protocol):
 class Adapted(Protocol):
     """A model with adapters around its layers: what is used of a PeftModel."""
 
-    base_model: Layers
+    base_model: AdapterLayers
 
     def load_adapter(self, folder: str, adapter_name: str) -> object:
         """Add an adapter of a folder."""

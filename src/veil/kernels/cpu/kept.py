@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from numba import njit
 
@@ -18,10 +18,34 @@ _folders: set[str] = set()
 _log = logging.getLogger("veil")
 
 
-def jitted(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+
+class KernelFiles(Protocol):
+    """What Numba tells of a kernel's files."""
+
+    cache_path: str
+    cache_misses: Mapping[object, int]
+
+
+class Kernel(Protocol[P, R]):
+    """A function that Numba compiles when it is first called."""
+
+    stats: KernelFiles
+
+    @property
+    def py_func(self) -> Callable[P, R]:
+        """The function as it was written."""
+
+    def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:
+        """The compiled function's result."""
+
+
+def jitted(**options: Any) -> Callable[[Callable[P, R]], Kernel[P, R]]:
     """A decorator: Numba's ``njit`` with these options, kept on disk if there is a folder for it."""
 
-    def compiled(function: Callable[..., Any]) -> Any:
+    def compiled(function: Callable[P, R]) -> Kernel[P, R]:
         try:
             kernel = njit(cache=True, **options)(function)
         except RuntimeError as error:
