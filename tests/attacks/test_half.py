@@ -86,7 +86,7 @@ def test_without_the_rule_the_server_sees_where_tokens_go(
                 traffic(bad, server, asked, prompt)
             seen.append(list(asked))
         assert seen[0] == seen[1] != [], "what deviates was not sent"
-        monkeypatch.setattr(Traffic, "run", lambda self, entry, forward, args, kwargs: forward(*args, **kwargs))
+        monkeypatch.setattr(Traffic, "run", lambda self, entry, forward, args, kwargs, training: forward(*args, **kwargs))
         shown = [traffic(bad, server, asked, prompt) for prompt in PROMPTS]
     assert shown[0] != shown[1]
 

@@ -42,9 +42,10 @@ def model_of(hybrid: HybridFHEModel) -> Any:
 
 
 class Recording:
-    """All messages that a server gets and sends, in order by connection: (what, bytes in, bytes out)."""
+    """All messages that a server gets and sends: rows (bytes in, bytes out), uploads, and ``order``, that of all of them."""
 
     def __init__(self) -> None:
+        self.order: list[tuple[str, int]] = []
         self.rows: list[tuple[int, int]] = []
         self.uploads: list[int] = []
         self.announced: list[tuple[int, int]] = []
@@ -63,12 +64,14 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
 
     def replies(stream: RowAnswers, claim: Any, rows: bytes) -> bytes:
         sent = reply(stream, claim, rows)
+        made.order.append(("rows", len(sent)))
         made.rows.append((waiting.pop(0), len(sent)))
         return sent
 
     def prepares(service: Service, messages: Iterator[bytes], owner: str) -> Any:
         def each() -> Iterator[bytes]:
             for message in messages:
+                made.order.append(("upload", len(message)))
                 made.uploads.append(len(message))
                 yield message
 
@@ -107,14 +110,17 @@ Use = Callable[[Any], object]
 
 
 def view(bundle: Any, serve: Callable[..., Any], recording: Recording, padding: Padding | None, use: Use) -> Any:
-    """What the server saw of one client's life."""
+    """What the server saw of one client's life, as nothing is made before it is waited for: then the order is no matter of
+    moments.
+    """
+    recording.order.clear()
     recording.rows.clear()
     recording.uploads.clear()
     recording.announced.clear()
     with connected(bundle, serve, padding) as remote:
         use(remote)
     assert recording.rows
-    return list(recording.rows), list(recording.uploads), list(recording.announced)
+    return list(recording.rows), list(recording.order), list(recording.announced)
 
 
 def generating(prompt: list[int], tokens: int, **options: Any) -> Use:

@@ -106,7 +106,7 @@ def test_what_is_asked_does_not_depend_on_the_values(kind: type[Two], asked: Ask
     seen = [asked_for(hybrid, x, asked) for x in INPUTS]
     assert seen[0][0] == seen[1][0] != []
     assert seen[0][1] or seen[1][1], "a pass that deviates is an error"
-    monkeypatch.setattr(Traffic, "run", lambda self, entry, forward, args, kwargs: forward(*args, **kwargs))
+    monkeypatch.setattr(Traffic, "run", lambda self, entry, forward, args, kwargs, training: forward(*args, **kwargs))
     shown = [asked_for(hybrid, x, asked) for x in INPUTS]
     assert shown[0] != shown[1], "the attack does not work without the rule either"
 
@@ -150,7 +150,7 @@ def test_a_model_that_counts_its_rows_by_the_text_is_refused_before_anything_is_
         with pytest.raises(UnevenTraffic, match="cannot be told beforehand: a pass with zeros fails"):
             hybrid(prompt)
     assert not asked
-    monkeypatch.setattr(Traffic, "run", lambda self, entry, forward, args, kwargs: forward(*args, **kwargs))
+    monkeypatch.setattr(Traffic, "run", lambda self, entry, forward, args, kwargs, training: forward(*args, **kwargs))
     seen = [asked_for(hybrid, prompt, asked) for prompt in prompts]
     assert seen[0] != seen[1]
 

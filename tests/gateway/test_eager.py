@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from veil.cli import app
 from veil.gateway.app import Settings
+from veil.runtime.padding import Padding
 
 WORDS = " ".join(f"w{number}" for number in range(30))
 
@@ -70,3 +73,53 @@ def test_nothing_goes_up_unless_it_was_asked_for(running: Any) -> None:
 def test_only_a_users_text_can_be_begun(gateway: Any) -> None:
     reply = prefill(gateway, "", messages=[{"role": "assistant", "content": "w1"}])
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "messages")
+
+
+@pytest.fixture(scope="module")
+def padded(serve_model: Callable[..., Any], new_model: Callable[[str], Any], tiny_tokenizer: Any) -> Iterator[Any]:
+    made = serve_model(new_model("llama"), tiny_tokenizer)
+    made.hybrid.padding = Padding(step=8)
+    yield made
+    made.hybrid.close()
+
+
+def test_with_padding_whole_steps_go_up(padded: Any, listen: Any) -> None:
+    with listen(padded, settings=Settings(eager=True)) as running:
+        plain = ask(running, WORDS)
+        assert running.idle()
+        assert prefill(running, "w0 w1 w2 w3 w4 w5").json() == {"tokens": 7, "sent": 0}
+        assert prefill(running, "w0 w1 w2 w3 w4 w5 w6").json() == {"tokens": 8, "sent": 8}
+        assert prefill(running, WORDS).json() == {"tokens": 31, "sent": 16}
+        typed = ask(running, WORDS)
+        assert running.idle()
+        assert typed["choices"] == plain["choices"], "the same answer"
+        assert typed["usage"]["prompt_tokens_details"]["cached_tokens"] == 24
+        assert plain["usage"]["veil"]["rows"] - typed["usage"]["veil"]["rows"] == 24, "the same in all"
+        again = ask(running, WORDS)
+        assert running.idle()
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == 0, "what was typed serves one message"
+
+
+def test_with_padding_messages_of_one_step_look_the_same(padded: Any, listen: Any) -> None:
+    views = set()
+    with listen(padded, settings=Settings(eager=True)) as running:
+        for count in (9, 11, 12):
+            before, words = padded.hybrid.stats.copy(), [f"w{number}" for number in range(count)]
+            for written in range(1, count + 1):
+                prefill(running, " ".join(words[:written]))
+            ask(running, " ".join(words))
+            assert running.idle()
+            spent = padded.hybrid.stats - before
+            views.add((spent.trips, spent.rows, spent.bytes_up_online))
+    assert len(views) == 1
+
+
+def test_what_is_typed_does_not_go_with_powers(padded: Any, listen: Any) -> None:
+    padded.hybrid.padding = Padding(step=8, powers=True)
+    try:
+        with listen(padded, settings=Settings(eager=True)) as running:
+            assert prefill(running, WORDS).status_code == 400
+    finally:
+        padded.hybrid.padding = Padding(step=8)
+    done = CliRunner().invoke(app, ["gateway", "--pad", "powers", "--eager-prompt"])
+    assert done.exit_code == 2 and "--pad 64" in done.output

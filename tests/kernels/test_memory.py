@@ -76,3 +76,15 @@ def test_a_room_may_go_away_while_another_is_looked_for() -> None:
     with memory._lock:
         del first
     assert room((77, 1000), np.uint32).ctypes.data == place
+
+
+def test_only_so_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest go; and a small array does not hold a large block."""
+    monkeypatch.setattr(memory, "_KEPT_BYTES", 350_000)
+    rooms = [room((100_000,), np.uint8) for _ in range(5)]
+    places = [one.ctypes.data for one in rooms]
+    while rooms:
+        rooms.pop(0)
+    assert sum(block.size for block in memory._left) == 3 * (100_000 + LINE_BYTES)
+    assert room((1000,), np.uint8).ctypes.data not in places
+    assert room((100_000,), np.uint8).ctypes.data == places[2]

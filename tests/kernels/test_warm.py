@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numba.core.dispatcher import Dispatcher
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -15,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from veil import HybridFHEModel
 from veil.bundle.terms import Terms
 from veil.kernels import cpu, warm
+from veil.kernels.cpu import kept, packing
 from veil.kernels.ring import ring_of
 from veil.params import Params
 from veil.runtime.modules import select_modules
@@ -52,3 +58,66 @@ def test_a_generation_compiles_nothing_after_the_warm_up(tmp_path: Path) -> None
     loaded(ids)
     after = signatures()
     assert {name: found for name, found in after.items() if found != before[name]} == {}
+
+
+def test_processes_share_the_steps_and_what_one_left_out_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that takes a step and ends: whoever began compiles it."""
+    ran: list[int] = []
+    steps: list[Callable[[], object]] = [partial(ran.append, number) for number in range(5)]
+
+    @contextmanager
+    def one_that_is_killed(taken: Path, processes: int) -> Iterator[list[Any]]:
+        (taken / "3").touch()
+        yield []
+
+    monkeypatch.setattr(warm, "_others", one_that_is_killed)
+    said: list[tuple[int, int]] = []
+    warm._compile_all(steps, lambda stage, done, total: said.append((done, total)))
+    assert ran == [0, 1, 2, 4, 0, 1, 2, 3, 4] and said[-1] == (6, 6) and said == sorted(said)
+    ran.clear()
+    for _ in warm._share(steps, tmp_path, 0.5):
+        if len(ran) == 1:
+            (tmp_path / "0").touch()
+    assert ran == [2, 3, 4, 1], "from its part on and round, without what another took"
+
+
+def test_another_process_takes_what_is_left(tmp_path: Path) -> None:
+    steps = len(list(warm.every_kernel(ring_of(Params.insecure_tiny()))))
+    for number in range(1, steps):
+        (tmp_path / str(number)).touch()
+    with warm._others(tmp_path, 2) as (other,):
+        assert other.wait(timeout=120) == 0
+    assert (tmp_path / "0").exists()
+
+
+def test_one_process_at_a_time_writes_a_functions_kernels(tmp_path: Path) -> None:
+    """Each reads the list, gives its own kernel the next free name and writes the list: two at once would use one name."""
+    kernel: Any = packing._pack
+    assert isinstance(kernel._cache, kept._SharedCache)
+    done = threading.Event()
+
+    def write() -> None:
+        with kept._locked(tmp_path / "veil.lock"):
+            done.set()
+
+    with kept._locked(tmp_path / "veil.lock"):
+        thread = threading.Thread(target=write)
+        thread.start()
+        assert not done.wait(0.05)
+    thread.join(20)
+    assert done.is_set()
+
+
+def test_what_is_compiled_is_noted_for_these_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "_own", {str(tmp_path)})
+    monkeypatch.setattr(kept, "_folders", {str(tmp_path)})
+    called: list[object] = []
+    monkeypatch.setattr(warm, "_compile_all", lambda steps, progress: called.append(steps))
+    warm.warm_up()
+    warm.warm_up()
+    assert kept.all_there() and len(called) == 1, "once on a machine"
+    (tmp_path / "f.nbi").write_bytes(b"cut")
+    assert kept.mend() == ["f.nbi"] and not kept.all_there(), "and again where files were damaged"
+    kept.note_all_there()
+    monkeypatch.setattr("numba.__version__", "0.0")
+    assert not kept.all_there(), "and for another Numba"

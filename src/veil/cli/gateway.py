@@ -98,7 +98,8 @@ def command(
         typer.Option(
             "--eager-prompt",
             help="Send rows of finished words while a message is typed on the page, so that its answer begins at once. The "
-            "server then sees how fast it is typed, how often it is changed, and messages that are never sent.",
+            "server then sees how fast it is typed, how often it is changed, and messages that are never sent; with --pad, "
+            "all that in steps.",
         ),
     ] = False,
     device: ServingDevice = Device.auto,
@@ -126,8 +127,11 @@ def command(
         raise ValueError(
             "--cache-gib shows how far a prompt repeats an earlier one, whatever --pad says; leave out one of them"
         )
-    if padding is not None and eager_prompt:
-        raise ValueError("--eager-prompt shows how a message is typed, whatever --pad says; leave out one of them")
+    if padding is not None and padding.powers and eager_prompt:
+        raise ValueError(
+            "--eager-prompt goes with steps of one size: what is left of a message would show more than its power of two; "
+            "use --pad 64"
+        )
     access = Access(
         host=host,
         keys=Keys.read(api_key, api_keys),

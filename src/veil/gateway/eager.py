@@ -42,7 +42,7 @@ class PrefillRequest(incoming.Body):
 
 
 class Prefilled(schemas.Reply):
-    """How many tokens of the prompt are computed now, and how many of them went up for this."""
+    """How many tokens of the prompt stay as they are, and how many went up for this; with padding in whole steps."""
 
     tokens: int
     sent: int
@@ -74,7 +74,8 @@ def add_to(app: FastAPI, gateway: Gateway) -> None:
 
 def settled_ids(body: PrefillRequest, served: ServedModel) -> list[int]:
     """The first token ids of a chat that stay as they are, however its last message goes on. `ApiError`."""
-    if served.two_sided or served.hybrid.padding is not None:
+    padding = served.hybrid.padding
+    if served.two_sided or (padding is not None and padding.powers):
         raise bad_parameter("model", f"prompts of {served.name} are sent whole", "unsupported_value")
     *before, last = body.messages
     if last.role != "user" or not isinstance(last.content, str):

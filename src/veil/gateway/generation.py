@@ -70,10 +70,14 @@ class Generator:
         room = min(sampling.max_tokens, served.room(len(ids)))
         matcher = sampling.grammar.matcher() if sampling.grammar else None
         with turn:
-            kept = not served.two_sided and (served.hybrid.padding is None or self._conversation)
+            padding = served.hybrid.padding
+            kept = not served.two_sided and (padding is None or self._conversation)
             pictured = ids if isinstance(ids, PicturePrompt) else None
             kind = adapter if pictured is None else f"{adapter or ''}#{pictured.mark}"
             known, cache = self._prefixes.take(ids, owner, kind) if kept else (0, None)
+            if padding is not None and not self._conversation:
+                known, cache = self._prefixes.take_steps(ids, padding.step, owner, kind)
+                self._prefixes.forget(owner)  # what was typed serves the message that it became
             if pictured is not None and known < pictured.settled:  # pictures go in whole or are in the state
                 known, cache = 0, None
             if branch == 0:
@@ -86,7 +90,7 @@ class Generator:
             before = ids[-_GOING_TOKENS:] if sampling.going else ()
             transcript = Transcript(served.tokenizer, sampling.stop, served.token_bytes, sampling.written, before)
             watch = Watch(transcript, sampler, served.ends | sampling.stop_tokens, matcher, sampling.min_tokens, turn, emit)
-            if served.hybrid.padding is not None:  # whoever waits is told at once, and the rest is for the server
+            if padding is not None:  # whoever waits is told at once, and the rest is for the server
                 watch.most, watch.over = room, over
             config = GenerationConfig(
                 do_sample=False,
@@ -108,7 +112,7 @@ class Generator:
             if kept:
                 self._prefixes.keep(output.sequences[0].tolist(), output.get(_cache_name(served.net)), owner, kind)
         end = watch.finish()
-        if served.hybrid.padding is None:
+        if padding is None:
             over(end)
         return end
 
@@ -117,14 +121,16 @@ class Generator:
     ) -> int:
         """Compute the state of a prompt's beginning and remember it; how many of its tokens went up. `Cancelled`.
 
-        What is done before a cancellation is remembered too.
+        What is done before a cancellation is remembered too. With padding whole steps go up, until the prompt is answered.
         """
         served = self.served
         with ModelTurn(self, account, cancelled, adapter) as turn:
-            known, cache = self._prefixes.take([*ids, -1], owner, adapter)
+            step = 1 if served.hybrid.padding is None else served.hybrid.padding.step
+            ids, pieces = ids[: len(ids) // step * step], max(1, _PIECE_TOKENS // step) * step
+            known, cache = self._prefixes.take_steps([*ids, -1], step, owner, adapter)
             state: object = cache or DynamicCache()
-            for start in range(known, len(ids), _PIECE_TOKENS):
-                piece = torch.tensor([list(ids[start : start + _PIECE_TOKENS])])
+            for start in range(known, len(ids), pieces):
+                piece = torch.tensor([list(ids[start : start + pieces])])
                 served.hybrid.expect(prompt_rows=piece.shape[1], new_tokens=0)
                 options = {_cache_name(served.net): state, "use_cache": True} | _last_logits(served.net)
                 state = served.net(input_ids=piece, **options)[_cache_name(served.net)]

@@ -56,6 +56,19 @@ class PrefixStore:
             return kept
         return (0, None) if entry is None else (length, _copy(entry.cache, length))
 
+    def take_steps(
+        self, ids: Sequence[int], step: int, owner: str = "", adapter: str | None = None
+    ) -> tuple[int, DynamicCache | None]:
+        """`take` of whole steps of so many tokens."""
+        length, cache = self.take(ids, owner, adapter)
+        whole = length // step * step
+        return (0, None) if cache is None or whole == 0 else (whole, cache if whole == length else _copy(cache, whole))
+
+    def forget(self, owner: str) -> None:
+        """Forget the states of an owner."""
+        with self._lock:
+            self._entries = deque(entry for entry in self._entries if entry.owner != owner)
+
     def keep(
         self, ids: Sequence[int], cache: object, owner: str = "", adapter: str | None = None, *, lasting: bool = True
     ) -> None:

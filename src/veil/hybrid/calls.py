@@ -79,7 +79,8 @@ class ModelCalls:
     def follow(self, router: Router) -> None:
         """Take a new router, and plan passes anew."""
         self.passes.current = router
-        self._traffic = Traffic(router, self._open_layers, pictured_tokens(getattr(self._model, "config", None)))
+        pictured = pictured_tokens(getattr(self._model, "config", None))
+        self._traffic = Traffic(router, self._open_layers, pictured, lambda: _moved_on(self._model))
         self._traffic.padding = self._padding
 
     def watch(self, compiled: Compiled, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
@@ -91,6 +92,11 @@ class ModelCalls:
     def unwatch_weights(self) -> None:
         """Notice changes of weights no more: they are not here."""
         self._fingerprints = None
+
+    def forget_training(self) -> None:
+        """Let the next pass in training say anew which layers get gradients."""
+        if self._traffic is not None:
+            self._traffic.forget_training()
 
     def check_weights(self) -> None:
         """`ModelChanged` if weights are not those that were compiled."""
@@ -158,9 +164,12 @@ class ModelCalls:
 
     def _planned(self, name: str, forward: Forward, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """The result of a part of the model, or of all of it: what it asks of a server is fixed before, by its shape."""
-        if self.session is None or self._traffic is None or self._is_training or self._traffic.inside:
+        if self.session is None or self._traffic is None or self._traffic.inside:
             return forward(*args, **kwargs)
-        return self._traffic.run(self._entries.get(name, name), forward, args, kwargs)
+        trains = None
+        if self._is_training:
+            trains = (self._model.training, tuple(own.requires_grad for own in self._model.parameters()))
+        return self._traffic.run(self._entries.get(name, name), forward, args, kwargs, trains)
 
     def _forward(self, *args: object, **kwargs: object) -> object:
         passes, sides = self.passes, self.sides
@@ -216,6 +225,12 @@ class ModelCalls:
         elapsed, seconds = time.perf_counter() - start, self._stats.seconds
         elsewhere = sum(seconds[name] - spent[name] for name in ("wait", "online_server"))
         seconds["client"] += elapsed - elsewhere
+
+
+def _moved_on(model: nn.Module) -> list[torch.Tensor]:
+    """The buffers that a pass in training moves on, as norms over a batch keep them."""
+    moving = (module for module in model.modules() if module.training and getattr(module, "track_running_stats", False))
+    return [buffer for module in moving for buffer in module.buffers(recurse=False)]
 
 
 def _asks_last_row(model: nn.Module, arguments: dict[str, object]) -> bool:

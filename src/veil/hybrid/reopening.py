@@ -14,7 +14,7 @@ from veil.errors import BundleError, VeilError, one_line
 from veil.runtime.adapters import adapters_off, base_of
 
 if TYPE_CHECKING:
-    from veil.hybrid.model import HybridFHEModel
+    from veil.hybrid.bundles import Bundles
 
 _TOKENS = 8
 _log = logging.getLogger("veil")
@@ -37,7 +37,7 @@ def shortened(sample: Sample) -> Sample:
     return tuple(map(cut, args)), {name: cut(value) for name, value in kwargs.items()}
 
 
-def check_reopens(hybrid: HybridFHEModel, folder: Path, sample: Sample | None) -> None:
+def check_reopens(hybrid: Bundles, folder: Path, sample: Sample | None) -> None:
     """`BundleError` unless the client half in ``folder`` opens and gives ``sample`` the answer that ``hybrid`` gives it.
 
     Both run in mode ``disable``, without adapters, which a bundle does not hold; a warning says so. Without a sample the
@@ -62,7 +62,7 @@ def check_reopens(hybrid: HybridFHEModel, folder: Path, sample: Sample | None) -
         raise BundleError(f"a bundle of this {name} would answer something else: {_REMEDY}")
 
 
-def _answer(hybrid: HybridFHEModel, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+def _answer(hybrid: Bundles, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
     training = hybrid.model.training
     hybrid.model.eval()
     try:

@@ -1,7 +1,7 @@
 """Arrays that begin at a cache line, and large ones whose memory is used again.
 
-NumPy aligns to 16 bytes, so that every vector of 64 bytes lies in two cache lines; the Ĥ product of 16 masks took a fifth
-longer. And the system clears memory before it gives it: for the leaves and products of 16 masks, 5 to 10 ms a batch.
+NumPy aligns to 16 bytes, so that every vector of 64 bytes lies in two cache lines. And the system clears memory before it
+gives it, a virtual machine may even have to be given it: a batch of SmolLM2 is 105 MB, which cost 0.1 to 4 ms a row.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ S = TypeVar("S", bound=np.generic)
 DType = type[S] | np.dtype[S]
 
 LINE_BYTES = 64
-_KEPT = 4
-"""Rooms that wait for their next use: shares of both sides, pads and random bytes of a batch."""
+_KEPT_BYTES = 1 << 30
+"""Of rooms that wait for their next use: the batches of a prompt of 512 rows of SmolLM2, both sides."""
+
+_WASTE = 2
+"""A block serves what is smaller by this factor at most."""
 
 _lock = threading.Lock()
-_left: deque[NDArray[np.uint8]] = deque(maxlen=_KEPT)  # finalizers append to it at any moment, so they take no lock
+_left: deque[NDArray[np.uint8]] = deque()  # the oldest first; finalizers append to it at any moment
 
 
 def aligned(shape: tuple[int, ...], dtype: DType[S]) -> NDArray[S]:
@@ -41,7 +44,7 @@ def room(shape: tuple[int, ...], dtype: DType[S]) -> NDArray[S]:
     if block is None:
         block = np.empty(needed, dtype=np.uint8)
     whole = np.frombuffer(block.data, dtype=np.uint8)  # views keep it alive, because its base is no array
-    weakref.finalize(whole, _left.append, block).atexit = False
+    weakref.finalize(whole, _leave, block).atexit = False
     return _placed(whole, shape, dtype)
 
 
@@ -67,17 +70,38 @@ def side_by_side(matrices: list[NDArray[S]]) -> tuple[NDArray[S], ...]:
 
 
 def _fitting(nbytes: int) -> NDArray[np.uint8] | None:
-    """The smallest block that waits and is large enough; None if there is none, and then the oldest of several goes."""
+    """The smallest block that waits and fits; None if there is none."""
     with _lock:
-        waiting = []
-        with suppress(IndexError):
-            while True:
-                waiting.append(_left.popleft())
-        found = min((block for block in waiting if block.size >= nbytes), key=lambda block: block.size, default=None)
-        if found is None and len(waiting) == _KEPT:
-            waiting.pop(0)
+        waiting = _drained()
+        fitting = (block for block in waiting if nbytes <= block.size <= _WASTE * nbytes)
+        found = min(fitting, key=lambda block: block.size, default=None)
         _left.extend(block for block in waiting if block is not found)
         return found
+
+
+def _leave(block: NDArray[np.uint8]) -> None:
+    """Have a block wait for its next use, and let the oldest go that are too many.
+
+    It may be called within any other function of this thread, so it waits for no lock: who holds it leaves too many until
+    the next call.
+    """
+    _left.append(block)
+    if _lock.acquire(blocking=False):
+        try:
+            waiting = _drained()
+            sizes = list(accumulate(block.size for block in reversed(waiting)))
+            _left.extend(waiting[sum(size > _KEPT_BYTES for size in sizes) :])
+        finally:
+            _lock.release()
+
+
+def _drained() -> list[NDArray[np.uint8]]:
+    """What waits, taken out one by one: while a deque is iterated over, a finalizer may append to it."""
+    waiting = []
+    with suppress(IndexError):
+        while True:
+            waiting.append(_left.popleft())
+    return waiting
 
 
 def _placed(block: NDArray[np.uint8], shape: tuple[int, ...], dtype: DType[S]) -> NDArray[S]:

@@ -1,39 +1,99 @@
-"""The CPU kernels' first use on a machine: Numba compiles each once, about a minute in all, and caches it on disk."""
+"""The CPU kernels' first use on a machine: Numba compiles each once, a minute of one core in all, and caches it on disk.
+
+Where there are more cores, further processes take part: ``python -m veil.kernels.warm FOLDER``. Each takes steps that nobody
+has taken, by making a file of the step's number in the folder, and what one compiled the others read from the disk.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.kernels.cpu import checking, online, packing, product
+from veil.kernels.cpu import checking, kept, online, packing, product
 from veil.kernels.cpu.backend import CpuKernels
+from veil.kernels.cpu.threads import all_threads
 from veil.kernels.interface import Rows, Scaling
 from veil.kernels.ring import Ring, ring_of
 from veil.params import Params
 from veil.progress import Progress
 
 STAGE = "compiling the CPU kernels, once on this machine"
+_MOST = 4
+"""Processes that compile together; more would wait for the longest kernels."""
 _ROWS = 32
 _log = logging.getLogger("veil")
 
 
 def warm_up(progress: Progress | None = None) -> None:
-    """Load every kernel on tiny inputs. Where they are not cached yet, say so once and report progress."""
-    CpuKernels().pack(np.zeros((1, 8), dtype=np.uint32), 8)
-    if not packing.compiled_now():
+    """Compile every kernel, in several processes, where that was not done before on this machine; report progress.
+
+    Other programs that begin at the same time wait for the first.
+    """
+    if kept.all_there():
         return
-    _log.info("%s (about a minute)", STAGE)
-    steps = list(every_kernel(ring_of(Params.insecure_tiny())))
-    for done, step in enumerate(steps):
-        if progress:
-            progress(STAGE, done, len(steps))
-        step()
     if progress:
-        progress(STAGE, len(steps), len(steps))
+        progress(STAGE, 0, 0)
+    with kept.alone():
+        if kept.all_there():
+            return
+        CpuKernels().pack(np.zeros((1, 8), dtype=np.uint32), 8)
+        if packing.compiled_now():
+            _log.info("%s (up to a minute)", STAGE)
+        _compile_all(list(every_kernel(ring_of(Params.insecure_tiny()))), progress or (lambda *_: None))
+        kept.note_all_there()
+
+
+def _compile_all(steps: list[Callable[[], object]], progress: Progress) -> None:
+    """Compile what the steps call: with others, then what they left out."""
+    processes = min(all_threads(), _MOST) if kept.can_share() and sys.executable else 1
+    with tempfile.TemporaryDirectory() as taken, _others(Path(taken), processes) as others:
+        for _ in _share(steps, Path(taken), 0):
+            progress(STAGE, len(os.listdir(taken)) - 1, len(steps) + 1)
+        for other in others:
+            other.wait()
+    for step in steps:  # those of others are on disk
+        step()
+    progress(STAGE, len(steps) + 1, len(steps) + 1)
+
+
+@contextmanager
+def _others(taken: Path, processes: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """All of the processes but this one, each taking steps; they have ended when the block has."""
+    nothing, others = subprocess.DEVNULL, []
+    try:
+        for place in range(1, processes):
+            command = [sys.executable, "-m", "veil.kernels.warm", str(taken), str(place / processes)]
+            others.append(subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing))
+        yield others
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def _share(steps: list[Callable[[], object]], taken: Path, begin: float) -> Iterator[None]:
+    """Run the steps that no process has taken, from this part of them on and round; a yield before each.
+
+    Processes that begin far apart compile few of the functions that neighbours share twice.
+    """
+    first = int(begin * len(steps))
+    for number in [*range(first, len(steps)), *range(first)]:
+        try:
+            (taken / str(number)).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        yield
+        steps[number]()
 
 
 def every_kernel(ring: Ring) -> Iterator[Callable[[], object]]:
@@ -58,8 +118,7 @@ def every_kernel(ring: Ring) -> Iterator[Callable[[], object]]:
     yield lambda: kernels.pads(inner, secret, kernels.errors(rng, 3.2).draw(ring.T, ring.r), ring)
     yield lambda: kernels.shares(kernels.load_public(words[:, : ring.w].copy(), ring), z, ring.w, ring)
     for count, threads in ((_ROWS, 1), (2 * _ROWS, 2), (1, 2)):
-        for read_only in (True, False):
-            yield partial(_steps, count, threads, received=read_only)
+        yield from _steps(count, threads)
     yield lambda: kernels.decrypt(received[:, :16], scaling, rows, 0, 16, tau)
     yield lambda: kernels.decrypt_checked(
         received[:, :16], x, scaling, rows, 0, 16, tau, _vectors(kernels), np.empty((1, 1))
@@ -69,27 +128,27 @@ def every_kernel(ring: Ring) -> Iterator[Callable[[], object]]:
     yield lambda: list(kernels.prefetch(weights))
 
 
-def _steps(rows: int, threads: int, *, received: bool) -> None:
-    """The steps of some rows with these threads; what is ``received`` is read-only."""
+def _steps(rows: int, threads: int) -> Iterator[Callable[[], object]]:
+    """The steps of some rows with these threads."""
 
     def packed(size: int) -> NDArray[np.uint8]:
         data = np.zeros((rows, size), dtype=np.uint8)
-        data.flags.writeable = not received
+        data.flags.writeable = False
         return data
 
     weights, ones, scales = np.ones((8, 8), dtype=np.int8), np.ones(8, dtype=np.float32), np.ones(rows)
     words, x = np.zeros((rows, 8), dtype=np.uint32), np.ones((rows, 8), dtype=np.float32)
-    none = np.empty(0, dtype=np.float32)
-    online.encrypt(x, none, 1.0, 0.0, words, 0, 0, 24, threads, np.zeros((rows, 24), np.uint8), scales, scales.copy())
-    online.answer(packed(24), weights, words, 0, 0, 24, 16, threads, np.zeros((rows, 16), dtype=np.uint8))
-    online.decrypt(packed(16), words, 0, 0, 16, scales, ones, ones, threads, x)
+    none, out = np.empty(0, dtype=np.float32), np.zeros((rows, 24), dtype=np.uint8)
     vectors = _vectors(CpuKernels())
     checked = (packed(16), x, none, 1.0, 0.0, words, 0, 0, 16, scales, ones, ones, vectors.block, vectors.shape, 0, rows)
-    call = checking.decrypt_checked if threads == 1 else checking.decrypt_checked_together
-    call(*checked, x.copy(), np.empty((rows, 1)))
-    packing.pack(words, 8, threads, np.zeros((rows, 8), dtype=np.uint8))
-    packing.unpack(packed(8), 8, threads, words)
-    product.matmul(weights, words, threads, words.copy())
+    check = checking.decrypt_checked if threads == 1 else checking.decrypt_checked_together
+    yield lambda: online.answer(packed(24), weights, words, 0, 0, 24, 16, threads, out[:, :16].copy())
+    yield lambda: online.encrypt(x, none, 1.0, 0.0, words, 0, 0, 24, threads, out, scales, scales.copy())
+    yield lambda: check(*checked, x.copy(), np.empty((rows, 1)))
+    yield lambda: online.decrypt(packed(16), words, 0, 0, 16, scales, ones, ones, threads, x)
+    yield lambda: packing.pack(words, 8, threads, out[:, :8].copy())
+    yield lambda: packing.unpack(packed(8), 8, threads, words)
+    yield lambda: product.matmul(weights, words, threads, words.copy())
 
 
 def _vectors(kernels: CpuKernels) -> checking.BlockVectors:
@@ -107,3 +166,9 @@ class _Words:
 
     def words64(self, count: int) -> NDArray[np.uint64]:
         return np.zeros(count, dtype=np.uint64)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(FileNotFoundError):  # the folder is gone: whoever asked has ended
+        for _ in _share(list(every_kernel(ring_of(Params.insecure_tiny()))), Path(sys.argv[1]), float(sys.argv[2])):
+            pass

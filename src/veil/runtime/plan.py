@@ -64,6 +64,8 @@ class Plan:
 
     steps: tuple[PlannedCall, ...]
     gaps_s: list[float] = field(default_factory=list)
+    trains: dict[int, bool] = field(default_factory=dict)
+    """For each step, by its place: whether a gradient is asked for on the way back, as the first pass had it."""
     _known: tuple[Shape | None, list[Call]] | None = None
 
     @property
@@ -131,6 +133,25 @@ class Course:
         self._gaps_s: list[float] = []
         self.broken = False
         """Whether the server cannot be asked any more, or nobody wants it to be."""
+
+    @property
+    def place(self) -> int:
+        """The place in the plan of the call that is under way."""
+        return self._next
+
+    @property
+    def trains(self) -> dict[int, bool]:
+        """See `Plan`."""
+        return self._plan.trains
+
+    @property
+    def calls(self) -> list[Call]:
+        """All calls of the pass."""
+        return self._calls
+
+    def is_open(self, group: int) -> bool:
+        """Whether the user allowed what calls of a group show."""
+        return group in self._open
 
     def rows(self, group: int, rows: int, slots: int | None) -> int:
         """How many rows to send for a call of so many; `UnevenTraffic` for a call that the plan does not have here."""

@@ -18,7 +18,7 @@ CACHES = ("past_key_values", "cache", "cache_params", "past_key_value")
 _KEEPS = "logits_to_keep"
 _FOLLOWING = frozenset(
     {"attention_mask", "position_ids", "cache_position", "token_type_ids", "decoder_attention_mask", "labels"}
-    | {"decoder_position_ids", "cross_attention_mask"}
+    | {"decoder_position_ids", "cross_attention_mask", "num_items_in_batch"}
 )
 _SIZES = frozenset({"image_sizes", "grid_thw", "image_grid_thw", "video_grid_thw", "spatial_shapes", "mm_token_type_ids"})
 """How large pictures are, and which tokens are theirs: what a pass asks follows from that, and not from what they show."""
@@ -57,6 +57,11 @@ class Arguments:
         tensors = {n: v for n, v in self.given.items() if isinstance(v, torch.Tensor)}
         sizes = tuple((n, tuple(v.flatten().tolist())) for n, v in sorted(tensors.items()) if n in _SIZES and v.ndim < 3)
         return (*((n, tuple(v.shape)) for n, v in sorted(tensors.items())), *sizes)
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """The arguments that gradients are wanted of."""
+        return tuple(sorted(n for n, v in self.given.items() if isinstance(v, torch.Tensor) and v.requires_grad))
 
     @property
     def device(self) -> torch.device:

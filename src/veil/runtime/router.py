@@ -21,6 +21,7 @@ from veil.runtime.gradient import encrypted_product
 from veil.runtime.plan import Call, Course
 from veil.runtime.residual import REMEDY, ResidualStream
 from veil.runtime.sighting import Sighting
+from veil.runtime.way_back import Stretch, WayBack
 
 if TYPE_CHECKING:
     from veil.checks.candidates import ExactCandidates
@@ -79,8 +80,10 @@ class Router:
         self.observer: Observer | None = None
         self.cancel_check: Callable[[], None] | None = None
         self.candidates: ExactCandidates | None = None
-        self.course: Course | None = None
+        self.course: Course | Stretch | None = None
         """What the pass under way may ask, in order; None where nothing is sent."""
+        self.way: WayBack | None = None
+        """Where calls are noted whose gradients may be asked for; None where none can come, or nothing is sent."""
         self.rehearsed: list[Call] | None = None
         """Where calls are written down, and answered with zeros, while a pass is rehearsed."""
         self.goes_on = False
@@ -170,6 +173,7 @@ class Router:
             or self.observer is not None
             or self.rehearsed is not None
             or self.cancel_check is not None
+            or self.way is not None
             or (candidates is not None and candidates.group == place.group)
             or (course is not None and course.fills)
         ):
@@ -233,7 +237,7 @@ class Router:
         """A group's outputs [R, rows] for its rows x [R, width]; the first ``slots`` of them for rows of a prompt."""
         if self.rehearsed is not None:
             self.rehearsed.append((group, len(x), slots))
-            return x.new_zeros((len(x), self.manifest.groups[group].rows if slots is None else slots))
+            return self._nothing(group, x, slots)
         if self.evaluator is None:
             raise NotCompiled("call set_fhe_mode first")
         course = self.course
@@ -249,11 +253,29 @@ class Router:
             if course is not None:
                 course.answered(group)
             return x.new_empty((0, self.manifest.groups[group].rows if slots is None else slots))
-        if self._trains(group, x):
-            back = self.manifest.back[group]
-            ask = partial(self._ask, evaluator=self.evaluator)  # the way back is in the mode of the pass
-            return encrypted_product(x, partial(ask, group), partial(ask, back))
+        trains = self._trains(group, x)
+        ask = partial(self._ask, evaluator=self.evaluator)  # the way back is in the mode of the pass
+        number = self._noted(group, rows, trains, ask)
+        if trains:
+            back = partial(ask, self.manifest.back[group])
+            if number is not None and self.way is not None:
+                back = partial(self.way.ask, number)
+            return encrypted_product(x, partial(ask, group, slots=slots, rows=rows), back)
         return self._ask(group, x, slots, rows)
+
+    def _nothing(self, group: int, x: Tensor, slots: int | None) -> Tensor:
+        """Zeros as a rehearsal's outputs; gradients come back as zeros, if any do."""
+        shape = (len(x), self.manifest.groups[group].rows if slots is None else slots)
+        if not self._trains(group, x):
+            return x.new_zeros(shape)
+        return encrypted_product(x, lambda own: own.new_zeros(shape), lambda gradient: torch.zeros_like(x))
+
+    def _noted(self, group: int, rows: int, trains: bool, send: Callable[[int, Tensor], Tensor]) -> int | None:
+        """Note a call for the way back, where there is a planned one; its number."""
+        course, way = self.course, self.way
+        if way is None or course is None or course.is_open(group):
+            return None
+        return way.note(course, group, rows, trains, send)
 
     def _trains(self, group: int, x: Tensor) -> bool:
         """Whether a gradient may come back through the group to ``x``."""
@@ -288,7 +310,7 @@ class Router:
             if course is not None and not isinstance(error, NotFiniteActivation):
                 course.broken = True
             raise
-        if course is not None:
+        if course is not None and self.manifest.groups[group].transposed is None:
             course.answered(group)
         return outputs
 
@@ -297,6 +319,7 @@ class Router:
         course = self.course
         if course is None or course.broken:
             return
+        self.way = None
         for (group, rows, slots), gap_s in course.left:
             start_s = time.perf_counter()
             x = torch.zeros(rows, self.manifest.groups[group].width, device=device)

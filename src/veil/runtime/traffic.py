@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from veil.runtime.padding import Padding
 from veil.runtime.plan import Call, Course, Plan, Shape
 from veil.runtime.rehearsal import CACHES, Arguments, bound
 from veil.runtime.router import Router
+from veil.runtime.way_back import Stretch, WayBack, Ways
 
 Forward = Callable[..., object]
 _Key = tuple[object, ...]
@@ -37,13 +39,20 @@ class Traffic:
     """Runs forward passes of one model through its router, each by a plan that was rehearsed with zeros.
 
     ``open_layers`` are those that may be asked for some rows only, by the user's consent; ``pictured`` are tokens in whose
-    places pictures go. ``padding`` may be set between generations. One pass at a time.
+    places pictures go; ``running`` gives the model's buffers that a pass in training moves on, and a rehearsal must not.
+    ``padding`` may be set between generations. One pass at a time.
     """
 
     def __init__(
-        self, router: Router, open_layers: frozenset[str] = frozenset(), pictured: frozenset[int] = frozenset()
+        self,
+        router: Router,
+        open_layers: frozenset[str] = frozenset(),
+        pictured: frozenset[int] = frozenset(),
+        running: Callable[[], list[torch.Tensor]] = list,
     ) -> None:
         self._pictured = pictured
+        self._running_buffers = running
+        self._ways = Ways()
         self.padding: Padding | None = None
         self.stopping = threading.Event()
         """Set by who ends the session: answers are not padded to their end any more."""
@@ -54,6 +63,8 @@ class Traffic:
         self._signatures: dict[str, inspect.Signature] = {}
         self._running = threading.local()
         self._inside = False
+        self._with_gradients = False
+        """Whether a rehearsal is one of a pass in training, so that hooks on gradients find some."""
 
     @property
     def inside(self) -> bool:
@@ -100,20 +111,38 @@ class Traffic:
 
     # Passes -----------------------------------------------------------------------------------------------------------
 
-    def run(self, entry: str, forward: Forward, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
-        """The result of a pass; what it asks is its plan's, also where it fails. `UnevenTraffic` for one that deviates."""
+    def run(
+        self,
+        entry: str,
+        forward: Forward,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        training: Hashable | None = None,
+    ) -> object:
+        """The result of a pass; what it asks is its plan's, also where it fails. `UnevenTraffic` for one that deviates.
+
+        Gradients may come back through a pass of ``training``, which says what trains in it.
+        """
         if self._inside:
             return forward(*args, **kwargs)
+        if training is not None and torch._C._current_graph_task_id() != -1:
+            return self._again(forward, args, kwargs, training)
+        self._ways.finish()
         if entry not in self._signatures:
             self._signatures[entry] = inspect.signature(forward)
         arguments = bound(self._signatures[entry], args, kwargs)
         running: Generation | None = getattr(self._running, "generation", None)
-        course = self._course(entry, forward, arguments, running)
+        kind = None if training is None else (training, arguments.trains)
+        self._with_gradients = kind is not None
+        course = self._course(entry, forward, arguments, running, kind)
         if running is not None and entry == "forward":
             running.passes += 1
             running.forward, running.arguments = forward, arguments
         self._inside, self._router.course = True, course
         self._router.goes_on = self.padding is not None
+        if kind is not None:
+            self._ways.passed(training, course.calls)
+            self._router.way = WayBack(self._router.manifest, self._ways)
         try:
             result = forward(*args, **kwargs)
             course.over()
@@ -126,12 +155,36 @@ class Traffic:
             course.broken = True
             raise
         finally:
-            self._inside, self._router.course = False, None
+            self._inside, self._router.course, self._router.way = False, None, None
             if running is not None:
                 running.broken |= course.broken
                 running.last_answer = course.last_answer
 
-    def _course(self, entry: str, forward: Forward, arguments: Arguments, running: Generation | None) -> Course:
+    def _again(self, forward: Forward, args: tuple[object, ...], kwargs: Mapping[str, object], training: Hashable) -> object:
+        """The result of a part of a pass that is recomputed on the way back: it asks what the pass asked there."""
+        router = self._router
+        course = Stretch(self._ways.again(training), router.manifest, self._open, self.padding is not None)
+        self._inside, router.course, router.way = True, course, WayBack(router.manifest, self._ways)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self._inside, router.course, router.way = False, None, None
+
+    def forget_training(self) -> None:
+        """Let the next pass of each kind say anew which of its calls train."""
+        self._ways.forget()
+        for plan in self._plans.values():
+            if plan is not None:
+                plan.trains.clear()
+
+    def _course(
+        self,
+        entry: str,
+        forward: Forward,
+        arguments: Arguments,
+        running: Generation | None,
+        kind: Hashable | None = None,
+    ) -> Course:
         shape = arguments.shape
         if shape is None and self.padding is not None:
             raise ValueError("only passes over token sequences can be padded; leave padding out for this model")
@@ -139,7 +192,7 @@ class Traffic:
         single = shape is not None and shape.length == 1 and (shape.encoder > 0 or (arguments.cached and not begins))
         fills = self.padding is not None and (not single or (shape is not None and shape.encoder > 0))
         padded = None if shape is None else self._padded(shape, single)
-        plan = self._plan(entry, forward, arguments, padded, arguments.cached)
+        plan = self._plan(entry, forward, arguments, padded, arguments.cached, kind)
         if padded is not None and padded.past and not plan.grows:
             padded = replace(padded, past=0)  # so that a plan's calls are the same ones from pass to pass
         since = None if running is None else running.last_answer
@@ -153,8 +206,16 @@ class Traffic:
 
     # Plans ------------------------------------------------------------------------------------------------------------
 
-    def _plan(self, entry: str, forward: Forward, arguments: Arguments, shape: Shape | None, cached: bool) -> Plan:
-        key: _Key = (entry, self._router.last_row_only)
+    def _plan(
+        self,
+        entry: str,
+        forward: Forward,
+        arguments: Arguments,
+        shape: Shape | None,
+        cached: bool,
+        kind: Hashable | None = None,
+    ) -> Plan:
+        key: _Key = (entry, self._router.last_row_only, kind)
         if shape is not None:
             key = (
                 *key,
@@ -213,8 +274,16 @@ class Traffic:
         router.rehearsed, self._inside = calls, True
         plain = {name: value for name, value in inputs.items() if not name.partition(".")[2] and not name.isdigit()}
         several = [value for name, value in inputs.items() if name not in plain]
+        buffers = [(buffer, buffer.clone()) for buffer in self._running_buffers()]
+        tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
+        cards = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with (
+                torch.set_grad_enabled(self._with_gradients),
+                torch.random.fork_rng(devices=cards),
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("ignore")  # what the pass itself will say
                 result = forward(*several, **plain)
         except (ModelChanged, RemoteWeightError, TypeError):  # the call itself is wrong, whatever its values
             raise
@@ -226,6 +295,9 @@ class Traffic:
         finally:
             router.rehearsed, self._inside = None, False
             router.begin_forward()
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
         if results is not None:
             results.append(result)
         return [call for call in calls if call[0] not in self._open]

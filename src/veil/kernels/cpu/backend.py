@@ -297,7 +297,7 @@ class CpuKernels:
         *,
         serial: bool = False,
     ) -> U8:
-        out = np.empty((len(data), packed_bytes(len(weights), bits[1])), dtype=np.uint8)
+        data, out = _received(data), np.empty((len(data), packed_bytes(len(weights), bits[1])), dtype=np.uint8)
         if len(shares) > 1:  # one pass over the weights for the rows of all batches
             stacked = reference.gathered(shares, column, len(weights))
             shares, column = [Rows(stacked, 0, len(stacked))], 0
@@ -310,7 +310,7 @@ class CpuKernels:
         return out
 
     def decrypt(self, data: U8, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: F64) -> F32:
-        y = np.empty((len(data), len(scaling.scale)), dtype=np.float32)
+        data, y = _received(data), np.empty((len(data), len(scaling.scale)), dtype=np.float32)
         first = 0
         for part in shares:
             last = first + part.count
@@ -345,7 +345,7 @@ class CpuKernels:
         out: F64,
     ) -> tuple[F32, float]:
         scale: F32 = scaling.scale
-        y = np.empty((len(x), len(scale)), np.float32)
+        data, y = _received(data), np.empty((len(x), len(scale)), np.float32)
         divisors = _NO_DIVISORS if scaling.divisors is None else scaling.divisors
         block, shape, largest, first = vectors.block, vectors.shape, 0.0, 0  # type: ignore[attr-defined]
         for part in shares:
@@ -401,8 +401,16 @@ class CpuKernels:
     def unpack(self, data: U8, count: int, bits: int) -> U32:
         """See `reference.unpack`."""
         out = np.empty((len(data), count), dtype=np.uint32)
-        packing.unpack(data, bits, threads_for(out.size), out)
+        packing.unpack(_received(data), bits, threads_for(out.size), out)
         return out
+
+
+def _received(data: U8) -> U8:
+    """Bytes as those off the wire are, read-only: kernels are compiled for no other array of them."""
+    if data.flags.writeable:
+        data = data.view()
+        data.flags.writeable = False
+    return data
 
 
 def _points(values: NDArray[np.int64], prime: int, which: int, ring: Ring) -> NDArray[np.uint64]:

@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from veil.kernels.cpu.kept import jitted
+from veil.kernels.cpu.kept import ZERO, jitted
 from veil.kernels.cpu.online import _ROUND, _divide, _scale, _square_sum
 from veil.kernels.cpu.packing import unpack_words
 from veil.kernels.cpu.parallel import parallel
@@ -92,7 +92,7 @@ def decrypt_checked(  # type: ignore[no-untyped-def]
     low, high = np.empty(width, np.int16), np.empty(width, np.int16)
     largest = 0.0
     for t in range(start, end):
-        unpack_words(data[t], 0, bits, slots, True, words)
+        unpack_words(data[t], ZERO, bits, slots, True, words)
         _unmasked(words, mu[row0 + t, col0 : col0 + slots])
         _scaled_back(words, 1.0 / shown[t] if shown[t] != 0.0 else 0.0, scale, bias, y[t])
         _divide(x[t], divisors, row)

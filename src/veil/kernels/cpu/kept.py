@@ -1,20 +1,34 @@
 """Compiled kernels on disk: kept by Numba where a folder can be written, and mended where a file was cut off.
 
 Numba reads its files as pickles and does not expect one to end early: after a loss of power while they were written there
-would be no kernels ever again.
+would be no kernels ever again. Nor does it expect two processes to write kernels of one function at once: each would give
+its own the same name, and a call could get the other's code. They take turns by a lock.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+import numba
+import numpy as np
 from numba import njit
+from numba.core.caching import FunctionCache
+from numba.core.registry import cpu_target
 
+ZERO = np.intp(0)
+"""An argument of kernels that call each other: for a plain 0 Numba compiles the called one once more."""
+
+_MARK = "veil-whole-"
 _folders: set[str] = set()
+_own: set[str] = set()
+"""Those of `_folders` with this package's kernels: one."""
 _log = logging.getLogger("veil")
 
 
@@ -42,6 +56,46 @@ class Kernel(Protocol[P, R]):
         """The compiled function's result."""
 
 
+class _SharedCache(FunctionCache):
+    """Numba's cache of a function's kernels, which one process at a time writes to."""
+
+    def save_overload(self, sig: object, data: object) -> None:
+        """See numba: keep the kernel of a signature."""
+        self._impl.locator.ensure_cache_path()
+        with _locked(Path(self.cache_path) / "veil.lock"):
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+
+
+def can_share() -> bool:
+    """Whether several processes may write kernels at once: there is a folder for them, in which a file can be locked."""
+    return bool(_own) and sys.platform != "win32"
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside the block no other process compiles all kernels, on systems that have such locks."""
+    if not can_share():
+        yield
+        return
+    folder = Path(min(_own))
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / "veil.all.lock"):
+        yield
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Inside the block no other process is inside one with this file, on systems that have such locks."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def jitted(**options: Any) -> Callable[[Callable[P, R]], Kernel[P, R]]:
     """A decorator: Numba's ``njit`` with these options, kept on disk if there is a folder for it."""
 
@@ -58,7 +112,11 @@ def jitted(**options: Any) -> Callable[[Callable[P, R]], Kernel[P, R]]:
                 )
             _folders.add("")
             return njit(**options)(function)
-        _folders.add(kernel.stats.cache_path)
+        kernel._cache = _SharedCache(kernel.py_func)  # type: ignore[no-untyped-call]
+        folder: str = kernel.stats.cache_path
+        _folders.add(folder)
+        if function.__module__.startswith(f"{__package__}."):
+            _own.add(folder)
         return kernel
 
     return compiled
@@ -73,8 +131,41 @@ def mend() -> list[str]:
                 file.unlink(missing_ok=True)
                 removed.append(file.name)
     if removed:
+        _forget_marks()
         _log.warning("%d files of compiled kernels were damaged; they are made again", len(removed))
     return removed
+
+
+def all_there() -> bool:
+    """Whether `note_all_there` was called for these sources, by this Numba, for this processor."""
+    mark = _mark()
+    return mark is not None and mark.exists()
+
+
+def note_all_there() -> None:
+    """Note that every kernel is compiled and on disk."""
+    mark = _mark()
+    if mark is not None:
+        with suppress(OSError):
+            _forget_marks()
+            mark.touch()
+
+
+def _forget_marks() -> None:
+    for folder in _own:
+        for mark in Path(folder).glob(f"{_MARK}*"):
+            mark.unlink(missing_ok=True)
+
+
+def _mark() -> Path | None:
+    """The file that says that every kernel is on disk; None where none is kept."""
+    if not _own:
+        return None
+    sources = sorted((file.name, file.stat().st_mtime_ns) for file in Path(__file__).parent.glob("*.py"))
+    processor = cpu_target.target_context.codegen().magic_tuple()
+    threads = numba.config.NUMBA_NUM_THREADS > 1  # type: ignore[attr-defined]
+    state = repr((sources, processor, numba.__version__, sys.version_info[:2], threads))
+    return Path(min(_own)) / f"{_MARK}{hashlib.sha256(state.encode()).hexdigest()[:16]}"
 
 
 def _is_whole(file: Path) -> bool:

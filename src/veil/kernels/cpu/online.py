@@ -9,7 +9,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from veil.kernels.cpu.kept import jitted
+from veil.kernels.cpu.kept import ZERO, jitted
 from veil.kernels.cpu.packing import pack_words, unpack_words
 from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.planes import take_apart
@@ -36,7 +36,7 @@ def _planes_of(data, start, end, width, bits):  # type: ignore[no-untyped-def]
     planes = new_planes(end - start, padded, kept)
     words = np.zeros(padded, np.uint32)
     for t in range(start, end):
-        unpack_words(data[t], 0, bits, width, True, words)
+        unpack_words(data[t], ZERO, bits, width, True, words)
         take_apart(words, padded, kept, planes, t - start)
     return planes
 
@@ -67,7 +67,7 @@ def _answer(data, weights, shares, row0, col0, input_bits, bits, start, end, out
     step = rows_at_once(padded_width(width))
     for t in range(start, end, step):
         planes = _planes_of(data, t, min(end, t + step), width, input_bits)
-        _answer_rows(planes, t, weights, 0, count, shares, row0, col0, input_bits, bits, out)
+        _answer_rows(planes, t, weights, ZERO, count, shares, row0, col0, input_bits, bits, out)
 
 
 @parallel()
@@ -82,12 +82,12 @@ def _answer_by_rows(data, weights, shares, row0, col0, input_bits, bits, threads
 @parallel()
 def _answer_by_weights(data, weights, shares, row0, col0, input_bits, bits, threads, out):  # type: ignore[no-untyped-def]
     count = weights.shape[0]
-    planes = _planes_of(data, 0, data.shape[0], weights.shape[1], input_bits)
+    planes = _planes_of(data, ZERO, data.shape[0], weights.shape[1], input_bits)
     step = -(-count // (8 * threads)) * 8
     for job in prange(threads):
         first, last = job * step, min(count, (job + 1) * step)
         if first < last:
-            _answer_rows(planes, 0, weights, first, last, shares, row0, col0, input_bits, bits, out)
+            _answer_rows(planes, ZERO, weights, first, last, shares, row0, col0, input_bits, bits, out)
 
 
 def answer(
@@ -171,7 +171,7 @@ def _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, start, end, out
                 out[t, j] = 0
             continue
         _masked(row, scale, pads[row0 + t, col0 : col0 + width], half, down, words)
-        pack_words(words, width, bits, out[t], 0)
+        pack_words(words, width, bits, out[t], ZERO)
 
 
 @parallel(error_model="numpy")

@@ -7,7 +7,7 @@ from llvmlite import ir
 from numba import prange, types
 from numpy.typing import NDArray
 
-from veil.kernels.cpu.kept import jitted
+from veil.kernels.cpu.kept import ZERO, jitted
 from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.vector import (
     I32,
@@ -159,13 +159,13 @@ def _unpack_piece(data, t, first, last, bits, out):  # type: ignore[no-untyped-d
 @jitted(nogil=True)
 def _pack(values, bits, out):  # type: ignore[no-untyped-def]
     for t in range(values.shape[0]):
-        _pack_piece(values, t, 0, values.shape[1], bits, out)
+        _pack_piece(values, t, ZERO, values.shape[1], bits, out)
 
 
 @jitted(nogil=True)
 def _unpack(data, bits, out):  # type: ignore[no-untyped-def]
     for t in range(out.shape[0]):
-        _unpack_piece(data, t, 0, out.shape[1], bits, out)
+        _unpack_piece(data, t, ZERO, out.shape[1], bits, out)
 
 
 @parallel()

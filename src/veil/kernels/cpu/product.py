@@ -7,7 +7,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from veil.kernels.cpu.dots import visit_1, visit_2, visit_3, visit_4, visit_6, weights_of
-from veil.kernels.cpu.kept import jitted
+from veil.kernels.cpu.kept import ZERO, jitted
 from veil.kernels.cpu.one_row import PLANES, ROWS, add_one_row, has_byte_dots
 from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.planes import BYTES, PAIRS, STEP, form, take_apart
@@ -94,7 +94,7 @@ def _add_part(weights, first, last, offset, planes, padded, kept, u):  # type: i
     tile, streams = (last - first, 2) if few else (TILE, 1)
     for start in range(first, last, tile):
         for k in range(0, padded, block):
-            t = 0
+            t = ZERO
             while t < rows:
                 group, end, count = _group(rows - t), min(start + tile, last), min(block, padded - k)
                 _some_rows(weights, start, end, streams, offset, t, group, k, count, planes, padded, kept, u)
@@ -120,7 +120,7 @@ def add_products(weights, first, last, planes, padded, kept, u, offset):  # type
         for j in range(last - middle):
             for i in range(padded):
                 rest[j, i] = weights[middle + j, i] if i < width else np.int8(0)
-        _add_part(rest, 0, last - middle, middle + offset, planes, padded, kept, u)
+        _add_part(rest, ZERO, last - middle, middle + offset, planes, padded, kept, u)
 
 
 @jitted()
@@ -154,7 +154,7 @@ def _multiply(weights, rows, first, last, start, end, bits, out):  # type: ignor
             take_apart(words, padded, kept, planes, i)
             for j in range(first, last):
                 out[t + i, j] = 0
-        add_products(weights, first, last, planes, padded, kept, out[t : t + some], 0)
+        add_products(weights, first, last, planes, padded, kept, out[t : t + some], ZERO)
 
 
 @parallel()
