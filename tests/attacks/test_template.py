@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from jinja2.exceptions import TemplateError
 
-from processes import veil
+from remote.processes import veil
 from veil import Terms
 from veil.errors import ModelSourceError
 from veil.runtime import saved_model as bundles
