@@ -124,7 +124,7 @@ class Driver:
         now = time.perf_counter()
         for seat in seats:
             seat.held = False
-            self._after(now + random.uniform(0.0, _SETTLE_S / 2), seat)
+            self._after(now + random.uniform(0.0, _SETTLE_S / 2), seat)  # noqa: S311
 
     def _run_for(self, seats: list[_Seat], seconds: float) -> None:
         end = time.perf_counter() + seconds
