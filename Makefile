@@ -9,13 +9,18 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 PYTEST_ARGS ?= -m "not slow and not gpu" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 PROMPT ?= Name the capital of France.
 
-.PHONY: demo test bench lint docs browser fuzz-gateway clean
+.PHONY: demo test bench lint kernels docs browser fuzz-gateway clean
 
 demo: $(STAMP)
 	$(BIN)/veil generate "$(PROMPT)"
 
-test: lint browser
+# Types are checked by one core while another compiles what the tests' processes would each compile for themselves.
+test: $(STAMP)
+	$(MAKE) --no-print-directory --jobs 3 lint kernels browser
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+kernels: $(STAMP)
+	$(BIN)/python -c "from veil.kernels.warm import warm_up; warm_up()"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

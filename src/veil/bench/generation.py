@@ -35,9 +35,11 @@ class Clock:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each token after the first."""
+    """Seconds of each token after the first, seconds of everything, and all tokens."""
 
     tokens_s: tuple[float, ...]
+    whole_s: float
+    tokens: tuple[int, ...]
 
 
 def random_prompt(model: LanguageModel, rows: int, seed: int = 0) -> torch.Tensor:
@@ -59,7 +61,7 @@ def generate(
     """
     clock = Clock(on_token)
     with quiet(), torch.no_grad():
-        model.generate(
+        output = model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=1 + new_tokens,
@@ -71,7 +73,7 @@ def generate(
             **settings,
         )
     steps = [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
-    return Times(tuple(steps[1:]))
+    return Times(tuple(steps[1:]), clock.times[-1] - clock.times[0], tuple(output[0, prompt.shape[1] :].tolist()))
 
 
 def prefill(model: nn.Module, prompt: torch.Tensor) -> float:

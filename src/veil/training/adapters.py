@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import nn
 
 from veil.errors import ModelSourceError, one_line
+from veil.given import named_given
 
 if TYPE_CHECKING:
     from veil.typing import LanguageModel
@@ -139,9 +140,9 @@ class Adapters:
 
 
 def load_adapters(model: nn.Module, given: Sequence[str]) -> Adapters:
-    """Load adapters that were given as FOLDER or NAME=FOLDER."""
+    """Load adapters that were given as ``FOLDER`` or ``NAME=FOLDER``; none is in force yet. Raises as `load` does."""
     adapters = Adapters(model)
     for text in given:
-        name, _, folder = text.rpartition("=") if "=" in text and not Path(text).exists() else ("", "", text)
-        adapters.load(Path(folder), name or None)
+        name, folder = named_given(text, "NAME=FOLDER")
+        adapters.load(Path(folder), name)
     return adapters
