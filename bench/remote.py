@@ -14,16 +14,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from statistics import mean
 
 import torch
 
 from bench.processes import compiled, listening
 from bench.record import Measurement, Record
 from veil import HybridFHEModel
+from veil.bench.generation import Times, generate
 from veil.client.session import OfflineRows
 
 TOKENS = 33
@@ -99,28 +100,9 @@ def in_process(bundle: Path) -> HybridFHEModel:
 # What is measured ---------------------------------------------------------------------------------------------------------
 
 
-class Clock:
-    """A streamer that keeps the time of each token."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Nothing is held back."""
-
-
-def generate(hybrid: HybridFHEModel, ids: torch.Tensor, count: int = TOKENS) -> tuple[list[int], list[float]]:
-    """The new tokens, and the time of the start and of each."""
-    clock = Clock()
-    model: Any = hybrid.model
-    output = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count,
-        do_sample=False, streamer=clock, pad_token_id=0,
-    )  # fmt: skip
-    return output[0, ids.shape[1] :].tolist(), clock.times
+def generated(hybrid: HybridFHEModel, ids: torch.Tensor, count: int = TOKENS) -> Times:
+    """Generate so many tokens, and the first with them."""
+    return generate(hybrid.model, ids, count - 1)
 
 
 def token_seconds(
@@ -130,8 +112,7 @@ def token_seconds(
     samples = []
     for _ in range(times):
         ready()
-        _, clock = generate(hybrid, ids)
-        samples.append((clock[-1] - clock[1]) / (TOKENS - 1))
+        samples.append(mean(generated(hybrid, ids).tokens_s))
     return samples
 
 
@@ -143,12 +124,12 @@ def first_token(
     for _ in range(times):
         ready()
         start = time.perf_counter()
-        generate(hybrid, ids, 1)
+        generated(hybrid, ids, 1)
         samples.append(time.perf_counter() - start)
     return samples
 
 
-def leading(made: list[int], wanted: list[int]) -> int:
+def leading(made: Sequence[int], wanted: Sequence[int]) -> int:
     """Equal tokens from the start: noise is fresh each time, and decides where two logits are as good as equal."""
     same = [one == other for one, other in zip(made, wanted, strict=True)]
     return same.index(False) if False in same else len(same)
@@ -193,14 +174,14 @@ def tokens(bundle: Path, record: Record) -> None:
     """A token, in process and remote: rows ready, the pool refilling meanwhile, and no pool at the start."""
     local = in_process(bundle)
     ids = inputs(local, 0)
-    answer, _ = generate(local, ids)
-    again = leading(generate(local, ids)[0], answer)
+    answer = generated(local, ids).tokens
+    again = leading(generated(local, ids).tokens, answer)
     rows = {"in process, a token, rows ready": token_seconds(local, ids, warm(local))}
     rows["in process, a token, rows included"] = token_seconds(local, ids, empty(local))
     local.close()
     with server(bundle) as target:
         with remote(bundle, target) as hybrid:
-            equal = leading(generate(hybrid, ids)[0], answer)
+            equal = leading(generated(hybrid, ids).tokens, answer)
             rows["remote, a token, pool warm"] = token_seconds(hybrid, ids, warm(hybrid))
         with remote(bundle, target, OfflineRows(tokens=TOKENS + 4, prompt_rows=8)) as hybrid:
 
@@ -225,7 +206,7 @@ def first(bundle: Path, record: Record) -> None:
     rows = {}
     with server(bundle) as target:
         with remote(bundle, target) as hybrid:
-            generate(hybrid, ids, 1)
+            generated(hybrid, ids, 1)
             ready = lambda: hybrid.reserve(rows_body=PROMPT_ROWS, rows_full=2)  # noqa: E731
             rows[f"remote, first token, {PROMPT_ROWS} rows, pool warm"] = first_token(hybrid, ids, ready)
         rows[f"remote, first token, {PROMPT_ROWS} rows, pool cold"] = cold(first_token, bundle, target, ids)
@@ -241,8 +222,8 @@ def client(target: str, number: int, bundle: Path) -> None:
             line = sys.stdin.readline()
             if not line:
                 return
-            made, times = generate(hybrid, inputs(hybrid, number if line == "go\n" else int(line)))
-            print(json.dumps({"tokens": made, "seconds": times[-1] - times[0]}), flush=True)
+            made = generated(hybrid, inputs(hybrid, number if line == "go\n" else int(line)))
+            print(json.dumps({"tokens": made.tokens, "seconds": made.whole_s}), flush=True)
 
 
 class Client:

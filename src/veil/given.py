@@ -25,6 +25,19 @@ def text_given(name: str, value: object, expected: str = "text") -> str:
     return value
 
 
+def named_given(value: str, expected: str) -> tuple[str | None, str]:
+    """``NAME=WHAT`` as name and what, ``WHAT`` without a name; a path that exists has none, whatever is in it.
+
+    ``expected`` is the form that the `ValueError` for half of it shows.
+    """
+    name, equals, what = value.partition("=")
+    if not equals or "/" in name or Path(value).exists():
+        return None, value
+    if not name or not what:
+        raise ValueError(f"{value!r} is not {expected}")
+    return name, what
+
+
 def count_given(name: str, value: object, least: int = 0) -> int:
     """A whole number of any type, of ``least`` at least; `TypeError`, `ValueError`."""
     if not isinstance(value, Integral) or isinstance(value, bool):

@@ -16,8 +16,8 @@ import torch
 from transformers import BertConfig, BertModel, StoppingCriteria, T5Config, T5ForConditionalGeneration
 
 from veil import HybridFHEModel, Terms, linear_modules
+from veil.client.background import BackgroundMaker
 from veil.client.connection import Address
-from veil.client.filler import Filler
 from veil.client.session import OfflineRows
 from veil.commands import generate
 from veil.errors import NotFiniteActivation
@@ -77,10 +77,10 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
 
         return prepare(service, each(), owner)
 
-    def expect(filler: Filler, prompt_rows: int, new_tokens: int) -> None:
+    def expect(background: BackgroundMaker, prompt_rows: int, new_tokens: int) -> None:
         made.announced.append((prompt_rows, new_tokens))  # and no more: what is made for it first is a matter of moments
 
-    monkeypatch.setattr(Filler, "expect", expect)
+    monkeypatch.setattr(BackgroundMaker, "expect", expect)
     monkeypatch.setattr(RowAnswers, "ask", asks)
     monkeypatch.setattr(RowAnswers, "reply", replies)
     monkeypatch.setattr(Service, "prepare", prepares)
@@ -390,7 +390,7 @@ def test_a_command_announces_steps_only(
 ) -> None:
     """Before anything is sent, and for several prompts at once by the longest one's step."""
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr(Filler, "expect", lambda self, *counts: told.append(counts))
+    monkeypatch.setattr(BackgroundMaker, "expect", lambda self, *counts: told.append(counts))
     request = generate.GenerateRequest(
         prompt="x", model="", bits=8, modules="linear", bundle=llama.path, mode="remote", device="cpu", max_new_tokens=2,
         temperature=0.0, top_p=1.0, seed=None, raw=True, terms=Terms(no_cryptography=True), padding=STEP,

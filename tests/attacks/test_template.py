@@ -18,6 +18,7 @@ from jinja2.exceptions import TemplateError
 
 from processes import veil
 from veil import Terms
+from veil.commands.ahead import begin_rendering
 from veil.errors import ModelSourceError
 from veil.runtime import saved_model as bundles
 from veil.sources import templates
@@ -210,3 +211,13 @@ def test_a_text_takes_moments(renderer: Renderer) -> None:
     for _ in range(20):
         renderer.render(conversations=[TURNS], chat_template="{{ messages[0].content }}")
     assert time.perf_counter() - start < 4
+
+
+def test_the_process_is_begun_before_the_libraries(monkeypatch: pytest.MonkeyPatch, renderer: Renderer) -> None:
+    """`veil generate` begins it first, and it is the one that renders."""
+    monkeypatch.setattr(templates, "_renderer", lambda: renderer)
+    begin_rendering()
+    begun = renderer._process
+    assert begun is not None
+    wanted = {"conversations": [[{"role": "user", "content": "hi"}]], "chat_template": "{{ messages[0].content }}"}
+    assert renderer.render(**wanted) == ["hi"] and renderer._process is begun

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from veil.client.filler import OfflineRows
+from veil.client.background import OfflineRows
 from veil.errors import NotFiniteActivation, QuotaExceeded, ServerUnreachable, UnknownBatch, UnknownSession
 from veil.network.timeouts import Timeouts
 from veil.server.local import LocalServer

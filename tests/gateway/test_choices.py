@@ -58,7 +58,7 @@ def test_models_have_names(tmp_path: Path) -> None:
         ({"bundles": ["a"], "servers": ["h", "i"]}, "once for each"),
         ({"models": ["a"], "bundles": ["b"]}, "leave out --model"),
         ({"servers": ["h", "i"], "name": "x"}, "for one --server"),
-        ({"models": ["=a"]}, "NAME=WHAT"),
+        ({"models": ["=a"]}, "NAME=MODEL"),
         ({"models": ["./nothing"]}, "check the path"),
     ],
     ids=str,

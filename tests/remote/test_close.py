@@ -84,7 +84,7 @@ def test_within_an_exchange_of_rows(lane: bool, llama: Any, serve: Any, proxy_to
             server.port if lane else proxy.port, timeouts=LONG, offline_rows=OfflineRows(tokens=4, prompt_rows=0)
         )
         session = remote.sides.remote
-        until(lambda: session._filler.full)
+        until(lambda: session._background.full)
         said: list[str] = []
 
         def evaluate() -> None:

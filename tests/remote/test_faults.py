@@ -141,9 +141,9 @@ HARMS: dict[str, Callable[[bytes], bytes]] = {
 def warm(remote: Any) -> None:
     """Wait until the pool is full."""
     end = time.monotonic() + 10
-    while not remote.sides.remote._filler.full and time.monotonic() < end:
+    while not remote.sides.remote._background.full and time.monotonic() < end:
         time.sleep(0.01)
-    assert remote.sides.remote._filler.full
+    assert remote.sides.remote._background.full
 
 
 def frames_of_a_generation(llama: Any, line: Proxy) -> dict[Direction, int]:

@@ -81,11 +81,11 @@ def test_prompt_rows_do_not_prepare_the_head(llama: Any, serve: Any, generated: 
 def test_a_warm_pool_has_every_row_ready(llama: Any, serve: Any, generated: Any, expected: list[int]) -> None:
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=12, prompt_rows=12))
-        filler = remote.sides.remote._filler
+        background = remote.sides.remote._background
         end = time.monotonic() + 20
-        while not filler.full and time.monotonic() < end:
+        while not background.full and time.monotonic() < end:
             time.sleep(0.02)
-        assert filler.full
+        assert background.full
         assert generated(remote) == expected
         assert remote.stats.rows_ready == remote.stats.rows == 9 + len(expected) - 1
         assert remote.stats.seconds["wait"] == 0.0
@@ -95,8 +95,12 @@ def test_a_warm_pool_has_every_row_ready(llama: Any, serve: Any, generated: Any,
 def test_the_pool_respects_its_memory_limit(llama: Any, serve: Any) -> None:
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=1 << 20, prompt_rows=1 << 20, memory_mib=1))
-        filler, maker, rows = remote.sides.remote._filler, remote.sides.remote._maker, remote.sides.remote.model.params.T
-        assert -(-(filler._tokens + filler._prompt_rows) // rows) * maker.batches.batch_bytes <= 1 << 20
+        background, maker, rows = (
+            remote.sides.remote._background,
+            remote.sides.remote._maker,
+            remote.sides.remote.model.params.T,
+        )
+        assert -(-(background._tokens + background._prompt_rows) // rows) * maker.batches.batch_bytes <= 1 << 20
         remote.close()
 
 

@@ -43,7 +43,7 @@ def test_received_rows_are_uniform_without_the_right_key(llama: Any, serve: Any)
         address = Address(target=f"127.0.0.1:{server.port}")
         transport = RemoteTransport(model, address, kernels, Stats(), Timeouts(), half_digest(llama.path / "client"))
         session = ClientSession(model, transport, kernels, scalings, SecretRng(), Stats())
-        take = session._supply.take
+        take = session._pass_rows.take
 
         def keep(group: int, rows: int, prompt_rows: int) -> Any:
             name, parts = take(group, rows, prompt_rows)
@@ -51,7 +51,7 @@ def test_received_rows_are_uniform_without_the_right_key(llama: Any, serve: Any)
             right.extend(part.batch.pads[part.first : part.first + part.count, first : first + width] for part in parts)
             return name, parts
 
-        session._supply.take = keep  # type: ignore[method-assign]
+        session._pass_rows.take = keep  # type: ignore[method-assign]
         _spy_on(server, received)
         x = np.linspace(-1, 1, width, dtype=np.float32)[None]
         for _ in range(ROWS):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from veil.bundle.manifest import Group, Layer, Manifest, make_groups
-from veil.client.filler import Filler, OfflineRows
+from veil.client.background import BackgroundMaker, OfflineRows
 from veil.client.pool import RowPool
 from veil.crypto import public
 from veil.crypto.batch import BatchMaker, RowBatch
@@ -85,19 +85,19 @@ def test_the_next_step_is_made_ready_both_ways(pool: RowPool, until: Callable[..
             pool.add("s", [batch(10 + len(self.made))], **line)
 
     maker = Maker()
-    filler = Filler(maker, pool, OfflineRows(tokens=0, prompt_rows=0), ROWS)  # type: ignore[arg-type]
+    background = BackgroundMaker(maker, pool, OfflineRows(tokens=0, prompt_rows=0), ROWS)  # type: ignore[arg-type]
     try:
-        until(lambda: filler.full)
+        until(lambda: background.full)
         assert maker.made == []
-        filler.expect_step(6)
-        until(lambda: filler.full and pool.unused_back == 8 and pool.unused(full=True) == 8)
+        background.expect_step(6)
+        until(lambda: background.full and pool.unused_back == 8 and pool.unused(full=True) == 8)
         assert sorted(maker.made) == ["back", "back", "full", "full"]
-        filler.expect_step(0)
+        background.expect_step(0)
         pool.take(BACK_Q, 8, 0)
-        assert filler.full, "training is over"
-        assert filler.wait_for(BACK_HEAD, 12, 0)[1], "who waits gets rows all the same"
+        assert background.full, "training is over"
+        assert background.wait_for(BACK_HEAD, 12, 0)[1], "who waits gets rows all the same"
     finally:
-        filler.stop()
+        background.stop()
 
 
 def test_a_batch_for_gradients_has_pads_for_them_alone() -> None:

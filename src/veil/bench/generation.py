@@ -30,9 +30,11 @@ class Clock:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each token after the first."""
+    """Seconds of each token after the first, seconds of everything, and all tokens."""
 
     tokens_s: tuple[float, ...]
+    whole_s: float
+    tokens: tuple[int, ...]
 
 
 def random_prompt(model: Any, rows: int, seed: int = 0) -> torch.Tensor:
@@ -50,7 +52,7 @@ def generate(
     """
     clock = Clock(on_token)
     with quiet(), torch.no_grad():
-        model.generate(
+        output = model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=1 + new_tokens,
@@ -62,7 +64,7 @@ def generate(
             **settings,
         )
     steps = [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
-    return Times(tuple(steps[1:]))
+    return Times(tuple(steps[1:]), clock.times[-1] - clock.times[0], tuple(output[0, prompt.shape[1] :].tolist()))
 
 
 def prefill(model: Any, prompt: torch.Tensor) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from veil.cli.options import Consent, Device, FuseNorms, ServerAccess, model_choice
+from veil.given import named_given
 
 if TYPE_CHECKING:
     from veil.commands.choice import ModelChoice
@@ -45,13 +46,13 @@ def model_choices(
         made.append(replace(choice, name=text))
 
     for given in models:
-        label, model = _named(given)
+        label, model = named_given(given, "NAME=MODEL")
         add(label, model, None, None)
     for place, given in enumerate(servers):
-        label, server = _named(given)
-        add(label, None, Path(_named(bundles[place])[1]) if bundles else None, server)
+        label, server = named_given(given, "NAME=HOST:PORT")
+        add(label, None, Path(named_given(bundles[place], "NAME=FOLDER")[1]) if bundles else None, server)
     for given in bundles if not servers else ():
-        label, bundle = _named(given)
+        label, bundle = named_given(given, "NAME=FOLDER")
         add(label, None, Path(bundle), None)
     if not made:
         add(None, None, None, None)
@@ -62,20 +63,10 @@ def aliases_of(given: Sequence[str]) -> dict[str, str]:
     """``NAME=MODEL`` as names by alias. `ValueError`."""
     found: dict[str, str] = {}
     for text in given:
-        alias, equals, model = text.partition("=")
-        if not (alias and equals and model):
+        alias, model = named_given(text, "NAME=MODEL, as --alias takes it")
+        if alias is None:
             raise ValueError(f"--alias {text!r} is not NAME=MODEL")
         if alias in found:
             raise ValueError(f"--alias {alias} is given twice")
         found[alias] = model
     return found
-
-
-def _named(given: str) -> tuple[str | None, str]:
-    """``NAME=WHAT`` or ``WHAT``; a path that exists is one, whatever is in it."""
-    name, equals, rest = given.partition("=")
-    if not equals or Path(given).exists() or "/" in name:
-        return None, given
-    if not name or not rest:
-        raise ValueError(f"{given!r} is not NAME=WHAT")
-    return name, rest

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 
-from veil.errors import ServerUnreachable
+from veil.network.reach import connecting_s
 
-_WITHIN_S = 3.0
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 
 
@@ -19,15 +17,7 @@ def try_to_reach(target: str, *, proxied: bool) -> None:
     """
     if proxied and any(os.environ.get(name) or os.environ.get(name.upper()) for name in _PROXIES):
         return
-    host, _, port = target.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _WITHIN_S).close()
-    except (OSError, UnicodeError) as error:
-        reason = "no answer in time" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or str(error)
-        raise ServerUnreachable(
-            f"no usable answer from {target} ({reason.lower()}); is 'veil serve' running there, "
-            "and are address and TLS right?"
-        ) from None
+    connecting_s(target)
 
 
 def sign_of_life() -> None:

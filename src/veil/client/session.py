@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from veil.bundle.client_half import ClientModel
 from veil.checks.rows import AnswerChecks
-from veil.client.filler import Filler, OfflineRows, Ready
+from veil.client.background import BackgroundMaker, OfflineRows, Ready
 from veil.client.maker import RowMaker
+from veil.client.pass_rows import PassRows
 from veil.client.pool import Part, RowPool
 from veil.client.stats import Stats
-from veil.client.supply import RowSupply
 from veil.errors import NotFiniteActivation, UnknownBatch, UnknownSession
 from veil.kernels.interface import Array, Kernels, Rows, Scaling, first_slots
 from veil.network.timeouts import Timeouts
@@ -69,8 +69,8 @@ class ClientSession:
         self._pool = RowPool(model.manifest)
         self._maker = RowMaker(model, transport, kernels, rng, stats, self._pool, timeouts or Timeouts())
         rows = model.params.T
-        self._filler = Filler(self._maker, self._pool, offline_rows, rows) if offline_rows else None
-        self._supply = RowSupply(model.manifest, self._pool, self._maker, stats, rows, self._filler)
+        self._background = BackgroundMaker(self._maker, self._pool, offline_rows, rows) if offline_rows else None
+        self._pass_rows = PassRows(model.manifest, self._pool, self._maker, stats, rows, self._background)
         self._places = [
             _Place(
                 scaling=scaling,
@@ -93,7 +93,7 @@ class ClientSession:
 
         Gradients come back through a pass of ``training``.
         """
-        session, gone = self._supply.begin_forward(training)
+        session, gone = self._pass_rows.begin_forward(training)
         if gone:
             try:
                 self._transport.release(session, gone)
@@ -114,17 +114,17 @@ class ClientSession:
 
     def reserve(self, body: int = 0, full: int = 0, back: int = 0) -> None:
         """Have at least ``body`` rows without the head, ``full`` rows with it and ``back`` for gradients; returns then."""
-        self._supply.reserve(body, full, back)
+        self._pass_rows.reserve(body, full, back)
 
     def expect(self, prompt_rows: int, new_tokens: int) -> None:
         """Begin to prepare in the background for a generation of about this size; nothing without a background."""
-        if self._filler is not None:
-            self._filler.expect(prompt_rows, new_tokens)
+        if self._background is not None:
+            self._background.expect(prompt_rows, new_tokens)
 
     @property
     def ready(self) -> Ready:
         """Rows that are ready now."""
-        return self._supply.ready
+        return self._pass_rows.ready
 
     @property
     def last_sent(self) -> bytes:
@@ -141,11 +141,11 @@ class ClientSession:
         if self.checks is not None and self.checks.found is not None:
             self.checks.stop_if_caught()
         place, kernels, rows = self._places[group], self.kernels, len(x)
-        prompt_rows = self._supply.count(group, rows, prompt=slots is not None)
+        prompt_rows = self._pass_rows.count(group, rows, prompt=slots is not None)
         scaling = place.scaling if slots is None else first_slots(place.scaling, slots)
         slots = place.slots if slots is None else slots
         for left in reversed(range(_RECOVERIES)):
-            session, parts = self._supply.take(group, rows, prompt_rows)
+            session, parts = self._pass_rows.take(group, rows, prompt_rows)
             start_s = time.perf_counter()
             pads = [Rows(part.batch.pads, part.first, part.count) for part in parts]
             data, scales = kernels.encrypt(x, scaling, pads, place.column, place.input_bits)
@@ -175,8 +175,8 @@ class ClientSession:
 
     def close(self) -> None:
         """End the session and forget every batch."""
-        if self._filler is not None:
-            self._filler.stop()
+        if self._background is not None:
+            self._background.stop()
         if self.checks is not None:
             self.checks.close()
         session = self._pool.session
@@ -192,7 +192,7 @@ class ClientSession:
 
     def take_row(self, groups: Sequence[int]) -> tuple[str, Part] | None:
         """The session and one row for a pass of one row through all these groups, spent; None if they are not level."""
-        part = self._supply.take_level(groups)
+        part = self._pass_rows.take_level(groups)
         if part is None:
             return None
         for group in groups:

@@ -16,6 +16,7 @@ from pathlib import Path
 from veil import __version__
 from veil.cache import cache_folder, data_folder
 from veil.commands.terminal import EXTRAS
+from veil.errors import ServerUnreachable
 from veil.priority import cores
 
 State = str
@@ -172,17 +173,16 @@ def _gpu() -> tuple[State, str, str]:
 
 
 def _server(target: str) -> tuple[State, str, str]:
-    import socket
+    from veil.network.reach import connecting_s
 
     host, _, port = target.rpartition(":")
     if not host or not port.isdigit():
         return "problem", f"{target!r} is not HOST:PORT", "give it as HOST:PORT"
-    begun = time.perf_counter()
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), 5):
-            took = time.perf_counter() - begun
-    except (OSError, OverflowError) as error:
-        return "problem", f"{target}: {error}", "check address, port and firewall, and that `veil serve` runs there"
+        took = connecting_s(target)
+    except ServerUnreachable as error:
+        found, _, _ = str(error).partition(";")
+        return "problem", found, "check address, port and firewall, and that `veil serve` runs there"
     proxies = [name for name in ("http_proxy", "https_proxy", "all_proxy") if os.environ.get(name)]
     note = f"; {', '.join(proxies)} set: used with TLS only" if proxies else ""
     return "ok", f"{target} accepts connections, {1000 * took:.0f} ms a round trip{note}", ""

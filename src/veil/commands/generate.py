@@ -120,10 +120,10 @@ def _adapt(request: GenerateRequest, ready: _Ready) -> None:
     """Put the adapter that was asked for around the model's layers, remote or not."""
     if request.adapter is None:
         return
-    from veil.training.adapters import Adapters
+    from veil.training.adapters import load_adapters
 
-    adapters = Adapters(ready.model)
-    adapters.use(adapters.load(Path(request.adapter), "default"))
+    adapters = load_adapters(ready.model, [request.adapter])
+    adapters.use(adapters.names[0])
 
 
 def _draft(request: GenerateRequest, progress: Progress) -> Source | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from veil.given import named_given
+
 
 def named(values: list[str]) -> dict[str, Path]:
     """``NAME=PATH`` or ``PATH`` by name; the folder's name, or its parent's where the folder is a half of a bundle."""
     found: dict[str, Path] = {}
     for value in values:
-        name, equals, text = value.partition("=")
-        path = Path(text if equals else value)
-        if not equals:
+        name, text = named_given(value, "NAME=PATH")
+        path = Path(text)
+        if name is None:
             absolute = path.resolve()
             name = absolute.parent.name if absolute.name in ("server", "client") else absolute.name
         if not (path / "bundle.json").is_file():

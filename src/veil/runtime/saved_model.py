@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,12 @@ def remove(path: Path) -> None:
 def load(path: Path, terms: Terms, *, verify: bool = True) -> Opened:
     """Read a bundle from ``path``: the client half on these terms, and the server half where it is there too."""
     client = path / "client" if (path / "client").is_dir() else path
-    opened = load_client(client, terms, verify=verify)
     if not (path / "server").is_dir():
-        return opened
-    server = load_server(path / "server", verify=verify)
+        return load_client(client, terms, verify=verify)
+    with ThreadPoolExecutor(max_workers=1) as reading:  # weights are read and hashed while the other half is made
+        served = reading.submit(load_server, path / "server", verify=verify)
+        opened = load_client(client, terms, verify=verify)
+        server = served.result()
     compiled = opened.compiled
     if server.seed.seed != compiled.seed.seed or server.manifest != compiled.manifest:
         raise BundleError(f"{path}: the two halves are not of one bundle")

@@ -109,6 +109,11 @@ def _renderer() -> Renderer:
     return Renderer()
 
 
+def begin_rendering() -> None:
+    """Begin the process that renders while the libraries are loaded: where a template is as good as sure to come."""
+    _renderer().begin()
+
+
 def bounded(tokenizer: Any) -> Any:
     """The tokenizer, whose ``apply_chat_template`` now renders in another process, with limits; None for None."""
     if tokenizer is None or not callable(getattr(tokenizer, "apply_chat_template", None)):

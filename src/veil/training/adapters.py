@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from veil.errors import ModelSourceError, one_line
+from veil.given import named_given
 
 _INSTALL = "adapters need the peft package; pip install 'veil-llm[train]'"
 
@@ -110,9 +111,9 @@ class Adapters:
 
 
 def load_adapters(model: Any, given: Sequence[str]) -> Adapters:
-    """Load adapters that were given as FOLDER or NAME=FOLDER."""
+    """Load adapters that were given as ``FOLDER`` or ``NAME=FOLDER``; none is in force yet. Raises as `load` does."""
     adapters = Adapters(model)
     for text in given:
-        name, _, folder = text.rpartition("=") if "=" in text and not Path(text).exists() else ("", "", text)
-        adapters.load(Path(folder), name or None)
+        name, folder = named_given(text, "NAME=FOLDER")
+        adapters.load(Path(folder), name)
     return adapters

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from veil.client import filler as filler_module
-from veil.client.filler import Filler, OfflineRows
+from veil.client import background as module
+from veil.client.background import BackgroundMaker, OfflineRows
 from veil.client.pool import RowPool
 from veil.crypto.batch import RowBatch
 from veil.errors import QuotaExceeded, ServerUnreachable
@@ -47,19 +47,19 @@ class Maker:
 
 
 @pytest.fixture
-def filler_of(pair: Any) -> Iterator[Callable[..., tuple[Filler, Maker, RowPool]]]:
-    made: list[Filler] = []
+def background_of(pair: Any) -> Iterator[Callable[..., tuple[BackgroundMaker, Maker, RowPool]]]:
+    made: list[BackgroundMaker] = []
 
-    def make(**offline_rows: int) -> tuple[Filler, Maker, RowPool]:
+    def make(**offline_rows: int) -> tuple[BackgroundMaker, Maker, RowPool]:
         pool = RowPool(pair.manifest)
         pool.start_session("s")
         maker = Maker(pool)
-        made.append(Filler(maker, pool, OfflineRows(**offline_rows), ROWS))  # type: ignore[arg-type]
+        made.append(BackgroundMaker(maker, pool, OfflineRows(**offline_rows), ROWS))  # type: ignore[arg-type]
         return made[-1], maker, pool
 
     yield make
-    for filler in made:
-        filler.stop()
+    for background in made:
+        background.stop()
 
 
 @pytest.fixture
@@ -72,77 +72,77 @@ def counts(pool: RowPool) -> tuple[int, int]:
     return pool.unused(full=False), pool.unused(full=True)
 
 
-def test_the_pool_is_kept_filled_with_whole_batches(filler_of: Any, until: Any) -> None:
-    filler, maker, pool = filler_of(tokens=5, prompt_rows=3)
-    until(lambda: filler.full and counts(pool) == (4, 8))
+def test_the_pool_is_kept_filled_with_whole_batches(background_of: Any, until: Any) -> None:
+    background, maker, pool = background_of(tokens=5, prompt_rows=3)
+    until(lambda: background.full and counts(pool) == (4, 8))
     assert maker.made == [(ROWS, True), (ROWS, True), (ROWS, False)], "tokens come first"
     pool.take(Q, 5, 0)
-    filler.forward()
+    background.forward()
     until(lambda: pool.unused(full=True) == 7)
 
 
-def test_an_announced_generation_is_prepared_prompt_first(filler_of: Any, until: Any) -> None:
-    filler, maker, pool = filler_of(tokens=0, prompt_rows=0)
-    until(lambda: filler.full)
+def test_an_announced_generation_is_prepared_prompt_first(background_of: Any, until: Any) -> None:
+    background, maker, pool = background_of(tokens=0, prompt_rows=0)
+    until(lambda: background.full)
     assert maker.made == []
-    filler.expect(20, 10)
-    until(lambda: filler.full)
+    background.expect(20, 10)
+    until(lambda: background.full)
     assert counts(pool) == (20, 12)
     kinds = [full for _, full in maker.made]
     assert kinds == [True] + 5 * [False] + 2 * [True], "a few tokens, the prompt, the other tokens"
 
 
-def test_expecting_returns_at_once(filler_of: Any) -> None:
-    filler, maker, _ = filler_of(tokens=0, prompt_rows=0)
+def test_expecting_returns_at_once(background_of: Any) -> None:
+    background, maker, _ = background_of(tokens=0, prompt_rows=0)
     maker.gate.clear()
     start = time.monotonic()
-    filler.expect(100, 100)
+    background.expect(100, 100)
     assert time.monotonic() - start < 0.5
     maker.gate.set()
 
 
-def test_the_last_announcement_counts(filler_of: Any, until: Any) -> None:
-    filler, maker, pool = filler_of(tokens=0, prompt_rows=0)
+def test_the_last_announcement_counts(background_of: Any, until: Any) -> None:
+    background, maker, pool = background_of(tokens=0, prompt_rows=0)
     maker.gate.clear()
-    filler.expect(400, 0)
-    filler.expect(9, 2)
+    background.expect(400, 0)
+    background.expect(9, 2)
     maker.gate.set()
-    until(lambda: filler.full)
+    until(lambda: background.full)
     assert pool.unused(full=True) == 4
     assert 8 <= pool.unused(full=False) <= 12, "one batch may have been under way"
 
 
-def test_what_was_announced_is_not_prepared_twice(filler_of: Any, until: Any) -> None:
+def test_what_was_announced_is_not_prepared_twice(background_of: Any, until: Any) -> None:
     """As a generation uses its rows, what is still to come of it shrinks to nothing."""
-    filler, maker, pool = filler_of(tokens=0, prompt_rows=0)
-    filler.expect(9, 4)
-    until(lambda: filler.full)
+    background, maker, pool = background_of(tokens=0, prompt_rows=0)
+    background.expect(9, 4)
+    until(lambda: background.full)
     assert counts(pool) == (8, 4)
-    filler.rows(9)
+    background.rows(9)
     pool.take(Q, 9, 8)
     for _ in range(3):
-        filler.rows(1)
+        background.rows(1)
         pool.take(Q, 1, 0)
     made = len(maker.made)
-    filler.forward()
-    assert filler.full
+    background.forward()
+    assert background.full
     assert (counts(pool), len(maker.made)) == ((0, 0), made)
 
 
-def test_rows_of_a_running_generation_leave_the_next_ones_prompt(filler_of: Any, until: Any) -> None:
-    filler, _, pool = filler_of(tokens=4, prompt_rows=0)
-    until(lambda: filler.full)
-    filler.expect(30, 4)
+def test_rows_of_a_running_generation_leave_the_next_ones_prompt(background_of: Any, until: Any) -> None:
+    background, _, pool = background_of(tokens=4, prompt_rows=0)
+    until(lambda: background.full)
+    background.expect(30, 4)
     for _ in range(10):
-        filler.rows(1)
+        background.rows(1)
     until(lambda: pool.unused(full=False) == 32)
 
 
-def test_an_announcement_stays_within_the_memory(filler_of: Any, until: Any) -> None:
+def test_an_announcement_stays_within_the_memory(background_of: Any, until: Any) -> None:
     """Of five batches, whatever they are for."""
-    filler, maker, pool = filler_of(tokens=4, prompt_rows=0, memory_mib=5)
-    filler.expect(1000, 1000)
-    until(lambda: filler.full)
+    background, maker, pool = background_of(tokens=4, prompt_rows=0, memory_mib=5)
+    background.expect(1000, 1000)
+    until(lambda: background.full)
     assert sum(counts(pool)) == 5 * ROWS
     assert pool.unused(full=True) >= 1
     assert len(maker.made) == 5
@@ -150,74 +150,74 @@ def test_an_announcement_stays_within_the_memory(filler_of: Any, until: Any) -> 
 
 @pytest.mark.parametrize("tokens", [0, 1, 7, 1 << 30])
 @pytest.mark.parametrize("prompt_rows", [0, 1, 7, 1 << 30])
-def test_what_is_kept_ready_stays_within_the_memory(filler_of: Any, until: Any, tokens: int, prompt_rows: int) -> None:
-    filler, _, pool = filler_of(tokens=tokens, prompt_rows=prompt_rows, memory_mib=3)
-    until(lambda: filler.full)
+def test_what_is_kept_ready_stays_within_the_memory(background_of: Any, until: Any, tokens: int, prompt_rows: int) -> None:
+    background, _, pool = background_of(tokens=tokens, prompt_rows=prompt_rows, memory_mib=3)
+    until(lambda: background.full)
     assert sum(counts(pool)) <= 3 * ROWS
 
 
-def test_a_long_answer_is_prepared_piece_by_piece(filler_of: Any, until: Any) -> None:
-    filler, _, pool = filler_of(tokens=0, prompt_rows=0)
-    filler.expect(2, 4000)
-    until(lambda: filler.full)
+def test_a_long_answer_is_prepared_piece_by_piece(background_of: Any, until: Any) -> None:
+    background, _, pool = background_of(tokens=0, prompt_rows=0)
+    background.expect(2, 4000)
+    until(lambda: background.full)
     assert pool.unused(full=True) == 64
 
 
 def test_while_an_announced_generation_runs_only_its_rows_are_made(
-    filler_of: Any, monkeypatch: pytest.MonkeyPatch, until: Any
+    background_of: Any, monkeypatch: pytest.MonkeyPatch, until: Any
 ) -> None:
     """The rest of what should be ready waits until the answer is there, for it would slow that down."""
-    filler, _, pool = filler_of(tokens=20, prompt_rows=0)
-    until(lambda: filler.full)
-    monkeypatch.setattr(filler_module, "_IDLE_S", 60.0)
-    filler.forward()
-    filler.expect(1, 4)
+    background, _, pool = background_of(tokens=20, prompt_rows=0)
+    until(lambda: background.full)
+    monkeypatch.setattr(module, "_IDLE_S", 60.0)
+    background.forward()
+    background.expect(1, 4)
     pool.start_session("s")
-    filler.forward()
+    background.forward()
     until(lambda: pool.unused(full=True) == 4)
-    assert filler.full
-    monkeypatch.setattr(filler_module, "_IDLE_S", 0.0)
-    filler.forward()
+    assert background.full
+    monkeypatch.setattr(module, "_IDLE_S", 0.0)
+    background.forward()
     until(lambda: pool.unused(full=True) == 20)
 
 
-def test_who_waits_is_served_before_the_pool_is_filled(filler_of: Any, until: Any) -> None:
+def test_who_waits_is_served_before_the_pool_is_filled(background_of: Any, until: Any) -> None:
     """Whole batches of prompt rows without the head; what is left of the prompt, and the last row, with it."""
-    filler, maker, _ = filler_of(tokens=0, prompt_rows=0)
-    session, parts = filler.wait_for(Q, 11, 10)
+    background, maker, _ = background_of(tokens=0, prompt_rows=0)
+    session, parts = background.wait_for(Q, 11, 10)
     assert session == "s" and sum(part.count for part in parts) == 11
     assert maker.made == [(8, False), (3, True)]
 
 
-def test_what_goes_wrong_is_raised_where_rows_are_waited_for(filler_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    filler, maker, _ = filler_of(tokens=0, prompt_rows=0)
+def test_what_goes_wrong_is_raised_where_rows_are_waited_for(background_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    background, maker, _ = background_of(tokens=0, prompt_rows=0)
 
     def fail(rows: int, *, full: bool) -> None:
         raise QuotaExceeded("no room")
 
     monkeypatch.setattr(maker, "make", fail)
     with pytest.raises(QuotaExceeded, match="no room"):
-        filler.wait_for(Q, 1, 0)
+        background.wait_for(Q, 1, 0)
     monkeypatch.undo()
-    assert filler.wait_for(Q, 1, 0)[1][0].count == 1
+    assert background.wait_for(Q, 1, 0)[1][0].count == 1
 
 
-def test_who_waits_for_rows_is_told_that_the_session_was_closed(filler_of: Any, until: Any) -> None:
+def test_who_waits_for_rows_is_told_that_the_session_was_closed(background_of: Any, until: Any) -> None:
     """Also who begins to wait after that."""
-    filler, maker, _ = filler_of(tokens=0, prompt_rows=0)
+    background, maker, _ = background_of(tokens=0, prompt_rows=0)
     maker.gate.clear()
     said: list[str] = []
 
     def wait_for_rows() -> None:
         try:
-            filler.wait_for(Q, 1, 0)
+            background.wait_for(Q, 1, 0)
         except ServerUnreachable as error:
             said.append(str(error))
 
     waiting = threading.Thread(target=wait_for_rows, daemon=True)
     waiting.start()
-    until(lambda: filler._wanted is not None)
-    filler.stop()
+    until(lambda: background._wanted is not None)
+    background.stop()
     waiting.join(5)
     assert not waiting.is_alive()
     wait_for_rows()

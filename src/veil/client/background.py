@@ -25,7 +25,7 @@ class OfflineRows:
     """How many rows to keep ready: ``tokens`` with the head, ``prompt_rows`` without, in ``memory_mib`` at most.
 
     Rows come in whole batches. Tokens come first. Prompt rows are made while no forward pass has run for half a second. A
-    generation that was announced (`Filler.expect`) raises both, within the same memory.
+    generation that was announced (`BackgroundMaker.expect`) raises both, within the same memory.
     """
 
     tokens: int = 48
@@ -54,10 +54,8 @@ class _Announced:
     tokens: int = 0
 
 
-class Filler:
-    """The thread that makes batches: first what a forward pass waits for, and no more than that; then up to
-    `OfflineRows`.
-    """
+class BackgroundMaker:
+    """The thread that has a `RowMaker` make batches: first what a pass waits for, and no more; then up to `OfflineRows`."""
 
     def __init__(self, maker: RowMaker, pool: RowPool, offline_rows: OfflineRows, batch_rows: int) -> None:
         self._maker = maker

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from veil.bundle.manifest import Manifest
-from veil.client.filler import Filler, Ready
+from veil.client.background import BackgroundMaker, Ready
 from veil.client.maker import RowMaker
 from veil.client.pool import Missing, Part, RowPool
 from veil.client.stats import Stats
@@ -14,23 +14,29 @@ _LATER_BATCHES = 2
 """Batches that are made at once for tokens after the first batch: one pass over the hint serves both."""
 
 
-class RowSupply:
-    """A session's rows, one of a batch for each row of a forward pass.
+class PassRows:
+    """What a session's forward passes take from its pool: one row of a batch for each row of a pass.
 
     Prompt rows, which need no logits, take rows without the head; the last row of a pass, every row of the head and a
-    model that asks for logits of all rows take full ones. With a ``filler`` missing rows are waited for, else they are made
-    at once, two batches at a time after the first.
+    model that asks for logits of all rows take full ones. With a ``background`` missing rows are waited for; without, they
+    are made at once, two batches at a time after the first.
     """
 
     def __init__(
-        self, manifest: Manifest, pool: RowPool, maker: RowMaker, stats: Stats, batch_rows: int, filler: Filler | None = None
+        self,
+        manifest: Manifest,
+        pool: RowPool,
+        maker: RowMaker,
+        stats: Stats,
+        batch_rows: int,
+        background: BackgroundMaker | None = None,
     ) -> None:
         self._manifest = manifest
         self._pool = pool
         self._maker = maker
         self._stats = stats
         self._batch_rows = batch_rows
-        self._filler = filler
+        self._background = background
         self._step = 1
         self._body_rows = 0
         self._head_rows = 0
@@ -48,10 +54,10 @@ class RowSupply:
         elif self._body_rows > 1:  # a pass of one row says nothing about the next one of many
             self._expect_head = self._head_rows >= self._body_rows
         self._body_rows = self._head_rows = 0
-        if self._filler is not None:
-            self._filler.forward()
+        if self._background is not None:
+            self._background.forward()
             if not training:
-                self._filler.expect_step(0)
+                self._background.expect_step(0)
         return self._pool.level()
 
     def reserve(self, body: int, full: int, back: int = 0) -> None:
@@ -84,10 +90,10 @@ class RowSupply:
         if group == 0:
             self._stats.rows += rows
             self._stats.rows_ready += rows
-            if self._filler is not None:
-                self._filler.rows(rows)
+            if self._background is not None:
+                self._background.rows(rows)
                 if self._training:
-                    self._filler.expect_step(rows)
+                    self._background.expect_step(rows)
         return 0 if head or self._expect_head else rows if prompt else max(0, rows - 1)
 
     def take(self, group: int, rows: int, prompt_rows: int) -> tuple[str, list[Part]]:
@@ -99,8 +105,8 @@ class RowSupply:
             missing = self._pool.missing(group, rows, prompt_rows)
             self._stats.rows_ready -= missing.prompt + missing.full
         with self._stats.phase("wait"):
-            if self._filler is not None:
-                return self._filler.wait_for(group, rows, prompt_rows)
+            if self._background is not None:
+                return self._background.wait_for(group, rows, prompt_rows)
             while taken is None:
                 self._make(self._pool.missing(group, rows, prompt_rows))
                 taken = self._pool.take(group, rows, prompt_rows)
