@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from jinja2.exceptions import TemplateError
 
-from processes import veil
+from remote.processes import veil
 from veil import Terms
 from veil.commands.ahead import begin_rendering
 from veil.errors import ModelSourceError
@@ -63,6 +63,7 @@ def renderer() -> Iterator[Renderer]:
 
 def test_a_template_that_never_ends_is_one_error_in_any_thread(llama: Any, forged: Callable[..., Any], short: None) -> None:
     tokenizer = bundles.load_client(forged(llama, with_template(ENDLESS)).path / "client", WEAK).tokenizer
+    assert tokenizer is not None
     failures: list[str] = []
 
     def ask() -> None:

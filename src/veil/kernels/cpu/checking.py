@@ -7,7 +7,6 @@ caches, which costs more than the check's arithmetic. See `ReferenceKernels.decr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numba import prange
@@ -140,10 +139,16 @@ def _decrypt_checked_together(  # type: ignore[no-untyped-def]
             )
 
 
-def decrypt_checked_together(*arguments: Any) -> float:
+def decrypt_checked_together(
+    data: U8, x: F32, divisors: F32, target: float, fixed: float, mu: U32, row0: int, col0: int, bits: int, shown: F64,
+    scale: F32, bias: F32, block: U8, shape: tuple[int, int], start: int, end: int, y: F32, out: F64,
+) -> float:  # fmt: skip
     """`decrypt_checked` with all threads."""
     worst = np.zeros(all_threads())
-    _decrypt_checked_together(*arguments[:-2], len(worst), *arguments[-2:], worst)
+    _decrypt_checked_together(
+        data, x, divisors, target, fixed, mu, row0, col0, bits, shown, scale, bias, block, shape, start, end, len(worst), y,
+        out, worst,
+    )  # fmt: skip
     return float(worst.max())
 
 
