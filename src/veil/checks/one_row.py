@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from veil.kernels.cpu.kept import jitted
 
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
 
 @jitted(nogil=True, error_model="numpy")
-def add_row(residuals, whitening, sizes, tilts, decay, most, sums, rows):  # type: ignore[no-untyped-def]
+def add_row(residuals: F64, whitening: F64, sizes: I64, tilts: F64, decay: F64, most: float, sums: F64, rows: F64) -> int:
     """Add a row's residuals [Σ sizes] to sums [tilts, chunks] and rows [chunks]; the chunk with the largest sum beyond
     ``most``, or -1.
 
