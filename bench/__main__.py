@@ -27,6 +27,7 @@ PROGRAMS = (
     "gpu_kernels",
     "load",
     "load_cards",
+    "messages",
     "pairs",
     "quality",
     "remote",

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 
@@ -102,7 +103,8 @@ def in_process(bundle: Path) -> HybridFHEModel:
 
 def generated(hybrid: HybridFHEModel, ids: torch.Tensor, count: int = TOKENS) -> Times:
     """Generate so many tokens, and the first with them."""
-    return generate(hybrid.model, ids, count - 1)
+    model: Any = hybrid.model
+    return generate(model, ids, count - 1)
 
 
 def token_seconds(

@@ -151,7 +151,7 @@ def main() -> None:
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdin is not None and server.stdout is not None
     ports = json.loads(server.stdout.readline())
-    clients = [Client(ports["port"], random.Random(seed)) for seed in range(options.clients)]
+    clients = [Client(ports["port"], random.Random(seed)) for seed in range(options.clients)]  # noqa: S311
     rounds = max(8, round(options.minutes))
     seconds, seen = 60 * options.minutes / rounds, []
     for number in range(rounds):

@@ -152,6 +152,7 @@ def validated(record: Record, tunings: dict[str, FineTuning]) -> None:
 def prose(source: Source, tokens: int) -> Data:
     """The prose that reports use, in pieces; a tenth for validation."""
     with resources.as_file(resources.files("veil.report").joinpath("prose.txt")) as path, quiet():
+        assert source.tokenizer is not None
         examples = read_examples(path, source.tokenizer, tokens)
     whole: tuple[Example, ...] = tuple(example for example in examples if len(example.ids) == tokens)
     return divided(whole, 0.15, seed=1)
@@ -187,7 +188,7 @@ def step(args: argparse.Namespace) -> None:
     about = {"model": loaded.origin, "batch": args.rows, "lora": "r 8, q and v", "device": args.device}
     record = Record(benchmark="training, step", parameters=about, machine=machine_of(args.device))
     with quiet():
-        adapted = add_lora(loaded.model, LORA)
+        adapted: Any = add_lora(loaded.model, LORA)
         plain = timed(batch_of(adapted, ids), 3)
         record.add(Measurement.of("plaintext, a batch", plain, "s"))
         model = adapted.unload()

@@ -26,7 +26,7 @@ from veil.client.stats import Stats
 from veil.commands.models import compiled
 from veil.network.link import Link
 from veil.runtime.pace import Pace
-from veil.runtime.speculation import Speculation
+from veil.runtime.speculation import Speculation, SpeculationOptions
 from veil.sources.models import Source, load_model
 from veil.sources.quiet import quiet
 
@@ -152,8 +152,8 @@ def generation(
     before, clock = hybrid.stats.copy(), Clock()
     hybrid.cancel_check = HeldBack(link, hybrid.stats) if link else None
     model: Any = hybrid.model
-    speculation: AbstractContextManager[dict[str, Any]] = (
-        speculating(hybrid, link) if speculate and link else nullcontext({})
+    speculation: AbstractContextManager[SpeculationOptions] = (
+        speculating(hybrid, link) if speculate and link else nullcontext(SpeculationOptions())
     )
     with quiet(), torch.no_grad(), speculation as options:
         model.generate(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from processes import veil
+from remote.processes import veil
 from veil import HybridFHEModel, Terms
 from veil.client.connection import Address
 from veil.commands import pull

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from jinja2.exceptions import TemplateError
 
-from processes import veil
+from remote.processes import veil
 from veil import Terms
+from veil.commands.ahead import begin_rendering
 from veil.errors import ModelSourceError
 from veil.runtime import saved_model as bundles
 from veil.sources import templates
@@ -62,6 +63,7 @@ def renderer() -> Iterator[Renderer]:
 
 def test_a_template_that_never_ends_is_one_error_in_any_thread(llama: Any, forged: Callable[..., Any], short: None) -> None:
     tokenizer = bundles.load_client(forged(llama, with_template(ENDLESS)).path / "client", WEAK).tokenizer
+    assert tokenizer is not None
     failures: list[str] = []
 
     def ask() -> None:
@@ -210,3 +212,13 @@ def test_a_text_takes_moments(renderer: Renderer) -> None:
     for _ in range(20):
         renderer.render(conversations=[TURNS], chat_template="{{ messages[0].content }}")
     assert time.perf_counter() - start < 4
+
+
+def test_the_process_is_begun_before_the_libraries(monkeypatch: pytest.MonkeyPatch, renderer: Renderer) -> None:
+    """`veil generate` begins it first, and it is the one that renders."""
+    monkeypatch.setattr(templates, "_renderer", lambda: renderer)
+    begin_rendering()
+    begun = renderer._process
+    assert begun is not None
+    wanted = {"conversations": [[{"role": "user", "content": "hi"}]], "chat_template": "{{ messages[0].content }}"}
+    assert renderer.render(**wanted) == ["hi"] and renderer._process is begun

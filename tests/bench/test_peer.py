@@ -17,7 +17,7 @@ SHAPES = ((768, 2304, 12), (3072, 768, 12), (768, 50257, 1))
 def nothing(stage: str, done: int, total: int) -> None: ...
 
 
-def answer(width: int, outputs: int) -> dict[str, float]:
+def answer(width: int, outputs: int) -> peer.MeasuredShape:
     return {
         "width": width, "outputs": outputs, "encrypt_s": 0.001, "multiply_s": outputs / 100, "decrypt_s": outputs / 1e6,
         "up_bytes": 10 * width, "down_bytes": 2 * outputs, "relative_error": 1e-4,
@@ -31,7 +31,7 @@ def test_only_layers_far_wider_than_a_step_are_cut_to_whole_steps() -> None:
 
 
 def test_the_token_is_the_sum_over_layers_and_says_what_was_scaled() -> None:
-    head = {"version": "0.2.0", "key_bytes": 134_217_808}
+    head: peer.PeerHead = {"version": "0.2.0", "key_bytes": 134_217_808}
     answers = [answer(width, peer.measured_outputs(outputs)) for width, outputs, _ in SHAPES]
     made = peer.summed(SHAPES, head, answers)
     assert made.token_s == pytest.approx(sum(n * (0.001 + outputs / 100 + outputs / 1e6) for _, outputs, n in SHAPES))

@@ -19,7 +19,7 @@ def main() -> None:
     import veil.kernels.warm  # noqa: F401  the kernels come first and stay as they are: Numba compiles their bytecode
 
     with atheris.instrument_imports(include=["veil"]):
-        from targets import TARGETS, escaped, examples
+        from targets import TARGETS, escaped, examples  # type: ignore[import-not-found]  # beside this program
 
     if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
         sys.exit("usage: python tests/fuzz/run.py TARGET [libFuzzer options]\ntargets: " + ", ".join(TARGETS))

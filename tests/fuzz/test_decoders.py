@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
-from targets import TARGETS, escaped, examples, refusals
+from fuzz.targets import TARGETS, escaped, examples, refusals
 
 WHOLE = ("batch", "spans", "upload", "evaluate", "frames", "path")
 FEW = {"upload": 40, "evaluate": 60, "header": 60, "frames": 40, "token_file": 60}

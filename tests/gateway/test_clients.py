@@ -1,6 +1,6 @@
 """Clients as they are, against a tiny model that says what it is told or follows the schema: each way that people use them.
 
-Those of the extra ``clients`` are skipped where they are not installed; openai's and LangChain's have files of their own.
+openai's and LangChain's, and those that hold back others' versions, have files of their own.
 """
 
 from __future__ import annotations
@@ -76,37 +76,6 @@ def test_anthropic_parses(anthropic_client: Any) -> None:
 # Others over OpenAI's API ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["TOOLS", "JSON", "JSON_SCHEMA", "MD_JSON", "TOOLS_STRICT", "RESPONSES_TOOLS"])
-def test_instructor(url: str, mode: str, bytes_running: Any, script: Any) -> None:
-    instructor = pytest.importorskip("instructor")
-    import openai
-
-    if mode in ("JSON", "MD_JSON"):  # any object, or none: it tells the model the schema in words
-        script(
-            bytes_running, '{"kind": "cat", "fed": true}' if mode == "JSON" else '```json\n{"kind": "cat", "fed": true}\n```'
-        )
-    client = instructor.from_openai(openai.OpenAI(base_url=url, api_key="unused", max_retries=0), mode=instructor.Mode[mode])
-    options: Any = {"max_output_tokens": 100} if mode.startswith("RESPONSES") else {"max_tokens": 100}
-    found = client.chat.completions.create(model="bytes", messages=ASK, response_model=Pet, max_retries=1, **options)
-    assert isinstance(found, Pet)
-
-
-def test_litellm(url: str, bytes_running: Any, script: Any) -> None:
-    litellm = pytest.importorskip("litellm")
-    script(bytes_running, "good day", CALL)
-    options: Any = {"model": "openai/bytes", "api_base": url, "api_key": "unused", "num_retries": 0}
-    assert litellm.completion(messages=ASK, max_tokens=20, **options).choices[0].message.content == "good day"
-    tool: Any = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
-    reply = litellm.completion(messages=ASK, max_tokens=200, tools=[tool], **options)
-    (call,) = reply.choices[0].message.tool_calls
-    assert (call.function.name, json.loads(call.function.arguments)) == ("clock", {"zone": "CET"})
-    parsed = litellm.completion(messages=ASK, max_tokens=100, response_format=Pet, **options)
-    assert Pet.model_validate_json(parsed.choices[0].message.content)
-    script(bytes_running, "good day")
-    response = litellm.responses(input="hi", max_output_tokens=20, **options)
-    assert response.output[0].content[0].text == "good day"
-
-
 @pytest.mark.parametrize("kind", ["OpenAIChatModel", "OpenAIResponsesModel"])
 def test_pydantic_ai(url: str, bytes_running: Any, script: Any, kind: str) -> None:
     pytest.importorskip("pydantic_ai")
@@ -134,19 +103,6 @@ def test_pydantic_ai(url: str, bytes_running: Any, script: Any, kind: str) -> No
                 assert isinstance((await made.run("a pet")).output, Pet)
 
     asyncio.run(ask())
-
-
-def test_llama_index(url: str) -> None:
-    pytest.importorskip("llama_index.llms.openai_like")
-    from llama_index.core.prompts import PromptTemplate
-    from llama_index.llms.openai_like import OpenAILike
-
-    for tools in (True, False):
-        options: Any = {"is_chat_model": True, "is_function_calling_model": tools, "context_window": 1024, "max_tokens": 200}
-        model = OpenAILike(model="bytes", api_base=url, api_key="unused", max_retries=0, **options)
-        if tools:
-            assert isinstance(model.structured_predict(Pet, PromptTemplate("a pet")), Pet)
-        assert model.complete("hi").text is not None
 
 
 def test_simonw_llm(url: str, bytes_running: Any, script: Any, tmp_path: Any, monkeypatch: Any) -> None:

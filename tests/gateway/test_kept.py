@@ -114,11 +114,11 @@ class Keyring:
     def __init__(self) -> None:
         self.held: dict[tuple[str, str], str] = {}
 
-    def get_password(self, service: str, name: str) -> str | None:
-        return self.held.get((service, name))
+    def get_password(self, service_name: str, username: str) -> str | None:
+        return self.held.get((service_name, username))
 
-    def set_password(self, service: str, name: str, secret: str) -> None:
-        self.held[service, name] = secret
+    def set_password(self, service_name: str, username: str, password: str) -> None:
+        self.held[service_name, username] = password
 
 
 def test_keys(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_keys(tmp_path: Path) -> None:
     keyring = Keyring()
     assert key_from(None, tmp_path, keyring) == key_from(None, tmp_path, keyring) != key_from(None, tmp_path, Keyring())
 
-    class Broken:
-        def get_password(self, *_: Any) -> str:
+    class Broken(Keyring):
+        def get_password(self, service_name: str, username: str) -> str:
             raise RuntimeError("locked")
 
     with pytest.raises(ValueError, match="VEIL_CACHE_PASSPHRASE"):

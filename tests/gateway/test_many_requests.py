@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -30,8 +28,7 @@ from schemathesis.specs.openapi.checks import (
 )
 from transformers import BertConfig, BertModel
 
-sys.path.insert(0, str(Path(__file__).parent))
-from test_random_requests import Maker, check, strict
+from gateway.test_random_requests import Maker, check, strict
 
 pytestmark = pytest.mark.slow
 

@@ -145,6 +145,7 @@ def test_a_bundle_carries_the_processor(seeing: Any, llava_processor: Any, tmp_p
     served = seeing.gateway.served
     llava_processor.save_pretrained(tmp_path)
     found = processor_in(tmp_path, served.net.config)
+    assert found is not None
     red = Image.new("RGB", (20, 30), "red")
     text = "<|user|><image><|end|>"
     assert Sight(found, served.net.config).prompt(text, [red]) == served.sight.prompt(text, [red])

@@ -147,7 +147,7 @@ def test_calls_are_read_however_they_come(
 
 
 def test_calls_and_results_in_words() -> None:
-    turns: list[dict[str, Any]] = [
+    turns: Any = [
         {"role": "user", "content": "time?"},
         {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "clock", "arguments": {"a": 1}}}]},
         {"role": "tool", "content": "noon", "tool_call_id": "1"},

@@ -267,7 +267,7 @@ def test_which_passes_no_graph_can_hold(fixed_cache: StaticCache) -> None:
 
 def test_an_output_is_the_caller_s_own() -> None:
     held: dict[str, Any] = {"logits": torch.zeros(2), "parts": (torch.ones(1), [torch.ones(1)]), "name": "x"}
-    own = token_graph._own(held)
+    own: Any = token_graph._own(held)
     held["logits"] += 5
     held["parts"][1][0] += 5
     assert own["logits"].tolist() == [0, 0]

@@ -92,7 +92,8 @@ def test_another_process_takes_what_is_left(tmp_path: Path) -> None:
 
 def test_one_process_at_a_time_writes_a_functions_kernels(tmp_path: Path) -> None:
     """Each reads the list, gives its own kernel the next free name and writes the list: two at once would use one name."""
-    assert isinstance(packing._pack._cache, kept._SharedCache)
+    kernel: Any = packing._pack
+    assert isinstance(kernel._cache, kept._SharedCache)
     done = threading.Event()
 
     def write() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,10 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-sys.path.insert(0, str(Path(__file__).parent))
-from proxy import Proxy
-
-from processes import Listening
+from remote.processes import Listening
+from remote.proxy import Proxy
 from veil.bundle.header_file import half_digest
 from veil.bundle.terms import Terms
 from veil.client.session import OfflineRows

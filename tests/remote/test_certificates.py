@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from processes import veil
+from remote.processes import veil
 from veil.cli import app
 from veil.client.connection import Address
 from veil.network.certificates import server_context

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from proxy import Cut, Direction, Proxy
 
-from processes import began
+from remote.processes import began
+from remote.proxy import Cut, Direction, Proxy
 from veil.client import remote as remote_module
 from veil.client.session import OfflineRows
 from veil.errors import ServerUnreachable

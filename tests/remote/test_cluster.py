@@ -30,7 +30,7 @@ TIMEOUTS = Timeouts(connect_s=20.0, reply_s=20.0, prepare_s=40.0, retry_s=90.0, 
 def test_every_text_is_the_undisturbed_one(
     llama: Any, generated: Callable[..., list[int]], expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_front import Sent
+    from remote.test_front import Sent
 
     source = str(Path(veil.__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([source, os.environ.get("PYTHONPATH", "")]))

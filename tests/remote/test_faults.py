@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from proxy import DATA, Cut, Direction, Proxy
 
+from remote.proxy import DATA, Cut, Direction, Proxy
 from veil.client.session import OfflineRows
 from veil.errors import ServerUnreachable, VeilError
 from veil.network.timeouts import Timeouts

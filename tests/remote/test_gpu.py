@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from processes import veil as run
+from remote.processes import veil as run
 
 pytestmark = pytest.mark.gpu
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from proxy import Cut, Direction, Proxy
 
+from remote.proxy import Cut, Direction, Proxy
 from veil.client.session import OfflineRows
 from veil.client.stream import GrpcStream, LaneStream
 from veil.errors import ServerUnreachable, VeilError

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from processes import veil
+from remote.processes import veil
 
 WEAK = "--allow-no-cryptography"
 PROMPT = "w23 w6 w7"

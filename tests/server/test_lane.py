@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import socket
+import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -13,16 +15,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from veil.errors import WireError
+from veil.errors import CorruptMessage, WireError
 from veil.kernels.reference import ReferenceKernels
 from veil.network.busy_poll import NOTHING
 from veil.network.frames import Frames
+from veil.network.ready_frames import ReadyFrames
+from veil.server.arrivals import Arrivals
 from veil.server.engine import Claim
 from veil.server.lane import RowLane
+from veil.server.row_io import SEQUENCE
 from veil.server.row_loop import RowLoop
+from veil.server.row_seat import Seat
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
+
+needs_places = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each message is read by itself")
 
 
 class Twice:
@@ -42,18 +50,38 @@ class Twice:
 
 
 class Echo:
-    """A stream of rows that asks for what it got."""
+    """A stream of rows that asks for what it got; it has a usual message's rows doubled and sealed."""
 
     meanwhile = NOTHING
+    name = "0123456789abcdef" * 2
+    usual = apart = 0
+    sequence = 0
+
+    def ask_usual(self, own: list[int], rows: np.ndarray) -> tuple[Any, Claim, str] | None:
+        self.sequence = own[SEQUENCE]
+        if rows.tobytes() == b"leave it":
+            return None
+        if rows.tobytes() == b"refuse":
+            raise WireError("rows that do not fit")
+        Echo.usual += 1
+        return Twice(), Claim(0, rows, [], 2), "somebody"
+
+    def replied(self, claim: Claim, nbytes: int) -> None: ...
+
+    def look_ahead(self, claim: Claim) -> None: ...
 
     def ask(self, data: bytes) -> tuple[Any, Claim, str]:
         if data == b"refuse":
             raise WireError("rows that do not fit")
+        with contextlib.suppress(CorruptMessage):
+            own = unseal(data, pb.EvaluateRequest)
+            self.sequence, data = own.sequence, own.rows
         rows = np.frombuffer(data, np.uint8)[None]
         return Twice(), Claim(0, rows, [], 2), "somebody"
 
     def reply(self, claim: Claim, rows: bytes) -> bytes:
-        return rows
+        Echo.apart += 1
+        return seal(pb.EvaluateReply(sequence=self.sequence, rows=rows)) if self.sequence else rows
 
     def end(self) -> None: ...
 
@@ -61,16 +89,17 @@ class Echo:
 class Listening:
     """A lane, what it says of connections that ended, and references to those that showed a ticket."""
 
-    def __init__(self) -> None:
+    def __init__(self, together: bool) -> None:
         self.ended: list[str] = []
         self.connections: list[weakref.ref[Any]] = []
-        self.loop = RowLoop()
+        self.loop = RowLoop(arrivals=Arrivals(8, 1 << 18) if together else None)
         address = ("127.0.0.1", 0)
         self.lane = RowLane(address, None, self.stream, self.loop, self.ended.append, message_bytes=1 << 23, most=8)
         self.loop.start()
         self.lane.start()
 
     def stream(self, session: str, ticket: str, cancel: Any) -> Any:
+        cancel.__self__.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
         self.connections.append(weakref.ref(cancel.__self__))
         return Echo()
 
@@ -84,9 +113,9 @@ class Listening:
         return frames
 
 
-@pytest.fixture
-def listening() -> Iterator[Listening]:
-    listening = Listening()
+@pytest.fixture(params=[False, True], ids=["each by itself", "together"])
+def listening(request: pytest.FixtureRequest) -> Iterator[Listening]:
+    listening = Listening(request.param)
     yield listening
     listening.lane.stop(0.0)
     listening.loop.stop()
@@ -156,3 +185,130 @@ def test_no_more_connections_than_allowed(listening: Listening, until: Any) -> N
         for own in frames:
             own.close()
     until(lambda: listening.lane.count == 0)
+
+
+class Sealed:
+    """A client that sends usual messages and checks their replies."""
+
+    def __init__(self, listening: Listening, connection: socket.socket) -> None:
+        self.frames = listening.greet(connection)
+        self.sent = self.heard = 0
+
+    def send(self, rows: bytes, **other: Any) -> None:
+        self.sent += 1
+        own: dict[str, Any] = {"session": Echo.name, "sequence": self.sent, "spans": [0, 0, 1], "rows": rows}
+        self.frames.send(seal(pb.EvaluateRequest(**own | other)))
+
+    def hear(self, rows: bytes) -> None:
+        self.heard += 1
+        reply = unseal(self.frames.receive(), pb.EvaluateReply)
+        assert (reply.sequence, reply.rows, reply.error) == (
+            self.heard,
+            np.repeat(np.frombuffer(rows, np.uint8), 2).tobytes(),
+            "",
+        )
+
+
+@pytest.fixture
+def together() -> Iterator[Listening]:
+    Echo.usual = Echo.apart = 0
+    listening = Listening(True)
+    yield listening
+    listening.lane.stop(0.0)
+    listening.loop.stop()
+    listening.lane.close()
+
+
+@needs_places
+def test_usual_messages_of_many_are_each_answered_with_their_own_rows(together: Listening) -> None:
+    with contextlib.ExitStack() as held:
+        clients = [Sealed(together, held.enter_context(together.connect())) for _ in range(6)]
+        for turn in range(30):
+            for number, client in enumerate(clients):
+                client.send(bytes([turn, number]))
+            for number, client in enumerate(clients):
+                client.hear(bytes([turn, number]))
+        assert Echo.usual == 180, "some were read by themselves"
+        for client in clients:
+            client.frames.close()
+
+
+@needs_places
+def test_usual_messages_that_do_not_wait_keep_their_order(together: Listening) -> None:
+    with together.connect() as connection:
+        client = Sealed(together, connection)
+        for number in range(50):
+            client.send(bytes([number]))
+        for number in range(50):
+            client.hear(bytes([number]))
+        client.frames.close()
+
+
+@needs_places
+def test_a_usual_reply_that_nobody_reads_comes_whole_and_others_go_on(together: Listening, until: Any) -> None:
+    large = bytes(range(256)) * 900
+    with together.connect() as stalled, together.connect() as other:
+        slow, quick = Sealed(together, stalled), Sealed(together, other)
+        slow.send(large)
+        for _ in range(20):
+            quick.send(b"x")
+            quick.hear(b"x")
+        slow.hear(large)
+        assert Echo.apart == 1, "the rest of a reply was not kept"
+        slow.send(b"y")
+        slow.hear(b"y")
+        for one in (slow, quick):
+            one.frames.close()
+    until(lambda: together.ended == ["ok", "ok"])
+
+
+@needs_places
+def test_a_usual_message_at_fault_ends_its_connection_alone(together: Listening, until: Any) -> None:
+    with contextlib.ExitStack() as held:
+        good, bad, failing, left = (Sealed(together, held.enter_context(together.connect())) for _ in range(4))
+        bad.send(b"refuse")
+        assert unseal(bad.frames.receive(), pb.EvaluateReply).details == "rows that do not fit"
+        assert bad.frames.receive() is None
+        failing.send(b"fail")
+        assert failing.frames.receive() is None
+        left.send(b"leave it")
+        left.hear(b"leave it")
+        good.send(b"g")
+        good.hear(b"g")
+        for one in (good, bad, failing, left):
+            one.frames.close()
+    until(lambda: sorted(together.ended) == ["internal", "ok", "ok", "wire"])
+
+
+@needs_places
+def test_places_of_connections_that_ended_are_used_again(together: Listening, until: Any) -> None:
+    for number in range(20):
+        with together.connect() as connection:
+            client = Sealed(together, connection)
+            client.send(bytes([number]))
+            client.hear(bytes([number]))
+            client.frames.close()
+        until(lambda number=number: len(together.ended) == number + 1)
+    assert Echo.usual == 20
+
+
+@needs_places
+def test_a_connection_that_is_there_twice_is_read_once(until: Any) -> None:
+    """Its lock is held while it is read: to wait for it twice would be for ever."""
+    loop = RowLoop(threads=1, arrivals=Arrivals(2, 1 << 12))
+    mine, its = socket.socketpair()
+    with mine, its:
+        seat = Seat(ReadyFrames(its, 1 << 12), Echo(), lambda *_: None)  # type: ignore[arg-type]
+        loop.add(seat)
+        mine.sendall(usual_frame(b"x"))
+        loop._again = [seat, seat]
+        came: list[Any] = []
+        threading.Thread(target=lambda: came.append(loop._read(0.0)), daemon=True).start()
+        until(lambda: came)
+        assert [asked.seat for asked in came[0]] == [seat]
+        loop.stop()
+
+
+def usual_frame(rows: bytes) -> bytes:
+    data = seal(pb.EvaluateRequest(session=Echo.name, sequence=1, spans=[0, 0, 1], rows=rows))
+    return len(data).to_bytes(4, "little") + data

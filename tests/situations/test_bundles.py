@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from small import IDS, SIZES, bert, compiled, llama, model_of
 from torch import nn
 
+from situations.small import IDS, SIZES, bert, compiled, llama, model_of
 from veil import HybridFHEModel
 from veil.bundle.terms import Terms
 from veil.errors import BundleError, RemoteWeightError

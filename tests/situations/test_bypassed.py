@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from small import IDS, SIZES, TINY, assert_near, compiled, inputs, llama, model_of, seeded, two_layers
 from torch import nn
 
+from situations.small import IDS, SIZES, TINY, assert_near, compiled, inputs, llama, model_of, seeded, two_layers
 from veil import HybridFHEModel
 from veil.errors import ModelChanged, RemoteWeightError
 from veil.runtime.linearity import check_linear
@@ -101,7 +101,7 @@ def test_a_weight_shows_its_type_and_place_but_no_values() -> None:
 
 def test_adapters_take_the_norms_of_a_weight_and_no_more() -> None:
     """DoRA divides by the norms of what it adds up to. `peft` reads `weight`, adds its own, takes the norm of each row."""
-    model = two_layers()
+    model: Any = two_layers()
     right, added = model[0].weight.detach().clone(), torch.ones(8, 6)
     compiled(model, ["0"], inputs(), "disable")
     weight = model[0].weight
@@ -275,7 +275,7 @@ def test_a_layer_that_only_has_another_name_is_taken() -> None:
     layer = seeded(lambda: Named(6, 5))
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         check_linear(layer.to(dtype), layer.weight.detach())
-    patched = two_layers()
+    patched: Any = two_layers()
     patched[0].forward = lambda x: nn.Linear.forward(patched[2], x[..., :1].expand(*x.shape[:-1], 8))
     assert linear_modules(patched) == ["2"]
 

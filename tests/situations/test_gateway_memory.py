@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import IDS, bert, compiled, kept, llama, t5
 from starlette.testclient import TestClient
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
+from situations.small import IDS, bert, compiled, kept, llama, t5
 from veil.gateway.app import build_app
 from veil.gateway.served import ServedModel
 from veil.runtime.modules import linear_modules

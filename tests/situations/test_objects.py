@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import IDS, TINY, assert_near, compiled, inputs, llama, seeded, two_layers
 from torch import nn
 
+from situations.small import IDS, TINY, assert_near, compiled, inputs, llama, seeded, two_layers
 from veil import HybridFHEModel
 from veil.runtime.modules import linear_modules
 
@@ -239,6 +239,12 @@ def test_a_compiler_of_graphs_is_refused_before_it_begins(monkeypatch: pytest.Mo
 @pytest.mark.filterwarnings("ignore")
 def test_torch_compile_itself_is_refused() -> None:
     hybrid = compiled(two_layers(), ["0"], inputs(), "execute")
-    for make in (lambda: torch.compile(hybrid.model), lambda: (hybrid.model.compile(), hybrid.model)[1]):
+
+    def in_place() -> nn.Module:
+        hybrid.model.compile()
+        return hybrid.model
+
+    ways: tuple[Callable[[], Any], ...] = (lambda: torch.compile(hybrid.model), in_place)
+    for make in ways:
         with pytest.raises(TypeError, match=r"torch\.compile cannot look into remote layers"):
             make()(inputs())

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from small import IDS, SIZES, assert_near, bert, compiled, inputs, kept, llama, model_of, t5, two_layers
 from torch import nn
 from transformers import StoppingCriteria
 
+from situations.small import IDS, SIZES, assert_near, bert, compiled, inputs, kept, llama, model_of, t5, two_layers
 from veil import HybridFHEModel, Padding
 from veil.runtime.modules import linear_modules
 
@@ -170,7 +170,7 @@ def test_threads_take_turns_with_whole_passes() -> None:
     whole, last = hybrid(IDS).logits, hybrid(IDS, logits_to_keep=1).logits
     wrong: list[float] = []
 
-    def ask(options: dict[str, int], right: torch.Tensor) -> None:
+    def ask(options: dict[str, Any], right: torch.Tensor) -> None:
         for _ in range(10):
             if not torch.allclose(hybrid(IDS, **options).logits, right, atol=1e-4):
                 wrong.append(0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -220,7 +220,7 @@ def signal(series: SignalSeries) -> Figure:
     return figure
 
 
-OF_RECORDS: dict[str, Callable[[Sequence[Record]], Any]] = {
+OF_RECORDS: dict[str, Callable[[Sequence[Record]], Figure]] = {
     "phases": phases,
     "bytes": sizes,
     "rows": rows,

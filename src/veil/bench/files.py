@@ -46,13 +46,12 @@ def read_any(path: Path) -> AnyRecord:
             raise ValueError(f"format {value.get('format')!r}, expected {FORMAT}")
         if value.get("kind") not in KINDS:
             raise ValueError(f"kind {value.get('kind')!r}, expected one of {', '.join(KINDS)}")
-        made: AnyRecord = _parse(KINDS[value["kind"]], value)
-        return made
+        return typing.cast(AnyRecord, _parse(KINDS[value["kind"]], value))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not a record of 'veil bench' that this version reads ({error})") from None
 
 
-def _parse(kind: Any, value: Any) -> Any:
+def _parse(kind: Any, value: Any) -> object:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
         return None if value is None else _parse(arguments[0], value)
@@ -62,14 +61,15 @@ def _parse(kind: Any, value: Any) -> Any:
     if origin is dict:
         return {str(name): _parse(arguments[1], part) for name, part in value.items()}
     if is_dataclass(kind):
+        assert isinstance(kind, type)
         hints = typing.get_type_hints(kind)
         unknown = set(value) - {field.name for field in fields(kind)}
         if unknown:
             raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
-        return typing.cast(Any, kind)(**{name: _parse(hints[name], part) for name, part in value.items()})
+        return kind(**{name: _parse(hints[name], part) for name, part in value.items()})
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if kind is not Any and not isinstance(value, kind):
+    if not isinstance(value, kind):
         raise ValueError(f"{value!r} where {kind.__name__} was expected")
     return value
 

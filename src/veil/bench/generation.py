@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from veil.sources.quiet import quiet
+
+if TYPE_CHECKING:
+    from veil.typing import LanguageModel
 
 
 @dataclass
@@ -37,14 +42,18 @@ class Times:
     tokens: tuple[int, ...]
 
 
-def random_prompt(model: Any, rows: int, seed: int = 0) -> torch.Tensor:
+def random_prompt(model: LanguageModel, rows: int, seed: int = 0) -> torch.Tensor:
     """Token ids [1, rows], where the model is: speed does not depend on the text."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     return torch.randint(1, vocabulary, (1, rows), generator=torch.Generator().manual_seed(seed)).to(model.device)
 
 
 def generate(
-    model: Any, prompt: torch.Tensor, new_tokens: int, on_token: Callable[[], None] = lambda: None, **settings: Any
+    model: LanguageModel,
+    prompt: torch.Tensor,
+    new_tokens: int,
+    on_token: Callable[[], None] = lambda: None,
+    settings: Mapping[str, object] = MappingProxyType({}),
 ) -> Times:
     """Greedy generation of one token and ``new_tokens`` after it, whatever they are.
 
@@ -67,7 +76,7 @@ def generate(
     return Times(tuple(steps[1:]), clock.times[-1] - clock.times[0], tuple(output[0, prompt.shape[1] :].tolist()))
 
 
-def prefill(model: Any, prompt: torch.Tensor) -> float:
+def prefill(model: nn.Module, prompt: torch.Tensor) -> float:
     """Seconds of one pass over a prompt [1, rows] that keeps the last row's logits and fills a key-value cache."""
     start = time.perf_counter()
     with quiet(), torch.no_grad():

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from veil.bench import machine
 from veil.bench.load_driver import LoadPlan, Seen
@@ -202,7 +201,7 @@ class Drivers:
         """Let all measure at once; what each saw."""
         for process in self._processes:
             _tell(process, "measure")
-        return [Seen(**_fail(_heard(process))) for process in self._processes]
+        return [_fail(_heard(process)) for process in self._processes]
 
 
 def _tell(process: subprocess.Popen[str], line: str) -> None:
@@ -216,9 +215,9 @@ def _heard(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def _fail(line: str) -> dict[str, Any]:
+def _fail(line: str) -> Seen:
     """What a driver saw; `LoadFailed` with its error, or where it ended without a word."""
-    answer: dict[str, Any] = json.loads(line) if line.startswith("{") else {"error": "a driver of the load ended"}
+    answer = json.loads(line) if line.startswith("{") else {"error": "a driver of the load ended"}
     if "error" in answer:
         raise LoadFailed(answer["error"])
-    return answer
+    return Seen(**answer)

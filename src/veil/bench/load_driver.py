@@ -19,7 +19,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from veil.bench.load_user import LoadFailed, LoadTraffic, User
 from veil.client.connection import Address, Connection
@@ -125,7 +124,7 @@ class Driver:
         now = time.perf_counter()
         for seat in seats:
             seat.held = False
-            self._after(now + random.uniform(0.0, _SETTLE_S / 2), seat)
+            self._after(now + random.uniform(0.0, _SETTLE_S / 2), seat)  # noqa: S311
 
     def _run_for(self, seats: list[_Seat], seconds: float) -> None:
         end = time.perf_counter() + seconds
@@ -251,7 +250,7 @@ def main() -> None:
 
     try:
         seen = Driver(plan).run(lambda: print("warm", flush=True), begin)
-        answer: dict[str, Any] = asdict(seen)
+        answer: dict[str, object] = asdict(seen)
     except (VeilError, OSError, EOFError, ValueError) as error:
         answer = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(answer), flush=True)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -153,12 +152,12 @@ def multiply_add_peak() -> float:
     return parts * steps * sum_lanes() * CHAINS / best_of(5, lambda: multiply_adds(parts, steps))
 
 
-def best_of(times: int, work: Callable[[], Any]) -> float:
+def best_of(times: int, work: Callable[[], object]) -> float:
     """Seconds of the quickest of some calls."""
     return min(seconds(work) for _ in range(times))
 
 
-def seconds(work: Callable[[], Any]) -> float:
+def seconds(work: Callable[[], object]) -> float:
     """Seconds of one call."""
     start = time.perf_counter()
     work()
@@ -166,7 +165,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)  # noqa: S607
     return done.stdout.strip()
 
 
@@ -232,7 +231,7 @@ def _burst(context, start, steps):  # type: ignore[no-untyped-def]
         width = vector_words(context) // 2
         vector = ir.VectorType(word, width)
 
-        def all_lanes(value: int) -> Any:
+        def all_lanes(value: int) -> ir.Constant:
             return ir.Constant(vector, [value] * width)
 
         start = all_lanes(0)

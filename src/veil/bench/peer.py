@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from veil.bench.record import Peer, PeerLayer
 from veil.cache import cache_folder
@@ -78,6 +78,26 @@ def measured_outputs(outputs: int) -> int:
     return outputs if outputs <= _WIDEST else _MEASURED
 
 
+class PeerHead(TypedDict):
+    """The first line of the peer's process."""
+
+    version: str
+    key_bytes: int
+
+
+class MeasuredShape(TypedDict):
+    """Each further line: what one row of a layer cost, as `veil.bench.peer_process` measured it."""
+
+    width: int
+    outputs: int
+    encrypt_s: float
+    multiply_s: float
+    decrypt_s: float
+    up_bytes: int
+    down_bytes: int
+    relative_error: float
+
+
 def measure(shapes: Shapes, python: Path, progress: Progress) -> Peer:
     """Run every distinct shape once; `PeerUnavailable` when the peer's process fails."""
     wanted = sorted({(width, measured_outputs(outputs)) for width, outputs, _ in shapes})
@@ -85,13 +105,13 @@ def measure(shapes: Shapes, python: Path, progress: Progress) -> Peer:
     command = [str(python), str(script), json.dumps(wanted)]
     stage = f"{PACKAGE}, one row of each layer shape"
     progress(stage, 0, len(wanted))
-    answers: list[dict[str, Any]] = []
+    answers: list[str] = []
     with tempfile.TemporaryFile("w+") as errors:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_clean()) as process:
             assert process.stdout is not None
             try:
                 for line in process.stdout:
-                    answers.append(json.loads(line))
+                    answers.append(line)
                     progress(stage, len(answers) - 1, len(wanted))
             except BaseException:
                 process.kill()
@@ -100,11 +120,12 @@ def measure(shapes: Shapes, python: Path, progress: Progress) -> Peer:
         trouble = errors.read().strip().splitlines()
     if process.returncode or len(answers) != 1 + len(wanted):
         raise PeerUnavailable(f"the peer's process failed ({trouble[-1] if trouble else process.returncode})")
-    head, *layers = answers
+    head: PeerHead = json.loads(answers[0])
+    layers: list[MeasuredShape] = [json.loads(line) for line in answers[1:]]
     return summed(shapes, head, layers)
 
 
-def summed(shapes: Shapes, head: dict[str, Any], layers: Sequence[dict[str, Any]]) -> Peer:
+def summed(shapes: Shapes, head: PeerHead, layers: Sequence[MeasuredShape]) -> Peer:
     """The peer's token from its answers: each shape's cost, scaled by outputs where it was cut, times its count."""
     found = {(layer["width"], layer["outputs"]): layer for layer in layers}
     rows = []

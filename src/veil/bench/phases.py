@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from veil.bench.generation import generate, prefill, random_prompt
 from veil.bench.machine import ReadProbe
@@ -20,6 +20,9 @@ from veil.bench.server_process import Spent
 from veil.bench.sides import STATIC_CACHE, MeasuredSides
 from veil.client.stats import Stats
 from veil.progress import Progress
+
+if TYPE_CHECKING:
+    from veil.typing import LanguageModel
 
 PHASES = {
     "rows, client": ("offline", "client"),
@@ -87,7 +90,8 @@ class PhaseMeter:
     def __init__(self, sides: MeasuredSides, prompt_rows: int, new_tokens: int) -> None:
         self.sides = sides
         self.hybrid = sides.hybrid
-        self.prompt = random_prompt(sides.hybrid.model, prompt_rows)
+        self.model = cast("LanguageModel", sides.hybrid.model)
+        self.prompt = random_prompt(self.model, prompt_rows)
         self.new_tokens = new_tokens
         self._batch_rows = sides.hybrid.params.T
         self._probe = None if sides.device == "cuda" else ReadProbe(PROBE_BYTES)
@@ -96,7 +100,7 @@ class PhaseMeter:
     def generations(self, repeats: int, progress: Progress) -> Samples:
         """Some generations with every row made offline, after a short one that warms caches."""
         samples = Samples()
-        generate(self.hybrid.model, random_prompt(self.hybrid.model, 2), 4, **self._settings)
+        generate(self.model, random_prompt(self.model, 2), 4, settings=self._settings)
         for repeat in range(repeats):
             progress("encrypted generation", repeat, repeats)
             self.hybrid.reserve(rows_body=self.prompt.shape[1] - 1)
@@ -112,14 +116,14 @@ class PhaseMeter:
 
     def prompt_of(self, rows: int, repeats: int, full_row_s: float, progress: Progress) -> Prompt:
         """A prompt's row: whole batches without the head for all rows but the last, then one pass."""
-        ids, offline, online = random_prompt(self.hybrid.model, rows), [], []
+        ids, offline, online = random_prompt(self.model, rows), [], []
         batches = -(-(rows - 1) // self._batch_rows)
         for repeat in range(repeats):
             progress(f"encrypted prompt of {rows} rows", repeat, repeats)
             if batches:
                 offline.append(self.make(batches, full=False).row_s)
             self.hybrid.reserve(rows_full=1)
-            online.append(prefill(self.hybrid.model, ids) / rows)
+            online.append(prefill(self.model, ids) / rows)
         progress(f"encrypted prompt of {rows} rows", repeats, repeats)
         offline_s = ((rows - 1) * (median(offline) if offline else 0.0) + full_row_s) / rows
         through = Timing.of(online)
@@ -133,7 +137,7 @@ class PhaseMeter:
         before = stats.copy()
         self.make(1, full=True)
         offline, before = stats - before, stats.copy()
-        prefill(self.hybrid.model, random_prompt(self.hybrid.model, 1))
+        prefill(self.model, random_prompt(self.model, 1))
         return PassCounts(offline, stats - before)
 
     def make(self, batches: int, *, full: bool) -> MadeBatch:
@@ -169,7 +173,7 @@ class PhaseMeter:
             if len(counts) <= 2:  # what the server spends from now on, it spends on tokens after the first
                 self._server()
 
-        times = generate(self.hybrid.model, self.prompt, self.new_tokens, on_token, **self._settings)
+        times = generate(self.model, self.prompt, self.new_tokens, on_token, settings=self._settings)
         product = self._server().evaluate / self.new_tokens
         samples.online += times.tokens_s
         spent = [(after - before).seconds for before, after in pairwise(counts[1:])]

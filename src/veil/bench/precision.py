@@ -43,7 +43,7 @@ def measure(device: str, widths: Sequence[int], progress: Progress, params: Para
         commit=machine.commit(),
         versions=machine.versions(),
         device=kernels.name,
-        parameters=params.spec.to_dict() | {"security_bits": params.security_bits},
+        parameters={**params.spec.to_dict(), "security_bits": params.security_bits},
         points=tuple(points),
     )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 FORMAT = 2
 
@@ -228,7 +227,7 @@ class Record:
     versions: dict[str, str]
     machine: Machine
     settings: RunSettings
-    parameters: dict[str, Any]
+    parameters: dict[str, object]
     model: Subject
     token_s: TokenSeconds
     ratio: Ratio
@@ -303,7 +302,7 @@ class SignalSeries:
     commit: str
     versions: dict[str, str]
     device: str
-    parameters: dict[str, Any]
+    parameters: dict[str, object]
     points: tuple[SignalPoint, ...]
     format: int = FORMAT
     kind: str = "signal"

@@ -142,7 +142,7 @@ def _encrypted(sides: MeasuredSides, loaded: Loaded, request: RunRequest, this: 
             fuse_norms=request.fuse_norms,
             busy=request.busy,
         ),
-        parameters=params.spec.to_dict() | {"security_bits": params.security_bits},
+        parameters={**params.spec.to_dict(), "security_bits": params.security_bits},
         model=subject,
         token_s=token,
         ratio=Ratio(floor=token.total / below.seconds, clear_bytes=sizes.total / sizes.clear_float32),

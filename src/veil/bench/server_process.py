@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 
 class Spent(NamedTuple):
@@ -21,6 +21,14 @@ class Spent(NamedTuple):
 
     prepare: float = 0.0
     evaluate: float = 0.0
+
+
+class _Answer(TypedDict, total=False):
+    """A line of the process: its port, then what it took since it began."""
+
+    port: int
+    memory_bytes: int
+    seconds: dict[str, float]
 
 
 class ServerProcess:
@@ -62,12 +70,13 @@ class ServerProcess:
             self._process.wait()
         self._process.stdout.close()
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> _Answer:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError("the server's process ended; its own message is above")
-        return dict(json.loads(line))
+        answer: _Answer = json.loads(line)
+        return answer
 
 
 def main(half: str, device: str) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,7 +25,7 @@ from veil.sources.quiet import quiet
 MODES = ("execute", "remote")
 
 
-STATIC_CACHE: dict[str, Any] = {"cache_implementation": "static", "disable_compile": True}
+STATIC_CACHE: dict[str, object] = {"cache_implementation": "static", "disable_compile": True}
 """What makes one CUDA graph of a token's pass: a key-value cache of fixed size, without torch's own compiler."""
 
 
@@ -82,7 +81,7 @@ def opened(
         with quiet():
             hybrid.save(path)
         del hybrid
-        loaded.model = None
+        del loaded.model
         gc.collect()
         yield from _remote(path, device)
 

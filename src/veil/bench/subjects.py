@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,6 +14,9 @@ from veil.bench.record import Subject
 from veil.bundle.manifest import Manifest
 from veil.progress import Progress
 from veil.runtime.layers import RemoteLayer, float_weight_shape, kind_of
+
+if TYPE_CHECKING:
+    from veil.typing import LanguageModel
 
 SHAPES = {
     "gpt2": "the shapes of GPT-2 124M, random weights",
@@ -31,7 +34,7 @@ class Loaded:
 
     name: str
     origin: str
-    model: Any
+    model: LanguageModel
 
     def __post_init__(self) -> None:
         config = self.model.config.get_text_config()
@@ -105,23 +108,23 @@ def describe(loaded: Loaded, manifest: Manifest) -> Subject:
     )
 
 
-def _random(make: Callable[[], Any]) -> Any:
+def _random(make: Callable[[], LanguageModel]) -> LanguageModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make().eval()
 
 
-def _gpt2() -> Any:
+def _gpt2() -> LanguageModel:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(GPT2Config())
 
 
-def _llama_1b() -> Any:
+def _llama_1b() -> LanguageModel:
     return _llama(2048, 8192, heads=32, kv_heads=8, num_hidden_layers=16, vocab_size=128256)
 
 
-def _llama(width: int, inner: int, *, heads: int, kv_heads: int, **more: int) -> Any:
+def _llama(width: int, inner: int, *, heads: int, kv_heads: int, **more: int) -> LanguageModel:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

@@ -67,6 +67,9 @@ def command(
         pad=pad,
     )
     sign_of_life()
+    from veil.commands.ahead import begin_rendering
+
+    begin_rendering()
     from veil.commands.chat import run
     from veil.commands.conversation import ChatOptions
 

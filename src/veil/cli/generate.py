@@ -162,6 +162,10 @@ def command(
     padding = Padding.parse(pad)
     where = None if server is None else server_access.address(server)
     sign_of_life()
+    if not raw:
+        from veil.commands.ahead import begin_rendering
+
+        begin_rendering()
     from veil.commands.generate import GenerateRequest, run
 
     run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
@@ -13,12 +13,16 @@ from rich.text import Text
 
 from veil.checks.words import answers_words
 from veil.commands.chat_commands import obey
-from veil.commands.conversation import Conversation, stats_of
+from veil.commands.conversation import AnswerStats, Conversation, stats_of
 from veil.commands.hidden_lengths import SAID
 from veil.commands.interrupts import interrupts_set
 from veil.commands.stream import printable
 from veil.errors import VeilError
 from veil.gateway.failures import ApiError
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.buffer import Buffer
 
 _EXPECT_EVERY_S = 0.7
 
@@ -49,7 +53,7 @@ class Terminal:
             if words:
                 self._turn(words)
 
-    def _editor(self) -> Any:
+    def _editor(self) -> PromptSession[str]:
         """A prompt of several lines with this session's history, which stays in memory: messages are private."""
         from prompt_toolkit import PromptSession
         from prompt_toolkit.formatted_text import HTML
@@ -59,7 +63,7 @@ class Terminal:
         keys = KeyBindings()
         keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
         keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
-        session: Any = PromptSession(
+        session: PromptSession[str] = PromptSession(
             HTML("<b>› </b>"),
             multiline=True,
             prompt_continuation="  ",
@@ -71,7 +75,7 @@ class Terminal:
         session.default_buffer.on_text_changed += self._typing
         return session
 
-    def _typing(self, buffer: Any) -> None:
+    def _typing(self, buffer: Buffer) -> None:
         """Rows are made for what is being written."""
         now = time.monotonic()
         if buffer.text and not buffer.text.startswith("/") and now - self._announced > _EXPECT_EVERY_S:
@@ -117,14 +121,14 @@ def _shown(text: str) -> Markdown:
     return Markdown(printable(text), hyperlinks=False)
 
 
-def _summary(stats: dict[str, Any]) -> str:
+def _summary(stats: AnswerStats) -> str:
     traffic = (stats["bytes_up"] + stats["bytes_down"]) / 1e6
     ready = f"{stats['rows_ready']} of {stats['rows']} rows found theirs ready"
     checked = f" · checked against {stats['checked']}" if stats["checked"] else ""
     return f"{stats['first_token_s']:.1f} s, then {stats['per_token_s']:.3f} s a token · {traffic:.1f} MB · {ready}{checked}"
 
 
-def _table(stats: dict[str, Any]) -> Table:
+def _table(stats: AnswerStats) -> Table:
     table = Table(show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()

@@ -6,7 +6,6 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import typer
 from rich.table import Table
@@ -63,7 +62,10 @@ def run(
         hybrid.save(out, tokenizer=processor_in(model, source.model.config) or source.tokenizer)
         if checks:
             save_vectors(half_digest(out / "client"), hybrid.sign_vectors(source.name))
-    summary: dict[str, Any] = {
+    client_bytes, server_bytes = (_bytes_under(out / half) for half in ("client", "server"))
+    tokenizer, tables = _bytes_under(out / "client" / TOKENIZER), (out / "client" / TABLES).stat().st_size
+    took_s = round(time.perf_counter() - start, 3)
+    summary = {
         "model": source.name,
         "path": str(out),
         "bits": bits,
@@ -75,11 +77,11 @@ def run(
         "trainable": trainable,
         "security_bits": hybrid.params.security_bits,
         "digest": half_digest(out / "client"),
-        "client_bytes": _bytes_under(out / "client"),
-        "server_bytes": _bytes_under(out / "server"),
-        "tokenizer_bytes": _bytes_under(out / "client" / TOKENIZER),
-        "public_table_bytes": (out / "client" / TABLES).stat().st_size,
-        "seconds": round(time.perf_counter() - start, 3),
+        "client_bytes": client_bytes,
+        "server_bytes": server_bytes,
+        "tokenizer_bytes": tokenizer,
+        "public_table_bytes": tables,
+        "seconds": took_s,
     }
     if as_json:
         typer.echo(json.dumps(summary))
@@ -92,16 +94,15 @@ def run(
         table.add_row("computed by the client", "\n".join(map(str, local)))
     fused = f"{summary['trips']} round trips a token, {summary['fused_norms']} norms fused"
     table.add_row("network", fused + "".join(f"\nnot fused: {reason}" for reason in hybrid.unfused[:1]))
-    tokenizer, tables = summary["tokenizer_bytes"], summary["public_table_bytes"]
-    rest = summary["client_bytes"] - tokenizer - tables
-    table.add_row("client's half", f"{summary['client_bytes']:,} bytes, digest {summary['digest']}")
+    rest = client_bytes - tokenizer - tables
+    table.add_row("client's half", f"{client_bytes:,} bytes, digest {summary['digest']}")
     table.add_row("  the model's rest", f"{rest:,} bytes")
     table.add_row("  public tables of the rows", f"{tables:,} bytes")
     table.add_row("  tokenizer", f"{tokenizer:,} bytes")
-    table.add_row("server's half", f"{summary['server_bytes']:,} bytes")
+    table.add_row("server's half", f"{server_bytes:,} bytes")
     if checks:
         table.add_row("sign vectors", f"{path_of(half_digest(out / 'client'))}, secret")
-    table.add_row("time", f"{summary['seconds']:.1f} s")
+    table.add_row("time", f"{took_s:.1f} s")
     error_console().print(table)
 
 

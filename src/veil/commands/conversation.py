@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from veil.checks.words import answers_words
 from veil.commands import chat_files
@@ -154,7 +154,28 @@ class Conversation:
         )
 
 
-def stats_of(conversation: Conversation) -> dict[str, Any]:
+class AnswerStats(TypedDict):
+    """What the last answer cost, and all of them (``all_``)."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    new_tokens: int
+    first_token_s: float
+    per_token_s: float
+    rows: int
+    rows_ready: int
+    bytes_up: int
+    bytes_down: int
+    rows_left: int
+    all_rows: int
+    all_bytes_up: int
+    all_bytes_down: int
+    security_bits: float
+    checked: str | None
+    answers: str
+
+
+def stats_of(conversation: Conversation) -> AnswerStats:
     """What the last answer cost, and all of them."""
     account, total, served = conversation.last or Account(), conversation.generator.totals, conversation.served
     tokens, rows = account.new_tokens, account.stats.rows

@@ -6,7 +6,7 @@ import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 import typer
@@ -27,6 +27,7 @@ from veil.training.loop import FineTuning, Outcome, Schedule, TrainingStep
 
 if TYPE_CHECKING:
     from veil.client.connection import Address
+    from veil.typing import LanguageModel, Tokenizer
 
 _REMEDY = "make one with 'veil compile --trainable'"
 
@@ -118,8 +119,8 @@ def _open(request: FinetuneRequest, progress: Progress) -> tuple[HybridFHEModel,
 
 
 def _train(request: FinetuneRequest, hybrid: HybridFHEModel) -> tuple[Outcome, int]:
-    tokenizer: Any = hybrid.tokenizer
-    net: Any = hybrid.model
+    tokenizer: Tokenizer | None = hybrid.tokenizer
+    net = cast("LanguageModel", hybrid.model)
     if tokenizer is None:
         raise ModelSourceError("the model has no tokenizer; add tokenizer.json to it")
     if net.config.is_encoder_decoder or not net.can_generate():

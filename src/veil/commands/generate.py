@@ -9,7 +9,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import typer
@@ -32,7 +32,7 @@ from veil.kernels.backend import kernels_for
 from veil.process import keep_out_of_dumps
 from veil.progress import Progress
 from veil.runtime.padding import Padding
-from veil.runtime.speculation import check_draft
+from veil.runtime.speculation import SpeculationOptions, check_draft
 from veil.sources.models import Source, load_model
 from veil.sources.quiet import quiet
 
@@ -243,8 +243,8 @@ def _generate(request: GenerateRequest, ready: _Ready, load_s: float, *, write: 
         meter.prompt_rows_made()
         ready.hybrid.reserve(rows_full=sent - whole + min(request.max_new_tokens - 1, _TOKENS_OFFLINE))
     try:
-        with quiet(), lengths_hidden(ready.hybrid, padding), speculation or nullcontext({}) as options:
-            options |= _structure(request, ready)
+        with quiet(), lengths_hidden(ready.hybrid, padding), speculation or nullcontext(SpeculationOptions()) as drafts:
+            options = {**drafts, **_structure(request, ready)}
             config = _generation_config(request, ready.model)
             for name in [name for name in options if name not in ("assistant_model", *_STRUCTURE)]:
                 setattr(config, name, options.pop(name))
@@ -265,7 +265,7 @@ def _generate(request: GenerateRequest, ready: _Ready, load_s: float, *, write: 
 
 def _structure(request: GenerateRequest, ready: _Ready, answers: int = 1) -> dict[str, object]:
     """What ``generate`` is told of a schema and of texts that end an answer."""
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     if request.json_schema is not None:
         grammar, ends = grammar_of(request.json_schema, ready.model, ready.tokenizer)
         options["logits_processor"] = [SchemaMask(grammar, ends, answers)]

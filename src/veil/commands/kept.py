@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from veil import __version__
 from veil.bundle.header_file import FORMAT_VERSION
@@ -23,6 +24,9 @@ from veil.errors import BundleError, InsecureParameters, VeilError
 from veil.hybrid.model import HybridFHEModel
 from veil.params import Spec
 from veil.progress import Progress
+
+if TYPE_CHECKING:
+    from veil.typing import Tokenizer
 
 _ABOUT = "about.json"
 _RECIPE = 3
@@ -63,7 +67,7 @@ def content_key(files: list[Path], settings: dict[str, object]) -> str:
 
 
 def kept_model(
-    key: str, make: Callable[[], tuple[HybridFHEModel, object, str]], device: str, progress: Progress
+    key: str, make: Callable[[], tuple[HybridFHEModel, Tokenizer | None, str]], device: str, progress: Progress
 ) -> tuple[HybridFHEModel, str]:
     """The model of a key, from the cache or made now and kept; and where it came from, in words.
 
@@ -95,7 +99,7 @@ def _read(folder: Path) -> dict[str, object] | None:
         return None
 
 
-def _keep(folder: Path, hybrid: HybridFHEModel, tokenizer: object, origin: str) -> None:
+def _keep(folder: Path, hybrid: HybridFHEModel, tokenizer: Tokenizer | None, origin: str) -> None:
     """Write a bundle beside its place and move it there; a failure is one line in the log, and nothing is kept."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from veil.sources.quiet import quiet
 
 if TYPE_CHECKING:
     from veil.client.connection import Address
+    from veil.typing import Tokenizer
 
 
 def compiled(
@@ -70,7 +71,7 @@ def opened_model(
     as well, which no cache keeps.
     """
 
-    def make() -> tuple[HybridFHEModel, object, str]:
+    def make() -> tuple[HybridFHEModel, Tokenizer | None, str]:
         source = load_model(name, progress=progress)
         source.model.to(place)
         hybrid = compiled(source, bits=bits, modules=modules, device=device, progress=progress, trainable=trainable)

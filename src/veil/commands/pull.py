@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from veil.bundle import header_file
+from veil.bundle.fields import Header
 from veil.bundle.fingerprint import fingerprint_of
 from veil.bundle.manifest import Manifest
 from veil.bundle.terms import Terms
@@ -135,7 +135,7 @@ def _key(bundle: OfferedBundle) -> str:
 
 def _read(
     half: Path, bundle: OfferedBundle, terms: Terms, *, verify: bool = True
-) -> tuple[Any, Params, PublicSeed, Manifest]:
+) -> tuple[Header, Params, PublicSeed, Manifest]:
     """A fetched half, which has to be the one that the server named."""
     return header_file.read_client(half, replace(terms, digest=bundle.digest), verify=verify)
 

@@ -7,7 +7,6 @@ import json
 import time
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
 import typer
@@ -21,6 +20,7 @@ from veil.disk import write_whole
 from veil.errors import ModelSourceError
 from veil.hybrid.model import HybridFHEModel
 from veil.kernels.backend import kernels_for
+from veil.progress import Progress
 from veil.report import fusion, layers, measure
 from veil.report.inside import EIGHT_BIT, beside
 from veil.report.measure import WINDOW, Fidelity, Report
@@ -116,10 +116,19 @@ def _measured(request: ReportRequest, source: Source, ids: torch.Tensor, reporte
     return report
 
 
-def _compiled(request: ReportRequest, source: Source, **settings: Any) -> HybridFHEModel:
+def _compiled(
+    request: ReportRequest, source: Source, *, fuse_norms: str = "off", progress: Progress | None = None
+) -> HybridFHEModel:
     """A loaded model, compiled where it will run."""
     source.model.to("cuda" if kernels_for(request.device).name == "cuda" else "cpu")
-    return compiled(source, bits=request.bits, modules=request.modules, device=request.device, **settings)
+    return compiled(
+        source,
+        bits=request.bits,
+        modules=request.modules,
+        device=request.device,
+        fuse_norms=fuse_norms,
+        progress=progress,
+    )
 
 
 def _by_bits(request: ReportRequest, ids: torch.Tensor, reporter: Reporter) -> list[tuple[int, Fidelity]]:

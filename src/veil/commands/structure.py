@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
@@ -15,8 +15,11 @@ from veil.gateway.failures import ApiError
 from veil.gateway.grammar import Grammar, Grammars
 from veil.gateway.transcript import beginning
 
+if TYPE_CHECKING:
+    from veil.typing import LanguageModel
 
-def grammar_of(path: Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[Grammar, frozenset[int]]:
+
+def grammar_of(path: Path, model: LanguageModel, tokenizer: PreTrainedTokenizerBase) -> tuple[Grammar, frozenset[int]]:
     """The grammar of a file with a JSON schema, and the tokens that end an answer. `ValueError` for what is none."""
     try:
         schema = json.loads(path.read_text())
@@ -28,6 +31,9 @@ def grammar_of(path: Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> tu
         return Grammars(tokenizer, vocabulary, ends).schema(schema, "--json-schema"), ends
     except ApiError as error:
         raise ValueError(f"{path}: {error.message}") from None
+
+
+T = TypeVar("T")
 
 
 class SchemaMask(LogitsProcessor):  # type: ignore[misc]
@@ -59,13 +65,12 @@ class SchemaMask(LogitsProcessor):  # type: ignore[misc]
 
     def _allowed(self, place: int, vocabulary: int) -> torch.Tensor:
         if not self._over[place]:
-            made: torch.Tensor = self._told(lambda: self._ways[place].allowed(vocabulary))
-            return made
+            return self._told(lambda: self._ways[place].allowed(vocabulary))
         only = torch.zeros(vocabulary, dtype=torch.bool)
         only[self._ends] = True
         return only
 
-    def _told(self, ask: Callable[[], Any]) -> Any:
+    def _told(self, ask: Callable[[], T]) -> T:
         try:
             return ask()
         except ApiError as error:

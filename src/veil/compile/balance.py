@@ -150,7 +150,7 @@ def _some(rows: F32, most: int) -> F32:
 
 
 @jitted(fastmath=True)
-def _shares_of_maxima(magnitudes: F32, divisors: F32, shares: F64) -> float:
+def _shares_of_maxima(magnitudes: F32, divisors: F32, shares: F32) -> float:
     """Σ_j of squared row maxima of ``magnitudes·divisors``; each column's share of it, a maximum spread by 16th powers."""
     rows, width = magnitudes.shape
     powers = np.empty(width, dtype=np.float32)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,18 +13,30 @@ import torch
 _EXPECTED = "expected a tensor, an array, a tuple of positional inputs, or a dict of keyword arguments"
 
 
-def calibration_call(forward: Callable[..., Any], x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+@runtime_checkable
+class NamedInputs(Protocol):
+    """Inputs by name: a dict, or what a tokenizer returns."""
+
+    def keys(self) -> Iterable[object]:
+        """The names."""
+
+    def items(self) -> Iterable[tuple[object, object]]:
+        """Names and inputs."""
+
+
+def calibration_call(forward: Callable[..., object], x: object) -> tuple[tuple[object, ...], dict[str, object]]:
     """Positional and keyword arguments of ``forward`` for an input ``x``.
 
     A tensor, an array or a (nested) list of numbers is the one input; a tuple or list of those are several. A dict, or what
     a tokenizer returns, is keyword arguments, or the one input where ``forward`` takes no such names. `TypeError` says
     what is expected.
     """
-    if isinstance(x, Mapping) or hasattr(x, "keys"):
+    if isinstance(x, NamedInputs):
         named = {str(name): _value(value, str(name)) for name, value in x.items()}
         for name, value in x.items():  # a tokenizer that is not asked for tensors gives one sequence as a plain list
-            if isinstance(value, list) and named[str(name)].ndim == 1:
-                named[str(name)] = named[str(name)][None]
+            own = named[str(name)]
+            if isinstance(value, list) and isinstance(own, torch.Tensor) and own.ndim == 1:
+                named[str(name)] = own[None]
         if _takes(forward, named):
             return (), named
         return (type(x)(named) if isinstance(x, dict) else x,), {}
@@ -34,23 +47,22 @@ def calibration_call(forward: Callable[..., Any], x: Any) -> tuple[tuple[Any, ..
     return (_value(x, "x"),), {}
 
 
-def _value(value: Any, name: str) -> Any:
+def _value(value: object, name: str) -> object:
     """A tensor of an array or a list of numbers, in float32 where it was float64; other things as they are."""
+    array = value if isinstance(value, np.ndarray) else None
     if isinstance(value, tuple | list) and value:
-        try:
-            value = np.asarray(value)
-        except ValueError:  # lists of different lengths
-            value = None
-        if value is None or value.dtype.kind not in "biuf":
+        with contextlib.suppress(ValueError):  # lists of different lengths
+            array = np.asarray(value)
+        if array is None or array.dtype.kind not in "biuf":
             raise TypeError(f"{name} is a list, but not of numbers in rows of one length; {_EXPECTED}")
-    if not isinstance(value, np.ndarray):
+    if array is None:
         return value
-    if value.dtype.kind not in "biuf":
-        raise TypeError(f"{name} is an array of {value.dtype}; {_EXPECTED}")
-    return torch.from_numpy(value.astype(np.float32) if value.dtype == np.float64 else value.copy())
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} is an array of {array.dtype}; {_EXPECTED}")
+    return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float64 else array.copy())
 
 
-def _takes(forward: Callable[..., Any], named: dict[str, Any]) -> bool:
+def _takes(forward: Callable[..., object], named: dict[str, object]) -> bool:
     try:
         inspect.signature(forward).bind(**named)
     except TypeError:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,13 +40,13 @@ _KEPT_ROWS = 512
 def compile_layers(
     model: nn.Module,
     layers: dict[str, RemoteLayer],
-    run: Callable[[], Any],
+    run: Callable[[], object],
     n_bits: int | dict[str, int],
     dynamic: bool,
     params: Params,
     report: Progress,
     fuse_norms: str = "off",
-    sample: Any = None,
+    sample: object = None,
     trainable: bool = False,
 ) -> Compiled:
     """Calibrate with one forward pass (``run``), group, and quantize every layer; ``fuse_norms`` is auto, on or off.
@@ -230,7 +229,7 @@ def _check_finite(layers: dict[str, RemoteLayer]) -> None:
             raise ValueError(f"{name}: the weight holds NaN or infinity")
 
 
-def _calibrate(layers: dict[str, RemoteLayer], run: Callable[[], Any]) -> dict[str, _Seen]:
+def _calibrate(layers: dict[str, RemoteLayer], run: Callable[[], object]) -> dict[str, _Seen]:
     """What each layer read, in calling order."""
     seen: dict[str, _Seen] = {}
     rows: dict[int, _Seen] = {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,15 +18,16 @@ _MOST_TRIED = 12
 _TOKENS = 8
 
 
-def last_row_layers(model: nn.Module, layers: dict[str, RemoteLayer], called: Sequence[str], ids: Any) -> set[str]:
+def last_row_layers(model: nn.Module, layers: dict[str, RemoteLayer], called: Sequence[str], ids: object) -> set[str]:
     """Names of layers whose outputs, but for the last row's, change neither the last row's logits nor the cache.
 
     ``called`` are the layers in calling order, ``ids`` token ids [1, T] that a float pass is tried on. None for a model
     that cannot be asked for the last logits, or whose cache is not of keys and values alone.
     """
     takes = inspect.signature(model.forward).parameters
-    usable = isinstance(ids, torch.Tensor) and ids.ndim == 2 and ids.shape[1] > 2 and not ids.is_floating_point()
-    if not usable or "logits_to_keep" not in takes or "use_cache" not in takes:
+    if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.shape[1] <= 2 or ids.is_floating_point():
+        return set()
+    if "logits_to_keep" not in takes or "use_cache" not in takes:
         return set()
     sample = ids[:1, :_TOKENS]
     expected = _pass(model, sample)

@@ -11,13 +11,13 @@ which holds h' by then, multiplies by ρ. A fusion is taken only where the pass 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from veil.bundle.manifest import Group, Manifest, NormFusion
 from veil.runtime.layers import Observer, RemoteLayer
@@ -63,7 +63,7 @@ class StreamWatch:
         self._model = model
         self._layers = layers
         self._calls: list[_Call] = []
-        self._hooks: list[Any] = []
+        self._hooks: list[RemovableHandle] = []
         self._watched: list[tuple[RemoteLayer, Observer]] = []
 
     def __enter__(self) -> StreamWatch:
@@ -84,8 +84,8 @@ class StreamWatch:
         for layer, observer in self._watched:
             layer.observers.remove(observer)
 
-    def _note(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+    def _note(self, name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        def hook(module: nn.Module, args: tuple[object, ...], result: object) -> None:
             if args and isinstance(args[0], torch.Tensor) and isinstance(result, torch.Tensor):
                 self._calls.append(_Call(name, Sighting(args[0]), Sighting(result), True))
 

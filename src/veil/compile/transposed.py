@@ -9,7 +9,6 @@ rows of its own, under public polynomials and a hint of its own; docs/protocol.m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +63,9 @@ def unbiased(bits: WireBits, matrix: I8, params: Params) -> WireBits:
     return WireBits(INNER_MODULUS_BITS, bits.result) if counts else bits
 
 
-def gradients_seen(model: nn.Module, layers: Mapping[str, RemoteLayer], run: Callable[[], Any], ids: Any) -> dict[str, F32]:
+def gradients_seen(
+    model: nn.Module, layers: Mapping[str, RemoteLayer], run: Callable[[], object], ids: object
+) -> dict[str, F32]:
     """Rows of gradients [≤ 256, out] by the outputs of the float layers, for the loss of predicting ``ids`` [B, S].
 
     Empty for a model whose output has no logits for each id.
@@ -73,8 +74,8 @@ def gradients_seen(model: nn.Module, layers: Mapping[str, RemoteLayer], run: Cal
         return {}
     outputs: dict[str, torch.Tensor] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], torch.Tensor]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    def watch(name: str) -> Callable[[nn.Module, tuple[object, ...], torch.Tensor], torch.Tensor]:
+        def hook(module: nn.Module, args: tuple[object, ...], output: torch.Tensor) -> torch.Tensor:
             output = output if output.requires_grad else output.detach().requires_grad_()
             outputs.setdefault(name, output)
             return output

@@ -6,7 +6,6 @@ import json
 import re
 import secrets
 from dataclasses import dataclass, replace
-from typing import Any
 
 from veil.gateway.tools import Use
 from veil.gateway.transcript import beginning
@@ -105,7 +104,7 @@ class CallReader:
             value, end = json.JSONDecoder().raw_decode(self._text, at) if self._text[at] == "{" else (None, at)
         except ValueError:
             return False  # it may become one
-        call: dict[str, Any] = value if isinstance(value, dict) else {}
+        call: dict[str, object] = value if isinstance(value, dict) else {}
         name = call.get(self._use.form.name)
         arguments: object = next((call[key] for key in (self._use.form.arguments, *_ARGUMENTS) if key in call), {})
         if name in self._use.names and isinstance(arguments, dict):

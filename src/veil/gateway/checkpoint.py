@@ -7,9 +7,12 @@ generating than the one that was asked for, or fail: it never reaches ``generate
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import GenerationConfig
+
+if TYPE_CHECKING:
+    from veil.typing import Tokenizer
 
 _OBEYED = (
     "bos_token_id",
@@ -63,13 +66,13 @@ def preferences_of(config: object) -> Preferences:
     )
 
 
-def plain(config: Any) -> GenerationConfig:
+def plain(config: object) -> GenerationConfig:
     """A ``generation_config`` with the tokens' roles of another and nothing else."""
     said = {name: getattr(config, name, None) for name in _OBEYED}
     return GenerationConfig(**{name: value for name, value in said.items() if value is not None})
 
 
-def ends_of(config: Any, tokenizer: Any) -> frozenset[int]:
+def ends_of(config: object, tokenizer: Tokenizer) -> frozenset[int]:
     """The tokens that end an answer."""
     ends = getattr(config, "eos_token_id", None)
     found = set(ends) if isinstance(ends, list) else {ends}

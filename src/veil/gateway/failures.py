@@ -7,7 +7,7 @@ import secrets
 import traceback
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import TypedDict
 
 from veil.errors import (
     AccessDenied,
@@ -35,6 +35,15 @@ _ANTHROPIC = {
 """What Anthropic's API calls a status."""
 
 
+class ErrorFields(TypedDict):
+    """What a reply says of an error."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
 @dataclass(eq=False)
 class ApiError(Exception):
     """An error that a client is told of: HTTP ``status`` and the four fields of OpenAI's error object.
@@ -53,14 +62,14 @@ class ApiError(Exception):
         super().__init__(self.message)
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> dict[str, ErrorFields]:
         """The JSON body."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def body_at(self, path: str) -> dict[str, object]:
         """The JSON body in the shape of the API that a path belongs to."""
         if path != "/v1/messages" and not path.startswith("/v1/messages/"):
-            return self.body
+            return {**self.body}
         kind = _ANTHROPIC.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
         return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": self.id}
 

@@ -6,9 +6,9 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
+from torch import nn
 from transformers import DynamicCache, GenerationConfig
 
 from veil.client.stats import Stats
@@ -100,7 +100,7 @@ class Generator:
                 return_dict_in_generate=True,
             )
             prompt = torch.tensor([list(ids)])
-            output: Any = served.net.generate(
+            output = served.net.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
                 generation_config=config,
@@ -145,7 +145,7 @@ class Generator:
             account.prompt_tokens += len(ids)
             inputs = torch.tensor([list(ids)])
             options = _states_of(self.served)
-            output: Any = self.served.net(input_ids=inputs, attention_mask=torch.ones_like(inputs), **options)
+            output = self.served.net(input_ids=inputs, attention_mask=torch.ones_like(inputs), **options)
             states = output.last_hidden_state if self.served.kind == "encoder" else output.hidden_states[-1]
             mean = states[0].float().mean(0)
             account.token()
@@ -226,19 +226,19 @@ class ModelTurn:
         self._generator.totals = self._generator.totals + spent
 
 
-def _states_of(served: ServedModel) -> dict[str, Any]:
+def _states_of(served: ServedModel) -> dict[str, object]:
     """What a text model has to be told to give its states, and of its logits as few as it can."""
     if served.kind == "encoder":
         return {}
-    return {"output_hidden_states": True, "use_cache": False} | _last_logits(served.net)
+    return {"output_hidden_states": True, "use_cache": False, **_last_logits(served.net)}
 
 
-def _last_logits(net: Any) -> dict[str, int]:
+def _last_logits(net: nn.Module) -> dict[str, int]:
     """What a model has to be told to make the last token's logits only, where it can be told."""
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(net.forward).parameters else {}
 
 
-def _cache_name(net: Any) -> str:
+def _cache_name(net: nn.Module) -> str:
     """What ``generate`` calls the attention state: it was renamed within transformers 5. A PEFT wrapper does not say."""
-    base = net.get_base_model() if hasattr(net, "get_base_model") else net
+    base: nn.Module = getattr(net, "get_base_model", lambda: net)()
     return "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"

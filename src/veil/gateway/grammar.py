@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from veil.gateway.failures import ApiError, bad_parameter
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+
+    from veil.typing import Tokenizer
 
 ANY_OBJECT: dict[str, object] = {"type": "object"}
 """The schema of ``json_object``: any object."""
@@ -67,14 +69,14 @@ class _Walk:
 class Grammars:
     """Makes grammars for one tokenizer. Thread safe; the library's own form of the tokenizer is made when first needed."""
 
-    def __init__(self, tokenizer: Any, vocabulary: int, ends: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int, ends: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._ends = ends
         self._lock = threading.Lock()
         self._made: LLTokenizer | None = None
 
-    def schema(self, schema: Any, param: str) -> Grammar:
+    def schema(self, schema: object, param: str) -> Grammar:
         """JSON that a schema allows, without spaces where none are needed. `ApiError` for what it cannot express."""
         from llguidance import LLMatcher
 

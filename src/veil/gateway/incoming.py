@@ -6,8 +6,8 @@ What is not named here is refused by its name: a field that is ignored is a wron
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -39,7 +39,7 @@ def _text_or_list(value: object) -> str | None:
     return "a text" if isinstance(value, str) else "a list" if isinstance(value, list) else None
 
 
-def _by(which: Any, wanted: str) -> Discriminator:
+def _by(which: Callable[[object], str | None], wanted: str) -> Discriminator:
     return Discriminator(which, "wrong_kind", f"it has to be {wanted}")
 
 
@@ -174,7 +174,7 @@ class OtherPart(BaseModel):
     type: str
 
 
-def _part(value: Any) -> str:
+def _part(value: object) -> str:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     return "text part" if kind in ("text", "input_text", "output_text", "refusal") else "other part"
 
@@ -216,7 +216,7 @@ class FunctionSpec(Request):
 
     name: FunctionName
     description: Text | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: dict[str, object] | None = None
     strict: bool | None = None
 
 
@@ -359,7 +359,7 @@ class ChatRequest(SamplingRequest):
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, object] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     modalities: list[Literal["text"]] | None = None

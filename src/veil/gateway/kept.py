@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from cryptography.exceptions import InvalidTag
@@ -186,7 +186,17 @@ def model_mark(fingerprint: str, name: str) -> str:
     return hashlib.sha256(f"{fingerprint}\0{name}".encode()).hexdigest()
 
 
-def key_from(passphrase: str | None, folder: Path, keyring: Any = None) -> bytes:
+class Keyring(Protocol):
+    """The system's keyring, as the package of this name has it."""
+
+    def get_password(self, service_name: str, username: str) -> str | None:
+        """What is kept under a name."""
+
+    def set_password(self, service_name: str, username: str, password: str) -> None:
+        """Keep it."""
+
+
+def key_from(passphrase: str | None, folder: Path, keyring: Keyring | None = None) -> bytes:
     """The key of 256 bits: from a passphrase (scrypt, with a salt beside the files), else the system's keyring's.
 
     `ValueError` where there is neither.
@@ -202,7 +212,9 @@ def key_from(passphrase: str | None, folder: Path, keyring: Any = None) -> bytes
     advice = "set VEIL_CACHE_PASSPHRASE, or leave out --cache-gib"
     try:
         if keyring is None:
-            import keyring
+            import keyring as system
+
+            keyring = system
         found = keyring.get_password("veil", "kept states")
         if found is None:
             found = secrets.token_hex(32)

@@ -8,12 +8,18 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from veil.gateway import incoming
 from veil.gateway.failures import ApiError, bad_parameter
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from veil.gateway.tools import ChatTurn
+    from veil.typing import Processor
 
 PLACE = "\ufffc"
 """Where a picture stands in a message's text: Unicode's sign for an object."""
@@ -38,11 +44,11 @@ class PicturePrompt(list[int]):
 class Sight:
     """A model's processor, which says how its pictures look as numbers and how many tokens they take."""
 
-    def __init__(self, processor: Any, config: Any) -> None:
+    def __init__(self, processor: Processor, config: object) -> None:
         self._processor = processor
         self._token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
 
-    def prompt(self, text: str, pictures: Sequence[Any]) -> PicturePrompt:
+    def prompt(self, text: str, pictures: Sequence[Image]) -> PicturePrompt:
         """A rendered chat and its pictures as inputs. `ApiError` where they do not fit together."""
         try:
             made = self._processor(text=[text], images=list(pictures), return_tensors="pt", add_special_tokens=False)
@@ -63,9 +69,10 @@ def is_picture(part: object) -> bool:
     return isinstance(part, incoming.OtherPart) and part.type in ("image_url", "input_image")
 
 
-def read_picture(part: incoming.OtherPart, where: str) -> Any:
+def read_picture(part: incoming.OtherPart, where: str) -> Image:
     """The picture of a part, as `PIL.Image` in RGB. `ApiError` 400 for addresses and for what is no picture."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    import PIL.Image
+    from PIL import ImageOps, UnidentifiedImageError
 
     said = (part.model_extra or {}).get("image_url")
     url = str(said.get("url") if isinstance(said, dict) else said)
@@ -75,10 +82,10 @@ def read_picture(part: incoming.OtherPart, where: str) -> Any:
         raise ApiError(400, message, param="messages", code="unsupported_value")
     try:
         data = base64.b64decode(url[found.end() :], validate=True)
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+        with PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
             if opened.width * opened.height > _MOST_PIXELS:
                 raise bad_parameter("messages", f"{where}: the picture has more than {_MOST_PIXELS:,} pixels")
-            upright: Any = ImageOps.exif_transpose(opened)
+            upright = ImageOps.exif_transpose(opened)
             return upright.convert("RGB")
     except (binascii.Error, UnidentifiedImageError, OSError, ValueError, SyntaxError):
         raise bad_parameter("messages", f"{where}: this is no whole picture; PNG, JPEG, WebP and GIF are taken") from None
@@ -90,9 +97,9 @@ def refuse_many(pictures: Sequence[object]) -> None:
         raise bad_parameter("messages", f"a chat has at most {_MOST} pictures")
 
 
-def in_parts(turns: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+def in_parts(turns: Sequence[ChatTurn]) -> list[dict[str, object]]:
     """Turns as templates of models that see take them: contents are lists of texts and pictures."""
-    return [turn | {"content": _parts(str(turn["content"]))} for turn in turns]
+    return [{**turn, "content": _parts(str(turn["content"]))} for turn in turns]
 
 
 def _parts(text: str) -> list[dict[str, str]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
+
+from pydantic import BaseModel
 
 from veil import __version__
 from veil.gateway import schemas
@@ -80,6 +82,15 @@ class _Whole:
     end: End | None = None
 
 
+class Common(TypedDict):
+    """What all replies to one request say."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
 class Replies:
     """The replies to one request. ``scored`` is for log-probabilities; streams carry usage and a trace if asked for.
 
@@ -106,7 +117,7 @@ class Replies:
         self._trace = trace
         self._use = use
         self._readers: dict[int, CallReader] = {}
-        self._common: dict[str, Any] = {
+        self._common: Common = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": model or served.name,
@@ -184,8 +195,10 @@ class Replies:
         finish = end.reason if end else None
         return self._data([schemas.ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)])
 
-    def _data(self, choices: list[Any], usage: schemas.Usage | None = None) -> bytes:
-        kind = schemas.ChatChunk if self._chat else schemas.CompletionReply
+    def _data(
+        self, choices: list[schemas.ChunkChoice] | list[schemas.CompletionChoice], usage: schemas.Usage | None = None
+    ) -> bytes:
+        kind: Callable[..., BaseModel] = schemas.ChatChunk if self._chat else schemas.CompletionReply
         sent = sent_by(self._served, self._answers.account) if self._trace else None
         chunk = kind(**self._common, choices=choices, usage=usage, veil=sent)
         data = chunk.model_dump(mode="json")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from veil.gateway import incoming
 from veil.gateway.failures import ApiError, bad_parameter
@@ -11,7 +12,10 @@ from veil.gateway.grammar import ANY_OBJECT, Grammar
 from veil.gateway.pictures import PLACE, is_picture, read_picture, refuse_many
 from veil.gateway.sampling import Sampling
 from veil.gateway.served import ServedModel
-from veil.gateway.tools import Use, asked_in_words, in_words
+from veil.gateway.tools import ChatTurn, ShownCall, ShownTool, Use, asked_in_words, in_words
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 USUAL_TEMPERATURE = 0.3
 """The temperature where neither request nor model says one; the page's and the terminal's too."""
@@ -68,7 +72,7 @@ def grammar_of(body: incoming.SamplingRequest, served: ServedModel, use: Use | N
     Beside tools only a schema can be asked for: the answer is a call or follows it.
     """
     new = body.structured_outputs or incoming.StructuredOutputs()
-    given: dict[str, tuple[str, Any]] = {
+    given: dict[str, tuple[str, object]] = {
         "guided_json": ("schema", body.guided_json),
         "guided_regex": ("regex", body.guided_regex),
         "guided_choice": ("choice", body.guided_choice),
@@ -84,7 +88,7 @@ def grammar_of(body: incoming.SamplingRequest, served: ServedModel, use: Use | N
     asked = {name: pair for name, pair in given.items() if pair[1] is not None}
     if use is not None:
         schema = next((value for kind, value in asked.values() if kind == "schema"), None)
-        if len(asked) > (schema is not None) or isinstance(schema, str):
+        if len(asked) > (schema is not None) or not isinstance(schema, dict | None):
             raise bad_parameter(next(iter(asked)), "beside tools the only structure is one schema", "unsupported_value")
         text = use.grammar(served.grammars.specials("tools"), schema)
         return None if text is None else served.grammars.lark(text, "tools")
@@ -100,9 +104,8 @@ def grammar_of(body: incoming.SamplingRequest, served: ServedModel, use: Use | N
             value = json.loads(value)
         except ValueError:
             raise bad_parameter(param, "this is no JSON schema: it is no JSON") from None
-    make: Any = getattr(served.grammars, kind)
-    made: Grammar = make(value, param)
-    return made
+    make: Callable[[object, str], Grammar] = getattr(served.grammars, kind)
+    return make(value, param)
 
 
 def _schema_of(asked: incoming.ResponseFormat | None) -> dict[str, object] | None:
@@ -126,7 +129,7 @@ def chat_prompt(
 
     With ``going`` more of its last turn is asked for.
     """
-    pictures: list[Any] | None = None if served.sight is None else []
+    pictures: list[Image] | None = None if served.sight is None else []
     turns = [_turn(message, f"messages.{place}", pictures) for place, message in enumerate(messages)]
     refuse_many(pictures or ())
     served.refuse_huge([str(turn["content"]) for turn in turns], "messages")
@@ -182,7 +185,7 @@ def tools_of(
     )
 
 
-def _tool(tool: incoming.Tool) -> dict[str, object]:
+def _tool(tool: incoming.Tool) -> ShownTool:
     """A tool as templates take it."""
     function = tool.function
     parameters = function.parameters or {"type": "object", "properties": {}}
@@ -241,21 +244,22 @@ def _logprobs(body: incoming.SamplingRequest) -> int | None:
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
-def _turn(message: incoming.Message, where: str, pictures: list[object] | None) -> dict[str, object]:
+def _turn(message: incoming.Message, where: str, pictures: list[Image] | None) -> ChatTurn:
     """A turn as chat templates take it; its pictures are added to those of a model that sees."""
-    turn: dict[str, object] = {"role": "system" if message.role == "developer" else message.role}
+    turn: ChatTurn = {"role": "system" if message.role == "developer" else message.role}
     if message.tool_calls and message.role != "assistant":
         raise bad_parameter("messages", f"{where}: only an assistant's turn calls tools")
     turn["content"] = _text(message, where, pictures)
     if message.tool_calls:
         turn["tool_calls"] = [_call(call, where) for call in message.tool_calls]
-    for name in ("name", "tool_call_id"):
-        if getattr(message, name) is not None:
-            turn[name] = getattr(message, name)
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
     return turn
 
 
-def _call(call: incoming.PastToolCall, where: str) -> dict[str, Any]:
+def _call(call: incoming.PastToolCall, where: str) -> ShownCall:
     """A call with its arguments as an object: templates write them as JSON themselves."""
     try:
         arguments = json.loads(call.function.arguments or "{}")
@@ -266,7 +270,7 @@ def _call(call: incoming.PastToolCall, where: str) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
-def _text(message: incoming.Message, where: str, pictures: list[object] | None) -> str:
+def _text(message: incoming.Message, where: str, pictures: list[Image] | None) -> str:
     content = message.content
     if content is None:
         if message.role == "assistant" and (message.tool_calls or message.refusal is not None):
@@ -288,6 +292,9 @@ def _text(message: incoming.Message, where: str, pictures: list[object] | None) 
     return whole
 
 
-def _several(given: Any) -> list[Any]:
+def _several(given: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
     """One text or list of ids, or several, as several."""
-    return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
+    if isinstance(given, str):
+        return [given]
+    ids = [part for part in given if isinstance(part, int)]
+    return [ids] if ids else [part for part in given if not isinstance(part, int)]

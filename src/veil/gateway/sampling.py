@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from transformers import LogitsProcessor, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
@@ -165,9 +165,9 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
         return Drawn(float(logs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
-def _warpers(sampling: Sampling) -> list[Any]:
+def _warpers(sampling: Sampling) -> list[LogitsProcessor]:
     """The cuts in the order in which transformers makes them."""
-    made: list[Any] = []
+    made: list[LogitsProcessor] = []
     if sampling.top_k > 0:
         made.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:

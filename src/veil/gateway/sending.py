@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -53,7 +53,10 @@ class _EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:
+T = TypeVar("T")
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """The result of ``work``, which is cancelled when the client goes."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))

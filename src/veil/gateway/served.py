@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, cast
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -18,11 +18,14 @@ from veil.gateway.health import GIVE_UP_S, ServerHealth
 from veil.gateway.kept import KeptStates
 from veil.gateway.pictures import Sight, in_parts
 from veil.gateway.tokens import TokenBytes
-from veil.gateway.tools import OURS, Form, form_of
+from veil.gateway.tools import OURS, ChatTurn, Form, ShownTool, form_of
 from veil.hybrid.model import HybridFHEModel
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from veil.training.adapters import Adapters
+    from veil.typing import LanguageModel, Processor
 
 SAMPLE_BYTES = 96
 """Bytes of the last packed rows that are shown to those who ask what the server saw."""
@@ -45,7 +48,7 @@ class ServedModel:
             raise ModelSourceError(f"{name} has no tokenizer; add tokenizer.json to it and compile it again")
         self.name = name
         self.hybrid = hybrid
-        self.net = cast(Any, hybrid.model)
+        self.net = cast("LanguageModel", hybrid.model)
         self.tokenizer = tokenizer
         self.server = server
         self.adapters: Adapters | None = None
@@ -90,7 +93,7 @@ class ServedModel:
         if self.adapters is not None:
             self.adapters.use(adapter)
 
-    def see(self, processor: object) -> None:
+    def see(self, processor: Processor | None) -> None:
         """Take pictures in messages from now on, by a processor of transformers; nothing for None."""
         if processor is None or self.kind != "text" or self.two_sided:
             return
@@ -134,12 +137,12 @@ class ServedModel:
 
     def template_ids(
         self,
-        turns: list[dict[str, Any]],
-        tools: list[dict[str, Any]] | None = None,
+        turns: Sequence[ChatTurn],
+        tools: Sequence[ShownTool] | None = None,
         variables: Mapping[str, object] | None = None,
         *,
         going: bool = False,
-        pictures: Sequence[Any] = (),
+        pictures: Sequence[Image] = (),
     ) -> list[int]:
         """The token ids of a chat by the model's template, with tools and a template's own variables. `ApiError`.
 
@@ -151,11 +154,11 @@ class ServedModel:
         taken = sorted(_TEMPLATE_PARAMETERS & set(variables or {}))
         if taken:
             raise bad_parameter("chat_template_kwargs", f"{taken[0]} is no variable of a template: the gateway sets it")
-        options: dict[str, Any] = {"tools": tools, "add_generation_prompt": not going, "return_dict": not pictures}
+        options: dict[str, object] = {"tools": tools, "add_generation_prompt": not going, "return_dict": not pictures}
         options |= {"continue_final_message": going, "tokenize": not pictures}
-        turns = turns if self.sight is None else in_parts(turns)
+        shown: Sequence[Mapping[str, object]] = turns if self.sight is None else in_parts(turns)
         try:
-            encoded = self.tokenizer.apply_chat_template(turns, **options, **(variables or {}))
+            encoded = self.tokenizer.apply_chat_template(shown, **options, **(variables or {}))
         except TemplateError as error:
             said = f" ({' '.join(str(error).split())[:200]})" if type(error) is TemplateError else ""
             raise bad_parameter(
@@ -173,7 +176,7 @@ class ServedModel:
     def call_form(self) -> Form:
         """How this model writes calls of tools."""
 
-        def render(turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None, begun: bool) -> str:
+        def render(turns: Sequence[ChatTurn], tools: Sequence[ShownTool] | None, begun: bool) -> str:
             text: str = self.tokenizer.apply_chat_template(turns, tools=tools, add_generation_prompt=begun, tokenize=False)
             return text
 
@@ -243,7 +246,7 @@ class ServedModel:
         rows = min(self.context_length, round(characters / _CHARACTERS_A_TOKEN) + _TEMPLATE_TOKENS)
         self.hybrid.expect(prompt_rows=rows, new_tokens=min(new_tokens, self.context_length))
 
-    def _checked(self, ids: Any, param: str, room: int) -> list[int]:
+    def _checked(self, ids: Iterable[int], param: str, room: int) -> list[int]:
         ids = [int(token) for token in ids]
         if not ids:
             raise bad_parameter(param, "it has no tokens; write at least one word")

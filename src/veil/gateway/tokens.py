@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from veil.typing import Tokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -12,7 +15,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 class TokenBytes:
     """Tokens as bytes, exactly where the tokenizer says what they are: byte-level ones and those that fall back to bytes."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._added = {token: str(added) for token, added in getattr(tokenizer, "added_tokens_decoder", {}).items()}
         self.hidden = frozenset(

@@ -7,11 +7,54 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
-Render = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None, bool], str]
+from veil.typing import Json
+
+
+class ShownFunction(TypedDict):
+    """A function as templates take it: ``parameters`` are a JSON schema."""
+
+    name: str
+    description: str
+    parameters: dict[str, object]
+
+
+class ShownTool(TypedDict):
+    """A tool as templates take it."""
+
+    type: str
+    function: ShownFunction
+
+
+class MadeCall(TypedDict):
+    """What a call calls, with what."""
+
+    name: str
+    arguments: dict[str, object]
+
+
+class ShownCall(TypedDict):
+    """A call in an assistant's turn, as templates take it."""
+
+    id: str
+    type: str
+    function: MadeCall
+
+
+class ChatTurn(TypedDict, total=False):
+    """A turn of a chat as templates take it; ``role`` and ``content`` are in every one."""
+
+    role: str
+    content: str
+    name: str
+    tool_call_id: str
+    tool_calls: list[ShownCall]
+
+
+Render = Callable[[Sequence[ChatTurn], Sequence[ShownTool] | None, bool], str]
 """Turns, tools and whether the answer is begun → the text of a chat. It may raise whatever a template raises."""
 
 _NAME, _KEY, _VALUE = "probefunction", "probekey", "probevalue"
@@ -48,7 +91,7 @@ class Use:
     """The tools of one request. ``must`` is None where the model may answer in words, else the functions it may call."""
 
     form: Form
-    tools: tuple[dict[str, Any], ...]
+    tools: tuple[ShownTool, ...]
     must: tuple[str, ...] | None
     several: bool
     strict: bool
@@ -58,7 +101,7 @@ class Use:
         """The functions that may be called."""
         return frozenset(self.must if self.must is not None else [tool["function"]["name"] for tool in self.tools])
 
-    def grammar(self, specials: Sequence[tuple[str, int]], content: dict[str, Any] | None = None) -> str | None:
+    def grammar(self, specials: Sequence[tuple[str, int]], content: Mapping[str, object] | None = None) -> str | None:
         """A Lark grammar of the answer; None where the model is free.
 
         ``specials`` are the tokens by text that stand for themselves only; ``content`` is a schema that words follow. Calls
@@ -82,7 +125,7 @@ class Use:
             start = "calls"
         elif content is not None:
             start = "calls | content"
-            rules.append("content: %json " + json.dumps({"x-guidance": _COMPACT} | content))
+            rules.append("content: %json " + json.dumps({"x-guidance": _COMPACT, **content}))
         else:
             start = "calls | TEXT"
             opening = _opening(form, specials)
@@ -92,7 +135,7 @@ class Use:
 
 def form_of(render: Render, specials: Sequence[str]) -> Form:
     """The form of calls in a template that has tools and writes calls as JSON, else `OURS`."""
-    ask = [{"role": "user", "content": "x"}]
+    ask: list[ChatTurn] = [{"role": "user", "content": "x"}]
     try:
         begun, said = render(ask, [_PROBE], True), render(ask, [_PROBE], False)
         one = _answer(render, ask, begun, said, 1)
@@ -109,7 +152,7 @@ def form_of(render: Render, specials: Sequence[str]) -> Form:
         return OURS
     value, start, end = found
     listed = isinstance(value, list)
-    call = value[0] if listed and value else value
+    call = value[0] if isinstance(value, list) and value else value
     if not isinstance(call, dict):
         return OURS
     names = [key for key, inner in call.items() if inner == _NAME]
@@ -127,7 +170,7 @@ def form_of(render: Render, specials: Sequence[str]) -> Form:
     )
 
 
-def asked_in_words(use: Use, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def asked_in_words(use: Use, turns: Sequence[ChatTurn]) -> list[ChatTurn]:
     """The turns with our own form explained in the system's, and calls and results as texts."""
     lines = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in use.tools)
     only = f" Call {' or '.join(use.must)} now." if use.must is not None else " Otherwise answer in words."
@@ -137,13 +180,14 @@ def asked_in_words(use: Use, turns: list[dict[str, Any]]) -> list[dict[str, Any]
     )
     plain = in_words(turns)
     if plain and plain[0]["role"] == "system":
-        return [plain[0] | {"content": f"{plain[0]['content']}\n\n{words}"}, *plain[1:]]
+        return [{"role": "system", "content": f"{plain[0]['content']}\n\n{words}"}, *plain[1:]]
     return [{"role": "system", "content": words}, *plain]
 
 
-def in_words(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def in_words(turns: Sequence[ChatTurn]) -> list[ChatTurn]:
     """Turns without calls and results of tools, which stand in their texts instead: results are the user's, in one turn."""
-    made: list[dict[str, Any]] = []
+    made: list[ChatTurn] = []
+    in_results = False
     for turn in turns:
         content = turn["content"]
         for call in turn.get("tool_calls", []):
@@ -151,16 +195,18 @@ def in_words(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
             content += ("\n" if content else "") + f"{OURS.before}{text}{OURS.after}"
         if turn["role"] != "tool":
             made.append({"role": turn["role"], "content": content})
+            in_results = False
             continue
         result = f"<tool_response>{content}</tool_response>"
-        if made and made[-1].get("results"):
+        if in_results:
             made[-1]["content"] += f"\n{result}"
         else:
-            made.append({"role": "user", "content": result, "results": True})
-    return [{"role": turn["role"], "content": turn["content"]} for turn in made]
+            made.append({"role": "user", "content": result})
+        in_results = True
+    return made
 
 
-_PROBE: dict[str, Any] = {
+_PROBE: ShownTool = {
     "type": "function",
     "function": {
         "name": _NAME,
@@ -170,9 +216,9 @@ _PROBE: dict[str, Any] = {
 }
 
 
-def _answer(render: Render, ask: list[dict[str, Any]], begun: str, said: str, count: int) -> str | None:
+def _answer(render: Render, ask: Sequence[ChatTurn], begun: str, said: str, count: int) -> str | None:
     """What a template writes for so many calls after the beginning of an answer."""
-    calls: list[dict[str, Any]] = [
+    calls: list[ShownCall] = [
         {"id": f"probeid0{place}", "type": "function", "function": {"name": _NAME, "arguments": {_KEY: _VALUE}}}
         for place in range(1, count + 1)
     ]
@@ -183,7 +229,7 @@ def _answer(render: Render, ask: list[dict[str, Any]], begun: str, said: str, co
     return None
 
 
-def _first_json(text: str) -> tuple[Any, int, int] | None:
+def _first_json(text: str) -> tuple[Json, int, int] | None:
     """The first JSON value with the probe in it, and where it begins and ends."""
     for found in re.finditer(r"[\[{]", text):
         try:
@@ -202,9 +248,9 @@ def _between(two: str, start: int) -> str:
     return two[end : end + second[1]] if second else ""
 
 
-def _object(function: dict[str, Any]) -> dict[str, Any]:
+def _object(function: ShownFunction) -> dict[str, object]:
     """A function's parameters as the schema of an object."""
-    parameters: dict[str, Any] = function.get("parameters") or {}
+    parameters = function.get("parameters") or {}
     said = {"type", "$ref", "anyOf", "oneOf", "allOf", "const", "enum"} & set(parameters)
     return parameters if said else _ANY | parameters
 

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import secrets
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -75,7 +75,7 @@ def add_to(app: FastAPI, gateway: Gateway) -> None:
         one = _able(gateway, body.model)
         inputs = await asyncio.to_thread(embedding_inputs, body, one.served)
         found, usage = await _found(gateway, one, inputs, request, body.user)
-        encode: Callable[[list[float]], Any] = _base64 if body.encoding_format == "base64" else list
+        encode: Callable[[list[float]], str | list[float]] = _base64 if body.encoding_format == "base64" else list
         data = [schemas.Embedding(index=index, embedding=encode(vector)) for index, vector in enumerate(found)]
         return schemas.EmbeddingReply(data=data, model=one.served.name, usage=usage)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -14,7 +13,7 @@ from veil.network.timeouts import Timeouts
 
 
 def check_connecting(
-    bundle: Any, name: Any = None, terms: Any = None, offline_rows: Any = None, timeouts: Any = None
+    bundle: object, name: object = None, terms: object = None, offline_rows: object = None, timeouts: object = None
 ) -> None:
     """`TypeError` for arguments of `HybridFHEModel.connect` or ``load``; the address checks its own."""
     path_given("bundle", bundle)
@@ -25,7 +24,7 @@ def check_connecting(
     one_given("timeouts", timeouts, Timeouts, "Timeouts(reply_s=30)", optional=True)
 
 
-def check_speculating(model: Any, draft: Any, most: Any) -> int:
+def check_speculating(model: object, draft: object, most: object) -> int:
     """How many tokens are drafted at most; `TypeError` and `ValueError` for what cannot draft for this model."""
     if not callable(getattr(model, "generate", None)):
         raise TypeError(f"speculating is for models that generate text; a {type(model).__name__} has no generate")
@@ -34,13 +33,12 @@ def check_speculating(model: Any, draft: Any, most: Any) -> int:
     return count_given("most", most, 1)
 
 
-def checked_rows(offline_rows: Any) -> OfflineRows | None:
+def checked_rows(offline_rows: object) -> OfflineRows | None:
     """What keeps rows ready, or None; `TypeError` for anything else."""
     one_given("offline_rows", offline_rows, OfflineRows, "OfflineRows(tokens=48)", optional=True)
-    rows: OfflineRows | None = offline_rows
-    return rows
+    return offline_rows if isinstance(offline_rows, OfflineRows) else None
 
 
-def checked_hints(hints: Any) -> Path | None:
+def checked_hints(hints: object) -> Path | None:
     """The folder of hints, or None; `TypeError` for anything else."""
     return None if hints is None else path_given("hints", hints)

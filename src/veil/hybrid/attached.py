@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import nn
 
@@ -35,7 +35,7 @@ class AttachedModel(CompiledFacts):
         self.model: nn.Module = model
         self.module_names = list(layers)
         self.stats = Stats()
-        self.tokenizer: Any = None
+        self.tokenizer: Any = None  # a PreTrainedTokenizerBase where there is one
         self.offline_rows: OfflineRows | None = None
         self.hints: Path | None = None
         self.cancel_check: Callable[[], None] | None = None
@@ -65,6 +65,6 @@ class AttachedModel(CompiledFacts):
     def __deepcopy__(self, memo: object) -> Self:
         raise TypeError(COPY_REMEDY)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
         """It holds keys and sessions, which are not pickled."""
         raise TypeError(COPY_REMEDY)

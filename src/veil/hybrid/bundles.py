@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from veil.runtime.saved_model import Opened
+    from veil.typing import Processor, Tokenizer
 
 
 class Bundles(Modes):
@@ -68,7 +69,7 @@ class Bundles(Modes):
         hybrid.set_fhe_mode("remote")
         return hybrid
 
-    def save(self, path: str | Path, tokenizer: Any = None) -> None:
+    def save(self, path: str | Path, tokenizer: Tokenizer | Processor | None = None) -> None:
         """Write the bundle: ``client/`` and ``server/`` under ``path`` (a new or empty folder).
 
         What was written is opened and tried. Raises `BundleError` for a model that would not be the same from disk.

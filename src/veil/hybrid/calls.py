@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -84,7 +83,7 @@ class ModelCalls:
         self._traffic = Traffic(router, self._open_layers, pictured, lambda: _moved_on(self._model))
         self._traffic.padding = self._padding
 
-    def watch(self, compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def watch(self, compiled: Compiled, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """Notice from now on weights that change, and passes that do not ask what calibration with these arguments asked."""
         signature = signature_of(self.forward, args, kwargs)
         self._coverage = Coverage(self._model, self._layers, compiled.manifest, compiled.asked, signature)
@@ -128,10 +127,10 @@ class ModelCalls:
         """Whether gradients may come back through what is called now."""
         return torch.is_grad_enabled() and self.sides is not None and bool(self.sides.compiled.manifest.back)
 
-    def _threads(self) -> Any:
+    def _threads(self) -> AbstractContextManager[None]:
         return nullcontext() if self.sides is not None and self.sides.on_gpu else _one_torch_thread()
 
-    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+    def _generate(self, *args: object, **kwargs: object) -> object:
         if self.mode == "torch":
             return self._model_generate(*args, **kwargs)
         self.check_weights()
@@ -143,7 +142,7 @@ class ModelCalls:
             self._generating = False
 
     @contextmanager
-    def _padded(self, kwargs: dict[str, Any]) -> Iterator[None]:
+    def _padded(self, kwargs: dict[str, object]) -> Iterator[None]:
         """A generation with these options, in which passes of zeros follow up to the step that padding says."""
         session, traffic, sides = self.session, self._traffic, self.sides
         if session is None or sides is None or traffic is None or traffic.padding is None:
@@ -163,7 +162,7 @@ class ModelCalls:
         finally:
             router.evaluator = before
 
-    def _planned(self, name: str, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _planned(self, name: str, forward: Forward, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """The result of a part of the model, or of all of it: what it asks of a server is fixed before, by its shape."""
         if self.session is None or self._traffic is None or self._traffic.inside:
             return forward(*args, **kwargs)
@@ -172,7 +171,7 @@ class ModelCalls:
             trains = (self._model.training, tuple(own.requires_grad for own in self._model.parameters()))
         return self._traffic.run(self._entries.get(name, name), forward, args, kwargs, trains)
 
-    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _forward(self, *args: object, **kwargs: object) -> object:
         passes, sides = self.passes, self.sides
         if passes.router is None or passes.is_inside or sides is None:
             return self.forward(*args, **kwargs)
@@ -234,7 +233,7 @@ def _moved_on(model: nn.Module) -> list[torch.Tensor]:
     return [buffer for module in moving for buffer in module.buffers(recurse=False)]
 
 
-def _asks_last_row(model: nn.Module, arguments: dict[str, Any]) -> bool:
+def _asks_last_row(model: nn.Module, arguments: dict[str, object]) -> bool:
     """Whether a pass wants the logits of the last row of each sequence, and nothing else of it but the cache."""
     asked = arguments.get("logits_to_keep")
     config = getattr(model, "config", None)
@@ -253,7 +252,7 @@ def _entries(model: nn.Module) -> dict[str, str]:
     names = {module: name for name, module in reversed(list(model.named_modules()))}
     found = {names.get(base, ""): "forward"}
     if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
-        found[names.get(base.get_encoder(), "encoder")] = "encoder"
+        found[names.get(base.get_encoder(), "encoder")] = "encoder"  # type: ignore[operator]
     return found
 
 
@@ -261,7 +260,7 @@ def _like(forward: Forward, replacement: Forward) -> Forward:
     """``replacement`` with the signature of ``forward``, in which ``generate`` looks for ``logits_to_keep``."""
 
     @functools.wraps(forward)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: object, **kwargs: object) -> object:
         refuse_compiler()
         return replacement(*args, **kwargs)
 

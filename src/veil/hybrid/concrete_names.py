@@ -27,13 +27,13 @@ T = TypeVar("T")
 class ConcreteNames:
     """What `HybridFHEModel` has for users of Concrete ML; docs/concrete-ml.md goes through it call by call."""
 
-    model_name: str = "model"
-    verbose: int = 0
+    model_name: object = "model"
+    verbose: object = 0
     _composites: dict[str, tuple[str, ...]] = {}  # noqa: RUF012  # replaced for each object, never changed
 
-    def forward(self, *args: Any, fhe: str | None = None, **kwargs: Any) -> Any:
+    def forward(self, *args: object, fhe: str | None = None, **kwargs: object) -> Any:
         """The same as calling the object."""
-        return cast(Any, self)(*args, fhe=fhe, **kwargs)
+        return _hybrid(self)(*args, fhe=fhe, **kwargs)
 
     @property
     def remote_modules(self) -> dict[str, RemoteLayer]:
@@ -74,7 +74,7 @@ def takes_concrete_arguments(init: Callable[P, None]) -> Callable[P, None]:
     """The constructor, which also knows Concrete ML's further arguments and names of composite modules."""
 
     @functools.wraps(init)
-    def wrapped(self: ConcreteNames, model: nn.Module, module_names: Any, *more: Any, **options: Any) -> None:
+    def wrapped(self: ConcreteNames, model: nn.Module, module_names: object, *more: object, **options: object) -> None:
         if len(more) > len(concrete.CONSTRUCTOR):
             raise TypeError(f"HybridFHEModel takes at most {2 + len(concrete.CONSTRUCTOR)} arguments by position")
         given = dict(zip(concrete.CONSTRUCTOR, more, strict=False))
@@ -84,7 +84,7 @@ def takes_concrete_arguments(init: Callable[P, None]) -> Callable[P, None]:
         names, self._composites = _linears_of(model, module_names)
         init(self, model, names, **options)  # type: ignore[arg-type]
 
-    return cast(Any, wrapped)
+    return cast("Callable[P, None]", wrapped)
 
 
 def takes_concrete_options(compile_model: Callable[P, T]) -> Callable[P, T]:
@@ -104,7 +104,7 @@ def takes_concrete_options(compile_model: Callable[P, T]) -> Callable[P, T]:
             chosen["progress"] = _Stages()
         return compile_model(*bound.args, **bound.kwargs)
 
-    return cast(Any, wrapped)
+    return cast("Callable[P, T]", wrapped)
 
 
 class _Stages:

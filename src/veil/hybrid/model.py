@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -49,7 +47,7 @@ class HybridFHEModel(Generations, CheckedAnswers, Bundles, ConcreteNames):
     @takes_concrete_options
     def compile_model(
         self,
-        x: Any,
+        x: object,
         n_bits: int | dict[str, int] = 8,
         use_dynamic_quantization: bool = True,
         *,

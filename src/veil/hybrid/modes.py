@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any
 
 from veil.hybrid.arguments import checked_hints, checked_rows
@@ -49,22 +50,22 @@ class Modes(AttachedModel):
         sides.offline_rows, sides.hints = checked_rows(self.offline_rows), checked_hints(self.hints)
         sides.evaluator(mode)
 
-    def __call__(self, *args: Any, fhe: str | None = None, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, fhe: str | None = None, **kwargs: object) -> Any:
         """One forward pass, in mode ``fhe`` if given: of this call alone, whatever other threads do."""
-        args, fhe = split_mode(args, fhe)
-        if fhe is None:
-            return self.model(*args, **kwargs)
-        with self.mode_of_call(fhe):
-            return self.model(*args, **kwargs)
+        inputs, mode = split_mode(args, fhe)
+        if mode is None:
+            return self.model(*inputs, **kwargs)
+        with self.mode_of_call(mode):
+            return self.model(*inputs, **kwargs)
 
     @contextmanager
-    def mode_of_call(self, mode: str) -> Iterator[None]:
+    def mode_of_call(self, mode: str | Enum) -> Iterator[None]:
         """Calls of the model inside the block, in this thread, are in ``mode``, whatever `set_fhe_mode` chose."""
-        mode, passes = _known_mode(mode), self._calls.passes
-        if mode != "torch":
+        name, passes = _known_mode(mode), self._calls.passes
+        if name != "torch":
             with passes.lock:
-                self._prepare(mode)
-        with passes.chosen(mode):
+                self._prepare(name)
+        with passes.chosen(name):
             yield
 
 

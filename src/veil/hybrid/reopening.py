@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -62,7 +62,7 @@ def check_reopens(hybrid: Bundles, folder: Path, sample: Sample | None) -> None:
         raise BundleError(f"a bundle of this {name} would answer something else: {_REMEDY}")
 
 
-def _answer(hybrid: Bundles, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _answer(hybrid: Bundles, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
     training = hybrid.model.training
     hybrid.model.eval()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from veil.hybrid.token_graph import TokenGraph
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Array, Kernels, Scaling
 from veil.kernels.warm import warm_up
+from veil.network.timeouts import Timeouts
 from veil.progress import Progress
 from veil.random import SecretRng
 from veil.runtime.evaluators import ClearLayers, Evaluator, SimulatedLayers
@@ -48,7 +49,7 @@ class Sides:
     def __init__(
         self,
         model: nn.Module,
-        forward: Callable[..., Any],
+        forward: Callable[..., object],
         compiled: Compiled,
         kernels: Kernels,
         stats: Stats,
@@ -59,7 +60,7 @@ class Sides:
         self.stats = stats
         self.server_kernels = kernels
         self.engine: Engine | None = None
-        self.tables: dict[str, Any] = {}
+        self.tables: dict[str, NDArray[np.uint32]] = {}
         self.local: ClientSession | None = None
         self.remote: ClientSession | None = None
         self.graph: TokenGraph | None = None
@@ -155,7 +156,9 @@ class Sides:
         compiled = self.compiled
         return ClientModel(compiled.params, compiled.seed, compiled.manifest, self.tables)
 
-    def open_session(self, transport: Transport, checks: AnswerChecks | None, **options: Any) -> ClientSession:
+    def open_session(
+        self, transport: Transport, checks: AnswerChecks | None, timeouts: Timeouts | None = None
+    ) -> ClientSession:
         """A session of the client's half with fresh keys."""
         rng, offline_rows = SecretRng(), self.offline_rows
         return ClientSession(
@@ -167,7 +170,7 @@ class Sides:
             self.stats,
             offline_rows=offline_rows,
             checks=checks,
-            **options,
+            timeouts=timeouts,
         )
 
     def _open_local(self) -> ClientSession:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -27,7 +26,7 @@ _log = logging.getLogger("veil")
 class _Recorded:
     signature: tuple[object, ...]
     inputs: dict[str, torch.Tensor]
-    kept: dict[str, Any]  # the cache among them: while this lives, no other has its identity
+    kept: dict[str, object]  # the cache among them: while this lives, no other has its identity
     output: list[object]
     groups: list[int]
     replay: Callable[[], object]
@@ -136,11 +135,13 @@ class TokenGraph:
             self._router.evaluator = before
         return _Recorded(signature, inputs, kept, output, list(self._row.groups), replay)
 
-    def _replay(self, recorded: _Recorded, arguments: dict[str, Any]) -> Any:
+    def _replay(self, recorded: _Recorded, arguments: dict[str, object]) -> object:
         if not self._row.arm(recorded.groups):
             return None
         for name, tensor in recorded.inputs.items():
-            tensor.copy_(arguments[name])
+            value = arguments[name]
+            assert isinstance(value, torch.Tensor)
+            tensor.copy_(value)
         with torch.no_grad():
             recorded.replay()
         for group, scales in self._row.scales:
@@ -153,7 +154,7 @@ def _signature(arguments: dict[str, object]) -> tuple[object, ...] | None:
     ids = arguments.get("input_ids")
     if not isinstance(ids, torch.Tensor) or ids.numel() != 1:
         return None
-    parts: list[Any] = []
+    parts: list[tuple[object, ...]] = []
     caches = 0
     for name in sorted(arguments):
         value = arguments[name]
@@ -181,7 +182,7 @@ def _is_fixed(cache: object) -> bool:
     )
 
 
-def _own(value: Any) -> Any:
+def _own(value: object) -> object:
     """A copy of an output that the next replay does not write to; the cache in it is no copy."""
     if isinstance(value, torch.Tensor):
         return value.clone()

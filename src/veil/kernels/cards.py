@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,9 @@ class OnCard:
         self.name, self.asks_cheaply = kernels.name, kernels.asks_cheaply
 
     def __getattr__(self, name: str) -> object:
-        method = getattr(self._kernels, name)
+        method: Callable[..., object] = getattr(self._kernels, name)
 
-        def call(*arguments: Any, **options: Any) -> Any:
+        def call(*arguments: object, **options: object) -> object:
             with self._turn, self._within():
                 return method(*arguments, **options)
 

@@ -13,10 +13,13 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import accumulate
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+S = TypeVar("S", bound=np.generic)
+DType = type[S] | np.dtype[S]
 
 LINE_BYTES = 64
 _KEPT_BYTES = 1 << 30
@@ -29,12 +32,12 @@ _lock = threading.Lock()
 _left: deque[NDArray[np.uint8]] = deque()  # the oldest first; finalizers append to it at any moment
 
 
-def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+def aligned(shape: tuple[int, ...], dtype: DType[S]) -> NDArray[S]:
     """An array like `np.empty` that begins at a cache line."""
     return _placed(np.empty(_bytes(shape, dtype) + LINE_BYTES, dtype=np.uint8), shape, dtype)
 
 
-def room(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+def room(shape: tuple[int, ...], dtype: DType[S]) -> NDArray[S]:
     """`aligned`, in memory that an earlier room left when the last array in it went away. Thread safe."""
     needed = _bytes(shape, dtype) + LINE_BYTES
     block = _fitting(needed)
@@ -45,7 +48,7 @@ def room(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return _placed(whole, shape, dtype)
 
 
-def in_one_block(shapes: Sequence[tuple[int, ...]], dtype: DTypeLike) -> tuple[NDArray[Any], ...]:
+def in_one_block(shapes: Sequence[tuple[int, ...]], dtype: DType[S]) -> tuple[NDArray[S], ...]:
     """Arrays like `np.empty`, each at a line, one after the other in one block.
 
     The system gives large blocks in large pages, and what is read ahead of an array's end is the next one's beginning.
@@ -56,9 +59,11 @@ def in_one_block(shapes: Sequence[tuple[int, ...]], dtype: DTypeLike) -> tuple[N
     return tuple(_placed(block[start:], shape, dtype) for start, shape in zip(starts, shapes, strict=False))
 
 
-def side_by_side(matrices: list[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+def side_by_side(matrices: list[NDArray[S]]) -> tuple[NDArray[S], ...]:
     """Copies of matrices of one dtype, `in_one_block`; the list is emptied, to free what is copied."""
-    placed = in_one_block([matrix.shape for matrix in matrices], matrices[0].dtype if matrices else np.uint8)
+    if not matrices:
+        return ()
+    placed = in_one_block([matrix.shape for matrix in matrices], matrices[0].dtype)
     for own in placed:
         own[:] = matrices.pop(0)
     return placed
@@ -99,7 +104,7 @@ def _drained() -> list[NDArray[np.uint8]]:
     return waiting
 
 
-def _placed(block: NDArray[np.uint8], shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+def _placed(block: NDArray[np.uint8], shape: tuple[int, ...], dtype: DType[S]) -> NDArray[S]:
     start = -block.ctypes.data % LINE_BYTES
     return block[start : start + _bytes(shape, dtype)].view(dtype).reshape(shape)
 

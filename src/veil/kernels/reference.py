@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from veil.errors import WireError
 from veil.kernels.gaussian import GaussianTable
-from veil.kernels.interface import Errors, Hint, Rows, Scaling, SignVectors, Words
+from veil.kernels.interface import Array, Errors, Hint, Rows, Scaling, SignVectors, Words
+from veil.kernels.memory import S
 from veil.kernels.ring import FRACTION_BITS, Ring
 from veil.kernels.tables import NttTable
 from veil.params import packed_bytes
@@ -193,7 +194,7 @@ class ReferenceKernels:
     def asarray(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
         return values
 
-    def to_numpy(self, values: NDArray[Any]) -> NDArray[Any]:
+    def to_numpy(self, values: NDArray[S]) -> NDArray[S]:
         return values
 
     def from_torch(self, values: torch.Tensor) -> NDArray[np.generic]:
@@ -239,7 +240,7 @@ class ReferenceKernels:
         for i, table in enumerate(ring.outer):
             hint.points[i, first : first + blocks] = residues(polynomials, table)
 
-    def load_hint(self, arrays: dict[str, NDArray[Any]], ring: Ring) -> ReferenceHint:
+    def load_hint(self, arrays: dict[str, Array], ring: Ring) -> ReferenceHint:
         return ReferenceHint(arrays["points"])
 
     def prepare(self, hint: Hint, batches: U32, bits: int, ring: Ring) -> U32:

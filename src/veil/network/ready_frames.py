@@ -57,6 +57,15 @@ class ReadyFrames:
                 return piece[LENGTH_BYTES:]
             self._in += piece
 
+    def put_back(self, data: bytes | memoryview) -> None:
+        """Have bytes that were read elsewhere before what comes."""
+        self._in += data
+
+    def send_rest(self, data: bytes, sent: int) -> bool:
+        """Go on with a message of which ``sent`` bytes, its length included, went elsewhere; see `send`."""
+        self._out = memoryview(len(data).to_bytes(LENGTH_BYTES, "little") + data)[sent:]
+        return self.flush()
+
     def send(self, data: bytes) -> bool:
         """Send a message, or keep what the socket does not take; whether all of it went."""
         whole = len(data).to_bytes(LENGTH_BYTES, "little") + data

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 
@@ -24,10 +23,11 @@ def plain_name(name: str) -> str:
     return _WRAPPED.sub("", name)
 
 
-def base_of(model: Any) -> Any:
+def base_of(model: nn.Module) -> nn.Module:
     """The model that a PeftModel is around, or the model itself."""
     base = getattr(model, "get_base_model", None)
-    return base() if callable(base) and hasattr(model, "peft_config") else model
+    within: nn.Module = base() if callable(base) and hasattr(model, "peft_config") else model
+    return within
 
 
 def within_adapters(model: nn.Module) -> set[str]:

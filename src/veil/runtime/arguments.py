@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -12,7 +11,7 @@ from veil.params import Params
 from veil.runtime.layers import RemoteLayer
 
 
-def names_of(module_names: Any) -> list[str]:
+def names_of(module_names: object) -> list[str]:
     """Module names as a list; `TypeError` for modules themselves, or anything else that is no name."""
     remedy = "give names, such as those of veil.linear_modules(model)"
     if isinstance(module_names, str):
@@ -33,7 +32,7 @@ def check_fresh(model: nn.Module) -> None:
         raise ValueError(f"{wrapped!r} of this model is remote already; load the model again to choose other layers")
 
 
-def check_compiling(arguments: dict[str, Any]) -> None:
+def check_compiling(arguments: Mapping[str, object]) -> None:
     """`TypeError` for arguments of ``compile_model`` whose type cannot be right."""
     dynamic, params, progress = (arguments.get(name) for name in ("use_dynamic_quantization", "params", "progress"))
     if "trainable" in arguments:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Integral
-from typing import Any
 
 
 class HybridFHEMode(str, Enum):
@@ -84,13 +83,14 @@ def mode_name(mode: object) -> object:
     return value
 
 
-def split_mode(args: tuple[Any, ...], fhe: Any) -> tuple[tuple[Any, ...], Any]:
+def split_mode(args: tuple[object, ...], fhe: str | Enum | None) -> tuple[tuple[object, ...], str | Enum | None]:
     """Arguments of a call and its mode, which may stand behind the input, as in ``hybrid(x, "disable")``."""
-    if len(args) < 2 or not isinstance(args[-1], str | Enum):
+    last = args[-1] if len(args) > 1 else None
+    if not isinstance(last, str | Enum):
         return args, fhe
     if fhe is not None:
-        raise TypeError(f"the mode is given twice, as {_short(args[-1])} and as fhe={_short(fhe)}; give it once")
-    return args[:-1], args[-1]
+        raise TypeError(f"the mode is given twice, as {_short(last)} and as fhe={_short(fhe)}; give it once")
+    return args[:-1], last
 
 
 def weight_bits(n_bits: object) -> object:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 from torch import nn
 
@@ -61,7 +60,7 @@ def signature_of(forward: Callable[..., object], args: tuple[object, ...], kwarg
         bound = inspect.signature(forward).bind(*args, **kwargs)
     except (TypeError, ValueError):
         return None
-    named: dict[str, Any] = {}
+    named: dict[str, object] = {}
     for name, value in bound.arguments.items():
         spread = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
         named.update(value if spread else {name: value})

@@ -60,16 +60,17 @@ class RemoteExperts(nn.Module):
         for layer in self.layers:
             layer.inner = None
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def state_dict(self, *args: object, **kwargs: object) -> Any:
         """The original's: stacked weights, under their own names; where there are none, what no file can hold."""
-        found = self._whole[0].state_dict(*args, **kwargs)
+        original: Callable[..., dict[str, torch.Tensor]] = self._whole[0].state_dict
+        found = original(*args, **kwargs)
         if not self._whole[0]._parameters:
             prefix = kwargs.get("prefix", "")
             for part in (self._up, "down_proj"):
                 found[f"{prefix}{part}"] = _stacked(self._part(part))
         return found
 
-    def _load_from_state_dict(self, *args: Any) -> None:
+    def _load_from_state_dict(self, *args: object) -> None:
         self._whole[0]._load_from_state_dict(*args)
 
     def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import torch
 
@@ -12,18 +12,24 @@ Evaluate = Callable[[Tensor], Tensor]
 """A group's outputs [R, rows] float32 for inputs [R, width] float32."""
 
 
+class _Context(Protocol):
+    """What autograd hands from a step forward to the step back."""
+
+    back: Evaluate
+
+
 class EncryptedProduct(torch.autograd.Function):
     """``forward(x)``, whose gradient is ``back(g)``, asked for when it is wanted: never for an ``x`` that needs none."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, forward: Evaluate, back: Evaluate) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, forward: Evaluate, back: Evaluate) -> Tensor:
         """Rows x [R, width] float32 → [R, rows]."""
         ctx.back = back
         return forward(x.detach())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, None, None]:
         """Gradients [R, rows] → [R, width].
 
         A row with NaN or infinity, as gradient scaling tries them, goes up as zeros and comes back as NaN.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class RemoteLayer(nn.Module):
 
     def _hold(self, inner: nn.Module) -> None:
         self._held = [inner]  # in a list, so that it is no module in the model's tree: its parameters are this one's
-        self._local: Callable[[Any], Any] = inner.forward
+        self._local: Callable[[torch.Tensor], torch.Tensor] = inner.forward
         for part in ("_parameters", "_buffers", "_modules"):
             self.__dict__[part] = inner.__dict__[part]
         weight = inner.weight
@@ -89,30 +89,32 @@ class RemoteLayer(nn.Module):
         """What answers in the mode of this call; None in mode ``torch``."""
         return None if self.passes is None else self.passes.router
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
         """Input [..., in] (or token ids [...]) → output [..., out] in the input's dtype (the weight's for token ids)."""
         x = args[0] if len(args) == 1 and not kwargs else self._input(args, kwargs)
         inner = self.inner
         if inner is None or not (inner._forward_hooks or inner._forward_pre_hooks):
             return self._answer(x)
         if self.router is None and not self.observers:
-            return inner(x)
+            answer: torch.Tensor = inner(x)
+            return answer
         inner.__dict__["forward"] = self._answer  # the float module's own call, so that its hooks run around this answer
         try:
-            return inner(x)
+            answer = inner(x)
+            return answer
         finally:
             if self._local == type(inner).forward.__get__(inner):
                 del inner.__dict__["forward"]
             else:
                 inner.__dict__["forward"] = self._local
 
-    def _input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _input(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         given = (*args, *kwargs.values())
         if len(given) != 1 or set(kwargs) - {"input", "x"}:
             raise TypeError(f"{self.name} takes one tensor, as 'input' or without a name, not {len(given)} arguments")
         return given[0]
 
-    def _answer(self, x: torch.Tensor) -> torch.Tensor:
+    def _answer(self, x: object) -> torch.Tensor:
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{self.name} was given a {type(x).__name__}, expected a torch.Tensor")
         passes = self.passes
@@ -151,24 +153,27 @@ class RemoteLayer(nn.Module):
         return out if out.dtype is x.dtype else out.to(x.dtype)
 
     @property
-    def weight(self) -> Any:
+    def weight(self) -> torch.Tensor:
         """The float weight in mode ``torch``; else what stands for it: see `RemoteWeight`. Models look at its dtype and
         device.
         """
-        if self.inner is not None and self.router is None and not self.withholds and self.kind != "conv1d":
-            return self.inner.weight
+        inner = self.inner
+        own = None if inner is None else inner.weight
+        assert own is None or isinstance(own, torch.Tensor)
+        if own is not None and self.router is None and not self.withholds and self.kind != "conv1d":
+            return own
         shape = (self.in_features, self.out_features) if self.kind == "embedding" else (self.out_features, self.in_features)
-        values = None if self.inner is None else self.inner.weight.detach()  # type: ignore[operator]
+        values = None if own is None else own.detach()
         if values is not None and self.kind == "conv1d":
             values = values.T  # as adapters of a linear layer expect it; what is assigned to a view's data would be lost
         return RemoteWeight(self.name, shape, self.dtype, self.device, values)
 
     @property
-    def bias(self) -> Any:
+    def bias(self) -> torch.Tensor | None:
         """The float bias, where there is one."""
         return None if self.inner is None else getattr(self.inner, "bias", None)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: torch.Tensor | nn.Module) -> None:
         """Weights are replaced in mode ``torch`` only, where that is noticed before the next pass in another."""
         if name not in ("weight", "bias") or "_held" not in self.__dict__:
             super().__setattr__(name, value)
@@ -203,21 +208,21 @@ class RemoteLayer(nn.Module):
             self.dtype, self.device = moved.dtype, moved.device
         return self
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: dict[str, torch.Tensor], prefix: str, keep_vars: bool) -> None:
         """The float module's; where there is none, a weight that no file can hold, since a file without it is no model."""
         if self.inner is not None:
             super()._save_to_state_dict(destination, prefix, keep_vars)
         elif not self.is_stacked:
             destination[f"{prefix}weight"] = self.weight
 
-    def _load_from_state_dict(self, *args: Any) -> None:
+    def _load_from_state_dict(self, *args: object) -> None:
         if not self.is_stacked:
             super()._load_from_state_dict(*args)
 
-    def __deepcopy__(self, memo: Any) -> RemoteLayer:
+    def __deepcopy__(self, memo: object) -> RemoteLayer:
         raise TypeError(COPY_REMEDY)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
         """It is part of sessions and keys, which are not copied."""
         raise TypeError(COPY_REMEDY)
 
@@ -226,7 +231,7 @@ class RemoteLayer(nn.Module):
         return f"{self.name}, {self.kind}, {self.in_features} -> {self.out_features}"
 
 
-class RemoteLinear(RemoteLayer, nn.Linear):  # type: ignore[override]
+class RemoteLinear(RemoteLayer, nn.Linear):  # type: ignore[override, misc]
     """A remote layer that counts as ``nn.Linear``, so that peft and others attach adapters to it; its weight is [out,
     in].
     """

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +24,7 @@ _CHOSEN: ContextVar[Mapping[int, str]] = ContextVar("veil_modes", default=Mappin
 """Modes that were chosen for one call, by the identity of the model's `Passes`: other threads do not see them."""
 
 Forward = Callable[..., object]
-Plan = Callable[[str, Forward, tuple[Any, ...], dict[str, Any]], Any]
+Plan = Callable[[str, Forward, tuple[object, ...], dict[str, object]], object]
 """Of a part's name, its own forward and a call's arguments: the call, whose traffic is fixed before it begins."""
 Around = Callable[[str, bool], AbstractContextManager[None]]
 """Of a mode, and whether groups start level: what is to be done around a pass, or around a part of one."""
@@ -129,7 +128,8 @@ class Passes:
         """A layer's answer where nothing that holds it was called: of a pass that was made if it is recomputed."""
         if not _is_backward():
             return forward(x)
-        out: torch.Tensor = self._plan(name, forward, (x,), {})
+        out = self._plan(name, forward, (x,), {})
+        assert isinstance(out, torch.Tensor)
         return out
 
     def _marked(self, name: str, names: frozenset[str], forward: Callable[..., object]) -> Callable[..., object]:

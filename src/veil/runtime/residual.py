@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -68,8 +68,8 @@ class ResidualStream:
             raise StreamChanged(f"the stream was changed on its way to {fusion.after}; {REMEDY}")
         return self._norms[fusion.after].factor(rows)
 
-    def _note(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+    def _note(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
             if self.active and args:
                 self._seen[name] = _Seen(args[0], Sighting(result))
 

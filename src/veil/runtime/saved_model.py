@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ from veil.runtime.modules import replace_modules
 from veil.sources.generation_settings import generation_settings
 from veil.sources.templates import bounded
 
+if TYPE_CHECKING:
+    from veil.typing import Config, LanguageModel, Processor, Tokenizer
+
 TENSORS = "tensors.safetensors"
 TOKENIZER = "tokenizer"
 
@@ -38,11 +42,11 @@ TOKENIZER = "tokenizer"
 class Opened:
     """A bundle in memory; ``compiled.weights`` is None and the tables are as stored when only the client half is here."""
 
-    model: nn.Module
+    model: LanguageModel
     layers: dict[str, RemoteLayer]
     compiled: Compiled
     tables: dict[str, NDArray[np.uint32]]
-    tokenizer: Any
+    tokenizer: Tokenizer | None
 
 
 def save(
@@ -50,7 +54,7 @@ def save(
     compiled: Compiled,
     tables: dict[str, NDArray[np.uint32]],
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer | Processor | None,
 ) -> None:
     """Write both halves under ``path``, which must be new or empty; a failure leaves nothing behind."""
     from transformers import PreTrainedModel
@@ -82,10 +86,12 @@ def remove(path: Path) -> None:
 def load(path: Path, terms: Terms, *, verify: bool = True) -> Opened:
     """Read a bundle from ``path``: the client half on these terms, and the server half where it is there too."""
     client = path / "client" if (path / "client").is_dir() else path
-    opened = load_client(client, terms, verify=verify)
     if not (path / "server").is_dir():
-        return opened
-    server = load_server(path / "server", verify=verify)
+        return load_client(client, terms, verify=verify)
+    with ThreadPoolExecutor(max_workers=1) as reading:  # weights are read and hashed while the other half is made
+        served = reading.submit(load_server, path / "server", verify=verify)
+        opened = load_client(client, terms, verify=verify)
+        server = served.result()
     compiled = opened.compiled
     if server.seed.seed != compiled.seed.seed or server.manifest != compiled.manifest:
         raise BundleError(f"{path}: the two halves are not of one bundle")
@@ -109,7 +115,13 @@ def load_client(path: Path, terms: Terms, *, verify: bool = True) -> Opened:
     return Opened(model, layers, compiled, tables, tokenizer)
 
 
-def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: Any, tokenizer: Any) -> None:
+def _save_client(
+    path: Path,
+    compiled: Compiled,
+    tables: dict[str, NDArray[np.uint32]],
+    model: LanguageModel,
+    tokenizer: Tokenizer | Processor | None,
+) -> None:
     model.config.dtype = model.dtype
     model.config.save_pretrained(path)
     if model.can_generate():
@@ -131,13 +143,13 @@ def _save_client(path: Path, compiled: Compiled, tables: dict[str, Any], model: 
     header_file.write_header(path, "client", fields)
 
 
-def _said_name(config: Any) -> str:
+def _said_name(config: Config) -> str:
     """What a model is called: a hub id, or a folder's own name, since this machine's paths are nobody's business."""
     said = str(getattr(config, "_name_or_path", "") or "")
     return Path(said).name if Path(said).is_absolute() or Path(said).exists() else said
 
 
-def _absent(model: Any) -> list[str]:
+def _absent(model: LanguageModel) -> list[str]:
     """Parts that the configuration would make and this model does without: what no setting says, such as a pooler."""
     with torch.device("meta"):
         made = type(model)._from_config(model.config)
@@ -146,7 +158,7 @@ def _absent(model: Any) -> list[str]:
     return [name for name, parent, child in parents if parent in own and getattr(own[parent], child, model) is None]
 
 
-def _leave_out(model: nn.Module, names: Any) -> None:
+def _leave_out(model: nn.Module, names: object) -> None:
     """Put None where a bundle's model does without a part."""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise BundleError("the bundle does not say which parts its model does without")
@@ -179,7 +191,7 @@ def _inside(name: str, model: nn.Module) -> bool:
     return isinstance(module, RemoteLayer)
 
 
-def _load_model(path: Path, header: Header, manifest: Manifest) -> tuple[nn.Module, dict[str, RemoteLayer]]:
+def _load_model(path: Path, header: Header, manifest: Manifest) -> tuple[LanguageModel, dict[str, RemoteLayer]]:
     import transformers
 
     class_name, places = header["class"], header["places"]
@@ -219,14 +231,14 @@ def _load_model(path: Path, header: Header, manifest: Manifest) -> tuple[nn.Modu
     return model.eval(), layers
 
 
-def _refuse_other_code(config: Any, path: Path) -> None:
+def _refuse_other_code(config: Config, path: Path) -> None:
     """Of what may name code to fetch, at any depth of a configuration: ``auto_map`` is dropped, other attention refused.
 
     Models that hold models make those from a part of their configuration, and would ask whether to run its code.
     """
     from transformers import PreTrainedConfig
 
-    rest: list[Any] = [config]
+    rest: list[object] = [config]
     while rest:
         part = rest.pop()
         fields = vars(part) if isinstance(part, PreTrainedConfig) else part
@@ -274,7 +286,7 @@ def _assign(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> N
         raise BundleError(f"{path / TENSORS}: {missing[0]} is missing")
 
 
-def _load_tokenizer(path: Path) -> Any:
+def _load_tokenizer(path: Path) -> Tokenizer | None:
     if not (path / TOKENIZER).is_dir():
         return None
     from transformers import AutoTokenizer

@@ -11,8 +11,9 @@ token: the number says how well draft tokens went lately, and not whether the te
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from transformers import PreTrainedModel
@@ -21,12 +22,17 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from veil.client.stats import Stats
 from veil.runtime.pace import Pace
 
+if TYPE_CHECKING:
+    from veil.typing import Tokenizer
+
 _LONGEST_MATCH = 3
 _SAME_SHARE = 0.99
 """Of a vocabulary; models of one family differ in the names of a few special tokens."""
 
 
-def check_draft(model: PreTrainedModel, draft: PreTrainedModel, own: Any = None, other: Any = None) -> None:
+def check_draft(
+    model: PreTrainedModel, draft: PreTrainedModel, own: Tokenizer | None = None, other: Tokenizer | None = None
+) -> None:
     """`ValueError` for a draft of another vocabulary, or, with the tokenizers of both, one that numbers it otherwise."""
     size, of_draft = (int(m.config.get_text_config().vocab_size) for m in (model, draft))
     if size != of_draft:
@@ -42,6 +48,14 @@ def check_draft(model: PreTrainedModel, draft: PreTrainedModel, own: Any = None,
         )
 
 
+class SpeculationOptions(TypedDict, total=False):
+    """What ``generate`` is told, so that it drafts."""
+
+    prompt_lookup_num_tokens: int
+    max_matching_ngram_size: int
+    assistant_model: PreTrainedModel
+
+
 class Speculation:
     """A context in which ``model.generate(**inputs, **options)`` drafts; ``with`` gives the options.
 
@@ -50,7 +64,7 @@ class Speculation:
     """
 
     def __init__(
-        self, model: PreTrainedModel, draft: str | PreTrainedModel, stats: Stats, pace: Pace, ready: object
+        self, model: PreTrainedModel, draft: str | PreTrainedModel, stats: Stats, pace: Pace, ready: Callable[[], int]
     ) -> None:
         self._model = model
         self._draft = draft
@@ -63,7 +77,7 @@ class Speculation:
             return
         check_draft(model, draft)
 
-    def __enter__(self) -> dict[str, Any]:
+    def __enter__(self) -> SpeculationOptions:
         make = self._model._get_candidate_generator
 
         def paced(*args: object, **kwargs: object) -> CandidateGenerator:
@@ -81,7 +95,7 @@ class Speculation:
 class _Paced(CandidateGenerator):  # type: ignore[misc]
     """Another generator's draft tokens, as many as the pace says."""
 
-    def __init__(self, inner: CandidateGenerator, stats: Stats, pace: Pace, ready: Any) -> None:
+    def __init__(self, inner: CandidateGenerator, stats: Stats, pace: Pace, ready: Callable[[], int]) -> None:
         self._inner = inner
         self._stats = stats
         self._pace = pace
@@ -90,10 +104,11 @@ class _Paced(CandidateGenerator):  # type: ignore[misc]
         self._rows = self._length = 0
         self._started, self._waited = 0.0, 0.0
 
-    def get_candidates(self, input_ids: torch.LongTensor, **kwargs: Any) -> tuple[torch.LongTensor, Any]:
+    def get_candidates(self, input_ids: torch.LongTensor, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The tokens so far with draft tokens behind them, and the draft's logits where there are any."""
         length = int(input_ids.shape[1])
-        candidates, logits = input_ids, None
+        candidates: torch.Tensor = input_ids
+        logits: torch.Tensor | None = None
         count = self._pace.draft_tokens(self._ready(), self._stats.seconds["prepare"] / max(1, self._stats.rows_made))
         if not self._prompt_done:
             count = max(1, count)  # a draft model has to see the prompt with the first pass
@@ -137,7 +152,7 @@ class _Paced(CandidateGenerator):  # type: ignore[misc]
                 config.assistant_confidence_threshold = 0.0  # a doubtful draft would end early, and show it
 
 
-def _exactly(candidates: torch.Tensor, logits: torch.Tensor | None, length: int) -> tuple[Any, Any]:
+def _exactly(candidates: torch.Tensor, logits: torch.Tensor | None, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Candidates cut or filled up to ``length``; a filled place is a draft token of the last token with probability one."""
     missing = length - candidates.shape[1]
     if missing <= 0:

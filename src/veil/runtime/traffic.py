@@ -9,13 +9,13 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
+from torch import nn
 
 from veil.errors import ModelChanged, RemoteWeightError, UnevenTraffic, one_line
 from veil.runtime.padding import Padding
-from veil.runtime.plan import Course, Plan, Shape
+from veil.runtime.plan import Call, Course, Plan, Shape
 from veil.runtime.rehearsal import CACHES, Arguments, bound
 from veil.runtime.router import Router
 from veil.runtime.way_back import Stretch, WayBack, Ways
@@ -266,16 +266,17 @@ class Traffic:
         found = (result[own] for own in CACHES if own in result) if isinstance(result, Mapping) else iter(())
         return {name: next(found, None), "use_cache": True}
 
-    def _rehearse(self, forward: Forward, inputs: dict[str, Any], results: list[Any] | None = None) -> list[Any]:
+    def _rehearse(self, forward: Forward, inputs: dict[str, object], results: list[object] | None = None) -> list[Call]:
         """The calls of a pass with these arguments, of which nothing is sent. `UnevenTraffic` where it fails."""
         router = self._router
-        calls: list[Any] = []
+        calls: list[Call] = []
         router.begin_forward()
         router.rehearsed, self._inside = calls, True
         plain = {name: value for name, value in inputs.items() if not name.partition(".")[2] and not name.isdigit()}
         several = [value for name, value in inputs.items() if name not in plain]
         buffers = [(buffer, buffer.clone()) for buffer in self._running_buffers()]
-        cards = sorted({value.device.index or 0 for value in inputs.values() if _is_on_card(value)})
+        tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
+        cards = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
         try:
             with (
                 torch.set_grad_enabled(self._with_gradients),
@@ -302,18 +303,15 @@ class Traffic:
         return [call for call in calls if call[0] not in self._open]
 
 
-def _is_on_card(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_cuda
-
-
-def padded_most(model: Any, options: Mapping[str, Any], padding: Padding) -> int | None:
+def padded_most(model: nn.Module, options: Mapping[str, object], padding: Padding) -> int | None:
     """The most tokens of an answer, as ``generate`` is asked for them; `ValueError` for options that show lengths anyway."""
-    chosen = [options, vars(options.get("generation_config") or model.generation_config)]
+    own = getattr(model, "generation_config", None)
+    chosen = [options, vars(options.get("generation_config") or own)]
     if any(one.get(name) for one in chosen for name in ("assistant_model", "prompt_lookup_num_tokens")):
         raise ValueError("draft tokens show how often they were right, whatever the padding; leave out one of the two")
     if any(one.get("use_cache") is False for one in chosen):
         raise ValueError("answers without a cache cannot be padded; leave out use_cache=False")
-    most = next((one["max_new_tokens"] for one in chosen if one.get("max_new_tokens")), None)
+    most: int | None = next((one["max_new_tokens"] for one in chosen if one.get("max_new_tokens")), None)
     if padding.whole_answers and most is None:
         raise ValueError("padding to whole answers needs max_new_tokens")
     return most

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
 
 import torch
 
@@ -92,11 +92,18 @@ class RemoteWeight(torch.Tensor):
         return self
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         """Let through what asks about the tensor, and the norms that adapters take."""
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         if name in ("__get__", "__set__"):
-            name = func.__self__.__name__ if name == "__get__" else f"{func.__self__.__name__}_"
+            described: str = getattr(func, "__self__", func).__name__
+            name = described if name == "__get__" else f"{described}_"
         own = next(part for part in _flat((args, tuple(kwargs.values()))) if isinstance(part, RemoteWeight))
         if name == "requires_grad_" and args[1:] == (False,):
             return None
@@ -110,11 +117,20 @@ class RemoteWeight(torch.Tensor):
             raise RemoteWeightError(f"the weight of {own.layer} is on the server; what needs its values cannot run here")
         if name in _NORMS or name in _TURNED or name in _DERIVED:
             made = func(*map(_values, args), **{key: _values(value) for key, value in kwargs.items()})
-            return made if name in _NORMS else cls(own.layer, made.shape, made.dtype, made.device, made)
+            if name in _NORMS:
+                return made
+            assert isinstance(made, torch.Tensor)
+            return cls(own.layer, made.shape, made.dtype, made.device, made)
         raise _gone_around(own.layer)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+    def __torch_dispatch__(  # type: ignore[override]
+        cls,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> NoReturn:
         """Nothing is computed with it."""
         own = next(part for part in _flat((args, tuple((kwargs or {}).values()))) if isinstance(part, RemoteWeight))
         raise _gone_around(own.layer)
@@ -143,7 +159,7 @@ def _values(value: object) -> object:
     return value.floats if isinstance(value, RemoteWeight) else value
 
 
-def _flat(parts: Any) -> list[Any]:
+def _flat(parts: Iterable[object]) -> list[object]:
     return [own for part in parts for own in (_flat(part) if isinstance(part, list | tuple) else [part])]
 
 

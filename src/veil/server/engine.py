@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ MOST_BATCHES = 8
 """Batches of one upload."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Claim:
     """Packed rows [R, bytes] of one group, the rows of the shares h that wait for them, and how many outputs are asked."""
 
@@ -35,11 +35,11 @@ class Claim:
     rows: Array
     shares: list[Rows]
     slots: int
+    count: int = field(init=False)
+    """Rows."""
 
-    @property
-    def count(self) -> int:
-        """Rows."""
-        return len(self.rows)
+    def __post_init__(self) -> None:
+        self.count = len(self.rows)
 
     def asks_like(self, other: Claim) -> bool:
         """Whether one product can answer both."""
@@ -72,6 +72,11 @@ class Engine:
             )
             for group, start in zip(model.manifest.groups, model.manifest.starts, strict=True)
         ]
+
+    @property
+    def groups(self) -> int:
+        """Groups of layers."""
+        return len(self._places)
 
     @property
     def on_gpu(self) -> bool:

@@ -23,10 +23,12 @@ from veil.kernels.interface import Kernels
 from veil.network.grpc_options import server_options
 from veil.network.listening import is_loopback, listening
 from veil.network.tokens import Tokens
+from veil.params import packed_bytes
 from veil.priority import in_thread_of_its_own
 from veil.process import raise_file_limit
 from veil.progress import Progress
 from veil.server.admission import Admission
+from veil.server.arrivals import Arrivals, room_for
 from veil.server.budget import RowBudget
 from veil.server.cards import Card, engines
 from veil.server.engine import Engine
@@ -176,8 +178,11 @@ class Server:
         on_gpu = any(served.engine.on_gpu for served in bundles.values())
         self._stages = Stages(self.metrics.staged)
         self.metrics.before_reading(self._stages.flush)
+        row_bytes = max(packed_bytes(own.width, own.input_bits) for model in models for own in model.manifest.groups)
         self._loop = RowLoop(
-            self._stages, threads=max(1 + len(served.copies) for served in bundles.values()) if on_gpu else None
+            self._stages,
+            threads=max(1 + len(served.copies) for served in bundles.values()) if on_gpu else None,
+            arrivals=Arrivals(threads if config.rows_port is not None else 0, min(room_for(row_bytes), message_bytes)),
         )
         self.service = Service(
             Shared(

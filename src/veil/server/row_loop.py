@@ -10,16 +10,18 @@ from __future__ import annotations
 import logging
 import selectors
 import socket
+import ssl
 import threading
 import time
 
 import numpy as np
-from numpy.typing import NDArray
 
 from veil.errors import ServerUnreachable
 from veil.network.busy_poll import NOTHING, BusyPoll
 from veil.priority import cores
+from veil.server.arrivals import U8, Arrivals
 from veil.server.engine import Claim, Engine
+from veil.server.row_io import PART, STATE, WHOLE
 from veil.server.row_seat import Seat
 from veil.server.stages import Stages
 from veil.server.turns import Asked, FairTurns, RowPiece
@@ -31,12 +33,24 @@ _WORTH_THREADS = 8 << 20
 _MOST_THREADS = 4
 _ALONE_S = 0.25
 _IDLE_S = 1.0
+_NONE: U8 = np.empty((0, 0), np.uint8)
 
 
 class RowLoop:
-    """Serves seats and `answer`. ``threads`` is as many as there are cores, 4 at most, or 1 for a GPU."""
+    """Serves seats and `answer`. ``threads`` is as many as there are cores, 4 at most, or 1 for a GPU.
 
-    def __init__(self, stages: Stages | None = None, *, threads: int | None = None, turns: FairTurns | None = None) -> None:
+    What has a place in ``arrivals`` is received and answered together; without, each message is read by itself.
+    """
+
+    def __init__(
+        self,
+        stages: Stages | None = None,
+        *,
+        threads: int | None = None,
+        turns: FairTurns | None = None,
+        arrivals: Arrivals | None = None,
+    ) -> None:
+        self._arrivals = arrivals or Arrivals(0, 0)
         self._stages = stages or Stages()
         self._turns = turns or FairTurns()
         self._selector = selectors.DefaultSelector()
@@ -58,6 +72,7 @@ class RowLoop:
 
     def start(self) -> None:
         """Begin to serve."""
+        self._arrivals.compile()
         for thread in self._threads:
             thread.start()
 
@@ -81,18 +96,28 @@ class RowLoop:
 
     def add(self, seat: Seat) -> None:
         """Serve a connection that has shown its ticket."""
+        if not isinstance(seat.frames.connection, ssl.SSLSocket):
+            seat.place = self._arrivals.add(seat.frames.connection.fileno(), seat.stream.name)
+        self._go_on(seat)
+
+    def _go_on(self, seat: Seat) -> None:
         self._look_for(seat, selectors.EVENT_READ)
         if seat.frames.held:
             with self._lock:
                 self._again.append(seat)
         self._wake()
 
-    def remove(self, seat: Seat) -> None:
+    def _end(self, seat: Seat) -> None:
         """Serve it no more."""
         with self._lock:
             if self._latest is seat:
                 self._latest = None
         self._look_away(seat)
+        seat.drop()
+        with self._lock:
+            place, seat.place = seat.place, None
+        if place is not None:
+            self._arrivals.free(place)
 
     def answer(self, engine: Engine, claim: Claim, flow: str = "") -> bytes:
         """The packed results of a claim, for a thread that waits for them; raises what its product did."""
@@ -172,47 +197,91 @@ class RowLoop:
                 self._went(key.data)
             else:
                 seats.append(key.data)
-        came = []
+        came: list[Asked] = []
+        together: dict[Seat, None] = {}  # one that had a rest to read and now has more is there twice
         for seat in seats:
-            try:
-                asked = self._take(seat)
-            except Exception:  # what the others asked is not lost for it
-                _LOG.exception("the serving loop failed at a connection")
-                seat.end()
+            if seat.joins:
+                together[seat] = None
             else:
-                if asked is not None:
-                    came.append(asked)
+                self._take(seat, came)
+        if together:
+            self._take_together(list(together), came)
         return came
 
-    def _take(self, seat: Seat) -> Asked | None:
-        if seat.busy:  # it sends before it is answered: its next message waits
-            self._look_away(seat)  # it may still be the only one who is there
-            with self._lock:
-                seat.parked = seat.busy
-            if seat.parked:
-                return None
-            self._look_for(seat, selectors.EVENT_READ)  # it was answered at this moment
-        asked = seat.next(time.perf_counter(), self._reply)
-        if asked is not None:
-            self._heard_from(seat)
-        elif seat.over:
-            self.remove(seat)
-            seat.drop()
+    def _take_together(self, seats: list[Seat], came: list[Asked]) -> None:
+        """Receive from all of them at once; what is unusual about a message is seen when it is read by itself."""
+        start, arrivals, asked_before = time.perf_counter(), self._arrivals, len(came)
+        for seat in seats:
+            seat.lock.acquire()
+        try:
+            there = [(seat, seat.place) for seat in seats if seat.place is not None and not seat.gone]
+            found = arrivals.receive([place for _, place in there])
+        finally:
+            for seat in seats:
+                seat.lock.release()
+        for (seat, place), own in zip(there, found, strict=True):
+            state = own[STATE]
+            if state == PART:
+                continue
+            asked = seat.taken(own, arrivals.rows(place, own), self._reply) if state == WHOLE else None
+            if asked is not None:
+                came.append(asked)
+            elif seat.over or seat.closing:
+                self._settle(seat)
+            else:
+                seat.put_back(arrivals.take(place, own))
+                self._take(seat, came)
+        for asked in came[asked_before:][-2:]:
+            self._heard_from(asked.seat)
+        if count := len(came) - asked_before:
+            end = time.perf_counter()
+            for asked in came[asked_before:]:
+                asked.since, asked.checked_s = end, (end - start) / count
+
+    def _take(self, seat: Seat, came: list[Asked]) -> None:
+        """Read a message by itself."""
+        try:
+            if seat.busy:  # it sends before it is answered: its next message waits
+                self._look_away(seat)  # it may still be the only one who is there
+                with self._lock:
+                    seat.parked = seat.busy
+                if seat.parked:
+                    return
+                self._look_for(seat, selectors.EVENT_READ)  # it was answered at this moment
+            asked = seat.next(time.perf_counter(), self._reply)
+            if asked is not None:
+                self._heard_from(seat)
+                came.append(asked)
+            else:
+                self._settle(seat)
+        except Exception:  # what the others asked is not lost for it
+            _LOG.exception("the serving loop failed at a connection")
+            seat.end()
+
+    def _settle(self, seat: Seat) -> None:
+        """After a message that was none, or at fault."""
+        if seat.over:
+            self._end(seat)
         elif seat.closing:
             self._look_for(seat, selectors.EVENT_WRITE)
-        return asked
 
     def _serve_alone(self, asked: Asked) -> None:
         """As `_serve`, where nobody else is there: nothing is weighed, and no other thread has to be told."""
         start = time.perf_counter()
         engine, claims = asked.engine, [asked.claim]
         try:
-            packed = engine.product(claims, serial=engine.work(asked.claim) < _WORTH_THREADS)
-            asked.pieces.append(engine.kernels.to_numpy(packed).tobytes())
+            packed = engine.kernels.to_numpy(engine.product(claims, serial=engine.work(asked.claim) < _WORTH_THREADS))
+            if not asked.usual:
+                asked.pieces.append(packed.tobytes())
         except Exception as error:
             asked.failed = error
         end = time.perf_counter()
-        self._hand_over(asked)
+        if asked.usual and asked.failed is None:
+            self._reply_together([(asked, 0)], packed)
+            assert isinstance(asked.seat, Seat)
+            asked.seat.stream.look_ahead(asked.claim)
+        else:
+            self._hand_over(asked)
         spent = (asked.checked_s, start - asked.since, end - start, time.perf_counter() - end)
         self._stages.answered(spent, 1, asked.claim.count, end - start)
 
@@ -220,7 +289,7 @@ class RowLoop:
         start = time.perf_counter()
         engine, claims = pieces[0].asked.engine, [piece.claim for piece in pieces]
         failure: Exception | None = None
-        replies: list[bytes] = []
+        results: U8 = _NONE
         try:
             serial = self._running > 1 or sum(map(engine.work, claims)) < _WORTH_THREADS
             packed = engine.product(claims, serial=serial)
@@ -228,7 +297,7 @@ class RowLoop:
                 came = self._read(0.0)  # while the GPU multiplies
                 with self._lock:
                     self._wait_for(came)
-            replies = _parts(engine.kernels.to_numpy(packed), claims)
+            results = engine.kernels.to_numpy(packed)
         except Exception as error:
             failure = error
         end = time.perf_counter()
@@ -237,32 +306,36 @@ class RowLoop:
             for piece in pieces:
                 piece.asked.failed = failure
             self._turns.took(pieces, end - start)
-        self._answer(pieces, replies, failure, (start, end))
+        self._answer(pieces, results, failure, (start, end))
 
-    def _answer(
-        self, pieces: list[RowPiece], replies: list[bytes], failure: Exception | None, times: tuple[float, float]
-    ) -> None:
+    def _answer(self, pieces: list[RowPiece], results: U8, failure: Exception | None, times: tuple[float, float]) -> None:
         """Hand the results of a product over, and count where the time of its messages went."""
         start, end = times
         checked = waited = 0.0
-        rows = whole = 0
-        for place, piece in enumerate(pieces):
-            asked = piece.asked
+        row = whole = 0
+        together: list[tuple[Asked, int]] = []
+        for piece in pieces:
+            asked, first, row = piece.asked, row, row + piece.claim.count
             waited += start - (asked.begun or asked.since)
-            rows += piece.claim.count
-            if failure is None:
-                asked.pieces.append(replies[place])
-            if piece.last or failure is not None:
+            ends = piece.last or failure is not None
+            if ends and asked.usual and failure is None and not asked.pieces:
+                together.append((asked, first))
+            elif failure is None:
+                asked.pieces.append(results[first:row].tobytes())
+            if ends:
                 checked += asked.checked_s
                 whole += 1
-                self._hand_over(asked)
+                if not (together and together[-1][0] is asked):
+                    self._hand_over(asked)
             else:
                 asked.begun = end
+        if together:
+            self._reply_together(together, results)
         if failure is None and whole < len(pieces):
             self._wake()  # what is left of a prompt waits again
         multiplied = end - start
         spent = (checked, waited, multiplied * len(pieces), (time.perf_counter() - end) * (len(pieces) + 1) / 2)
-        self._stages.answered(spent, whole, rows, multiplied)
+        self._stages.answered(spent, whole, row, multiplied)
 
     @staticmethod
     def _hand_over(asked: Asked) -> None:
@@ -271,30 +344,52 @@ class RowLoop:
         except Exception:  # the others get their results
             _LOG.exception("the serving loop failed at a reply")
 
+    def _reply_together(self, turns: list[tuple[Asked, int]], results: U8) -> None:
+        """Answer usual messages, each with the results from its first row on."""
+        seats = [(asked, first, asked.seat) for asked, first in turns if isinstance(asked.seat, Seat)]
+        for _, _, seat in seats:
+            seat.lock.acquire()
+        try:
+            there = [(asked, first, seat) for asked, first, seat in seats if not seat.gone and seat.place is not None]
+            sent = self._arrivals.reply(results, [(seat.place or 0, first) for _, first, seat in there])
+        finally:
+            for _, _, seat in seats:
+                seat.lock.release()
+        went = []
+        for (asked, first, seat), own in zip(there, sent, strict=True):
+            if own < 0:
+                asked.pieces.append(results[first : first + asked.claim.count].tobytes())
+            went.append((seat, seat.went(asked, own)))
+        self._answered(went)
+
     def _reply(self, asked: Asked) -> None:
         seat = asked.seat
         assert isinstance(seat, Seat)
-        sent = seat.reply(asked)
+        self._answered([(seat, seat.reply(asked))])
+
+    def _answered(self, seats: list[tuple[Seat, bool]]) -> None:
+        """Replies went, all of each or not: look for what these connections ask next."""
         with self._lock:  # not before the reply went: the next one must not overtake it
-            seat.busy, parked = False, seat.parked
-        if seat.over:
-            self.remove(seat)
-            seat.drop()
-        elif not sent:
-            self._look_for(seat, selectors.EVENT_WRITE)
-        elif parked:
-            self._back(seat)
-        elif seat.frames.held:
-            with self._lock:
-                self._again.append(seat)
-            self._wake()
+            for seat, _ in seats:
+                seat.busy = False
+            after = [own for own in seats if own[0].parked or own[0].over or not own[1] or own[0].frames.held]
+        for seat, sent in after:
+            if seat.over:
+                self._end(seat)
+            elif not sent:
+                self._look_for(seat, selectors.EVENT_WRITE)
+            elif seat.parked:
+                self._back(seat)
+            else:
+                with self._lock:
+                    self._again.append(seat)
+                self._wake()
 
     def _went(self, seat: Seat) -> None:
         """A connection takes more of a reply that it did not take at once."""
         if seat.flush():
             if seat.over:
-                self.remove(seat)
-                seat.drop()
+                self._end(seat)
             else:
                 self._look_away(seat)
                 self._back(seat)
@@ -313,7 +408,7 @@ class RowLoop:
 
     def _back(self, seat: Seat) -> None:
         seat.parked = False
-        self.add(seat)
+        self._go_on(seat)
 
     # Who is there --------------------------------------------------------------------------------------------------------
 
@@ -340,18 +435,6 @@ class RowLoop:
             self._wake_in.recv(4096)
         except OSError:
             return
-
-
-def _parts(packed: NDArray[np.uint8], claims: list[Claim]) -> list[bytes]:
-    """Each claim's rows of all results [R, bytes]."""
-    if len(claims) == 1:
-        return [packed.tobytes()]
-    whole, width, parts, first = packed.tobytes(), packed.shape[1], [], 0
-    for claim in claims:
-        last = first + width * claim.count
-        parts.append(whole[first:last])
-        first = last
-    return parts
 
 
 def _file_of(selector: selectors.BaseSelector) -> int | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from veil.errors import VeilError
 from veil.network.ready_frames import ReadyFrames
+from veil.server.arrivals import U8
 from veil.server.logs import event
 from veil.server.rows import RowAnswers
 from veil.server.turns import Asked
@@ -38,10 +39,15 @@ class Seat:
         """Whether it ends when what is unsent went."""
 
         self.over = False
+        self.place: int | None = None
+        """Where its messages are received together with others'; None where each is read by itself."""
+
+        self.lock = threading.Lock()
+        self.gone = False
+        """Whether its socket is closed; changes under the lock, which is held while the socket's number is used."""
+
         self._result = "broken"
         self._dropped = dropped
-        self._lock = threading.Lock()
-        self._gone = False
 
     @property
     def meanwhile(self) -> Iterator[object]:
@@ -61,16 +67,49 @@ class Seat:
             engine, claim, flow = self.stream.ask(data)
             now = time.perf_counter()
             return Asked(engine, claim, flow, done, now, checked_s=now - came, seat=self)
-        except EOFError:
-            self.over, self._result = True, "ok"
-        except OSError:
-            self.over = True
-        except VeilError as error:
-            self._refuse(error)
-        except Exception:
-            _LOG.exception("a row stream failed")
-            self.over, self._result = True, "internal"
+        except Exception as error:
+            self._fail(error)
         return None
+
+    @property
+    def joins(self) -> bool:
+        """Whether its next message may be received together with others'."""
+        return self.place is not None and not self.busy and not self.frames.held
+
+    def taken(self, own: Sequence[int], rows: U8, done: Callable[[Asked], object]) -> Asked | None:
+        """A usual message, received together with others', as a request; None for one to be read by itself, or at fault.
+
+        ``own`` are its columns of `veil.server.row_io`.
+        """
+        try:
+            self.busy = True
+            found = self.stream.ask_usual(own, rows)
+            if found is None:
+                self.busy = False
+                return None
+            engine, claim, flow = found
+            return Asked(engine, claim, flow, done, 0.0, seat=self, usual=True)
+        except Exception as error:
+            self._fail(error)
+        return None
+
+    def put_back(self, data: bytes | memoryview) -> None:
+        """Have bytes read by `next` before what comes."""
+        self.frames.put_back(data)
+
+    def went(self, asked: Asked, sent: int) -> bool:
+        """A reply of ``sent`` bytes went with others', or ``-1 - sent`` bytes of it; whether all of it did."""
+        self.heard = time.monotonic()
+        try:
+            if sent > 0:
+                self.stream.replied(asked.claim, sent)
+                return True
+            data = self.stream.reply(asked.claim, asked.reply)
+            with self.lock:
+                return self.gone or self.frames.send_rest(data, -1 - sent)
+        except Exception as error:
+            self._fail(error)
+        return False
 
     def reply(self, asked: Asked) -> bool:
         """Send the results; whether all of it went."""
@@ -82,18 +121,15 @@ class Seat:
             data = self.stream.reply(asked.claim, asked.reply)
             self.heard = time.monotonic()
             return self._send(data)
-        except OSError:
-            self.over = True
         except Exception as error:
-            _LOG.error("a row stream failed", exc_info=error)
-            self.over, self._result = True, "internal"
+            self._fail(error)
         return False
 
     def flush(self) -> bool:
         """Send more; whether nothing is left. A connection that was to end then is over."""
-        with self._lock:
+        with self.lock:
             try:
-                done = self._gone or self.frames.flush()
+                done = self.gone or self.frames.flush()
             except OSError:
                 self.over = done = True
         self.over = self.over or (done and self.closing)
@@ -105,17 +141,29 @@ class Seat:
 
     def drop(self) -> None:
         """Free it; once."""
-        with self._lock:
-            if self._gone:
+        with self.lock:
+            if self.gone:
                 return
-            self._gone = True
+            self.gone = True
             self.frames.close()
         self.stream.end()
         self._dropped(self, self._result)
 
+    def _fail(self, error: Exception) -> None:
+        """A message could not be read: it ended, it is not allowed, or this program is wrong."""
+        if isinstance(error, EOFError):
+            self.over, self._result = True, "ok"
+        elif isinstance(error, OSError):
+            self.over = True
+        elif isinstance(error, VeilError):
+            self._refuse(error)
+        else:
+            _LOG.error("a row stream failed", exc_info=error)
+            self.over, self._result = True, "internal"
+
     def _send(self, data: bytes) -> bool:
-        with self._lock:
-            return self._gone or self.frames.send(data)
+        with self.lock:
+            return self.gone or self.frames.send(data)
 
     def _refuse(self, error: VeilError) -> bool:
         """Tell the client what was wrong, and end the connection when that went."""

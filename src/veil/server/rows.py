@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from veil.errors import WireError
 from veil.network.busy_poll import NOTHING
 from veil.server.admission import Admission
+from veil.server.arrivals import U8
 from veil.server.budget import RowBudget
 from veil.server.engine import Claim, Engine
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
+from veil.server.row_io import BATCH, COUNT, FIRST, GROUP, RECEIVED, SEQUENCE, SLOTS
 from veil.server.store import Session
 from veil.wire import codec
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
-from veil.wire.messages import rows_of
+from veil.wire.messages import Span, rows_of
 
 _TELL_BYTES = 1 << 18
 """Bytes that move between two updates of the metrics."""
@@ -67,17 +69,51 @@ class RowAnswers:
         self._received += len(data)
         return session.engine, claim, self._owner or session.name
 
+    @property
+    def name(self) -> str:
+        """The session's name; empty where there is none yet."""
+        return "" if self._session is None else self._session.name
+
+    def ask_usual(self, own: Sequence[int], rows: U8) -> tuple[Engine, Claim, str] | None:
+        """As `ask` for a request of the stream's own session that was taken apart before, with its rows [count, bytes].
+
+        ``own`` has the columns of `veil.server.row_io`. None, and nothing is changed, where `ask` would refuse the form.
+        """
+        session, group, slots = self._session, own[GROUP], own[SLOTS]
+        if session is None or session.closed or group >= session.engine.groups:
+            return None
+        engine, count = session.engine, own[COUNT]
+        _, outputs, row_bytes = engine.place(group)
+        if rows.shape != (count, row_bytes) or slots > outputs:
+            return None
+        self._store.touch(session)
+        if self._budget is not None:
+            self._budget.spend(self._owner, engine, group, count)
+        spans = [Span(own[BATCH], own[FIRST], count)]
+        claim = self._admission.claim(session, group, spans, rows, slots or outputs)
+        self._sequence = own[SEQUENCE]
+        self._received += own[RECEIVED]
+        return engine, claim, self._owner or session.name
+
     def reply(self, claim: Claim, rows: bytes) -> bytes:
         """The sealed reply to what was asked last."""
-        session = self._session
-        if session is not None:
-            self.meanwhile = session.engine.prefetch_after(claim.group)
+        self.look_ahead(claim)
         reply = seal(pb.EvaluateReply(sequence=self._sequence, rows=rows))
-        self._sent += len(reply)
+        self.replied(claim, len(reply))
+        return reply
+
+    def replied(self, claim: Claim, nbytes: int) -> None:
+        """Count a reply."""
+        self._sent += nbytes
         self._rows += claim.count
         if self._received + self._sent > _TELL_BYTES:
             self._tell()
-        return reply
+
+    def look_ahead(self, claim: Claim) -> None:
+        """Have ``meanwhile`` prepare the request that follows this one."""
+        session = self._session
+        if session is not None:
+            self.meanwhile = session.engine.prefetch_after(claim.group)
 
     def _claim(self, session: Session, request: pb.EvaluateRequest) -> Claim:
         spans, manifest = codec.spans_from(request.spans), session.engine.model.manifest

@@ -42,11 +42,12 @@ class _Claimed:
 
     def claim(self, span: Span, digest: bytes | None) -> None:
         """Note that a span came; the same again is allowed where it has a digest, anything else raises `RowReused`."""
-        if span.first >= self._upto:
-            self._upto = span.first + span.count
-            self._spans[span.first] = span.count, digest
-        elif digest is None or self._spans.get(span.first) != (span.count, digest):
-            raise RowReused(f"rows from {span.first} of batch {span.batch} were used before, with other bytes")
+        first, count = span.first, span.count
+        if first >= self._upto:
+            self._upto = first + count
+            self._spans[first] = count, digest
+        elif digest is None or self._spans.get(first) != (count, digest):
+            raise RowReused(f"rows from {first} of batch {span.batch} were used before, with other bytes")
 
 
 @dataclass(eq=False)
@@ -57,6 +58,13 @@ class Batch:
     expires: float
     nbytes: int
     claimed: dict[int, _Claimed] = field(default_factory=dict)
+
+    def spend(self, group: int, span: Span, digest: bytes | None) -> None:
+        """Note that rows came for a group; see `_Claimed.claim`."""
+        claimed = self.claimed.get(group)
+        if claimed is None:
+            claimed = self.claimed[group] = _Claimed()
+        claimed.claim(span, digest)
 
 
 @dataclass(eq=False)
@@ -242,22 +250,26 @@ class SessionStore:
         digests = [None if part is None else hashlib.sha256(part).digest() for part in data]
         now = self._clock()
         with self._lock:
-            found = []
-            for span in spans:
-                batch = session.batches.get(span.batch)
-                if batch is None or segment not in batch.shares:
-                    raise UnknownBatch(f"batch {span.batch} is not prepared for the {segment} of the model")
-                if batch.expires < now:
-                    raise UnknownBatch(f"batch {span.batch} expired after {self.limits.batch_ttl_s:g} s; prepare fresh ones")
-                if not (span.first >= 0 and span.count > 0 and span.first + span.count <= len(batch.shares[segment])):
-                    raise WireError(f"rows {span.first} to {span.first + span.count} are not those of a batch")
-                found.append(batch)
+            if len(spans) == 1:
+                batch = self._batch(session, spans[0], segment, now)
+                batch.spend(group, spans[0], digests[0])
+                return [Rows(batch.shares[segment], spans[0].first, spans[0].count)]
+            found = [self._batch(session, span, segment, now) for span in spans]
             for span, batch, digest in zip(spans, found, digests, strict=True):
-                claimed = batch.claimed.get(group)
-                if claimed is None:
-                    claimed = batch.claimed[group] = _Claimed()
-                claimed.claim(span, digest)
+                batch.spend(group, span, digest)
             return [Rows(batch.shares[segment], span.first, span.count) for span, batch in zip(spans, found, strict=True)]
+
+    def _batch(self, session: Session, span: Span, segment: str, now: float) -> Batch:
+        """The batch that has these rows."""
+        number, first, count = span.batch, span.first, span.count
+        batch = session.batches.get(number)
+        if batch is None or segment not in batch.shares:
+            raise UnknownBatch(f"batch {number} is not prepared for the {segment} of the model")
+        if batch.expires < now:
+            raise UnknownBatch(f"batch {number} expired after {self.limits.batch_ttl_s:g} s; prepare fresh ones")
+        if not (first >= 0 and count > 0 and first + count <= len(batch.shares[segment])):
+            raise WireError(f"rows {first} to {first + count} are not those of a batch")
+        return batch
 
     def _refuse(self, session: Session, batches: int, nbytes: int) -> None:
         limits, held = self.limits, len(session.batches) + session.waiting

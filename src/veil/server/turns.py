@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from veil.kernels.interface import Rows
 from veil.server.engine import Claim, Engine
@@ -35,7 +36,6 @@ class Asked:
     done: Callable[[Asked], object]
     since: float
     tag: float = 0.0
-    next_row: int = 0
     pieces: list[bytes] = field(default_factory=list)
     failed: Exception | None = None
     begun: float = 0.0
@@ -43,21 +43,24 @@ class Asked:
     seat: object = None
     """The connection that it came on, where it came on the row lane."""
 
-    kind: tuple[int, int, int] = (0, 0, 0)
-    """What it has in common with those that one product can answer: engine, group, outputs. Set when it waits."""
+    usual: bool = False
+    """Whether it was received together with others, and may be answered so."""
+
+    kind: int = 0
+    """Equal for those that one product can answer: of one engine, group, and outputs. Set when it waits."""
 
     row_work: int = 0
     """Multiply-adds of one of its rows; set when it waits."""
 
-    @property
-    def prompt(self) -> bool:
-        """Whether it is a prompt's."""
-        return self.claim.count > PROMPT_ROWS
+    left: int = field(init=False)
+    """Rows that no product was begun for."""
 
-    @property
-    def left(self) -> int:
-        """Rows that no product was begun for."""
-        return self.claim.count - self.next_row
+    prompt: bool = field(init=False)
+    """Whether it is a prompt's."""
+
+    def __post_init__(self) -> None:
+        self.left = self.claim.count
+        self.prompt = self.left > PROMPT_ROWS
 
     @property
     def reply(self) -> bytes:
@@ -123,16 +126,19 @@ class FairTurns:
             self._ends = {flow: end for flow, end in self._ends.items() if end > self._virtual}
         kind = chosen.kind
         alike = [one for one in waiting if one.kind == kind and one is not chosen and not one.prompt]
-        self._waiting = [one for one in waiting if one is not chosen and (one.kind != kind or one.prompt)]
+        if len(alike) + (not chosen.prompt) == len(waiting):
+            self._waiting = []
+        else:
+            self._waiting = [one for one in waiting if one.kind != kind or (one.prompt and one is not chosen)]
         self._prompts -= chosen.prompt
         pieces, room = [self._piece(chosen, now, len(alike) > 0)], self._most_rows
         room -= 0 if chosen.prompt else pieces[0].claim.count
-        if sum(one.left for one in alike) > room:
+        if sum(map(_left_of, alike)) > room:
             alike.sort(key=_tag_of)
         for other in alike:
             if other.left <= room:
-                pieces.append(self._piece(other, now))
-                room -= pieces[-1].claim.count
+                room -= other.left
+                pieces.append(_whole(other))
             else:
                 self._waiting.append(other)
         if not self._waiting:
@@ -169,8 +175,10 @@ class FairTurns:
     def _tag(self, asked: Asked) -> None:
         if not asked.row_work:
             _weigh(asked)
-        asked.tag = max(self._virtual, self._ends.get(asked.flow, 0.0))
-        self._ends[asked.flow] = asked.tag + _work(asked, min(asked.left, self._piece_rows(asked)))
+        rows = min(asked.left, self._piece_rows(asked)) if asked.prompt else asked.left
+        end = self._ends.get(asked.flow, 0.0)
+        asked.tag = tag = end if end > self._virtual else self._virtual
+        self._ends[asked.flow] = tag + _work(asked, rows)
 
     def _chosen(self, now: float) -> Asked:
         """Whose group is next: of the class whose time it is, the most rows of one group among those who are about level."""
@@ -183,23 +191,25 @@ class FairTurns:
         if now - oldest.since > _PATIENT_S:
             return first if first.tag < oldest.tag else oldest
         level = first.tag + _SLACK * _work(first, 1)
-        rows: dict[tuple[int, int, int], int] = {}
-        leads: dict[tuple[int, int, int], Asked] = {}
+        rows: dict[int, int] = {}
+        leads: dict[int, Asked] = {}
         for asked in others:
             if asked.tag <= level:
                 kind = asked.kind
-                rows[kind] = rows.get(kind, 0) + asked.claim.count
-                if kind not in leads or asked.tag < leads[kind].tag:
-                    leads[kind] = asked
+                if kind in rows:
+                    rows[kind] += asked.left
+                    if asked.tag < leads[kind].tag:
+                        leads[kind] = asked
+                else:
+                    rows[kind], leads[kind] = asked.left, asked
         return leads[max(rows, key=rows.__getitem__)]
 
     def _piece(self, asked: Asked, now: float, company: bool = False) -> RowPiece:
-        count = asked.left
-        if asked.claim.count > PROMPT_ROWS and (company or self._waiting or now - self._mixed < _COMPANY_S):
-            count = min(count, self._piece_rows(asked))
-        if count == asked.claim.count:
+        if not asked.prompt or not (company or self._waiting or now - self._mixed < _COMPANY_S):
             return _whole(asked)
-        first, asked.next_row = asked.next_row, asked.next_row + count
+        count = min(asked.left, self._piece_rows(asked))
+        first = asked.claim.count - asked.left
+        asked.left -= count
         return RowPiece(asked, cut(asked.claim, first, first + count), not asked.left)
 
     def _piece_rows(self, asked: Asked) -> int:
@@ -221,22 +231,19 @@ def cut(claim: Claim, first: int, last: int) -> Claim:
 
 
 def _whole(asked: Asked) -> RowPiece:
-    rest = cut(asked.claim, asked.next_row, asked.claim.count) if asked.next_row else asked.claim
-    asked.next_row = asked.claim.count
+    """All that is left of a request."""
+    claim, count = asked.claim, asked.claim.count
+    rest = claim if asked.left == count else cut(claim, count - asked.left, count)
+    asked.left = 0
     return RowPiece(asked, rest, True)
 
 
-def _tag_of(asked: Asked) -> float:
-    return asked.tag
-
-
-def _since_of(asked: Asked) -> float:
-    return asked.since
+_tag_of, _since_of, _left_of = attrgetter("tag"), attrgetter("since"), attrgetter("left")
 
 
 def _weigh(asked: Asked) -> None:
     claim = asked.claim
-    asked.kind = id(asked.engine), claim.group, claim.slots
+    asked.kind = (id(asked.engine) << 48) + (claim.group << 32) + claim.slots
     asked.row_work = claim.slots * asked.engine.model.weights[claim.group].shape[1]
 
 

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from veil.errors import BundleError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+    from veil.typing import LanguageModel
 
 _MOST_IDS = 4096
 _TOKENS = frozenset({"eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id"})
@@ -22,7 +28,7 @@ _SWITCHES = frozenset({"do_sample"})
 FIELDS = _TOKENS | _COUNTS | _NUMBERS | _SWITCHES
 
 
-def harmless(fields: dict[str, Any]) -> dict[str, Any]:
+def harmless(fields: Mapping[str, object]) -> dict[str, object]:
     """Those of some generation settings that are taken; `BundleError` for one of another type or size than it should be."""
     taken = {name: value for name, value in fields.items() if name in FIELDS and value is not None}
     for name, value in taken.items():
@@ -31,7 +37,7 @@ def harmless(fields: dict[str, Any]) -> dict[str, Any]:
     return taken
 
 
-def generation_settings(half: Path, model: Any) -> Any:
+def generation_settings(half: Path, model: LanguageModel) -> GenerationConfig:
     """A model's generation config, from the half's file or, without one, what follows from the model's configuration."""
     from transformers import GenerationConfig
 

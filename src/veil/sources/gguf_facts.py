@@ -7,13 +7,18 @@ answers, and is another one. Here it is put into the configuration where that ca
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gguf import GGUFReader
+from numpy.typing import NDArray
 
 from veil.errors import ModelSourceError
+
+if TYPE_CHECKING:
+    from veil.typing import Config
 
 _SAME_NAME = {
     "embedding_length": ("hidden_size", "n_embd"),
@@ -32,7 +37,7 @@ _SAME_NAME = {
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
-def settle(file: Path, config: Any) -> None:
+def settle(file: Path, config: Config) -> None:
     """Bring a configuration that was read from ``file`` up to what the file says; `ModelSourceError` where it cannot be."""
     reader = GGUFReader(file)
     said = {name: field.contents() for name, field in reader.fields.items()}
@@ -44,13 +49,13 @@ def settle(file: Path, config: Any) -> None:
     _compare(file, config.get_text_config(), own)
 
 
-def _scaling(file: Path, own: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
+def _scaling(file: Path, own: dict[str, Any], tensors: Mapping[str, NDArray[np.generic]]) -> dict[str, object]:
     """The scaling of rotary positions that a file asks for, as transformers names it; empty for none."""
     kind = str(own.get("rope.scaling.type", "none"))
     factor = float(own.get("rope.scaling.factor", own.get("rope.scale_linear", 1.0)))
     if kind == "none" and "rope.scale_linear" in own:
         kind = "linear"
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     if kind in ("linear", "yarn") and factor != 1.0:
         found = {"rope_type": kind, "factor": factor}
     elif kind not in ("none", "linear", "yarn"):
@@ -76,7 +81,7 @@ def _scaling(file: Path, own: dict[str, Any], tensors: dict[str, Any]) -> dict[s
     return _llama3(file, factors, float(own.get("rope.freq_base", 10000.0)))
 
 
-def _llama3(file: Path, factors: Any, base: float) -> dict[str, Any]:
+def _llama3(file: Path, factors: NDArray[np.float64], base: float) -> dict[str, object]:
     """Settings whose factors are those of a file, as Llama 3.1 has them."""
     low, high, original = (
         _LLAMA3[name] for name in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -89,7 +94,7 @@ def _llama3(file: Path, factors: Any, base: float) -> dict[str, Any]:
     return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
 
 
-def _scale(file: Path, config: Any, scaling: dict[str, Any], base: float) -> None:
+def _scale(file: Path, config: Config, scaling: dict[str, object], base: float) -> None:
     """Put a scaling into a configuration, or find that it is there."""
     known = getattr(config, "rope_parameters", None)
     if not isinstance(known, dict):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import transformers
@@ -20,6 +21,9 @@ from veil.progress import Progress
 from veil.sources.gguf import converted_folder, require_complete
 from veil.sources.quiet import quiet
 from veil.sources.templates import bounded
+
+if TYPE_CHECKING:
+    from veil.typing import Config, Tokenizer
 
 Task = Literal["auto", "embed"]
 
@@ -179,7 +183,7 @@ def _load(
     stage = f"loading {name}"
     if progress:
         progress(stage, 0, 1)
-    options: dict[str, Any] = {"local_files_only": local_only, "trust_remote_code": False}
+    options = {"local_files_only": local_only, "trust_remote_code": False}
     try:
         with quiet():
             model, report = _weights(place, task, {"dtype": dtype, "output_loading_info": True, **options})
@@ -193,7 +197,9 @@ def _load(
     return Source(name=name, model=model.eval(), tokenizer=tokenizer, origin=origin)
 
 
-def _weights(place: str, task: Task, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+def _weights(
+    place: str, task: Task, options: Mapping[str, object]
+) -> tuple[PreTrainedModel, Mapping[str, Collection[object]]]:
     config = AutoConfig.from_pretrained(
         place, local_files_only=options["local_files_only"], trust_remote_code=options["trust_remote_code"]
     )
@@ -205,7 +211,7 @@ def _weights(place: str, task: Task, options: dict[str, Any]) -> tuple[PreTraine
     return model, report
 
 
-def _class_of(config: Any) -> Any:
+def _class_of(config: Config) -> type[PreTrainedModel]:
     """The class that wrote the checkpoint, by the name in its config; a causal model where it names none."""
     name = next(iter(config.architectures or ()), "")
     named = getattr(transformers, name, None)
@@ -235,7 +241,7 @@ def checkpoint_folder(source: str, progress: Progress | None = None) -> tuple[Pa
     return (found if next(found.glob("*.safetensors"), None) else None), f"Hugging Face Hub, {source}"
 
 
-def load_settings(source: str, progress: Progress | None = None) -> tuple[object, object]:
+def load_settings(source: str, progress: Progress | None = None) -> tuple[Config, Tokenizer | None]:
     """A source's configuration and its tokenizer (None when it has none), without its weights; `ModelSourceError`."""
     folder, origin = checkpoint_folder(source, progress)
     place = source if folder is None else str(folder)
@@ -243,7 +249,7 @@ def load_settings(source: str, progress: Progress | None = None) -> tuple[object
         place = str(_as_path(source))
     try:
         with quiet():
-            options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": Path(place).is_dir()}
+            options = {"trust_remote_code": False, "local_files_only": Path(place).is_dir()}
             config = AutoConfig.from_pretrained(place, **options)
             has_tokenizer = not Path(place).is_dir() or any((Path(place) / file).is_file() for file in _TOKENIZER_FILES)
             tokenizer = bounded(AutoTokenizer.from_pretrained(place, **options)) if has_tokenizer else None

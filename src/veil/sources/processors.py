@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from veil.errors import one_line
 from veil.sources.quiet import quiet
+
+if TYPE_CHECKING:
+    from veil.typing import Processor
 
 _MOST_SIDE = 4096
 """Longest side to which a processor may blow a picture up; its settings may be a stranger's."""
@@ -15,7 +19,7 @@ _MOST_SIDE = 4096
 _log = logging.getLogger("veil.sources")
 
 
-def processor_in(place: str | Path, config: object) -> object:
+def processor_in(place: str | Path, config: object) -> Processor | None:
     """The processor in a folder or of a hub id, for a model of this configuration; None where the model sees nothing.
 
     None too, and a warning, where it cannot be loaded: the model still answers texts.
@@ -38,10 +42,11 @@ def processor_in(place: str | Path, config: object) -> object:
     if largest > _MOST_SIDE:
         _log.warning("%s takes texts only: its processor makes pictures of %s pixels a side", place, largest)
         return None
-    return processor
+    found: Processor = processor
+    return found
 
 
-def _sides(size: Any) -> list[int]:
+def _sides(size: Mapping[str, object] | None) -> list[int]:
     """The sides that a processor's setting names; a number of pixels counts by its root."""
     named = dict(size) if size is not None else {}
     return [

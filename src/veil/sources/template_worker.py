@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 MOST_TEXT = 16 << 20
 _MEMORY = 512 << 20
@@ -30,7 +30,7 @@ def main() -> None:
         print(json.dumps(_answer(render_jinja_template, json.loads(line))), file=answers, flush=True)
 
 
-def _answer(render: Any, request: dict[str, Any]) -> dict[str, Any]:
+def _answer(render: Callable[..., tuple[list[str], object]], request: dict[str, object]) -> dict[str, object]:
     try:
         texts, _ = render(**request)
         if sum(map(len, texts)) > MOST_TEXT:

@@ -12,19 +12,34 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from jinja2.exceptions import TemplateError
 
 from veil.errors import ModelSourceError
 from veil.random import ProcessMark
 
+if TYPE_CHECKING:
+    from veil.typing import Conversations, Tokenizer
+
 RENDER_S = 5.0
 _BEGIN_S = 60.0
 _AS_IT_IS = "{{ messages[0]['content'] }}"
 _OF_TOKENS = frozenset({"padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"})
 _NOT_HERE = frozenset({"sanitize_control_tokens", "return_assistant_tokens_mask"})
+
+
+T = TypeVar("T", bound="Tokenizer | None")
+
+
+class Rendered(TypedDict, total=False):
+    """An answer of the other process: texts, or the kind of an error and its words."""
+
+    texts: list[str]
+    kind: str
+    error: str
 
 
 class Renderer:
@@ -48,7 +63,7 @@ class Renderer:
                 self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing, encoding="utf-8")
                 self._ready = False
 
-    def render(self, **request: Any) -> list[str]:
+    def render(self, **request: object) -> list[str]:
         """The texts of some conversations; arguments are those of transformers' ``render_jinja_template``.
 
         Raises `ModelSourceError` for a template that takes too long or too much, jinja's ``TemplateError`` and
@@ -75,7 +90,7 @@ class Renderer:
         if self._mark.here and self._process is not None:
             self._end(self._process)
 
-    def _exchange(self, line: str | None, within_s: float) -> dict[str, Any]:
+    def _exchange(self, line: str | None, within_s: float) -> Rendered:
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
         timer = threading.Timer(within_s, process.kill)
@@ -85,7 +100,7 @@ class Renderer:
             if line is not None:
                 process.stdin.write(line + "\n")
                 process.stdin.flush()
-            answer: dict[str, Any] = json.loads(process.stdout.readline())
+            answer: Rendered = json.loads(process.stdout.readline())
             return answer
         except (OSError, ValueError):  # it was killed, or ended by itself
             self._end(process)
@@ -109,26 +124,31 @@ def _renderer() -> Renderer:
     return Renderer()
 
 
-def bounded(tokenizer: Any) -> Any:
+def begin_rendering() -> None:
+    """Begin the process that renders while the libraries are loaded: where a template is as good as sure to come."""
+    _renderer().begin()
+
+
+def bounded(tokenizer: T) -> T:
     """The tokenizer, whose ``apply_chat_template`` now renders in another process, with limits; None for None."""
     if tokenizer is None or not callable(getattr(tokenizer, "apply_chat_template", None)):
         return tokenizer
     if getattr(tokenizer, "chat_template", None):
         _renderer().begin()
-    tokenizer.apply_chat_template = functools.partial(_apply, tokenizer)
+    tokenizer.apply_chat_template = functools.partial(_apply, tokenizer)  # type: ignore[method-assign]
     return tokenizer
 
 
 def _apply(
-    tokenizer: Any,
-    conversation: Any,
-    tools: Any = None,
-    documents: Any = None,
+    tokenizer: Tokenizer,
+    conversation: Conversations,
+    tools: Sequence[object] | None = None,
+    documents: object = None,
     chat_template: str | None = None,
     add_generation_prompt: bool = False,
     continue_final_message: bool | str = False,
     tokenize: bool = True,
-    **options: Any,
+    **options: object,
 ) -> Any:
     """What the tokenizer's own method does, with transformers' arguments; `ValueError` for those that need it inside."""
     if wrong := _NOT_HERE & {name for name, value in options.items() if value}:

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
+
+from torch import nn
 
 from veil.errors import ModelSourceError, one_line
 from veil.given import named_given
+
+if TYPE_CHECKING:
+    from veil.typing import LanguageModel
 
 _INSTALL = "adapters need the peft package; pip install 'veil-llm[train]'"
 
@@ -26,7 +32,7 @@ class LoraSettings:
     targets: tuple[str, ...] = ()
 
 
-def require_peft() -> Any:
+def require_peft() -> ModuleType:
     """The peft package; `ModelSourceError` says how to install it."""
     try:
         import peft
@@ -35,7 +41,7 @@ def require_peft() -> Any:
     return peft
 
 
-def add_lora(model: Any, settings: LoraSettings, name: str = "default", base: str | None = None) -> Any:
+def add_lora(model: nn.Module, settings: LoraSettings, name: str = "default", base: str | None = None) -> LanguageModel:
     """The model with a fresh LoRA adapter, as a PeftModel; ``base`` is the name of the model that its file will mention.
 
     Raises `ValueError` for targets that the model does not have.
@@ -46,7 +52,7 @@ def add_lora(model: Any, settings: LoraSettings, name: str = "default", base: st
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets) or None,
-        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if getattr(getattr(model, "config", None), "is_encoder_decoder", False) else "CAUSAL_LM",
     )
     try:
         adapted = peft.get_peft_model(model, config, adapter_name=name)
@@ -54,7 +60,30 @@ def add_lora(model: Any, settings: LoraSettings, name: str = "default", base: st
         raise ValueError(f"the adapter does not fit the model: {one_line(error)}") from None
     if base is not None:
         adapted.peft_config[name].base_model_name_or_path = base
-    return adapted
+    whole: LanguageModel = adapted
+    return whole
+
+
+class AdapterLayers(Protocol):
+    """The layers of adapters in a model, as peft has them."""
+
+    def enable_adapter_layers(self) -> None:
+        """Let them answer."""
+
+    def disable_adapter_layers(self) -> None:
+        """Let the model answer without them."""
+
+
+class Adapted(Protocol):
+    """A model with adapters around its layers: what is used of a PeftModel."""
+
+    base_model: AdapterLayers
+
+    def load_adapter(self, folder: str, adapter_name: str) -> object:
+        """Add an adapter of a folder."""
+
+    def set_adapter(self, name: str, inference_mode: bool) -> None:
+        """Choose the one that answers."""
 
 
 @dataclass(eq=False)
@@ -64,9 +93,9 @@ class Adapters:
     Those of another kind than LoRA, DoRA, IA³ and their like, which change what layers compute, are refused.
     """
 
-    model: Any
+    model: nn.Module
     names: list[str] = field(default_factory=list)
-    _around: Any = None
+    _around: Adapted | None = None
     _active: str | None = None
 
     def load(self, folder: Path, name: str | None = None) -> str:
@@ -110,7 +139,7 @@ class Adapters:
         self._active = name
 
 
-def load_adapters(model: Any, given: Sequence[str]) -> Adapters:
+def load_adapters(model: nn.Module, given: Sequence[str]) -> Adapters:
     """Load adapters that were given as ``FOLDER`` or ``NAME=FOLDER``; none is in force yet. Raises as `load` does."""
     adapters = Adapters(model)
     for text in given:

@@ -6,14 +6,21 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from veil.hybrid.model import HybridFHEModel
 from veil.runtime.modules import linear_modules
 
 
-def get_remote_names(model: Any, include_embedding_layers: bool = False) -> list[str]:
+def get_remote_names(model: nn.Module, include_embedding_layers: bool = False) -> list[str]:
     """Names of the linear layers to make remote, adapters left out; the head and embeddings if those are included."""
     return linear_modules(model, include_head=include_embedding_layers, include_embedding=include_embedding_layers)
+
+
+Inputs = Mapping[str, torch.Tensor] | torch.Tensor
+Batch = Mapping[str, torch.Tensor] | tuple[Inputs, torch.Tensor]
+"""What a loader gives: a dict with ``labels``, or inputs and labels."""
 
 
 class LoraTrainer:
@@ -26,11 +33,11 @@ class LoraTrainer:
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
-        loss_fn: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
-        lr_scheduler: Any = None,
-        training_args: Any = None,
+        loss_fn: Callable[..., torch.Tensor] | None = None,
+        lr_scheduler: LRScheduler | None = None,
+        training_args: object = None,
         *,
         remote_names: list[str] | None = None,
         logging_steps: int = 0,
@@ -46,7 +53,7 @@ class LoraTrainer:
         self._clip = _setting(training_args, "max_grad_norm")
         self._logging_steps = logging_steps
 
-    def compile(self, inputset: Any, n_bits: int = 8, use_dynamic_quantization: bool = True, **options: Any) -> None:
+    def compile(self, inputset: object, n_bits: int = 8, use_dynamic_quantization: bool = True, **options: Any) -> None:
         """Quantize the remote layers on ``inputset``: inputs, (inputs, labels) or a dict. ``options``: `compile_model`'s."""
         sample = inputset[0] if isinstance(inputset, tuple | list) else inputset
         if isinstance(sample, Mapping):
@@ -54,7 +61,7 @@ class LoraTrainer:
         self.hybrid_model = HybridFHEModel(self.model, self._remote_names)
         self.hybrid_model.compile_model(sample, n_bits, use_dynamic_quantization, trainable=True, **options)
 
-    def train(self, train_loader: Iterable[Any], num_epochs: int = 1, fhe: str = "execute") -> list[float]:
+    def train(self, train_loader: Iterable[Batch], num_epochs: int = 1, fhe: str = "execute") -> list[float]:
         """Go over the batches, each (inputs, labels) or a dict with ``labels``, in this mode; the loss of each batch.
 
         Raises `RuntimeError` before `compile`.
@@ -74,9 +81,7 @@ class LoraTrainer:
                     self._step()
         return self.losses
 
-    def _loss(self, batch: Any) -> torch.Tensor:
-        inputs: Any
-        labels: Any
+    def _loss(self, batch: Batch) -> torch.Tensor:
         inputs, labels = (batch, batch.get("labels")) if isinstance(batch, Mapping) else batch
         if self.loss_fn is not None:
             if isinstance(inputs, Mapping):
@@ -99,5 +104,5 @@ class LoraTrainer:
         self.model.zero_grad()
 
 
-def _setting(settings: Any, name: str) -> Any:
+def _setting(settings: object, name: str) -> float | None:
     return settings.get(name) if isinstance(settings, Mapping) else getattr(settings, name, None)

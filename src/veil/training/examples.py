@@ -7,11 +7,14 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 
 from veil.errors import one_line
+
+if TYPE_CHECKING:
+    from veil.typing import Tokenizer
 
 IGNORED = -100
 """The label of a token that no loss is taken of."""
@@ -36,7 +39,7 @@ class Data:
     validation: tuple[Example, ...]
 
 
-def read_examples(path: Path, tokenizer: Any, tokens: int) -> tuple[Example, ...]:
+def read_examples(path: Path, tokenizer: Tokenizer, tokens: int) -> tuple[Example, ...]:
     """The examples of a file, of at most ``tokens`` tokens each.
 
     In a ``.jsonl`` file each line is an object: ``messages`` (a chat of role and content), ``text``, or a pair ``prompt``
@@ -103,7 +106,7 @@ def tensors(batch: Sequence[Example], padding: int) -> dict[str, torch.Tensor]:
     }
 
 
-def _of_line(line: str, place: str, tokenizer: Any, tokens: int) -> Sequence[Example]:
+def _of_line(line: str, place: str, tokenizer: Tokenizer, tokens: int) -> Sequence[Example]:
     try:
         value = json.loads(line)
     except ValueError as error:
@@ -125,7 +128,7 @@ def _of_line(line: str, place: str, tokenizer: Any, tokens: int) -> Sequence[Exa
     return [Example(example.ids[:tokens], example.labels[:tokens])]
 
 
-def _is_chat(value: Any) -> bool:
+def _is_chat(value: object) -> TypeGuard[list[dict[str, str]]]:
     return (
         isinstance(value, list)
         and bool(value)
@@ -133,7 +136,7 @@ def _is_chat(value: Any) -> bool:
     )
 
 
-def _chat(turns: list[dict[str, Any]], place: str, tokenizer: Any) -> Example:
+def _chat(turns: list[dict[str, str]], place: str, tokenizer: Tokenizer) -> Example:
     """A chat by the tokenizer's template, its assistant's turns to be learned; by lines without a template."""
     ids: list[int] = []
     labels: list[int] = []
@@ -150,7 +153,7 @@ def _chat(turns: list[dict[str, Any]], place: str, tokenizer: Any) -> Example:
     return Example(tuple(ids), tuple(labels))
 
 
-def _template(tokenizer: Any, turns: list[dict[str, Any]], begun: bool, place: str) -> list[int]:
+def _template(tokenizer: Tokenizer, turns: list[dict[str, str]], begun: bool, place: str) -> list[int]:
     if not turns and not begun:
         return []
     if not tokenizer.chat_template:
@@ -169,13 +172,13 @@ def _pieces(ids: Sequence[int], tokens: int) -> tuple[Example, ...]:
     return tuple(Example(piece, piece) for piece in pieces if len(piece) > 1)
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return [int(token) for token in tokenizer(text)["input_ids"]]
 
 
-def _words(tokenizer: Any, text: str) -> list[int]:
+def _words(tokenizer: Tokenizer, text: str) -> list[int]:
     return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
-def _end(tokenizer: Any) -> list[int]:
+def _end(tokenizer: Tokenizer) -> list[int]:
     return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 
 from veil.client.stats import Stats
 from veil.disk import whole_folder
@@ -69,7 +69,9 @@ class FineTuning:
     The model may be a PeftModel around a hybrid model's, or any other that returns a ``loss``.
     """
 
-    def __init__(self, model: Any, data: Data, schedule: Schedule, *, padding: int = 0, stats: Stats | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, data: Data, schedule: Schedule, *, padding: int = 0, stats: Stats | None = None
+    ) -> None:
         if not data.training:
             raise ValueError("there are no examples to train on")
         self.model = model

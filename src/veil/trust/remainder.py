@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ from veil.runtime.saved_model import Opened
 from veil.sources.models import load_settings
 from veil.sources.quiet import quiet
 from veil.trust.trusted import TrustedWeights
+
+if TYPE_CHECKING:
+    from veil.typing import Config, LanguageModel, Tokenizer
 
 _NOT_COMPUTED = frozenset(
     (
@@ -40,7 +43,7 @@ def check_rest(opened: Opened, source: str, weights: TrustedWeights, progress: P
     return [*unchecked, "divisors of inputs and corrections of biases, within what rounding explains"]
 
 
-def _check_config(own: Any, trusted: Any, origin: str) -> None:
+def _check_config(own: Config, trusted: Config, origin: str) -> None:
     found, expected = own.to_dict(), trusted.to_dict()
     names = sorted(set(found) | set(expected))
     other = [name for name in names if name not in _NOT_COMPUTED and found.get(name) != expected.get(name)]
@@ -48,7 +51,7 @@ def _check_config(own: Any, trusted: Any, origin: str) -> None:
         raise HalfDiffers(f"the half's configuration has another {other[0]} than {origin}; distrust who made it")
 
 
-def _check_tensors(model: nn.Module, config: Any, weights: TrustedWeights) -> list[str]:
+def _check_tensors(model: LanguageModel, config: Config, weights: TrustedWeights) -> list[str]:
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     made: dict[str, torch.Tensor] | None = None
     unknown = []
@@ -65,7 +68,7 @@ def _check_tensors(model: nn.Module, config: Any, weights: TrustedWeights) -> li
     return [f"the half's {unknown[0]} and {len(unknown) - 1} more tensors"] if unknown else []
 
 
-def _made_by_the_class(kind: Any, config: Any) -> dict[str, torch.Tensor]:
+def _made_by_the_class(kind: type[LanguageModel], config: Config) -> dict[str, torch.Tensor]:
     """Buffers that a model computes from its configuration; parameters take no memory."""
     try:
         with quiet(), _parameters_without_memory(), torch.random.fork_rng(devices=[]):
@@ -91,7 +94,7 @@ def _parameters_without_memory() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _check_tokenizer(own: Any, trusted: Any, origin: str) -> list[str]:
+def _check_tokenizer(own: Tokenizer | None, trusted: Tokenizer | None, origin: str) -> list[str]:
     if own is None:
         return []
     if trusted is None:
@@ -107,6 +110,6 @@ def _check_tokenizer(own: Any, trusted: Any, origin: str) -> list[str]:
     return []
 
 
-def _pieces(tokenizer: Any) -> str:
+def _pieces(tokenizer: object) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return "" if backend is None else str(backend.to_str())

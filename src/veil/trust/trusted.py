@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from veil.runtime.experts import ExpertLeak
 from veil.runtime.layers import RemoteLayer, float_bias, float_weight
 from veil.runtime.modules import find_modules, replace_modules
 from veil.sources.models import Source, checkpoint_folder, load_model
+
+if TYPE_CHECKING:
+    from veil.typing import LanguageModel
 
 F32 = NDArray[np.float32]
 
@@ -138,7 +141,7 @@ class LoadedModel:
 
 
 def trusted_weights(
-    source: str, model: Any, manifest: Manifest, mixtures: dict[str, ExpertLeak], progress: Progress
+    source: str, model: LanguageModel, manifest: Manifest, mixtures: dict[str, ExpertLeak], progress: Progress
 ) -> TrustedWeights:
     """The weights of a source for a half whose model is ``model``; `ModelSourceError`, `ValueError` for one that differs."""
     folder, origin = checkpoint_folder(source, progress)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from veil.kernels.interface import Array
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Rows of one batch, as many as ``count`` from row ``first`` on."""
 
     batch: int
     first: int
-    count: int
+    count: int  # type: ignore[assignment]  # not how often a value is in it
 
 
 @dataclass(frozen=True, eq=False)

@@ -89,32 +89,45 @@ def test_a_growing_answer_keeps_its_finished_blocks(person: Any) -> None:
     assert kept == [True, "one\ntwo\nthree\n"]
 
 
-def pdf(text: str) -> bytes:
-    """A PDF of one page with a line of text."""
-    stream = f"BT /F1 24 Tf 72 720 Td ({text}) Tj ET".encode()
+LATIN = (b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",)
+JAPANESE = (
+    b"<< /Type /Font /Subtype /Type0 /BaseFont /Ryumin-Light /Encoding /90ms-RKSJ-H /DescendantFonts [6 0 R] >>",
+    b"<< /Type /Font /Subtype /CIDFontType0 /BaseFont /Ryumin-Light /FontDescriptor 7 0 R "
+    b"/CIDSystemInfo << /Registry (Adobe) /Ordering (Japan1) /Supplement 2 >> >>",
+    b"<< /Type /FontDescriptor /FontName /Ryumin-Light /Flags 4 /FontBBox [0 -200 1000 900] /ItalicAngle 0 "
+    b"/Ascent 800 /Descent -200 /CapHeight 700 /StemV 80 >>",
+)
+"""A font that a PDF names without bringing it, in Shift-JIS: what its codes stand for is written in no PDF."""
+
+
+def pdf(text: str, fonts: tuple[bytes, ...] = LATIN, encoding: str = "ascii") -> bytes:
+    """A PDF of one page with a line of text in a font."""
+    stream = f"BT /F1 24 Tf 72 720 Td <{text.encode(encoding).hex()}> Tj ET".encode()
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
         b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
         b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
-        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        *fonts,
     ]
     body, places = b"%PDF-1.4\n", []
     for number, data in enumerate(objects, 1):
         places.append(len(body))
         body += b"%d 0 obj\n%s\nendobj\n" % (number, data)
     table = b"".join(b"%010d 00000 n \n" % place for place in places)
-    end = b"trailer << /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % len(body)
-    return body + b"xref\n0 6\n0000000000 65535 f \n" + table + end
+    size = len(objects) + 1
+    end = b"trailer << /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (size, len(body))
+    return body + b"xref\n0 %d\n0000000000 65535 f \n" % size + table + end
 
 
 def test_a_pdf_and_a_text_go_with_a_message(writer: Any, bytes_running: Any, script: Any, tmp_path: Path) -> None:
     (tmp_path / "report.pdf").write_bytes(pdf("The harvest was forty tons."))
     (tmp_path / "note.txt").write_text("Sown in May.\n")
+    (tmp_path / "nihon.pdf").write_bytes(pdf("日本の収穫", JAPANESE, "shift-jis"))
     (tmp_path / "noise.bin").write_bytes(bytes(range(256)))
     files = writer.find("#files")
-    files.set_input_files([tmp_path / "report.pdf", tmp_path / "note.txt"])
-    writer.count("#attached li", 2)
+    files.set_input_files([tmp_path / "report.pdf", tmp_path / "note.txt", tmp_path / "nihon.pdf"])
+    writer.count("#attached li", 3)
     files.set_input_files([tmp_path / "noise.bin"])
     writer.until("() => document.getElementById('problem-text').textContent === 'noise.bin is neither text nor a PDF.'")
     writer.until("() => /^\\d+ \\/ 1,024 tokens$/.test(document.getElementById('tokens').textContent)")
@@ -126,12 +139,13 @@ def test_a_pdf_and_a_text_go_with_a_message(writer: Any, bytes_running: Any, scr
     assert writer.ask("How much?").answer() == "Forty."
     content = asked[0].post_data_json["messages"][-1]["content"]
     assert content == (
-        "report.pdf:\n```\nThe harvest was forty tons.\n```\n\nnote.txt:\n```\nSown in May.\n```\n\nHow much?"
+        "report.pdf:\n```\nThe harvest was forty tons.\n```\n\nnote.txt:\n```\nSown in May.\n```\n\n"
+        "nihon.pdf:\n```\n日本の収穫\n```\n\nHow much?"
     )
-    assert writer.find(".turn.user .attachments .name").all_inner_texts() == ["report.pdf", "note.txt"]
+    assert writer.find(".turn.user .attachments .name").all_inner_texts() == ["report.pdf", "note.txt", "nihon.pdf"]
     assert writer.find("#attached li").count() == 0
     writer.reload()
-    assert writer.find(".turn.user .attachments .name").count() == 2
+    assert writer.find(".turn.user .attachments .name").count() == 3
 
 
 def test_a_picture_goes_with_a_message_to_a_model_that_sees(people: Any, seeing: Any, tmp_path: Path) -> None:

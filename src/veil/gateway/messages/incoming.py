@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -32,7 +32,7 @@ class ImageBlock(Request):
     """An image."""
 
     type: Literal["image"]
-    source: dict[str, Any]
+    source: dict[str, object]
     cache_control: CacheControl | None = None
 
 
@@ -42,7 +42,7 @@ class ToolUseBlock(Request):
     type: Literal["tool_use"]
     id: Text
     name: FunctionName
-    input: dict[str, Any]
+    input: dict[str, object]
     caller: dict[str, object] | None = None
     cache_control: CacheControl | None = None
 
@@ -145,7 +145,7 @@ def chat_of(body: CountRequest) -> chats.ChatRequest:
         turns.append(chats.Message(role="system", content=words))
     for place, turn in enumerate(body.messages):
         turns += _turns(turn, f"messages.{place}")
-    fields: dict[str, Any] = {"model": body.model, "messages": turns}
+    fields: dict[str, object] = {"model": body.model, "messages": turns}
     if body.tools:
         choice = body.tool_choice or ToolChoice(type="auto")
         if choice.type == "tool" and choice.name is None:
@@ -167,14 +167,14 @@ def chat_of(body: CountRequest) -> chats.ChatRequest:
             "top_k": body.top_k,
             "user": body.metadata.user_id if body.metadata else None,
         }
-    return chats.ChatRequest(**fields)
+    return chats.ChatRequest.model_validate(fields)
 
 
 def _turns(turn: Turn, where: str) -> list[chats.Message]:
     """A turn as the chat's: results of tools are turns of their own, before the words that came with them."""
     if isinstance(turn.content, str):
         return [chats.Message(role=turn.role, content=turn.content)]
-    parts: list[Any] = []
+    parts: list[chats.Part] = []
     calls: list[chats.PastToolCall] = []
     results: list[chats.Message] = []
     for block in turn.content:
@@ -194,13 +194,12 @@ def _turns(turn: Turn, where: str) -> list[chats.Message]:
 
 
 def _result(block: ToolResultBlock) -> chats.Message:
-    content: Any = block.content or ""
-    if not isinstance(content, str):
-        content = [_part(part) for part in content]
+    given = block.content or ""
+    content: str | list[chats.Part] = given if isinstance(given, str) else [_part(part) for part in given]
     return chats.Message(role="tool", content=content, tool_call_id=block.tool_use_id)
 
 
-def _part(block: TextBlock | ImageBlock) -> Any:
+def _part(block: TextBlock | ImageBlock) -> chats.Part:
     if isinstance(block, TextBlock):
         return chats.TextPart(type="text", text=block.text)
     source = block.source

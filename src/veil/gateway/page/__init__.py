@@ -17,6 +17,7 @@ _TYPES = {
     ".mjs": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
     ".woff2": "font/woff2",
+    ".bcmap": "application/octet-stream",
 }
 
 

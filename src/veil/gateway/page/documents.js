@@ -45,7 +45,9 @@ function pdfjs() {
 
 async function pdfText(bytes, name) {
   const library = await pdfjs();
-  const task = library.getDocument({ data: bytes, disableFontFace: true, useSystemFonts: false, stopAtErrors: false, verbosity: 0 });
+  const cMaps = { cMapUrl: new URL("/page/vendor/cmaps/", location.href).href, cMapPacked: true }; // Chinese, Japanese, Korean
+  const fonts = { disableFontFace: true, useSystemFonts: false };
+  const task = library.getDocument({ data: bytes, ...cMaps, ...fonts, stopAtErrors: false, verbosity: 0 });
   let document;
   try {
     document = await task.promise;

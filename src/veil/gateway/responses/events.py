@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 from pydantic import BaseModel
 
@@ -19,6 +18,7 @@ from veil.gateway.responses.objects import (
     OutputMessage,
     OutputText,
     ResponseReply,
+    Status,
     Why,
     usage_of,
 )
@@ -32,7 +32,14 @@ Fields = dict[str, object]
 class ResponsesWriter:
     """Writes one response. ``done`` is called with it when it is complete, before anybody is told so."""
 
-    def __init__(self, reply: ResponseReply, served: ServedModel, answers: Answers, use: Use | None, done: Any) -> None:
+    def __init__(
+        self,
+        reply: ResponseReply,
+        served: ServedModel,
+        answers: Answers,
+        use: Use | None,
+        done: Callable[[ResponseReply], None],
+    ) -> None:
         self._reply, self._served, self._answers, self._use, self._done = reply, served, answers, use, done
         self._count = 0
 
@@ -127,7 +134,7 @@ class ResponsesWriter:
     def _part(self) -> Fields:
         return {"item_id": self._reply.output[-1].id, "content_index": 0} | self._at
 
-    def _close(self, status: Any) -> list[tuple[str, Fields]]:
+    def _close(self, status: Status) -> list[tuple[str, Fields]]:
         """End the item that is being written, if one is."""
         last = self._open
         if last is None:
@@ -148,7 +155,7 @@ class ResponsesWriter:
         self._reply.error = Failure(code=error.code or "server_error", message=error.message)
         return self._event("response.failed", response=self._reply)
 
-    def _event(self, kind: str, **fields: Any) -> bytes:
+    def _event(self, kind: str, **fields: object) -> bytes:
         plain = {
             name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value for name, value in fields.items()
         }

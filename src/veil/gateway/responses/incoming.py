@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -16,7 +16,7 @@ class MessageItem(Request):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[dict[str, Any]]
+    content: Text | list[dict[str, object]]
     id: Text | None = None
     status: Text | None = None
     phase: Text | None = None
@@ -62,7 +62,7 @@ class FunctionTool(Request):
     type: Literal["function"]
     name: FunctionName
     description: Text | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: dict[str, object] | None = None
     strict: bool | None = None
 
 
@@ -155,17 +155,17 @@ def messages_of(given: str | list[Item]) -> list[chats.Message]:
     return made
 
 
-def content_of(given: str | list[dict[str, Any]], where: str) -> Any:
+def content_of(given: str | list[dict[str, object]], where: str) -> str | list[chats.Part]:
     """A turn's content with its parts as chats have them. `ApiError`."""
     if isinstance(given, str):
         return given
-    parts: list[Any] = []
+    parts: list[chats.Part] = []
     for part in given:
-        kind = part.get("type")
-        if kind in ("input_text", "output_text") and isinstance(part.get("text"), str):
-            parts.append(chats.TextPart(type="text", text=part["text"]))
-        elif kind == "refusal" and isinstance(part.get("refusal"), str):
-            parts.append(chats.TextPart(type="refusal", refusal=part["refusal"]))
+        kind, text, refusal = part.get("type"), part.get("text"), part.get("refusal")
+        if kind in ("input_text", "output_text") and isinstance(text, str):
+            parts.append(chats.TextPart(type="text", text=text))
+        elif kind == "refusal" and isinstance(refusal, str):
+            parts.append(chats.TextPart(type="refusal", refusal=refusal))
         elif kind == "input_image":
             parts.append(chats.OtherPart.model_validate({"type": "image_url", "image_url": {"url": part.get("image_url")}}))
         else:
@@ -178,9 +178,11 @@ def chat_of(body: ResponseRequest, before: list[chats.Message]) -> chats.ChatReq
     turns = [*before, *messages_of(body.input)]
     if body.instructions:
         turns = [chats.Message(role="system", content=body.instructions), *turns]
-    choice: Any = body.tool_choice
-    if isinstance(choice, NamedFunction):
-        choice = chats.NamedTool(type="function", function=chats.FunctionChoice(name=choice.name))
+    choice: chats.ToolChoice | None
+    if isinstance(body.tool_choice, NamedFunction):
+        choice = chats.NamedTool(type="function", function=chats.FunctionChoice(name=body.tool_choice.name))
+    else:
+        choice = body.tool_choice
     return chats.ChatRequest(
         model=body.model,
         messages=turns,
@@ -206,7 +208,7 @@ def _tool(tool: FunctionTool) -> chats.Tool:
     return chats.Tool(type="function", function=function)
 
 
-def _format(text: TextOptions | None) -> Any:
+def _format(text: TextOptions | None) -> chats.JsonObject | chats.JsonSchema | None:
     wanted = text.format if text is not None else None
     if isinstance(wanted, ObjectFormat):
         return chats.JsonObject(type="json_object")

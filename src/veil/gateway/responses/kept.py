@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
 from veil.gateway.failures import ApiError
 from veil.gateway.incoming import Message
@@ -18,7 +17,7 @@ _MOST_BYTES = 64 << 20
 class Kept:
     """A response as it was sent, and the conversation up to its end, without instructions."""
 
-    body: dict[str, Any]
+    body: dict[str, object]
     turns: list[Message]
     owner: str
     bytes: int

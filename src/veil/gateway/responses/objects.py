@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -40,6 +40,7 @@ class OutputText(Reply):
     logprobs: list[object] = Field(default_factory=list)
 
 
+Fields = dict[str, object]  # the replies below have a field `object`, which hides the type in them
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
@@ -96,9 +97,9 @@ class ResponseReply(Reply):
     previous_response_id: str | None = None
     temperature: float | None = None
     top_p: float | None = None
-    text: dict[str, Any]
-    tool_choice: str | dict[str, Any]
-    tools: list[dict[str, Any]]
+    text: Fields
+    tool_choice: str | Fields
+    tools: list[Fields]
     truncation: Literal["disabled"] = "disabled"
     store: bool = True
     usage: ResponseUsage | None = None
@@ -116,7 +117,7 @@ class Deleted(Reply):
 
 def begun(body: ResponseRequest, id: str, served: ServedModel) -> ResponseReply:
     """A response before its first word."""
-    choice: Any = body.tool_choice or "auto"
+    choice = body.tool_choice or "auto"
     shown = body.text.model_dump(mode="json", by_alias=True, exclude_none=True) if body.text else {}
     return ResponseReply(
         id=id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -67,7 +67,7 @@ def _turns(reply: ResponseReply) -> list[chats.Message]:
     """A response as the assistant's turn."""
     words = "".join(item.content[0].text for item in reply.output if isinstance(item, OutputMessage))
     calls = [item for item in reply.output if isinstance(item, OutputCall)]
-    made: dict[str, Any] = {"role": "assistant", "content": words or (None if calls else "")}
+    made: dict[str, object] = {"role": "assistant", "content": words or (None if calls else "")}
     if calls:
         made["tool_calls"] = [
             {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ from veil.kernels.cpu import checking, online, packing, product, strips
 from veil.kernels.cpu.threads import ProductThreads, all_threads, clock, threads_for
 from veil.kernels.cpu.transform import COLUMNS, forward_factors, inverse_factors
 from veil.kernels.gaussian import GaussianTable
-from veil.kernels.interface import Errors, Hint, Rows, Scaling, SignVectors, Words
-from veil.kernels.memory import aligned, room
+from veil.kernels.interface import Array, Errors, Hint, Rows, Scaling, SignVectors, Words
+from veil.kernels.memory import S, aligned, room
 from veil.kernels.ring import Ring
 from veil.kernels.tables import shoup
 from veil.params import packed_bytes
@@ -60,7 +60,7 @@ class ThreeBytes:
         """Bytes held."""
         return self.low.nbytes + self.high.nbytes
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
         """See `interface.Hint`."""
         return {"low": self.low, "high": self.high, "count": np.array([self.count])}
 
@@ -146,18 +146,18 @@ class CpuKernels:
     def __init__(self) -> None:
         self._products = ProductThreads()
 
-    def asarray(self, values: NDArray[Any]) -> NDArray[Any]:
+    def asarray(self, values: NDArray[S]) -> NDArray[S]:
         return values
 
-    def to_numpy(self, values: NDArray[Any]) -> NDArray[Any]:
+    def to_numpy(self, values: NDArray[S]) -> NDArray[S]:
         return values
 
-    def from_torch(self, values: torch.Tensor) -> NDArray[Any]:
+    def from_torch(self, values: torch.Tensor) -> Array:
         if values.requires_grad:
             values = values.detach()
         return values.contiguous().numpy() if values.is_cpu else values.cpu().numpy()
 
-    def to_torch(self, values: NDArray[Any]) -> torch.Tensor:
+    def to_torch(self, values: NDArray[np.generic]) -> torch.Tensor:
         import torch
 
         return torch.from_numpy(values)
@@ -165,7 +165,7 @@ class CpuKernels:
     def zeros(self, *shape: int) -> U32:
         return np.zeros(shape, dtype=np.uint32)
 
-    def concatenate(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    def concatenate(self, parts: Sequence[NDArray[S]]) -> NDArray[S]:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     # The server's half, once ---------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ class CpuKernels:
         tiles = slice(first // COLUMNS, -(-(first + blocks) // COLUMNS))
         strips.fill_hint(rows, hint.low[tiles], hint.high[tiles], k.primes, k.outer_forward)
 
-    def load_hint(self, arrays: dict[str, NDArray[Any]], ring: Ring) -> ThreeBytes:
+    def load_hint(self, arrays: dict[str, Array], ring: Ring) -> ThreeBytes:
         return ThreeBytes(arrays["low"], arrays["high"], int(arrays["count"][0]))
 
     def prepare(self, hint: Hint, batches: U32, bits: int, ring: Ring) -> U32:

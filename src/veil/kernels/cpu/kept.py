@@ -11,10 +11,10 @@ import hashlib
 import logging
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numba
 import numpy as np
@@ -32,10 +32,34 @@ _own: set[str] = set()
 _log = logging.getLogger("veil")
 
 
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+
+class KernelFiles(Protocol):
+    """What Numba tells of a kernel's files."""
+
+    cache_path: str
+    cache_misses: Mapping[object, int]
+
+
+class Kernel(Protocol[P, R]):
+    """A function that Numba compiles when it is first called."""
+
+    stats: KernelFiles
+
+    @property
+    def py_func(self) -> Callable[P, R]:
+        """The function as it was written."""
+
+    def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:
+        """The compiled function's result."""
+
+
 class _SharedCache(FunctionCache):
     """Numba's cache of a function's kernels, which one process at a time writes to."""
 
-    def save_overload(self, sig: Any, data: Any) -> None:
+    def save_overload(self, sig: object, data: object) -> None:
         """See numba: keep the kernel of a signature."""
         self._impl.locator.ensure_cache_path()
         with _locked(Path(self.cache_path) / "veil.lock"):
@@ -72,10 +96,10 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def jitted(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+def jitted(**options: Any) -> Callable[[Callable[P, R]], Kernel[P, R]]:
     """A decorator: Numba's ``njit`` with these options, kept on disk if there is a folder for it."""
 
-    def compiled(function: Callable[..., Any]) -> Any:
+    def compiled(function: Callable[P, R]) -> Kernel[P, R]:
         try:
             kernel = njit(cache=True, **options)(function)
         except RuntimeError as error:

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import numba
 from numba import prange
@@ -25,20 +25,24 @@ _found: list[str] = []
 _log = logging.getLogger("veil")
 
 
-def parallel(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def parallel(**options: object) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator: ``njit(parallel=True)`` with Numba's options, whose calls are safe in every thread."""
 
-    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    def compiled(function: Callable[P, R]) -> Callable[P, R]:
         kernel = jitted(parallel=True, nogil=True, **options)(function)
 
         @functools.wraps(function)
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: P.args, **named: P.kwargs) -> R:
             if _found and _found[0] != _POOL:
-                return kernel(*arguments)
+                return kernel(*arguments, **named)
             with _turn:
                 if not _found:
                     _choose()
-                result = kernel(*arguments)
+                result = kernel(*arguments, **named)
                 if not _found:
                     _note(numba.threading_layer())  # type: ignore[attr-defined]
             return result

@@ -23,10 +23,17 @@ Builder: TypeAlias = ir.IRBuilder
 Values: TypeAlias = Sequence[ir.Value]
 
 
+class TargetCode(Protocol):
+    """The machine that code is made for."""
+
+    def magic_tuple(self) -> tuple[str, str, str]:
+        """Its triple, its processor and what that can do."""
+
+
 class Context(Protocol):
     """What intrinsics ask of Numba's code generator for a target."""
 
-    def codegen(self) -> Any:
+    def codegen(self) -> TargetCode:
         """LLVM for this machine."""
 
     def get_dummy_value(self) -> Value:
@@ -38,7 +45,8 @@ class Context(Protocol):
 
 Signature: TypeAlias = NumbaSignature
 
-vector_code: Any = intrinsic  # whose type counts the typing context among the arguments
+vector_code: Callable[..., Callable[..., Any]] = intrinsic
+"""Numba's, whose type counts the typing context among the arguments."""
 
 
 @vector_code

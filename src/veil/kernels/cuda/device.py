@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import triton
@@ -25,7 +23,7 @@ def target() -> torch.device:
     return torch.device("cpu") if interpreted() else torch.device("cuda", torch.cuda.current_device())
 
 
-def put(values: NDArray[Any]) -> Tensor:
+def put(values: NDArray[np.generic]) -> Tensor:
     """A copy of an array on the device, of the same type; for a small one the host does not wait for the device."""
     source = torch.from_numpy(np.require(values, requirements=["C", "W"]))
     if interpreted():

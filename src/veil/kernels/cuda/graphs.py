@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from veil.kernels.cuda.device import interpreted
 
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE as Pool
 
-def capture(step: Callable[[], object], pool: Any = None, *, warm: bool = True) -> Callable[[], object]:
+
+def capture(step: Callable[[], object], pool: Pool | None = None, *, warm: bool = True) -> Callable[[], object]:
     """Record the launches of ``step`` (fixed shapes, fixed buffers) as one CUDA graph; the result replays it.
 
     The step runs once before, unless all that it launches is known to be ``warm`` (False). Graphs of one ``pool``
@@ -32,6 +35,6 @@ def capture(step: Callable[[], object], pool: Any = None, *, warm: bool = True) 
     return graph.replay
 
 
-def graph_pool() -> object:
+def graph_pool() -> Pool | None:
     """A pool of memory for `capture`."""
     return None if interpreted() else torch.cuda.graph_pool_handle()

@@ -1,0 +1,96 @@
+"""Room for the messages of many connections, which are received and answered together; see `veil.server.row_io`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from veil.server import row_io
+from veil.server.row_io import COLUMNS, COUNT, FILE, HAVE, NAME, NAME_BYTES, RECEIVED, ROWS_AT, ROWS_BYTES, STATE, WHOLE
+
+U8 = NDArray[np.uint8]
+
+_LENGTH = 4
+_LEAST, _MOST = 32 << 10, 256 << 10
+
+
+def room_for(row_bytes: int) -> int:
+    """Bytes for a connection's messages where a row takes so many at most: some rows, and what stands beside them."""
+    return min(max(4 * row_bytes + 256, _LEAST), _MOST)
+
+
+class Arrivals:
+    """Places for so many connections, ``room`` bytes each. Whoever uses a place holds the lock of its connection.
+
+    Memory is taken as messages come. Where the system is not known, or a session has a name of another form, there is no
+    place, and each message is read by itself.
+    """
+
+    def __init__(self, places: int, room: int) -> None:
+        count = places if row_io.AVAILABLE else 0
+        self._arena: U8 = np.empty((count, room), np.uint8)
+        self._table = np.zeros((count, COLUMNS), np.int64)
+        self._single = np.zeros(1, np.int64)
+        self._free = list(range(count))
+        self._lock = threading.Lock()
+
+    def compile(self) -> None:
+        """Have the kernels ready before a message comes."""
+        if len(self._arena):
+            row_io.receive(self._arena, self._table, np.empty(0, np.int64))
+            row_io.reply(np.empty((0, 0), np.uint8), self._table, np.empty((0, 3), np.int64))
+
+    def add(self, file: int, name: str) -> int | None:
+        """A place for a connection of a session; None if there is none."""
+        known = name.encode()
+        with self._lock:
+            if len(known) != NAME_BYTES or not self._free:
+                return None
+            place = self._free.pop()
+        own = self._table[place]
+        own[:] = 0
+        own[FILE] = file
+        own[NAME:] = np.frombuffer(known, np.int64)
+        return place
+
+    def free(self, place: int) -> None:
+        """Give a place back; nobody uses it any more."""
+        with self._lock:
+            self._free.append(place)
+
+    def receive(self, places: Sequence[int]) -> list[list[int]]:
+        """Receive what is there, by one thread at a time; each connection's columns of `row_io`."""
+        if len(places) == 1:
+            self._single[0] = places[0]
+            row_io.receive(self._arena, self._table, self._single)
+            return [self._table[places[0]].tolist()]
+        which = np.array(places, np.int64)
+        row_io.receive(self._arena, self._table, which)
+        found: list[list[int]] = self._table[which, :NAME].tolist()
+        return found
+
+    def rows(self, place: int, own: Sequence[int]) -> U8:
+        """The rows [count, bytes] of a usual message, until the next one is received; one row where they are not alike."""
+        at, size, count = own[ROWS_AT], own[ROWS_BYTES], own[COUNT]
+        rows = self._arena[place : place + 1, at : at + size]
+        return rows if count == 1 or size % count else rows.reshape(count, size // count)
+
+    def take(self, place: int, own: Sequence[int]) -> memoryview:
+        """Everything that is there, to be read by itself; it is forgotten here."""
+        there = _LENGTH + own[RECEIVED] if own[STATE] == WHOLE else own[HAVE]
+        self._table[place, HAVE] = 0
+        return self._arena[place, :there].data
+
+    def reply(self, packed: U8, turns: Sequence[tuple[int, int]]) -> list[int]:
+        """Answer the usual messages of some (place, first row) with their rows of the results.
+
+        The bytes that went, for each; ``-1 - n`` where only n of them did.
+        """
+        table = np.array([(place, first, 0) for place, first in turns], np.int64)
+        fit = packed.flags.c_contiguous and packed.flags.writeable
+        row_io.reply(packed if fit else packed.copy(), self._table, table)
+        sent: list[int] = table[:, 2].tolist()
+        return sent

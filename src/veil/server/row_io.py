@@ -1,0 +1,185 @@
+"""Sealed requests received, checked and taken apart, replies formed and sent: many connections in one call, no interpreter.
+
+What is not of the usual form (several spans, released batches, another session, a wrong checksum, part of a message) is left
+to `veil.server.rows`, which says what is wrong with it; a reply has the very bytes that it would form. See ``veil.proto``.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from veil.kernels.cpu.checksum import crc32
+from veil.kernels.cpu.kept import jitted
+from veil.wire.envelope import CHECK_BYTES, CHECK_TAG
+
+NAME_BYTES = 32
+"""Of a session's name."""
+
+FILE, HAVE, STATE, SEQUENCE, GROUP, BATCH, FIRST, COUNT, SLOTS, ROWS_AT, ROWS_BYTES, RECEIVED, NAME = range(13)
+"""Columns of a table with a row for each connection: its file, the bytes that are there; then what its message says."""
+
+COLUMNS = NAME + NAME_BYTES // 8
+
+PART, WHOLE, OTHER = range(3)
+"""States of a connection: part of a message is there, a usual one, anything else (also an end, or an error)."""
+
+AVAILABLE = sys.platform == "linux" and sys.byteorder == "little"
+
+_HEAD = 40  # bytes of a reply before its rows, at most
+_NOW = 0x40  # MSG_DONTWAIT
+_QUIET = 0x4000  # MSG_NOSIGNAL
+_LENGTH = 4
+_MOST_VARINT = 9
+
+_receive: Any = types.ExternalFunction("recv", types.intp(types.intc, types.uintp, types.uintp, types.intc))
+_send: Any = types.ExternalFunction("send", types.intp(types.intc, types.uintp, types.uintp, types.intc))
+
+
+@jitted(nogil=True)
+def _varint(data, at, end):  # type: ignore[no-untyped-def]
+    """A number and where it ends; -1 for one that is cut off or has more than 63 bits."""
+    value, shift = np.int64(0), 0
+    while at < end and shift < 7 * _MOST_VARINT:
+        byte = np.int64(data[at])
+        value |= (byte & 127) << shift
+        at += 1
+        if byte < 128:
+            return value, at
+        shift += 7
+    return np.int64(-1), at
+
+
+@jitted(nogil=True)
+def _take_apart(data, first, end, own, name):  # type: ignore[no-untyped-def]
+    """Note the fields of a request; whether it has each usual one once, and no other."""
+    own[SEQUENCE] = own[GROUP] = own[SLOTS] = own[ROWS_BYTES] = 0
+    own[COUNT] = 0
+    at, seen, named = first, 0, False
+    while at < end:
+        tag, at = _varint(data, at, end)
+        field = tag >> 3
+        if tag < 0 or field < 1 or field > 7 or seen >> field & 1:
+            return False
+        seen |= 1 << field
+        value, at = _varint(data, at, end)
+        if value < 0:
+            return False
+        if field in (2, 3, 7):
+            if tag & 7 != 0 or (field != 2 and value >= 1 << 32):
+                return False
+            own[SEQUENCE if field == 2 else GROUP if field == 3 else SLOTS] = value
+            continue
+        if tag & 7 != 2 or value > end - at:
+            return False
+        stop = at + value
+        if field == 1:
+            if value != name.size:
+                return False
+            for j in range(name.size):
+                if data[at + j] != name[j]:
+                    return False
+            named = True
+        elif field == 4:
+            own[BATCH], at = _varint(data, at, stop)
+            own[FIRST], at = _varint(data, at, stop)
+            own[COUNT], at = _varint(data, at, stop)
+            if at != stop or own[BATCH] < 0 or own[FIRST] < 0 or own[COUNT] < 0:
+                return False
+        elif field == 6:
+            own[ROWS_AT], own[ROWS_BYTES] = at, value
+        else:
+            return False
+        at = stop
+    return named and own[SEQUENCE] > 0 and own[COUNT] > 0 and own[ROWS_BYTES] > 0
+
+
+@jitted(nogil=True)
+def _read(data, own):  # type: ignore[no-untyped-def]
+    """Receive what is there on a connection; its state."""
+    have = own[HAVE]
+    got = _receive(
+        types.intc(own[FILE]), types.uintp(data.ctypes.data) + types.uintp(have), data.size - have, types.intc(_NOW)
+    )
+    if got <= 0:
+        return OTHER
+    have += got
+    own[HAVE] = have
+    if have < _LENGTH:
+        return PART
+    length = np.int64(data[0]) | np.int64(data[1]) << 8 | np.int64(data[2]) << 16 | np.int64(data[3]) << 24
+    if have < _LENGTH + length <= data.size:
+        return PART
+    end = have - CHECK_BYTES
+    if have != _LENGTH + length or length < CHECK_BYTES or data[end] != CHECK_TAG:
+        return OTHER
+    check = np.uint32(0)
+    for j in range(4):
+        check |= np.uint32(data[end + 1 + j]) << np.uint32(8 * j)
+    if check != crc32(data, _LENGTH, end):
+        return OTHER
+    own[RECEIVED] = length
+    return WHOLE if _take_apart(data, _LENGTH, end, own, own[NAME:].view(np.uint8)) else OTHER
+
+
+@jitted(nogil=True)
+def receive(arena, table, places):  # type: ignore[no-untyped-def]
+    """Receive from the connections in ``places`` [n] into their rows of the arena [connections, bytes]; sets their states.
+
+    A whole message is forgotten here: its bytes stay until the next call for its connection.
+    """
+    for place in places:
+        own = table[place]
+        own[STATE] = _read(arena[place], own)
+        if own[STATE] == WHOLE:
+            own[HAVE] = 0
+
+
+@jitted(nogil=True)
+def _put_varint(out, at, value):  # type: ignore[no-untyped-def]
+    while value > 127:
+        out[at] = value & 127 | 128
+        value >>= 7
+        at += 1
+    out[at] = value
+    return at + 1
+
+
+@jitted(nogil=True)
+def _form(sequence, packed, first, count, out):  # type: ignore[no-untyped-def]
+    """A sealed reply with its length before it; how many bytes."""
+    size = count * packed.shape[1]
+    out[_LENGTH] = 8
+    at = _put_varint(out, _LENGTH + 1, sequence)
+    out[at] = 18
+    at = _put_varint(out, at + 1, size)
+    out[at : at + size] = packed[first : first + count].reshape(size)
+    at += size
+    check = np.int64(crc32(out, _LENGTH, at))
+    out[at] = CHECK_TAG
+    for j in range(4):
+        out[at + 1 + j] = check >> (8 * j) & 255
+    at += CHECK_BYTES
+    for j in range(4):
+        out[j] = (at - _LENGTH) >> (8 * j) & 255
+    return at
+
+
+@jitted(nogil=True)
+def reply(packed, table, turns):  # type: ignore[no-untyped-def]
+    """Answer usual messages with rows of the results [R, bytes] uint8; ``turns`` [n, 3] are (place, first row, 0).
+
+    The 0 becomes the bytes that went, less than none for an error. A connection without a file (-1) is passed over.
+    """
+    most = 0
+    for n in range(len(turns)):
+        most = max(most, table[turns[n, 0], COUNT])
+    out = np.empty(_HEAD + most * packed.shape[1], np.uint8)
+    for n in range(len(turns)):
+        own = table[turns[n, 0]]
+        size = _form(own[SEQUENCE], packed, turns[n, 1], own[COUNT], out)
+        sent = _send(types.intc(own[FILE]), types.uintp(out.ctypes.data), types.uintp(size), types.intc(_NOW | _QUIET))
+        turns[n, 2] = size if sent == size else -1 - max(0, sent)
