@@ -6,6 +6,7 @@ import contextlib
 import gc
 import socket
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -18,11 +19,13 @@ from veil.errors import CorruptMessage, WireError
 from veil.kernels.reference import ReferenceKernels
 from veil.network.busy_poll import NOTHING
 from veil.network.frames import Frames
+from veil.network.ready_frames import ReadyFrames
 from veil.server.arrivals import Arrivals
 from veil.server.engine import Claim
 from veil.server.lane import RowLane
 from veil.server.row_io import SEQUENCE
 from veil.server.row_loop import RowLoop
+from veil.server.row_seat import Seat
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
@@ -287,3 +290,25 @@ def test_places_of_connections_that_ended_are_used_again(together: Listening, un
             client.frames.close()
         until(lambda number=number: len(together.ended) == number + 1)
     assert Echo.usual == 20
+
+
+@needs_places
+def test_a_connection_that_is_there_twice_is_read_once(until: Any) -> None:
+    """Its lock is held while it is read: to wait for it twice would be for ever."""
+    loop = RowLoop(threads=1, arrivals=Arrivals(2, 1 << 12))
+    mine, its = socket.socketpair()
+    with mine, its:
+        seat = Seat(ReadyFrames(its, 1 << 12), Echo(), lambda *_: None)  # type: ignore[arg-type]
+        loop.add(seat)
+        mine.sendall(usual_frame(b"x"))
+        loop._again = [seat, seat]
+        came: list[Any] = []
+        threading.Thread(target=lambda: came.append(loop._read(0.0)), daemon=True).start()
+        until(lambda: came)
+        assert [asked.seat for asked in came[0]] == [seat]
+        loop.stop()
+
+
+def usual_frame(rows: bytes) -> bytes:
+    data = seal(pb.EvaluateRequest(session=Echo.name, sequence=1, spans=[0, 0, 1], rows=rows))
+    return len(data).to_bytes(4, "little") + data

@@ -198,14 +198,14 @@ class RowLoop:
             else:
                 seats.append(key.data)
         came: list[Asked] = []
-        together: list[Seat] = []
+        together: dict[Seat, None] = {}  # one that had a rest to read and now has more is there twice
         for seat in seats:
             if seat.joins:
-                together.append(seat)
+                together[seat] = None
             else:
                 self._take(seat, came)
         if together:
-            self._take_together(together, came)
+            self._take_together(list(together), came)
         return came
 
     def _take_together(self, seats: list[Seat], came: list[Asked]) -> None:
