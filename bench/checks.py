@@ -174,7 +174,7 @@ def cost(bundle: Path, repetitions: int, tokens: int, out: Path) -> None:
     """Tokens of one process with checks and without, one after the other, by processor time.
 
     The difference has everything: the check in a row's decryption, the running test, the exact logits of a tied head.
-    Others on the machine change both alike; medians of a repetition's tokens are compared.
+    Others on the machine change both alike: the median of the differences between neighbours is what counts.
     """
     hybrid = HybridFHEModel.load(bundle, device="cpu")
     hybrid.check_answers("smollm2")
@@ -193,8 +193,9 @@ def cost(bundle: Path, repetitions: int, tokens: int, out: Path) -> None:
             start = time.process_time()
             state = hybrid.model(torch.tensor([[7]]), past_key_values=state.past_key_values, use_cache=True)
             spent[checked].append(1000 * (time.process_time() - start))
-        whole, unchecked = median(spent[True]), median(spent[False])
-        for name, value in (("token", whole), ("check", whole - unchecked), ("share", 100 * (1 - unchecked / whole))):
+        whole = median(spent[True])
+        check = median(one - other for one, other in zip(spent[True], spent[False], strict=True))
+        for name, value in (("token", whole), ("check", check), ("share", 100 * check / whole)):
             rows[name].append(value)
     record = Record(benchmark="cost of checked answers, smollm2", parameters={"tokens": tokens})
     record.add(Measurement.of("a token, both halves, processor time", rows["token"], "ms"))

@@ -35,4 +35,7 @@ def listening(*arguments: str | Path) -> Iterator[int]:
             raise SystemExit(f"{arguments[0]} did not start")
         finally:
             process.terminate()
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:  # on a machine that does other things too; nothing of it is wanted any more
+                process.kill()

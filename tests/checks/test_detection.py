@@ -102,7 +102,8 @@ def test_a_small_change_is_caught_within_twenty_rows(simulated: Any, name: str) 
 
 
 def test_without_the_running_test_a_small_change_passes(simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("veil.checks.running.RunningTest.add", lambda *_, **__: None)
+    for name in ("add", "add_row"):
+        monkeypatch.setattr(f"veil.checks.running.RunningTest.{name}", lambda *_, **__: None)
     caught = [simulated.rows_until_caught(lambda x: same_slot(simulated, x, 0.1 * simulated.rms), 20) for _ in range(5)]
     assert caught == [21] * 5
 

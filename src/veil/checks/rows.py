@@ -56,6 +56,7 @@ class AnswerChecks:
             self._vectors.append({count: on_kernels(own, group, spread, count, kernels) for count in slots})
             self._whitening.append(whitening(spread))
         self._row = _OneRow(self._whitening, kernels)
+        self._whole = [own[max(own)] for own in self._vectors]
         self._running = RunningTest(self._row.freedom)
         self._has_passed = [False] * len(self._slots)
         self._passed = 0
@@ -96,14 +97,14 @@ class AnswerChecks:
 
         Raises `WrongAnswer` if they do not.
         """
-        vectors = self._vectors[group][slots]
-        if len(x) == 1 and slots == self._slots[group]:
+        if slots == self._slots[group] and len(x) == 1:
             if self._has_passed[group]:
                 self._keep_apart()
             self._has_passed[group] = True
             self._passed += 1
-            residuals = self._row.places[group]
+            vectors, residuals = self._whole[group], self._row.places[group]
         else:
+            vectors = self._vectors[group][slots]
             residuals = self._kernels.asarray(np.empty((len(x), vectors.count)))
             self._pending.append((group, residuals))
         y, worst = self._kernels.decrypt_checked(
@@ -118,7 +119,7 @@ class AnswerChecks:
         """Add what a forward pass showed to the running test; raises `WrongAnswer`."""
         if self._passed == len(self._has_passed):
             self._forget_row()
-            found = self._running.add(self._row.squares(), 1)
+            found = self._running.add_row(*self._row.whole)
             if found is not None:
                 self._refuse_running(self._row.group_of(found))
         else:
@@ -187,23 +188,13 @@ class _OneRow:
             self.chunks[group] = slice(chunk, chunk + own)
             place, chunk = place + counts[group], chunk + own
         self.freedom = np.concatenate([np.full(len(whitening[group]), sizes[group]) for group in order])
-        self._parts: list[tuple[slice, slice, int, F64]] = []
-        place = chunk = 0
-        for size in sorted(set(sizes)):
-            matrices = np.concatenate([whitening[group] for group in order if sizes[group] == size])
-            own = len(matrices)
-            self._parts.append((slice(place, place + own * size), slice(chunk, chunk + own), size, matrices))
-            place, chunk = place + own * size, chunk + own
+        self._whitening = np.concatenate([whitening[group].reshape(-1) for group in order])
 
     def group_of(self, chunk: int) -> int:
         """The group that a chunk of the running test belongs to."""
         return next(group for group in self._order if self.chunks[group].stop > chunk)
 
-    def squares(self) -> F64:
-        """q [chunks] of the row that is there."""
-        residuals = self._kernels.to_numpy(self._residuals)[0]
-        out = np.empty(len(self.freedom))
-        for places, chunks, size, matrices in self._parts:
-            white = np.einsum("kab,kb->ka", matrices, residuals[places].reshape(-1, size))
-            np.einsum("ka,ka->k", white, white, out=out[chunks])
-        return out
+    @property
+    def whole(self) -> tuple[F64, F64]:
+        """The residuals of the row that is there, and the matrices that make their parts independent."""
+        return self._kernels.to_numpy(self._residuals)[0], self._whitening

@@ -16,6 +16,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from veil.checks.one_row import add_row
+
 F64 = NDArray[np.float64]
 
 FALSE_ALARMS = 1e-9
@@ -37,11 +39,17 @@ class RunningTest:
         self.rows = np.zeros(len(freedom))
         self.limit = math.log(len(_TILTS) * max(len(freedom), 1) / false_alarms)
         self._most = math.exp(self.limit)
+        self._freedom = np.ascontiguousarray(freedom, dtype=np.int64)
 
     @property
     def reached(self) -> float:
         """The logarithm of the largest sum, which is an alarm beyond ``limit``."""
         return math.log(max(float(self.sums.max(initial=0.0)), 1e-300))
+
+    def add_row(self, residuals: F64, whitening: F64) -> int | None:
+        """`add` of one row's residuals of all chunks, whose matrices stand one after the other in ``whitening``."""
+        found = add_row(residuals, whitening, self._freedom, _TILTS, self._decay, self._most, self.sums, self.rows)
+        return None if found < 0 else int(found)
 
     def add(self, squares: F64, rows: int, places: slice = slice(None)) -> int | None:
         """Add q [chunks] summed over this many rows; the place of a chunk that no honest server would have, or None."""

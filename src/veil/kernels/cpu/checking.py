@@ -62,13 +62,17 @@ def _signed(signs, words):  # type: ignore[no-untyped-def]
 
 
 @jitted()
-def _product(factors, low, high):  # type: ignore[no-untyped-def]
-    """``Σ_i factors_i·(low_i + 2^16·high_i)`` modulo 2^32."""
-    lower, upper = np.int32(0), np.int32(0)
+def _products(one, other, low, high):  # type: ignore[no-untyped-def]
+    """``Σ_i one_i·(low_i + 2^16·high_i)`` modulo 2^32, and that of ``other``: two at once read the words once."""
+    lower, upper, other_lower, other_upper = np.int32(0), np.int32(0), np.int32(0), np.int32(0)
     for i in range(low.size):
-        lower = np.int32(lower + np.int32(np.int32(factors[i]) * np.int32(low[i])))
-        upper = np.int32(upper + np.int32(np.int32(factors[i]) * np.int32(high[i])))
-    return np.uint32(np.uint32(lower) + np.uint32(np.uint32(upper) << np.uint32(16)))
+        lower = np.int32(lower + np.int32(np.int32(one[i]) * np.int32(low[i])))
+        upper = np.int32(upper + np.int32(np.int32(one[i]) * np.int32(high[i])))
+        other_lower = np.int32(other_lower + np.int32(np.int32(other[i]) * np.int32(low[i])))
+        other_upper = np.int32(other_upper + np.int32(np.int32(other[i]) * np.int32(high[i])))
+    shift = np.uint32(16)
+    first = np.uint32(np.uint32(lower) + np.uint32(np.uint32(upper) << shift))
+    return first, np.uint32(np.uint32(other_lower) + np.uint32(np.uint32(other_upper) << shift))
 
 
 @jitted(nogil=True, error_model="numpy")
@@ -88,7 +92,7 @@ def decrypt_checked(  # type: ignore[no-untyped-def]
     edges = block[at_edges : at_edges + 4 * (chunks + 1)].view(np.int32)
     sums = block[at_sums : at_sums + 2 * count * width].view(np.int16)
     signs = block[at_signs : at_signs + vectors * slots].view(np.int8)
-    row, words = np.empty(width, np.float32), np.empty(slots, np.uint32)
+    row, words, expected = np.empty(width, np.float32), np.empty(slots, np.uint32), np.empty(count, np.uint32)
     low, high = np.empty(width, np.int16), np.empty(width, np.int16)
     largest = 0.0
     for t in range(start, end):
@@ -102,14 +106,19 @@ def decrypt_checked(  # type: ignore[no-untyped-def]
                 out[t, place] = 0.0
         else:
             _quantized(row, tau, low, high)
+            for place in range(0, count, 2):
+                following = min(place + 1, count - 1)  # the last one twice where their number is odd
+                one = sums[place * width : (place + 1) * width]
+                expected[place], expected[following] = _products(
+                    one, sums[following * width : (following + 1) * width], low, high
+                )
             place = 0
             for chunk in range(chunks):
                 first, last = edges[chunk], edges[chunk + 1]
                 values = words[first:last]
                 for j in range(vectors):
                     got = _signed(signs[j * slots + first : j * slots + last], values)
-                    expected = _product(sums[place * width : (place + 1) * width], low, high)
-                    residual = np.float64(np.int32(np.uint32(got - expected))) * inverse[place]
+                    residual = np.float64(np.int32(np.uint32(got - expected[place]))) * inverse[place]
                     out[t, place] = residual
                     largest = max(largest, abs(residual))
                     place += 1
