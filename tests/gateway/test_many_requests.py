@@ -67,7 +67,7 @@ def test_a_thousand_requests_of_the_schema(bytes_running: Any, encoder_running: 
     statuses: Counter[tuple[str, int]] = Counter()
     for path, share in SHARES.items():
         running = encoder_running if path == "/v1/embeddings" else bytes_running
-        document = httpx.get(f"{running.url}/openapi.json").json()
+        document = httpx.get(f"{running.url}/openapi.json", timeout=60).json()
         known: Any = GenerationMode  # iterable by a metaclass that declares no types
         modes = [mode for mode in known if (path, mode.value) != ("/v1/models/{model}", "negative")]
         for mode in modes:
