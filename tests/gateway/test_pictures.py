@@ -161,3 +161,28 @@ def test_a_processor_that_blows_pictures_up_is_not_used(
     assert "100000 pixels a side" in caplog.text
     settings.write_text("{")
     assert processor_in(tmp_path, seeing.gateway.served.net.config) is None
+
+
+@pytest.mark.parametrize("kind", ["idefics", "qwen"])
+def test_other_families_see_and_do_not_mix_their_callers_up(
+    kind: str, serve_model: Any, listen: Any, new_byte_tokenizer: Any
+) -> None:
+    """Positions after a picture depend on its size, and Qwen-VL keeps that in the model: another's chat comes in between."""
+    from gateway import other_sights
+
+    tokenizer = new_byte_tokenizer()
+    model, processor = getattr(other_sights, f"make_{kind}")(tokenizer)
+    tokenizer.chat_template = processor.chat_template
+    served = serve_model(model, tokenizer, name="llava", mode="disable")
+    served.see(processor)
+    options: Any = {"ignore_eos": True, "max_tokens": 12}
+    red, blue = user(picture(data_url("red", (16, 16))), "What?"), user(picture(data_url("blue", (32, 16))), "And this?")
+    with listen(served) as gateway:
+        answers = [words(ask(gateway, one, **options)) for one in (red, blue)]
+        assert answers[0] != answers[1]
+        follow = [red, {"role": "assistant", "content": answers[0]}, {"role": "user", "content": "More?"}]
+        going = words(ask(gateway, *follow, **options))
+        gateway.gateway.generator.forget()
+        assert words(ask(gateway, *follow, **options)) == going, "the same as from the beginning"
+        assert words(ask(gateway, red, **options)) == answers[0]
+    served.hybrid.close()

@@ -106,7 +106,7 @@ class Gateway:
             server_lost_s=None if served.lost_s is None else round(served.lost_s, 1),
             security_bits=served.security_bits,
             checked=served.checked,
-            eager=self.settings.eager and not served.two_sided,
+            eager=self.settings.eager and not served.sent_whole,
             rows_ready=ready.tokens,
             prompt_rows_ready=ready.prompt_rows,
             running=self.line.running,

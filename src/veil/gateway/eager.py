@@ -75,7 +75,7 @@ def add_to(app: FastAPI, gateway: Gateway) -> None:
 def settled_ids(body: PrefillRequest, served: ServedModel) -> list[int]:
     """The first token ids of a chat that stay as they are, however its last message goes on. `ApiError`."""
     padding = served.hybrid.padding
-    if served.two_sided or (padding is not None and padding.powers):
+    if served.sent_whole or (padding is not None and padding.powers):
         raise bad_parameter("model", f"prompts of {served.name} are sent whole", "unsupported_value")
     *before, last = body.messages
     if last.role != "user" or not isinstance(last.content, str):

@@ -71,7 +71,7 @@ class Generator:
         matcher = sampling.grammar.matcher() if sampling.grammar else None
         with turn:
             padding = served.hybrid.padding
-            kept = not served.two_sided and (padding is None or self._conversation)
+            kept = not served.sent_whole and (padding is None or self._conversation)
             pictured = ids if isinstance(ids, PicturePrompt) else None
             kind = adapter if pictured is None else f"{adapter or ''}#{pictured.mark}"
             known, cache = self._prefixes.take(ids, owner, kind) if kept else (0, None)

@@ -62,6 +62,9 @@ class ServedModel:
         if getattr(self.net, "main_input_name", "input_ids") != "input_ids":
             raise ModelSourceError(f"{name} takes {self.net.main_input_name}, not text; use it from Python")
         self.two_sided = bool(getattr(self.net.config, "is_encoder_decoder", False)) and self.kind == "text"
+        self.sent_whole = self.two_sided or any(hasattr(part, "rope_deltas") for part in self.net.modules())
+        """Whether no prompt goes on from a kept state: Qwen-VL and its kin note how far the last prompt's pictures shifted
+        positions in the model itself, where another prompt finds it."""
         config = self.net.config.get_text_config(encoder=True) if self.two_sided else self.net.config.get_text_config()
         decoder = self.net.config.get_text_config(decoder=True) if self.two_sided else config
         self.context_length = _limit(config, "max_encoder_position_embeddings")

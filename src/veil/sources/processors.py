@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ def processor_in(place: str | Path, config: object) -> Processor | None:
         with quiet():
             processor = AutoProcessor.from_pretrained(str(place), local_files_only=local, trust_remote_code=False)
     except Exception as error:  # damaged files surface as errors of every kind
-        _log.warning("%s takes texts only: its processor cannot be loaded (%s)", place, one_line(error))
+        remedy = "" if find_spec("torchvision") else "; some, Qwen-VL's for one, need `pip install torchvision`"
+        _log.warning("%s takes texts only: its processor cannot be loaded (%s)%s", place, one_line(error), remedy)
         return None
     images = getattr(processor, "image_processor", None)
     if images is None or not hasattr(processor, "tokenizer"):
