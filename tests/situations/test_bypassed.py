@@ -271,6 +271,37 @@ def test_a_layer_that_does_more_is_refused_by_name(kind: type[nn.Linear]) -> Non
     assert linear_modules(model) == ["1"]
 
 
+class Placed(nn.Embedding):
+    """Adds up the rows so far: what a token gets depends on the tokens before it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input).cumsum(-2)
+
+
+class Scaled(nn.Embedding):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * 2
+
+
+def test_an_embedding_that_looks_at_places_is_refused() -> None:
+    """Tried by hand: execute answered with twice the largest value as error. One that scales rows (Gemma) is taken."""
+    ids = torch.tensor([[0, 8, 3]])
+    with pytest.raises(ValueError, match="0: a Placed computes more than a row for each token id; leave it out"):
+        compiled(nn.Sequential(Placed(9, 6), nn.Linear(6, 3)), ["0", "1"], ids)
+    scaled = seeded(lambda: nn.Sequential(Scaled(9, 6), nn.Linear(6, 3)))
+    with torch.no_grad():
+        expected = scaled(ids)
+        assert_near(compiled(scaled, ["0", "1"], ids)(ids), expected)
+
+
+def test_tensors_without_values_are_refused() -> None:
+    """Tried by hand: torch.func.vmap ended in 'Cannot access data pointer of Tensor that doesn't have storage'."""
+    hybrid = compiled(two_layers(), ["0", "2"], inputs(), "disable")
+    for attempt in (lambda: torch.func.vmap(hybrid.model)(inputs()), lambda: hybrid(inputs().to("meta"))):
+        with pytest.raises(TypeError, match=r"0 was given a tensor without values"):
+            attempt()  # type: ignore[no-untyped-call]
+
+
 def test_a_layer_that_only_has_another_name_is_taken() -> None:
     layer = seeded(lambda: Named(6, 5))
     for dtype in (torch.float32, torch.float16, torch.bfloat16):

@@ -60,6 +60,30 @@ def test_inputs_that_are_none_are_named(x: Any) -> None:
         compiled(two_layers(), ["0"], x)
 
 
+UNFIT: list[tuple[Any, str]] = [
+    (torch.ones(4, 7), r"x \(\[4, 7\] float32\): .*; give inputs as it takes them$"),
+    (torch.tensor(1.0), r"x \(\[\] float32\): "),
+    (torch.ones(4, 6, dtype=torch.int64), r"x \(\[4, 6\] int64\): "),
+    (torch.ones(4, 6, dtype=torch.float64), r"x \(\[4, 6\] float64\): "),
+    ({"input": torch.ones(2, 3, 5)}, r"x \(input \[2, 3, 5\] float32\): "),
+]
+
+
+@pytest.mark.parametrize(("x", "said"), UNFIT, ids=range(len(UNFIT)))
+def test_inputs_that_the_float_model_does_not_take_are_one_line_of_ours(x: Any, said: str) -> None:
+    """Tried by hand: 'mat1 and mat2 shapes cannot be multiplied', and no word of whose."""
+    with pytest.raises(ValueError, match="the float model cannot be run on " + said) as told:
+        compiled(two_layers(), ["0", "2"], x)
+    assert "\n" not in str(told.value)
+
+
+def test_token_ids_that_the_float_model_has_no_row_for() -> None:
+    """Tried by hand: 'index out of range in self', and for fractions a list of tensor types."""
+    for x, what in ((torch.tensor([[999]]), "int64"), (torch.ones(1, 4), "float32")):
+        with pytest.raises(ValueError, match=rf"the float model cannot be run on x \(\[1, \d\] {what}\): "):
+            compiled(llama(), ["lm_head"], x)
+
+
 def test_numbers_and_devices_of_other_types() -> None:
     """np.int64(8) for n_bits and torch.device("cpu"). Tried by hand."""
     hybrid = HybridFHEModel(two_layers(), ["0", "2"])

@@ -10,6 +10,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from veil.errors import VeilError
+
 _EXPECTED = "expected a tensor, an array, a tuple of positional inputs, or a dict of keyword arguments"
 
 
@@ -45,6 +47,30 @@ def calibration_call(forward: Callable[..., object], x: object) -> tuple[tuple[o
     if isinstance(x, str | bytes) or hasattr(x, "__next__") or type(x).__name__ == "DataLoader":
         raise TypeError(f"x is a {type(x).__name__}, {_EXPECTED}; a tokenizer's output with return_tensors='pt' is one")
     return (_value(x, "x"),), {}
+
+
+def calibration_run(
+    forward: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+) -> Callable[[], object]:
+    """A pass of the float model on these arguments; what torch cannot compute is a `ValueError` with their shapes."""
+
+    def run() -> object:
+        try:
+            return forward(*args, **kwargs)
+        except (VeilError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, IndexError) as error:
+            given = ", ".join([*map(_shape, args), *(f"{name} {_shape(value)}" for name, value in kwargs.items())])
+            why = " ".join(str(error).split())
+            raise ValueError(f"the float model cannot be run on x ({given}): {why}; give inputs as it takes them") from error
+
+    return run
+
+
+def _shape(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return type(value).__name__
 
 
 def _value(value: object, name: str) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from veil.compile.calibration import calibration_call
+from veil.compile.calibration import calibration_call, calibration_run
 from veil.compile.compiler import compile_layers
 from veil.hybrid.answers import CheckedAnswers
 from veil.hybrid.bundles import Bundles
@@ -77,7 +77,7 @@ class HybridFHEModel(Generations, CheckedAnswers, Bundles, ConcreteNames):
         compiled = compile_layers(
             self.model,
             self._layers,
-            lambda: forward(*args, **kwargs),
+            calibration_run(forward, args, kwargs),
             n_bits,
             use_dynamic_quantization,
             params or Params.default(),

@@ -14,7 +14,7 @@ from torch import nn
 from veil.bundle.manifest import Kind
 from veil.errors import RemoteWeightError
 from veil.runtime.concrete import ModelWide
-from veil.runtime.linearity import check_linear
+from veil.runtime.linearity import check_linear, check_table
 from veil.runtime.router import Router
 from veil.runtime.weights import RemoteWeight, refuse_change
 
@@ -137,7 +137,11 @@ class RemoteLayer(nn.Module):
         return out
 
     def _check(self, x: torch.Tensor) -> None:
-        """What torch would refuse is refused: another width, or another kind of numbers."""
+        """What torch would refuse is refused: another width, or another kind of numbers; and what has no values to send."""
+        if x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x):
+            raise TypeError(
+                f"{self.name} was given a tensor without values (of torch.func, or on 'meta'); call the model as it is"
+            )
         if self.kind == "embedding":
             if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
                 raise TypeError(f"{self.name} was given {x.dtype}, expected token ids")
@@ -264,7 +268,9 @@ def float_weight(module: nn.Module, kind: Kind) -> F32:
     """
     with torch.no_grad():
         if kind == "embedding":
-            table = module.forward(torch.arange(module.weight.shape[0], device=module.weight.device))  # type: ignore[index, arg-type]
+            ids = torch.arange(module.weight.shape[0], device=module.weight.device)  # type: ignore[index, arg-type]
+            table = module.forward(ids)
+            check_table(module, ids, table)
         else:
             table = module.weight.detach()  # type: ignore[operator]
             check_linear(module, table if kind == "linear" else table.T)
