@@ -140,7 +140,7 @@ HARMS: dict[str, Callable[[bytes], bytes]] = {
 
 def warm(remote: Any) -> None:
     """Wait until the pool is full."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not remote.sides.remote._background.full and time.monotonic() < end:
         time.sleep(0.01)
     assert remote.sides.remote._background.full
@@ -249,7 +249,7 @@ def test_an_expired_session_says_so_and_is_replaced(llama: Any, serve: Any, undi
         warm(remote)
         assert server.store.count == 1
         now[0] = 301.0
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while server.store.count and time.monotonic() < end:
             time.sleep(0.01)
         assert server.store.count == 0
@@ -285,7 +285,7 @@ def test_a_server_that_never_comes_back_is_an_error(llama: Any, line: Proxy, fre
     start = time.monotonic()
     with pytest.raises(ServerUnreachable, match="is 'veil serve' running"):
         _tokens(remote, vanish)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
     remote.close()
 
 

@@ -46,17 +46,17 @@ def test_a_lost_server_is_said_and_the_next_request_works(
         )
         hybrid.cancel_check, begun = None, hybrid.stats.trips
         asking.start()
-        until(lambda: hybrid.stats.trips > begun + 20, 10)
+        until(lambda: hybrid.stats.trips > begun + 20, 60)
     stopped = time.monotonic()
-    until(lambda: served.lost_s is not None, 10)
+    until(lambda: served.lost_s is not None, 60)
     assert http.get("/veil/status").json()["server_lost_s"] >= 0
-    asking.join(10)
-    assert not asking.is_alive() and time.monotonic() - stopped < 20
+    asking.join(60)
+    assert not asking.is_alive() and time.monotonic() - stopped < 60
     reply = replies[0]
     assert reply.status_code == 503 and reply.headers["retry-after"], reply.text
     start = time.monotonic()
     refused = http.post("/v1/chat/completions", json=BODY | {"max_tokens": 2})
-    assert refused.status_code == 503 and time.monotonic() - start < 10
+    assert refused.status_code == 503 and time.monotonic() - start < 30
     with serve(llama, port=free_port):
         until(lambda: served.lost_s is None, 20)
         assert http.post("/v1/chat/completions", json=BODY | {"max_tokens": 2}).status_code == 200
