@@ -146,19 +146,21 @@ def test_a_silent_connection_is_ended(llama: Any, serve: Any) -> None:
 
 def test_a_hello_that_trickles_is_ended(llama: Any, serve: Any) -> None:
     """A byte now and then does not keep a connection that has shown no ticket."""
-    with serve(llama, silent_s=0.3, sweep_s=0.05) as server:
-        with socket.create_connection(("127.0.0.1", server.service.rows_port), 3) as connection:
-            end = time.monotonic() + 60
-            with pytest.raises(OSError):  # noqa: PT011
-                while time.monotonic() < end:
-                    connection.sendall(b"\x20")
-                    time.sleep(0.05)
-                    connection.setblocking(False)
-                    try:
-                        if connection.recv(1) == b"":
-                            raise ConnectionResetError
-                    except BlockingIOError:
-                        connection.setblocking(True)
+    with (
+        serve(llama, silent_s=0.3, sweep_s=0.05) as server,
+        socket.create_connection(("127.0.0.1", server.service.rows_port), 3) as connection,
+    ):
+        end = time.monotonic() + 60
+        with pytest.raises(OSError):  # noqa: PT011
+            while time.monotonic() < end:
+                connection.sendall(b"\x20")
+                time.sleep(0.05)
+                connection.setblocking(False)
+                try:
+                    if connection.recv(1) == b"":
+                        raise ConnectionResetError
+                except BlockingIOError:
+                    connection.setblocking(True)
 
 
 def test_a_flood_of_connections_stops_at_the_limit_and_others_go_on(
