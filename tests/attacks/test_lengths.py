@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,8 @@ from veil.gateway.sampling import Sampling
 from veil.gateway.served import ServedModel
 from veil.params import Params
 from veil.runtime.padding import Padding
+from veil.server.engine import Claim
+from veil.server.row_io import RECEIVED
 from veil.server.rows import RowAnswers
 from veil.server.service import Service
 
@@ -55,18 +57,23 @@ class Recording:
 def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
     """A server that writes down how long each message is."""
     made = Recording()
-    ask, reply, prepare = RowAnswers.ask, RowAnswers.reply, Service.prepare
+    ask, ask_usual, replied, prepare = RowAnswers.ask, RowAnswers.ask_usual, RowAnswers.replied, Service.prepare
     waiting: list[int] = []
 
     def asks(stream: RowAnswers, data: bytes) -> Any:
         waiting.append(len(data))
         return ask(stream, data)
 
-    def replies(stream: RowAnswers, claim: Any, rows: bytes) -> bytes:
-        sent = reply(stream, claim, rows)
-        made.order.append(("rows", len(sent)))
-        made.rows.append((waiting.pop(0), len(sent)))
-        return sent
+    def asks_usual(stream: RowAnswers, own: Sequence[int], rows: Any) -> Any:
+        found = ask_usual(stream, own, rows)
+        if found is not None:  # else it is asked as any other
+            waiting.append(own[RECEIVED])
+        return found
+
+    def replies(stream: RowAnswers, claim: Claim, nbytes: int) -> None:
+        made.order.append(("rows", nbytes))
+        made.rows.append((waiting.pop(0), nbytes))
+        replied(stream, claim, nbytes)
 
     def prepares(service: Service, messages: Iterator[bytes], owner: str) -> Any:
         def each() -> Iterator[bytes]:
@@ -82,7 +89,8 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
 
     monkeypatch.setattr(BackgroundMaker, "expect", expect)
     monkeypatch.setattr(RowAnswers, "ask", asks)
-    monkeypatch.setattr(RowAnswers, "reply", replies)
+    monkeypatch.setattr(RowAnswers, "ask_usual", asks_usual)
+    monkeypatch.setattr(RowAnswers, "replied", replies)
     monkeypatch.setattr(Service, "prepare", prepares)
     return made
 

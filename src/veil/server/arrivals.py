@@ -9,11 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.server import row_io
-from veil.server.row_io import COLUMNS, COUNT, FILE, HAVE, NAME, NAME_BYTES, RECEIVED, ROWS_AT, ROWS_BYTES, STATE, WHOLE
+from veil.server.row_io import (
+    COLUMNS,
+    COUNT,
+    FILE,
+    HAVE,
+    LENGTH_BYTES,
+    NAME,
+    NAME_BYTES,
+    RECEIVED,
+    ROWS_AT,
+    ROWS_BYTES,
+    STATE,
+    WHOLE,
+)
 
 U8 = NDArray[np.uint8]
 
-_LENGTH = 4
 _LEAST, _MOST = 32 << 10, 256 << 10
 
 
@@ -80,7 +92,7 @@ class Arrivals:
 
     def take(self, place: int, own: Sequence[int]) -> memoryview:
         """Everything that is there, to be read by itself; it is forgotten here."""
-        there = _LENGTH + own[RECEIVED] if own[STATE] == WHOLE else own[HAVE]
+        there = LENGTH_BYTES + own[RECEIVED] if own[STATE] == WHOLE else own[HAVE]
         self._table[place, HAVE] = 0
         return self._arena[place, :there].data
 

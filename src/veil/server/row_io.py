@@ -32,7 +32,9 @@ AVAILABLE = sys.platform == "linux" and sys.byteorder == "little"
 _HEAD = 40  # bytes of a reply before its rows, at most
 _NOW = 0x40  # MSG_DONTWAIT
 _QUIET = 0x4000  # MSG_NOSIGNAL
-_LENGTH = 4
+LENGTH_BYTES = 4
+"""Before each message."""
+
 _MOST_VARINT = 9
 
 _receive: Any = types.ExternalFunction("recv", types.intp(types.intc, types.uintp, types.uintp, types.intc))
@@ -108,21 +110,21 @@ def _read(data, own):  # type: ignore[no-untyped-def]
         return OTHER
     have += got
     own[HAVE] = have
-    if have < _LENGTH:
+    if have < LENGTH_BYTES:
         return PART
     length = np.int64(data[0]) | np.int64(data[1]) << 8 | np.int64(data[2]) << 16 | np.int64(data[3]) << 24
-    if have < _LENGTH + length <= data.size:
+    if have < LENGTH_BYTES + length <= data.size:
         return PART
     end = have - CHECK_BYTES
-    if have != _LENGTH + length or length < CHECK_BYTES or data[end] != CHECK_TAG:
+    if have != LENGTH_BYTES + length or length < CHECK_BYTES or data[end] != CHECK_TAG:
         return OTHER
     check = np.uint32(0)
     for j in range(4):
         check |= np.uint32(data[end + 1 + j]) << np.uint32(8 * j)
-    if check != crc32(data, _LENGTH, end):
+    if check != crc32(data, LENGTH_BYTES, end):
         return OTHER
     own[RECEIVED] = length
-    return WHOLE if _take_apart(data, _LENGTH, end, own, own[NAME:].view(np.uint8)) else OTHER
+    return WHOLE if _take_apart(data, LENGTH_BYTES, end, own, own[NAME:].view(np.uint8)) else OTHER
 
 
 @jitted(nogil=True)
@@ -152,19 +154,19 @@ def _put_varint(out, at, value):  # type: ignore[no-untyped-def]
 def _form(sequence, packed, first, count, out):  # type: ignore[no-untyped-def]
     """A sealed reply with its length before it; how many bytes."""
     size = count * packed.shape[1]
-    out[_LENGTH] = 8
-    at = _put_varint(out, _LENGTH + 1, sequence)
+    out[LENGTH_BYTES] = 8
+    at = _put_varint(out, LENGTH_BYTES + 1, sequence)
     out[at] = 18
     at = _put_varint(out, at + 1, size)
     out[at : at + size] = packed[first : first + count].reshape(size)
     at += size
-    check = np.int64(crc32(out, _LENGTH, at))
+    check = np.int64(crc32(out, LENGTH_BYTES, at))
     out[at] = CHECK_TAG
     for j in range(4):
         out[at + 1 + j] = check >> (8 * j) & 255
     at += CHECK_BYTES
     for j in range(4):
-        out[j] = (at - _LENGTH) >> (8 * j) & 255
+        out[j] = (at - LENGTH_BYTES) >> (8 * j) & 255
     return at
 
 

@@ -11,6 +11,7 @@ from veil.errors import VeilError
 from veil.network.ready_frames import ReadyFrames
 from veil.server.arrivals import U8
 from veil.server.logs import event
+from veil.server.row_io import LENGTH_BYTES
 from veil.server.rows import RowAnswers
 from veil.server.turns import Asked
 from veil.wire import failures
@@ -102,7 +103,7 @@ class Seat:
         self.heard = time.monotonic()
         try:
             if sent > 0:
-                self.stream.replied(asked.claim, sent)
+                self.stream.replied(asked.claim, sent - LENGTH_BYTES)
                 return True
             data = self.stream.reply(asked.claim, asked.reply)
             with self.lock:
