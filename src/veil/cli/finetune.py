@@ -24,6 +24,7 @@ from veil.cli.options import (
     check_file,
     check_model,
     check_new_folder,
+    check_terms,
 )
 from veil.cli.options import Device as Device
 from veil.cli.options import ExpertLeak as ExpertLeak
@@ -95,8 +96,9 @@ def command(
     check_file(data)
     if not resume:
         check_new_folder(out, "go on with --resume, or choose a new folder")
-    sign_of_life()
     consent = Consent(digest=digest, allow_no_cryptography=allow_no_cryptography)
+    check_terms(bundle, consent.terms())
+    sign_of_life()
     from veil.commands.finetune import FinetuneRequest, run
     from veil.training.adapters import LoraSettings
     from veil.training.loop import Schedule

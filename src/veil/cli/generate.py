@@ -28,6 +28,7 @@ from veil.cli.options import (
     check_file,
     check_fuse_norms,
     check_model,
+    check_terms,
 )
 from veil.cli.reach import sign_of_life
 from veil.cli.streams import read_input
@@ -147,6 +148,8 @@ def command(
         raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or --model")
     check_model(model or "smollm2")
     check_bundle(bundle)
+    chosen = consent.terms(half=bundle is not None or server is not None)
+    check_terms(bundle, chosen)
     from veil import Padding
 
     if prompt is not None and not prompt.strip():
@@ -158,7 +161,6 @@ def command(
             raise ModelSourceError(f"--speculate is auto, lookup, off or a model, and as a model: {error}") from None
     if top_p == 0.0:
         raise ValueError("--top-p has to be above 0; for the likeliest token every time use --temperature 0")
-    chosen = consent.terms(half=bundle is not None or server is not None)
     padding = Padding.parse(pad)
     where = None if server is None else server_access.address(server)
     sign_of_life()

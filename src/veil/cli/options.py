@@ -222,6 +222,16 @@ def check_bundle(path: Path | None) -> None:
     raise BundleError(f"{path} holds no bundle (bundle.json is missing); make one with 'veil compile'")
 
 
+def check_terms(path: Path | None, terms: Terms) -> None:
+    """What a bundle's client half may not be, by its header alone, before anything heavy is loaded to read the rest."""
+    if path is None:
+        return
+    from veil.bundle.header_file import read_client
+
+    inner = path / "client"
+    read_client(inner if inner.is_dir() else path, terms, verify=False)
+
+
 def check_file(path: Path | None) -> None:
     """`ValueError` for a file that is not there."""
     if path is not None and not path.is_file():
@@ -259,6 +269,8 @@ def model_choice(
     check_fuse_norms(fuse_norms, server, bundle)
     check_model(model or "smollm2")
     check_bundle(bundle)
+    terms = consent.terms(half=bundle is not None or server is not None)
+    check_terms(bundle, terms)
     from veil import Padding
     from veil.commands.choice import ModelChoice
 
@@ -271,7 +283,7 @@ def model_choice(
         server=None if server is None else access.address(server),
         server_bundle=name,
         fuse_norms=fuse_norms.value,
-        terms=consent.terms(half=bundle is not None or server is not None),
+        terms=terms,
         adapters=tuple(adapters),
         checked=checked.value,
         padding=padding,
