@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from veil.network.frames import LENGTH_BYTES
 from veil.server import row_io
 from veil.server.row_io import (
     COLUMNS,
     COUNT,
     FILE,
     HAVE,
-    LENGTH_BYTES,
     NAME,
     NAME_BYTES,
     RECEIVED,

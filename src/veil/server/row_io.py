@@ -14,6 +14,7 @@ from numba import types
 
 from veil.kernels.cpu.checksum import crc32
 from veil.kernels.cpu.kept import jitted
+from veil.network.frames import LENGTH_BYTES
 from veil.wire.envelope import CHECK_BYTES, CHECK_TAG
 
 NAME_BYTES = 32
@@ -32,9 +33,6 @@ AVAILABLE = sys.platform == "linux" and sys.byteorder == "little"
 _HEAD = 40  # bytes of a reply before its rows, at most
 _NOW = 0x40  # MSG_DONTWAIT
 _QUIET = 0x4000  # MSG_NOSIGNAL
-LENGTH_BYTES = 4
-"""Before each message."""
-
 _MOST_VARINT = 9
 
 _receive: Any = types.ExternalFunction("recv", types.intp(types.intc, types.uintp, types.uintp, types.intc))

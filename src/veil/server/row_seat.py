@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from veil.errors import VeilError
+from veil.network.frames import LENGTH_BYTES
 from veil.network.ready_frames import ReadyFrames
 from veil.server.arrivals import U8
 from veil.server.logs import event
-from veil.server.row_io import LENGTH_BYTES
 from veil.server.rows import RowAnswers
 from veil.server.turns import Asked
 from veil.wire import failures
