@@ -31,7 +31,7 @@ def choices(models: Any = (), bundles: Any = (), servers: Any = (), name: str | 
 
 
 def test_models_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("veil.cli.options.check_terms", lambda *_: None)  # the halves here are none
+    monkeypatch.setattr("veil.cli.options.check_bundle", lambda *_: None)  # the halves here are none
     (only,) = choices()
     assert (only.name, only.model, only.server) == (None, "smollm2", None)
     odd = tmp_path / "a=b"

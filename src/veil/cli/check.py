@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from veil.cli.groups import grouped
-from veil.cli.options import MODEL_HELP, AsJson, Consent, check_bundle, check_model, check_terms
+from veil.cli.options import MODEL_HELP, AsJson, Consent, check_bundle, check_model
 from veil.cli.reach import sign_of_life
 
 
@@ -46,9 +46,8 @@ def command(
     if model is None or half is None:
         raise ValueError("name the model that you trust and its half: veil check MODEL --half HALF")
     check_model(model)
-    check_bundle(half)
     terms = consent.terms()
-    check_terms(half, terms)
+    check_bundle(half, terms)
     sign_of_life()
     from veil.commands import check
 

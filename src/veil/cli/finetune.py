@@ -24,7 +24,6 @@ from veil.cli.options import (
     check_file,
     check_model,
     check_new_folder,
-    check_terms,
 )
 from veil.cli.options import Device as Device
 from veil.cli.options import ExpertLeak as ExpertLeak
@@ -92,12 +91,11 @@ def command(
     if bundle is not None and mode is Mode.torch:
         raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or MODEL")
     check_model(model or "smollm2")
-    check_bundle(bundle)
+    consent = Consent(digest=digest, allow_no_cryptography=allow_no_cryptography)
+    check_bundle(bundle, consent.terms())
     check_file(data)
     if not resume:
         check_new_folder(out, "go on with --resume, or choose a new folder")
-    consent = Consent(digest=digest, allow_no_cryptography=allow_no_cryptography)
-    check_terms(bundle, consent.terms())
     sign_of_life()
     from veil.commands.finetune import FinetuneRequest, run
     from veil.training.adapters import LoraSettings

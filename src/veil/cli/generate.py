@@ -28,7 +28,6 @@ from veil.cli.options import (
     check_file,
     check_fuse_norms,
     check_model,
-    check_terms,
 )
 from veil.cli.reach import sign_of_life
 from veil.cli.streams import read_input
@@ -147,9 +146,8 @@ def command(
     if mode is Mode.torch and bundle is not None:
         raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or --model")
     check_model(model or "smollm2")
-    check_bundle(bundle)
     chosen = consent.terms(half=bundle is not None or server is not None)
-    check_terms(bundle, chosen)
+    check_bundle(bundle, chosen)
     from veil import Padding
 
     if prompt is not None and not prompt.strip():

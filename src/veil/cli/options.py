@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from veil.errors import BundleError, ModelSourceError
+from veil.errors import ModelSourceError
 
 if TYPE_CHECKING:
     from veil.bundle.terms import Terms
@@ -215,15 +215,8 @@ def check_model(source: str) -> None:
         raise ModelSourceError(f"there is no folder or file {source!r}; check the path, or use `smollm2`")
 
 
-def check_bundle(path: Path | None) -> None:
-    """`BundleError` for a folder without a bundle or a half of one, before anything heavy is loaded to read it."""
-    if path is None or any((place / "bundle.json").is_file() for place in (path, path / "client", path / "server")):
-        return
-    raise BundleError(f"{path} holds no bundle (bundle.json is missing); make one with 'veil compile'")
-
-
-def check_terms(path: Path | None, terms: Terms) -> None:
-    """What a bundle's client half may not be, by its header alone, before anything heavy is loaded to read the rest."""
+def check_bundle(path: Path | None, terms: Terms) -> None:
+    """`BundleError` for what a bundle's client half may not be, or none, by its header, before anything heavy is loaded."""
     if path is None:
         return
     from veil.bundle.header_file import read_client
@@ -268,9 +261,8 @@ def model_choice(
         raise ValueError("--bundle and --server have their own model; leave out --model")
     check_fuse_norms(fuse_norms, server, bundle)
     check_model(model or "smollm2")
-    check_bundle(bundle)
     terms = consent.terms(half=bundle is not None or server is not None)
-    check_terms(bundle, terms)
+    check_bundle(bundle, terms)
     from veil import Padding
     from veil.commands.choice import ModelChoice
 
