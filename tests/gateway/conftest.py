@@ -26,6 +26,7 @@ from veil.hybrid.model import HybridFHEModel
 from veil.network.listening import listening as free_socket
 from veil.params import Params
 from veil.runtime.modules import select_modules
+from veil.runtime.padding import Padding
 
 BYTE_TEMPLATE = (
     "{% for m in messages %}<|user|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|reply|>{% endif %}"
@@ -282,3 +283,12 @@ def tls_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     (folder / "key.pem").write_bytes(key.private_bytes(pem, pkcs8, plain))
     return folder / "cert.pem", folder / "key.pem"
+
+
+@pytest.fixture(scope="module")
+def padded(serve_model: Callable[..., Any], new_model: Callable[[str], Any], tiny_tokenizer: Any) -> Iterator[Any]:
+    """A small Llama that hides lengths in steps of 8."""
+    made = serve_model(new_model("llama"), tiny_tokenizer)
+    made.hybrid.padding = Padding(step=8)
+    yield made
+    made.hybrid.close()

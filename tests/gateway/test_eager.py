@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -73,14 +73,6 @@ def test_nothing_goes_up_unless_it_was_asked_for(running: Any) -> None:
 def test_only_a_users_text_can_be_begun(gateway: Any) -> None:
     reply = prefill(gateway, "", messages=[{"role": "assistant", "content": "w1"}])
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "messages")
-
-
-@pytest.fixture(scope="module")
-def padded(serve_model: Callable[..., Any], new_model: Callable[[str], Any], tiny_tokenizer: Any) -> Iterator[Any]:
-    made = serve_model(new_model("llama"), tiny_tokenizer)
-    made.hybrid.padding = Padding(step=8)
-    yield made
-    made.hybrid.close()
 
 
 def test_with_padding_whole_steps_go_up(padded: Any, listen: Any) -> None:

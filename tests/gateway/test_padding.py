@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -12,14 +12,6 @@ import pytest
 
 from veil.runtime.padding import Padding
 from veil.runtime.router import Router
-
-
-@pytest.fixture(scope="module")
-def padded(serve_model: Callable[..., Any], new_model: Callable[[str], Any], tiny_tokenizer: Any) -> Iterator[Any]:
-    made = serve_model(new_model("llama"), tiny_tokenizer)
-    made.hybrid.padding = Padding(step=8)
-    yield made
-    made.hybrid.close()
 
 
 def body(tokens: int, **options: Any) -> dict[str, Any]:
