@@ -21,9 +21,10 @@ from veil.runtime.coverage import Coverage, signature_of
 from veil.runtime.experts import ExpertLeak, open_layers
 from veil.runtime.layers import RemoteLayer
 from veil.runtime.padding import Padding
-from veil.runtime.passes import Forward, Passes, refuse_compiler
+from veil.runtime.passes import Forward, Passes
 from veil.runtime.rehearsal import pictured_tokens
 from veil.runtime.router import Router
+from veil.runtime.tracers import refuse_tracers
 from veil.runtime.traffic import Traffic, padded_most
 from veil.runtime.weight_changes import Fingerprints
 
@@ -261,7 +262,7 @@ def _like(forward: Forward, replacement: Forward) -> Forward:
 
     @functools.wraps(forward)
     def wrapped(*args: object, **kwargs: object) -> object:
-        refuse_compiler()
+        refuse_tracers()
         return replacement(*args, **kwargs)
 
     return wrapped

@@ -19,6 +19,7 @@ from torch import nn
 
 from veil.runtime.layers import RemoteLayer
 from veil.runtime.router import Router
+from veil.runtime.tracers import refuse_tracers
 
 _CHOSEN: ContextVar[Mapping[int, str]] = ContextVar("veil_modes", default=MappingProxyType({}))
 """Modes that were chosen for one call, by the identity of the model's `Passes`: other threads do not see them."""
@@ -140,7 +141,7 @@ class Passes:
             if self._owner == threading.get_ident():
                 self.entered.add(name)
                 return self._plan(name, forward, args, kwargs) if planned else forward(*args, **kwargs)
-            refuse_compiler()
+            refuse_tracers()
             if self.router is None:
                 return forward(*args, **kwargs)
             with self.opened(names):
@@ -153,12 +154,6 @@ class Passes:
 def _is_backward() -> bool:
     """Whether autograd is on its way back in this thread."""
     return torch._C._current_graph_task_id() != -1
-
-
-def refuse_compiler() -> None:
-    """`TypeError` under torch.compile, while it traces and while it runs what it could not trace."""
-    if torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
-        raise TypeError("torch.compile cannot look into remote layers; call the model as it is, without compiling it")
 
 
 def _layers_inside(model: nn.Module) -> dict[str, list[str]]:
