@@ -130,6 +130,52 @@ def test_a_layer_that_was_put_in_the_place_of_a_remote_one_is_noticed() -> None:
         model.generate(input_ids=IDS, max_new_tokens=2, do_sample=False)
 
 
+def body(model: Any) -> None:
+    model.model = llama().model
+
+
+def block(model: Any) -> None:
+    model.model.layers[1] = llama().model.layers[1]
+
+
+@pytest.mark.parametrize("put", [body, block], ids=lambda put: put.__name__)
+def test_a_part_that_was_put_in_the_place_of_one_with_remote_layers_is_noticed(put: Callable[[Any], None]) -> None:
+    """pytorch #37151's kind: what stands around a replaced layer is replaced in turn. Tried by hand: float, unsaid."""
+    model = llama()
+    hybrid = compiled(model, linear_modules(model), IDS, "disable")
+    put(model)
+    with pytest.raises(ModelChanged, match=r"'model\.layers\.\d.*' was not asked in this pass"):
+        hybrid(IDS)
+
+
+@pytest.mark.parametrize("places", [[0, 0], [0]], ids=["repeated", "cut off"])
+def test_layers_that_are_cut_off_or_repeated_are_no_bypass(places: list[int]) -> None:
+    """Pruned and stacked models: what remains is asked. Tried by hand."""
+    model = llama()
+    hybrid = compiled(model, linear_modules(model), IDS, "execute")
+    model.model.layers = nn.ModuleList(model.model.layers[place] for place in places)
+    with torch.no_grad():
+        assert_near(hybrid(IDS, use_cache=False).logits, hybrid(IDS, use_cache=False, fhe="torch").logits, 0.1)
+
+
+@pytest.mark.parametrize("mode", ["disable", "execute"])
+def test_a_forward_that_was_replaced_is_noticed_unless_it_calls_the_old_one(mode: str) -> None:
+    """accelerate and others wrap `model.forward`. Tried by hand: one that took its place ran in float, unsaid."""
+    model = llama()
+    hybrid = compiled(model, linear_modules(model), IDS, mode)
+    with torch.no_grad():
+        expected = hybrid(IDS, fhe="torch").logits
+        ours: Any = model.forward
+        floats: Any = llama().forward
+        model.forward = lambda *args, **options: ours(*args, **options)
+        assert_near(hybrid(IDS).logits, expected, 0.1)
+        model.forward = lambda *args, **options: floats(*args, **options)
+        for call in (lambda: hybrid(IDS), lambda: model.generate(input_ids=IDS, max_new_tokens=2, do_sample=False)):
+            with pytest.raises(ModelChanged, match="the forward of this model was replaced after it was wrapped"):
+                call()
+        assert torch.equal(hybrid(IDS, fhe="torch").logits, expected)
+
+
 # Hooks ----------------------------------------------------------------------------------------------------------------
 
 

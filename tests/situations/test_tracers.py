@@ -112,6 +112,25 @@ def test_sparse_inputs_that_stay_local_work() -> None:
         assert_near(compiled(model, ["linear"], (x, neighbours))(x, neighbours), expected)
 
 
+def test_a_negated_view_is_read_as_what_it_stands_for() -> None:
+    """`.conj().imag` gives one. Tried by hand: "Can't call numpy() on Tensor that has negative bit set"."""
+    model, x = two_layers(), torch.complex(inputs(), inputs()).conj().imag
+    assert x.is_neg()
+    with torch.no_grad():
+        expected = model(x)
+        assert_near(compiled(model, ["0", "2"], inputs(32))(x), expected)
+
+
+def test_another_default_device_does_not_reach_the_compiler() -> None:
+    """torch.set_default_device("cuda") is common; here "meta", where every forgotten device is an error."""
+    model, x = two_layers(), inputs(32)
+    with torch.no_grad(), torch.device("meta"):
+        hybrid = compiled(model, ["0", "2"], x)
+        got = hybrid(x)
+    with torch.no_grad():
+        assert_near(got, hybrid(x, fhe="torch"))
+
+
 # Layers of other kinds ------------------------------------------------------------------------------------------------
 
 

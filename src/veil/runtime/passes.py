@@ -48,6 +48,8 @@ class Passes:
         """Names of the layers that were asked in the last pass."""
         self.entered: set[str] = set()
         """Names of the modules with remote layers that were called in it."""
+        self.count = 0
+        """How many passes, and parts of passes, began."""
         self.current: Router | None = None
         self.lock = threading.RLock()
         self._owner: int | None = None
@@ -115,6 +117,7 @@ class Passes:
             if fresh:
                 self.asked.clear()
                 self.entered.clear()
+            self.count += 1
             self._owner, self._pass_mode, self._failed = threading.get_ident(), mode, False
             try:
                 with self._around(mode, fresh):
