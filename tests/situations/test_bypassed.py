@@ -170,7 +170,9 @@ def test_a_forward_that_was_replaced_is_noticed_unless_it_calls_the_old_one(mode
         model.forward = lambda *args, **options: ours(*args, **options)
         assert_near(hybrid(IDS).logits, expected, 0.1)
         model.forward = lambda *args, **options: floats(*args, **options)
-        for call in (lambda: hybrid(IDS), lambda: model.generate(input_ids=IDS, max_new_tokens=2, do_sample=False)):
+        options: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False}
+        calls: list[Callable[[], Any]] = [lambda: hybrid(IDS), lambda: model.generate(input_ids=IDS, **options)]
+        for call in calls:
             with pytest.raises(ModelChanged, match="the forward of this model was replaced after it was wrapped"):
                 call()
         assert torch.equal(hybrid(IDS, fhe="torch").logits, expected)
