@@ -43,3 +43,25 @@ class Mixed(nn.Module):
 def test_a_model_that_mixes_both_is_made_as_ever() -> None:
     made: Any = model_without_weights(Mixed, PreTrainedConfig())  # type: ignore[arg-type]
     assert made.weight.is_meta
+
+
+class Endless(nn.Module):
+    """A model of somebody else's configuration: it asks for more memory than there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.arange(1 << 50))
+        self.register_buffer("zeros", torch.zeros(1 << 30, 1 << 20))
+        self.register_buffer("named", torch.ones(size=(1 << 40,)))
+        self.register_buffer("few", torch.full((2, 3), 1.5))
+        self.register_buffer("between", torch.arange(2, 8, 2))
+
+    @classmethod
+    def _from_config(cls, config: object) -> Endless:
+        return cls()
+
+
+def test_what_a_configuration_asks_for_takes_no_memory() -> None:
+    made: Any = model_without_weights(Endless, PreTrainedConfig())  # type: ignore[arg-type]
+    assert made.places.is_meta and made.zeros.is_meta and made.named.is_meta
+    assert made.few.tolist() == [[1.5] * 3] * 2 and made.between.tolist() == [2, 4, 6]
