@@ -236,3 +236,34 @@ def test_millions_of_token_ids_are_refused_quickly(http: Any) -> None:
     for prompt in ([1] * 2_000_000, ["a"] * 1_000_000, [[1]] * 1_000_000):
         assert refused(http.post("/v1/completions", json=TEXT | {"prompt": prompt}))["param"] == "prompt"
     assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize(("prompt", "param"), [([0.5, 1], "prompt.0"), ([[1.5]], "prompt.0.0"), ([1, "a"], "prompt.1")])
+def test_token_ids_that_are_no_whole_numbers_are_not_called_texts(http: Any, prompt: Any, param: str) -> None:
+    """Tried by hand: '[0.5]' was told that it should be a valid string."""
+    error = refused(http.post("/v1/completions", json=TEXT | {"prompt": prompt}))
+    assert error["message"].startswith(f"{param}: Input should be a valid integer")
+
+
+def test_a_place_is_named_once(http: Any) -> None:
+    error = refused(http.post("/v1/chat/completions", json=CHAT | {"response_format": {"type": "json_schema"}}))
+    assert error["message"] == "response_format.json_schema: Field required"
+
+
+def test_a_text_part_without_text_is_not_called_another_kind(http: Any) -> None:
+    error = refused(
+        http.post("/v1/chat/completions", json=CHAT | {"messages": [{"role": "user", "content": [{"type": "text"}]}]})
+    )
+    assert error["message"] == "messages.0: a part of type text has no text"
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_that_is_not_said_to_be_json_is_told_how(http: Any, kind: str | None) -> None:
+    """curl -d without a header sends a form. Tried by hand: 'Input should be a valid dictionary'."""
+    headers = {} if kind is None else {"Content-Type": kind}
+    error = refused(http.post("/v1/completions", content=json.dumps(TEXT), headers=headers))
+    assert error["message"].endswith("send the header Content-Type: application/json")
+    assert (
+        http.post("/v1/completions", content=json.dumps(TEXT), headers={"Content-Type": "application/json"}).status_code
+        == 200
+    )

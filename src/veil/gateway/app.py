@@ -285,7 +285,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _error(_first_problem(error), request)
+        return _error(_first_problem(error, request.headers.get("content-type", "")), request)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -303,16 +303,20 @@ def _error(error: ApiError, request: Request) -> JSONResponse:
     return JSONResponse(error.body_at(request.url.path), status_code=error.status, headers=error.headers)
 
 
-def _first_problem(error: RequestValidationError) -> ApiError:
+def _first_problem(error: RequestValidationError, content_type: str) -> ApiError:
     """The first thing that is wrong, without the value that was sent: it may be a prompt."""
     problem = error.errors()[0]
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "json_invalid":
         return ApiError(400, "the body is not JSON")
+    if isinstance(error.body, bytes) and "json" not in content_type:
+        return ApiError(400, "the body has to be JSON, said to be so; send the header Content-Type: application/json")
     place = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
     message = problem["msg"]
     if kind == "not_json":
         place, message = context["place"].split("."), context["message"]
+    pairs = zip(place, ["", *place], strict=False)
+    place = [part for part, before in pairs if part != before or part.isdecimal()]  # a kind may be called as its field
     where = ".".join(part for part in place if part.isidentifier() or part.isdecimal()) or "the body"
     param = place[0] if place and place[0].isidentifier() else None
     if kind == "extra_forbidden":

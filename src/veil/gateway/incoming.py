@@ -30,7 +30,7 @@ def _kind(value: object) -> str | None:
     if not isinstance(value, list):
         return None
     first = value[0] if value else ""
-    if isinstance(first, int):
+    if isinstance(first, int | float):
         return "token ids"
     return "several token ids" if isinstance(first, list) else "several texts"
 

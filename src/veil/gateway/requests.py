@@ -285,6 +285,8 @@ def _text(message: incoming.Message, where: str, pictures: list[Image] | None) -
             whole += PLACE
             continue
         text = (part.text if part.text is not None else part.refusal) if isinstance(part, incoming.TextPart) else None
+        if text is None and isinstance(part, incoming.TextPart):
+            raise ApiError(400, f"{where}: a part of type {part.type} has no text", param="messages")
         if text is None:
             raise ApiError(400, f"{where}: only text parts are supported", param="messages", code="unsupported_value")
         text = text if pictures is None else text.replace(PLACE, "")
