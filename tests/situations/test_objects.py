@@ -60,6 +60,39 @@ def test_inputs_that_are_none_are_named(x: Any) -> None:
         compiled(two_layers(), ["0"], x)
 
 
+def test_sets_of_data_and_lists_of_batches_are_told_what_to_give() -> None:
+    """Tried by hand: '0 was given a TensorDataset', 'takes 2 positional arguments but 3 were given'."""
+    with pytest.raises(TypeError, match="x is a TensorDataset, expected a tensor, an array"):
+        compiled(two_layers(), ["0"], torch.utils.data.TensorDataset(inputs()))
+    with pytest.raises(TypeError, match=r"x is 2 inputs, which the model does not take at once; join batches to one with"):
+        compiled(two_layers(), ["0"], [inputs(), inputs()])
+
+
+class Table:
+    """As a table of pandas: NumPy can make an array of it."""
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return inputs(32).numpy().astype(np.float64)
+
+
+def test_a_table_is_an_array() -> None:
+    hybrid = compiled(two_layers(), ["0", "2"], Table())
+    with torch.no_grad():
+        assert_near(hybrid(inputs()), hybrid(inputs(), fhe="torch"))
+
+
+def test_what_the_torch_model_has_is_said_to_be_there() -> None:
+    """Users call `eval`, `to` and `generate` of the hybrid. Tried by hand: "object has no attribute 'eval'", and no more."""
+    hybrid = compiled(two_layers(), ["0"], inputs(), "disable")
+    for name in ("eval", "to", "state_dict", "parameters"):
+        with pytest.raises(
+            AttributeError, match=rf"has no attribute '{name}': the torch model has it, as hybrid\.model\.{name}$"
+        ):
+            getattr(hybrid, name)
+    with pytest.raises(AttributeError, match=r"has no attribute 'nothing'$"):
+        hybrid.nothing()
+
+
 UNFIT: list[tuple[Any, str]] = [
     (torch.ones(4, 7), r"x \(\[4, 7\] float32\): .*; give inputs as it takes them$"),
     (torch.tensor(1.0), r"x \(\[\] float32\): "),

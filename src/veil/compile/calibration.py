@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from veil.errors import VeilError
 
@@ -43,8 +44,14 @@ def calibration_call(forward: Callable[..., object], x: object) -> tuple[tuple[o
             return (), named
         return (type(x)(named) if isinstance(x, dict) else x,), {}
     if isinstance(x, tuple | list) and x and all(isinstance(part, torch.Tensor | np.ndarray) for part in x):
+        if len(x) > 1 and not _takes(forward, x):
+            raise TypeError(
+                f"x is {len(x)} inputs, which the model does not take at once; join batches to one with torch.cat"
+            )
         return tuple(_value(part, "x") for part in x), {}
-    if isinstance(x, str | bytes) or hasattr(x, "__next__") or type(x).__name__ == "DataLoader":
+    if hasattr(x, "__array__") and not isinstance(x, torch.Tensor | np.ndarray):  # a table of pandas
+        x = np.asarray(x)
+    if isinstance(x, str | bytes | Dataset) or hasattr(x, "__next__") or type(x).__name__ == "DataLoader":
         raise TypeError(f"x is a {type(x).__name__}, {_EXPECTED}; a tokenizer's output with return_tensors='pt' is one")
     return (_value(x, "x"),), {}
 
@@ -88,9 +95,10 @@ def _value(value: object, name: str) -> object:
     return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float64 else array.copy())
 
 
-def _takes(forward: Callable[..., object], named: dict[str, object]) -> bool:
+def _takes(forward: Callable[..., object], given: Mapping[str, object] | Sequence[object]) -> bool:
     try:
-        inspect.signature(forward).bind(**named)
+        signature = inspect.signature(forward)
+        signature.bind(**given) if isinstance(given, Mapping) else signature.bind(*given)
     except TypeError:
         return False
     except ValueError:  # a function whose parameters are not known

@@ -69,6 +69,8 @@ class ConcreteNames:
         if name in HOOKS:
             refuse_torchscript()
         instead = concrete.ATTRIBUTES.get(name)
+        if instead is None and not name.startswith("_") and hasattr(self.__dict__.get("model"), name):
+            instead = f"the torch model has it, as hybrid.model.{name}"
         raise AttributeError(
             f"{type(self).__name__!r} object has no attribute {name!r}" + (f": {instead}" if instead else "")
         )
