@@ -103,7 +103,7 @@ def ask(running: Any, document: Any, path: str, mode: Any, count: int) -> list[i
         if mode is GenerationMode.POSITIVE and isinstance(case.body, dict) and "model" in case.body and len(case.body) % 4:
             few = sorted(set(case.body) - NEEDED)[: len(statuses) % 4]  # with many fields, two always contradict each other
             case.body = {name: case.body[name] for name in case.body if name in NEEDED or name in few} | {"model": "bytes"}
-            for message in case.body.get("messages", []):  # a schema cannot say which role needs what
+            for message in case.body.get("messages") or []:  # a schema cannot say which role needs what
                 message["content"] = message.get("content") or "a"
                 if message.get("role") != "assistant":
                     message.pop("tool_calls", None)
