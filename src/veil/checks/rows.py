@@ -196,5 +196,5 @@ class _OneRow:
 
     @property
     def whole(self) -> tuple[F64, F64]:
-        """The residuals of the row that is there, and the matrices that make their parts independent."""
+        """The residuals [chunks·J] of the row that is there, and the matrices that make their parts independent."""
         return self._kernels.to_numpy(self._residuals)[0], self._whitening

@@ -209,7 +209,7 @@ class ClientSession:
         return self._maker.batches.pad_words
 
     def check(self, group: int, scales: Array) -> None:
-        """Raise `NotFiniteActivation` if a row is not finite: at once, or at the pass's end where asking means waiting."""
+        """Raise `NotFiniteActivation` for a NaN among scales [R] float64: at once, or at the pass's end if asking waits."""
         if not self.kernels.asks_cheaply:
             self._unchecked.append((group, scales))
         elif not self.kernels.finite(scales):

@@ -86,11 +86,11 @@ class SpreadKernels:
         self.name = f"{len(devices)} × {devices[0].name}"
 
     def asarray(self, values: NDArray[np.generic] | SpreadArray) -> SpreadArray:
-        """The same values on each device."""
+        """The same values, of any shape and dtype, on each device."""
         return values if isinstance(values, SpreadArray) else SpreadArray(tuple(own.asarray(values) for own in self.devices))
 
     def to_numpy(self, values: SpreadArray) -> NDArray[np.uint8]:
-        """Packed results of all devices side by side."""
+        """Packed results of all devices side by side: [R, bytes] uint8."""
         parts = [own.to_numpy(part) for own, part in zip(self.devices, values.parts, strict=True)]
         return np.concatenate(parts, axis=1)
 

@@ -149,11 +149,14 @@ class CardSlots:
                 self.slots[group.segment] += -(-(stop - begin) // w) * w
 
     def weights(self) -> list[I8]:
-        """Each group's rows that are multiplied here."""
+        """Each group's rows [rows, width] that are multiplied here."""
         return [own[first:last] for own, (first, last) in zip(self._model.weights, self.ranges, strict=True)]
 
     def hint_rows(self, loaded: Sequence[Array], kernels: Kernels) -> dict[str, list[HintRows]]:
-        """The rows of all groups that this device's blocks hold, in its slots' order; those ``loaded`` are not copied."""
+        """The int8 rows [rows, width] of all groups that this device's blocks hold, in its slots' order.
+
+        Those ``loaded`` are not copied.
+        """
         manifest, found = self._model.manifest, {name: list[HintRows]() for name in self._covers}
         for segment, covers in self._covers.items():
             for begin, stop in covers:
