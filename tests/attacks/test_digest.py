@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from remote.processes import veil
+from remote.commands import veil
 from veil import Terms
 from veil.bundle import header_file
 from veil.client import remote as transports

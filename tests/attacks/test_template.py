@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from jinja2.exceptions import TemplateError
 
-from remote.processes import veil
+from remote.commands import veil
 from veil import Terms
 from veil.commands.ahead import begin_rendering
 from veil.errors import ModelSourceError

@@ -1,4 +1,4 @@
-"""`veil serve`, `veil pull` and `veil generate --server` as separate processes."""
+"""`veil serve`, `veil pull` and `veil generate --server`: servers and their clients as separate processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from remote.processes import veil
+from remote import processes
+from remote.commands import veil
 
 WEAK = "--allow-no-cryptography"
 PROMPT = "w23 w6 w7"
@@ -36,8 +37,8 @@ def test_two_processes_answer_as_one_does(llama: Any, start: Any, tmp_path: Path
     again = veil("pull", target, tmp_path / "half", WEAK)
     assert again.returncode == 2 and "exists already" in again.stderr
     options = ("--server", target, "--max-new-tokens", "4", "--json", WEAK)
-    for bundle in (("--bundle", tmp_path / "half"), ()):
-        result = veil("generate", PROMPT, *options, *bundle, VEIL_CACHE_DIR=str(tmp_path / "cache"))
+    for run, *bundle in ((processes.veil, "--bundle", tmp_path / "half"), (veil,)):
+        result = run("generate", PROMPT, *options, *bundle, VEIL_CACHE_DIR=str(tmp_path / "cache"))
         assert result.returncode == 0, result.stderr
         answer = json.loads(result.stdout)
         assert answer["text"] == json.loads(alone.stdout)["text"]
@@ -154,7 +155,7 @@ def test_smollm2_answers_over_the_network(start: Any, tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     bundle = tmp_path / "bundle"
     server = start("serve", bundle / "server", "--offer", bundle / "client", "--port", "0")
-    result = veil(
+    result = processes.veil(
         "generate", "Name the capital of France.", "--server", f"127.0.0.1:{server.port}", "--max-new-tokens", "12",
         "--json", VEIL_CACHE_DIR=str(tmp_path / "cache"),
     )  # fmt: skip
