@@ -42,7 +42,7 @@ def test_a_batch_that_is_given_back_twice_is_given_back(
         monkeypatch.setattr(SessionStore, "release", release)
     with serve(llama) as server:
         remote = llama.connect(server.port)
-        session, transport = remote.sides.remote._pool.session, remote.sides.remote._transport
+        session, transport = remote.sides.remote.pool.session, remote.sides.remote.transport
         held = server.store.find(session).batches
         until(lambda: held)
         number = min(held)
@@ -58,7 +58,7 @@ def test_a_batch_that_is_given_back_twice_is_given_back(
 
 
 def announce(server: Any, path: str, size: int) -> None:
-    for file in server.service._described.bundles[0].files:
+    for file in server.service.described.bundles[0].files:
         if file.path == path:
             file.size = size
 
@@ -89,7 +89,7 @@ def test_files_that_are_too_large_are_refused_before_anything_is_fetched(
 
 
 def test_a_half_that_the_disk_has_no_room_for_is_refused(llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pull, "_ROOM_LEFT", 1 << 62)
+    monkeypatch.setattr(pull, "ROOM_LEFT_BYTES", 1 << 62)
     with serve(llama, offer=True) as server, pytest.raises(BundleError, match=r"has room for 0; make room"):
         fetch(server)
 
@@ -98,7 +98,7 @@ def test_without_the_rule_a_file_fills_the_disk(
     llama: Any, serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As far as the attacker likes; here a little further than a vocabulary may be."""
-    pieces = (pull._MOST_BYTES_OF_TEXT + (1 << 20)) // FILE_CHUNK
+    pieces = (pull.MOST_BYTES_OF_TEXT + (1 << 20)) // FILE_CHUNK
     written: list[int] = []
     read = Offer.read
 
@@ -116,10 +116,10 @@ def test_without_the_rule_a_file_fills_the_disk(
         with pytest.raises(BundleError, match="of such a file"):
             fetch(server)
         assert not written
-        monkeypatch.setattr(pull, "_check_sizes", lambda *_: None)
+        monkeypatch.setattr(pull, "check_sizes", lambda *_: None)
         with pytest.raises(BundleError, match="does not match its digest"):
             fetch(server)
-    assert written and written[0] > pull._MOST_BYTES_OF_TEXT // 2
+    assert written and written[0] > pull.MOST_BYTES_OF_TEXT // 2
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -132,7 +132,7 @@ def test_a_server_that_forgets_rows_at_once_is_refused(
     with serve(llama, limits=Limits(batch_ttl_s=0.0)) as server:
         with pytest.raises(IncompatibleServer, match="forgets rows after 0 s: a client would make them for ever"):
             llama.connect(server.port)
-        monkeypatch.setattr(transports, "_SHORTEST_TTL_S", 0)
+        monkeypatch.setattr(transports, "SHORTEST_TTL_S", 0)
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=4, prompt_rows=4))
         until(lambda: remote.stats.rows_made > 40)  # eight are asked for
         remote.close()

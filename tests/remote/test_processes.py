@@ -54,7 +54,7 @@ def test_two_processes_answer_as_one_does(llama: Any, start: Any, tmp_path: Path
 def test_a_killed_server_is_survived(llama: Any, start: Any, generated: Any, expected: list[int]) -> None:
     first = start("serve", llama.path / "server", "--port", "0")
     remote = llama.connect(first.port)
-    calls, original = [0], remote.sides.remote._transport.evaluate
+    calls, original = [0], remote.sides.remote.transport.evaluate
 
     def evaluate(*arguments: Any) -> bytes:
         calls[0] += 1
@@ -64,7 +64,7 @@ def test_a_killed_server_is_survived(llama: Any, start: Any, generated: Any, exp
         reply: bytes = original(*arguments)
         return reply
 
-    remote.sides.remote._transport.evaluate = evaluate
+    remote.sides.remote.transport.evaluate = evaluate
     assert generated(remote) == expected
     assert remote.stats.sessions_lost == 1
     remote.close()
@@ -173,7 +173,7 @@ def test_logs_hold_no_payload_and_no_names(llama: Any, serve: Any, generated: An
     caplog.set_level("INFO", logger=LOGGER.name)
     with serve(llama) as server:
         remote = llama.connect(server.port)
-        session = remote.sides.remote._pool.session
+        session = remote.sides.remote.pool.session
         generated(remote)
         remote.close()
     lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
@@ -190,7 +190,7 @@ def test_a_graceful_stop_finishes_what_runs(llama: Any, serve: Any, generated: A
     with serve(llama) as server:
         remote = llama.connect(server.port)
         stopping: list[threading.Thread] = []
-        calls, original = [0], remote.sides.remote._transport.evaluate
+        calls, original = [0], remote.sides.remote.transport.evaluate
 
         def evaluate(*arguments: Any) -> bytes:
             calls[0] += 1
@@ -202,7 +202,7 @@ def test_a_graceful_stop_finishes_what_runs(llama: Any, serve: Any, generated: A
 
         first = remote.sides.remote
         first.reserve(body=20, full=20)
-        remote.sides.remote._transport.evaluate = evaluate
+        remote.sides.remote.transport.evaluate = evaluate
         assert generated(remote) == expected, "rows and the stream were there before the stop"
         remote.close()
         stopping[0].join(10)

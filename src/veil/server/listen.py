@@ -210,7 +210,7 @@ class Server:
         self._ended = threading.Event()
         self._stop_metrics: Callable[[], None] | None = None
         self.port = self._listen()
-        self._lane = self._open_lane(message_bytes, threads)
+        self.lane = self._open_lane(message_bytes, threads)
         self._gauges()
 
     @classmethod
@@ -262,8 +262,8 @@ class Server:
             self._stop_metrics = self.metrics.serve(self.config.host, self.config.metrics_port)
         self._loop.start()
         self._grpc.start()
-        if self._lane is not None:
-            self._lane.start()
+        if self.lane is not None:
+            self.lane.start()
         for name in ("", methods.SERVICE):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._sweeper = threading.Thread(target=self._sweep, name="veil-sweep", daemon=True)
@@ -275,14 +275,14 @@ class Server:
         event("stopping", grace_s=grace_s)
         self._health.enter_graceful_shutdown()
         ended = self._grpc.stop(grace_s)
-        if self._lane is not None:
-            self._lane.stop(grace_s)
+        if self.lane is not None:
+            self.lane.stop(grace_s)
         while not ended.wait(0.1):
             self.service.calls.cancel_idle()
         self._worker.stop()
         self._loop.stop()
-        if self._lane is not None:
-            self._lane.close()
+        if self.lane is not None:
+            self.lane.close()
         self._ended.set()
         self._pool.shutdown(wait=True)
         if self._stop_metrics is not None:
@@ -338,7 +338,7 @@ class Server:
             "batches_queued": ("Batches that wait to be prepared", lambda: self._worker.waiting),
             "batch_memory_bytes": ("Memory of prepared batches", lambda: self.store.used_bytes),
             "cpu_seconds": ("Processor seconds of this process", time.process_time),
-            "streams": ("Open streams", lambda: self.service.calls.count + (self._lane.count if self._lane else 0)),
+            "streams": ("Open streams", lambda: self.service.calls.count + (self.lane.count if self.lane else 0)),
         }
         budget = self.config.budget
         if budget is not None:
@@ -353,5 +353,5 @@ class Server:
             self.store.expire()
             self._stages.flush()
             self.service.calls.cancel_silent(self.config.silent_s)
-            if self._lane is not None:
-                self._lane.cut_silent(self.config.silent_s)
+            if self.lane is not None:
+                self.lane.cut_silent(self.config.silent_s)
