@@ -37,7 +37,8 @@ def test_two_processes_answer_as_one_does(llama: Any, start: Any, tmp_path: Path
     again = veil("pull", target, tmp_path / "half", WEAK)
     assert again.returncode == 2 and "exists already" in again.stderr
     options = ("--server", target, "--max-new-tokens", "4", "--json", WEAK)
-    for run, *bundle in ((processes.veil, "--bundle", tmp_path / "half"), (veil,)):
+    for bundle in (("--bundle", tmp_path / "half"), ()):
+        run = processes.veil if bundle else veil
         result = run("generate", PROMPT, *options, *bundle, VEIL_CACHE_DIR=str(tmp_path / "cache"))
         assert result.returncode == 0, result.stderr
         answer = json.loads(result.stdout)
