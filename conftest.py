@@ -20,6 +20,7 @@ _LONG = (
 """Files with long tests: they begin first, so that no worker is left alone with one at the end."""
 
 
+@pytest.hookimpl(trylast=True)  # --random-order has shuffled by then
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         found = [index for index, start in enumerate(_LONG) if item.nodeid.startswith(start)]
