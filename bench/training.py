@@ -255,7 +255,7 @@ def compiled(model: Any, sample: torch.Tensor, device: str = "cpu") -> HybridFHE
 
 
 def machine_of(device: str) -> str:
-    """The processor's name, or the card's."""
+    """The processor's name, or the GPU's."""
     return torch.cuda.get_device_name() if device == "cuda" else machine.name()
 
 

@@ -195,7 +195,7 @@ def test_an_observer_sees_every_evaluation(desk: Desk) -> None:
     assert torch.equal(outputs[:, Q], q)
 
 
-def test_a_checkpoint_ends_a_pass_before_anything_is_sent(desk: Desk) -> None:
+def test_a_cancel_check_ends_a_pass_before_anything_is_sent(desk: Desk) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 

@@ -30,8 +30,8 @@ from veil.progress import Progress
 from veil.server.admission import Admission
 from veil.server.arrivals import Arrivals, room_for
 from veil.server.budget import RowBudget
-from veil.server.cards import Card, engines
 from veil.server.engine import Engine
+from veil.server.gpus import ServerGpu, engines
 from veil.server.lane import RowLane
 from veil.server.logs import event
 from veil.server.metrics import Metrics
@@ -108,11 +108,11 @@ def build_bundles(
     kernels: Kernels,
     progress: Progress | None = None,
     hints: Path | None = None,
-    cards: Sequence[Card] = (),
+    gpus: Sequence[ServerGpu] = (),
     memory_bytes: int = 1 << 32,
 ) -> dict[str, HostedBundle]:
     """Load server halves by name and build their hints; ``offers`` are client halves by the same names,
-    ``hints`` a folder where hints are kept for the next start. With several ``cards`` they lie on those, beside
+    ``hints`` a folder where hints are kept for the next start. With several ``gpus`` they lie on those, beside
     ``memory_bytes`` for batches of rows.
     """
     unknown = sorted(set(offers) - set(halves))
@@ -127,8 +127,8 @@ def build_bundles(
                 f"{offers[name]} is not the client half that was compiled with {path}: its digest is {offer.digest}, not "
                 f"{digest}; offer the one beside it"
             )
-        if len(cards) > 1:
-            build = partial(engines, load_server(path), cards, memory_bytes, progress)
+        if len(gpus) > 1:
+            build = partial(engines, load_server(path), gpus, memory_bytes, progress)
             made, placed = in_thread_of_its_own(build)
             bundles[name] = HostedBundle(made[0], digest, offer, tuple(made[1:]), placed)
             continue

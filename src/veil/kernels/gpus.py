@@ -22,7 +22,7 @@ CUT = 8
 """Slots are cut at multiples of this, so that packed results of any bits meet at whole bytes."""
 
 
-class OnCard:
+class OnGpu:
     """Kernels of one device, each call inside a context that chooses the device, one product at a time."""
 
     def __init__(self, kernels: Kernels, within: Callable[[], AbstractContextManager[object]]) -> None:
