@@ -1,13 +1,15 @@
 # make demo    a prompt answered through encryption      make test    everything that CI checks
 # make bench   the measurements                          make lint    style and types only
-# make docs    the documentation site, in build/site
+# make docs    the documentation site, in build/site     make test SEED=random  in an order of its own
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CLIENTS := .venv-clients
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
-PYTEST_ARGS ?= -m "not slow and not gpu" --numprocesses 3 --dist loadfile --no-loadscope-reorder --random-order
+SEED ?= 14
+ORDER := $(if $(filter random,$(SEED)),--random-order,--random-order-seed=$(SEED))
+PYTEST_ARGS ?= -m "not slow and not gpu" --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ORDER)
 PROMPT ?= Name the capital of France.
 
 .PHONY: demo test coverage bench lint kernels docs browser clients fuzz-gateway clean

@@ -152,7 +152,7 @@ def test_health_and_metrics(llama: Any, serve: Any, generated: Any, free_port: i
 
 def test_smollm2_answers_over_the_network(start: Any, tmp_path: Path) -> None:
     """The built-in model, default parameters: compile, serve, fetch, generate; two processes and the Paris prompt."""
-    made = veil("compile", "smollm2", tmp_path / "bundle")
+    made = processes.veil("compile", "smollm2", tmp_path / "bundle")  # gigabytes, which go with it
     assert made.returncode == 0, made.stderr
     bundle = tmp_path / "bundle"
     server = start("serve", bundle / "server", "--offer", bundle / "client", "--port", "0")
