@@ -1,14 +1,13 @@
 # make demo    a prompt answered through encryption      make test    everything that CI checks
 # make bench   the measurements                          make lint    style and types only
-# make docs    the documentation site, in build/site     make test SEED=random  in an order of its own
+# make docs    the documentation site, in build/site     make test ORDER=--random-order    shuffled
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CLIENTS := .venv-clients
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
-SEED ?= 14
-ORDER := $(if $(filter random,$(SEED)),--random-order,--random-order-seed=$(SEED))
+ORDER ?=
 PYTEST_ARGS ?= -m "not slow and not gpu" --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ORDER)
 PROMPT ?= Name the capital of France.
 
@@ -29,7 +28,7 @@ kernels: $(STAMP)
 COVERED := bundle checks client crypto server wire
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu" --random-order $(COVERED:%=tests/%) \
-	  $(COVERED:%=--cov=veil.%) --cov-report=term:skip-covered --cov-fail-under=FLOOR
+	  $(COVERED:%=--cov=veil.%) --cov-report=term:skip-covered --cov-fail-under=70
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What is settled before the first test: Triton's interpreter where there is no GPU, a cache folder, long files first."""
+"""What is settled before the first test: how threads wait, where Triton runs, a cache folder, long files first."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import shutil
 import tempfile
 
 import pytest
+
+# Threads of OpenMP sleep where they wait for each other: spinning costs the other processes of a run their time.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 # Without a GPU, Triton's interpreter runs the CUDA backend's kernels; it must be chosen before triton is imported.
