@@ -175,7 +175,8 @@ def test_replies_have_the_very_bytes_of_sealed_ones(wires: Wires) -> None:
         own = request(sequence=10 ** (4 * number) + 1, spans=[0, 0, count], rows=bytes(count))
         wires.clients[number].sendall(framed(seal(own)))
     wires.receive(0, 1, 2)
-    sent = wires.arrivals.reply(results, [(wires.places[number], first) for number, (first, _) in rows.items()])
+    turns = [(wires.places[number], 150 * first, 150 * (first + count)) for number, (first, count) in rows.items()]
+    sent = wires.arrivals.reply(results.reshape(-1), turns)
     for number, (first, count) in rows.items():
         own_reply = pb.EvaluateReply(sequence=10 ** (4 * number) + 1, rows=results[first : first + count].tobytes())
         assert wires.clients[number].recv(ROOM) == framed(seal(own_reply))
@@ -184,12 +185,12 @@ def test_replies_have_the_very_bytes_of_sealed_ones(wires: Wires) -> None:
 
 def test_what_a_connection_does_not_take_is_told(wires: Wires) -> None:
     wires.servers[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    results = np.zeros((1, 1 << 20), np.uint8)
+    results = np.zeros(1 << 20, np.uint8)
     for own in wires.clients[:2]:
         own.sendall(framed(seal(request())))
     wires.receive(0, 1)
     wires.clients[1].close()
-    full, gone = wires.arrivals.reply(results, [(wires.places[0], 0), (wires.places[1], 0)])
+    full, gone = wires.arrivals.reply(results, [(place, 0, 1 << 20) for place in wires.places[:2]])
     assert -(1 << 20) < full < -1 and gone == -1
 
 

@@ -24,10 +24,14 @@ class Admitted:
 
 
 class Admission:
-    """Uploads and rows of any sessions of a store: any thread may `admit` and `claim`, one at a time may `make`."""
+    """Uploads and rows of any sessions of a store: any thread may `admit` and `claim`, one at a time may `make`.
 
-    def __init__(self, store: SessionStore) -> None:
+    ``one_thread``: whoever makes also multiplies, so that nothing has to be finished before it is kept.
+    """
+
+    def __init__(self, store: SessionStore, *, one_thread: bool = False) -> None:
         self.store = store
+        self._one_thread = one_thread
 
     def check_header(self, session: Session, segments: Sequence[str], batches: int) -> None:
         """Refuse what can be refused before the data of an upload of this many batches is received."""
@@ -67,6 +71,8 @@ class Admission:
                 except Exception as error:
                     errors[item] = error
             shares = engine.shares(list(decoded.values()), segments)
+            if not self._one_thread:
+                engine.kernels.synchronize()
             first = 0
             for item in decoded:
                 try:

@@ -53,7 +53,7 @@ class Arrivals:
         """Have the kernels ready before a message comes."""
         if len(self._arena):
             row_io.receive(self._arena, self._table, np.empty(0, np.int64))
-            row_io.reply(np.empty((0, 0), np.uint8), self._table, np.empty((0, 3), np.int64))
+            row_io.reply(np.empty(0, np.uint8), self._table, np.empty((0, 4), np.int64))
 
     def add(self, file: int, name: str) -> int | None:
         """A place for a connection of a session; None if there is none."""
@@ -96,13 +96,13 @@ class Arrivals:
         self._table[place, HAVE] = 0
         return self._arena[place, :there].data
 
-    def reply(self, packed: U8, turns: Sequence[tuple[int, int]]) -> list[int]:
-        """Answer the usual messages of some (place, first row) with their rows of the results.
+    def reply(self, packed: U8, turns: Sequence[tuple[int, int, int]]) -> list[int]:
+        """Answer the usual messages of some (place, first byte, end) with their parts of the results [bytes].
 
         The bytes that went, for each; ``-1 - n`` where only n of them did.
         """
-        table = np.array([(place, first, 0) for place, first in turns], np.int64)
+        table = np.array([(*turn, 0) for turn in turns], np.int64)
         fit = packed.flags.c_contiguous and packed.flags.writeable
         row_io.reply(packed if fit else packed.copy(), self._table, table)
-        sent: list[int] = table[:, 2].tolist()
+        sent: list[int] = table[:, 3].tolist()
         return sent

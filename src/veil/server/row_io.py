@@ -149,14 +149,14 @@ def _put_varint(out, at, value):  # type: ignore[no-untyped-def]
 
 
 @jitted(nogil=True)
-def _form(sequence, packed, first, count, out):  # type: ignore[no-untyped-def]
+def _form(sequence, rows, out):  # type: ignore[no-untyped-def]
     """A sealed reply with its length before it; how many bytes."""
-    size = count * packed.shape[1]
+    size = rows.size
     out[LENGTH_BYTES] = 8
     at = _put_varint(out, LENGTH_BYTES + 1, sequence)
     out[at] = 18
     at = _put_varint(out, at + 1, size)
-    out[at : at + size] = packed[first : first + count].reshape(size)
+    out[at : at + size] = rows
     at += size
     check = np.int64(crc32(out, LENGTH_BYTES, at))
     out[at] = CHECK_TAG
@@ -170,16 +170,16 @@ def _form(sequence, packed, first, count, out):  # type: ignore[no-untyped-def]
 
 @jitted(nogil=True)
 def reply(packed, table, turns):  # type: ignore[no-untyped-def]
-    """Answer usual messages with rows of the results [R, bytes] uint8; ``turns`` [n, 3] are (place, first row, 0).
+    """Answer usual messages with parts of the results [bytes] uint8; ``turns`` [n, 4] are (place, first byte, end, 0).
 
     The 0 becomes the bytes that went, less than none for an error. A connection without a file (-1) is passed over.
     """
     most = 0
     for n in range(len(turns)):
-        most = max(most, table[turns[n, 0], COUNT])
-    out = np.empty(_HEAD + most * packed.shape[1], np.uint8)
+        most = max(most, turns[n, 2] - turns[n, 1])
+    out = np.empty(_HEAD + most, np.uint8)
     for n in range(len(turns)):
         own = table[turns[n, 0]]
-        size = _form(own[SEQUENCE], packed, turns[n, 1], own[COUNT], out)
+        size = _form(own[SEQUENCE], packed[turns[n, 1] : turns[n, 2]], out)
         sent = _send(types.intc(own[FILE]), types.uintp(out.ctypes.data), types.uintp(size), types.intc(_NOW | _QUIET))
-        turns[n, 2] = size if sent == size else -1 - max(0, sent)
+        turns[n, 3] = size if sent == size else -1 - max(0, sent)
