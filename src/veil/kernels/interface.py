@@ -31,7 +31,7 @@ TILE = 16
 """Blocks that are put into a hint together."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Rows:
     """``count`` rows of a batch's material [T, words], from row ``first``."""
 
@@ -40,7 +40,7 @@ class Rows:
     count: int
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class GroupRows:
     """Packed rows [R, bytes] of one group, a NumPy array, and what `Kernels.answer` takes beside them."""
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from veil.kernels.cpu.siphash import KEY
 from veil.network.frames import LENGTH_BYTES
 from veil.server import row_io
 from veil.server.row_io import (
@@ -52,7 +53,7 @@ class Arrivals:
     def compile(self) -> None:
         """Have the kernels ready before a message comes."""
         if len(self._arena):
-            row_io.receive(self._arena, self._table, np.empty(0, np.int64))
+            row_io.receive(self._arena, self._table, np.empty(0, np.int64), KEY)
             row_io.reply(np.empty(0, np.uint8), self._table, np.empty((0, 4), np.int64))
 
     def add(self, file: int, name: str) -> int | None:
@@ -77,10 +78,10 @@ class Arrivals:
         """Receive what is there, by one thread at a time; each connection's columns of `row_io`."""
         if len(places) == 1:
             self._single[0] = places[0]
-            row_io.receive(self._arena, self._table, self._single)
+            row_io.receive(self._arena, self._table, self._single, KEY)
             return [self._table[places[0]].tolist()]
         which = np.array(places, np.int64)
-        row_io.receive(self._arena, self._table, which)
+        row_io.receive(self._arena, self._table, which, KEY)
         found: list[list[int]] = self._table[which, :NAME].tolist()
         return found
 

@@ -14,14 +14,18 @@ from numba import types
 
 from veil.kernels.cpu.checksum import crc32
 from veil.kernels.cpu.kept import jitted
+from veil.kernels.cpu.siphash import siphash
 from veil.network.frames import LENGTH_BYTES
 from veil.wire.envelope import CHECK_BYTES, CHECK_TAG
 
 NAME_BYTES = 32
 """Of a session's name."""
 
-FILE, HAVE, STATE, SEQUENCE, GROUP, BATCH, FIRST, COUNT, SLOTS, ROWS_AT, ROWS_BYTES, RECEIVED, NAME = range(13)
-"""Columns of a table with a row for each connection: its file, the bytes that are there; then what its message says."""
+FILE, HAVE, STATE, SEQUENCE, GROUP, BATCH, FIRST, COUNT, SLOTS, ROWS_AT, ROWS_BYTES, DIGEST, RECEIVED, NAME = range(14)
+"""Columns of a table with a row for each connection: its file, the bytes that are there; then what its message says.
+
+The digest is the message's rows' `siphash`.
+"""
 
 COLUMNS = NAME + NAME_BYTES // 8
 
@@ -98,7 +102,7 @@ def _take_apart(data, first, end, own, name):  # type: ignore[no-untyped-def]
 
 
 @jitted(nogil=True)
-def _read(data, own):  # type: ignore[no-untyped-def]
+def _read(data, own, key):  # type: ignore[no-untyped-def]
     """Receive what is there on a connection; its state."""
     have = own[HAVE]
     got = _receive(
@@ -122,18 +126,23 @@ def _read(data, own):  # type: ignore[no-untyped-def]
     if check != crc32(data, LENGTH_BYTES, end):
         return OTHER
     own[RECEIVED] = length
-    return WHOLE if _take_apart(data, LENGTH_BYTES, end, own, own[NAME:].view(np.uint8)) else OTHER
+    if not _take_apart(data, LENGTH_BYTES, end, own, own[NAME:].view(np.uint8)):
+        return OTHER
+    own[DIGEST] = np.int64(siphash(data, own[ROWS_AT], own[ROWS_AT] + own[ROWS_BYTES], key))
+    return WHOLE
 
 
 @jitted(nogil=True)
-def receive(arena, table, places):  # type: ignore[no-untyped-def]
+def receive(arena, table, places, key):  # type: ignore[no-untyped-def]
     """Receive from the connections in ``places`` [n] into their rows of the arena [connections, bytes]; sets their states.
+
+    ``key`` is that of the digests.
 
     A whole message is forgotten here: its bytes stay until the next call for its connection.
     """
     for place in places:
         own = table[place]
-        own[STATE] = _read(arena[place], own)
+        own[STATE] = _read(arena[place], own, key)
         if own[STATE] == WHOLE:
             own[HAVE] = 0
 
