@@ -86,15 +86,15 @@ class RowAnswers:
         if session is None or session.closed or group >= session.engine.groups:
             return None
         engine, count = session.engine, own[COUNT]
-        _, outputs, row_bytes = engine.place(group)
+        segment, outputs, row_bytes = engine.place(group)
         if rows.shape != (count, row_bytes) or slots > outputs:
             return None
         self._store.touch(session)
         if self._budget is not None:
             self._budget.spend(self._owner, engine, group, count)
-        spans = [Span(own[BATCH], own[FIRST], count)]
-        digests = (own[DIGEST] % _WORDS,)
-        claim = self._admission.claim(session, group, spans, rows, slots or outputs, digests=digests)
+        span = Span(own[BATCH], own[FIRST], count)
+        shares = self._store.claim(session, (span,), group, segment, (own[DIGEST] % _WORDS,))
+        claim = Claim(group, rows, shares, slots or outputs)
         self._sequence = own[SEQUENCE]
         self._received += own[RECEIVED]
         return engine, claim, self._owner or session.name

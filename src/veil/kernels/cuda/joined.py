@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +16,15 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
+from veil.kernels.cuda import launching
 from veil.kernels.cuda.device import interpreted, target
 from veil.kernels.cuda.packing import part_of
 from veil.kernels.cuda.product import weights_tile
 from veil.kernels.interface import GroupResults, GroupRows
-from veil.params import packed_bytes
 
 Tensor = torch.Tensor
 U8 = NDArray[np.uint8]
+I64 = NDArray[np.int64]
 
 MOST_ROWS = 64
 """Rows of one launch."""
@@ -37,7 +39,8 @@ _ALIGNED = 16
 @triton.jit(do_not_specialize=["sets"])
 def answer_joined(  # type: ignore[no-untyped-def]
     table, data, anchor, out, sets,
-    SETS: tl.constexpr, UNIT: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    SETS: tl.constexpr, SET: tl.constexpr, ROW: tl.constexpr, UNIT: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Packed rows of several groups → packed ``W·b - h`` of each; a program makes ROWS outputs of a row.
 
@@ -48,15 +51,15 @@ def answer_joined(  # type: ignore[no-untyped-def]
     """
     job = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, SETS)
-    ends = tl.load(table + 9 * k, mask=k < sets, other=9223372036854775807)
-    own = table + 9 * tl.sum((ends <= job).to(tl.int32), axis=0)
+    ends = tl.load(table + SET * k, mask=k < sets, other=9223372036854775807)
+    own = table + SET * tl.sum((ends <= job).to(tl.int32), axis=0)
     job -= tl.load(own + 1)
     first, count = tl.load(own + 2), tl.load(own + 3)
     weights = anchor + tl.load(own + 4) * 16
     rows = tl.load(own + 5)
     width = (tl.load(own + 6) * UNIT).to(tl.int32)
     up, down = tl.load(own + 7).to(tl.int32), tl.load(own + 8).to(tl.int32)
-    message = table + 576 + 3 * (first + job % count)
+    message = table + SETS * SET + ROW * (first + job % count)
     words = data.to(tl.pointer_type(tl.uint32)) + tl.load(message) * 4
     shares = tl.load(message + 1).to(tl.pointer_type(tl.uint32))
     tile = job // count
@@ -101,37 +104,39 @@ class Joined:
         self._anchor = torch.empty(_ALIGNED, dtype=torch.int8, device=target())
         self._sent, self._came = _staged(0), _staged(0)
         self._data = self._out = self._anchor
-        self._done: torch.cuda.Event | None = None
+        self._widths: set[int] = set()
+        self._launches: dict[tuple[int, bool, int], I64] = {}
+        self._stream: torch.cuda.Stream | None = None
         if not interpreted():
-            torch.cuda.set_stream(torch.cuda.Stream(priority=-1))  # type: ignore[no-untyped-call]  # this thread's
-            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
+            torch.cuda.set_stream(self._stream)  # this thread's
+            launching.load_driver()
 
     def answer(self, asked: Sequence[GroupRows]) -> GroupResults:
         """See `interface.Kernels.answer_groups`; at most `MOST_ROWS` rows."""
-        order = sorted(range(len(asked)), key=lambda n: (asked[n].weights.data_ptr(), asked[n].bits))
+        each = [(one.weights.data_ptr(), one.bits, n) for n, one in enumerate(asked)]
+        each.sort()
         sets: list[tuple[int, ...]] = []
         rows: list[tuple[int, int, int]] = []
-        anchor, places = self._anchor.data_ptr(), [(0, 0)] * len(asked)
-        widths, programs, at, end = set[int](), 0, 8 * _TABLE_WORDS, 0
-        before: tuple[object, ...] = ()
         copies: list[tuple[int, U8]] = []
-        for n in order:
+        anchor, places = self._anchor.data_ptr(), [(0, 0)] * len(asked)
+        programs, at, end = 0, 8 * _TABLE_WORDS, 0
+        before: tuple[object, ...] = ()
+        for address, bits, n in each:
             one = asked[n]
             outputs, width = one.weights.shape
-            address, count = one.weights.data_ptr(), len(one.data)
-            row_bytes = packed_bytes(outputs, one.bits[1])
+            count, row_bytes = len(one.data), (outputs * bits[1] + 7) // 8
             places[n] = end, end + count * row_bytes
-            like = address, outputs, one.bits
             tiles = -(-outputs // _ROWS)
-            if like == before:
+            if before == (address, outputs, bits):
                 begin, first, held = sets[-1][1:4]
                 programs = begin + (held + count) * tiles
                 sets[-1] = programs, begin, first, held + count, *sets[-1][4:]
             else:
                 begin, programs = programs, programs + count * tiles
-                sets.append((programs, begin, len(rows), count, address - anchor, outputs, width, *one.bits))
-                widths.add(width)
-                before = like
+                sets.append((programs, begin, len(rows), count, address - anchor, outputs, width, *bits))
+                self._widths.add(width)
+                before = address, outputs, bits
             step = -(-one.data.shape[1] // _ALIGNED) * _ALIGNED
             place = 0
             for part in one.shares:
@@ -142,20 +147,10 @@ class Joined:
                     copies.append((at, one.data[place]))
                     at, end, place = at + step, end + row_bytes, place + 1
         self._make_room(at + 4, end)
-        unit = _ALIGNED if all(width % _ALIGNED == 0 for width in widths) else 1
+        unit = _ALIGNED if all(width % _ALIGNED == 0 for width in self._widths) else 1
         self._lay_out(sets, rows, copies, unit)
-        block, warps = _tile(widths)
-        even = all(width % block == 0 for width in widths)
-        if programs:
-            self._data[:at].copy_(self._sent[:at], non_blocking=True)
-            answer_joined[(programs,)](
-                self._data[: 8 * _TABLE_WORDS].view(torch.int64), self._data, self._anchor, self._out, len(sets),
-                max(2, 1 << (len(sets) - 1).bit_length()), unit, even, _ROWS, block, num_warps=warps,
-            )  # fmt: skip
-            self._came[:end].copy_(self._out[:end], non_blocking=True)
-        if self._done is not None:
-            self._done.record()
-            self._done.synchronize()
+        if end:
+            self._launch(programs, len(sets), at, end, unit)
         return GroupResults(self._came[:end].numpy(), places)
 
     def _lay_out(
@@ -164,7 +159,7 @@ class Joined:
         """Write the table and the rows where they are sent from."""
         sent: U8 = self._sent.numpy()
         table = sent[: 8 * _TABLE_WORDS].view(np.int64)
-        own = np.array(sets, np.int64).reshape(-1, _SET)
+        own = np.array(sets, np.int64)
         own[:, 4] //= _ALIGNED
         own[:, 6] //= unit
         table[: own.size] = own.reshape(-1)
@@ -173,26 +168,55 @@ class Joined:
         for at, data in copies:
             sent[at : at + len(data)] = data
 
+    def _launch(self, programs: int, sets: int, at: int, end: int, unit: int) -> None:
+        """Send ``at`` bytes, answer, and have ``end`` bytes back."""
+        block = next((block for block in (256, 128) if all(width % block == 0 for width in self._widths)), 0)
+        variant = block or 256, block > 0, unit
+        known = self._launches.get(variant)
+        if known is not None:
+            known[launching.PROGRAMS], known[launching.SENT_BYTES], known[launching.CAME_BYTES] = programs, at, end
+            known[launching.ARGUMENTS + 4] = sets
+            failed = launching.round_trip(known)
+            if failed:
+                raise RuntimeError(f"the CUDA driver's error {failed} while rows were answered")
+            return
+        self._data[:at].copy_(self._sent[:at], non_blocking=True)
+        compiled = answer_joined[(programs,)](
+            self._data[: 8 * _TABLE_WORDS].view(torch.int64), self._data, self._anchor, self._out, sets,
+            MOST_ROWS, _SET, _ROW, unit, variant[1], _ROWS, variant[0], num_warps=1,
+        )  # fmt: skip
+        self._came[:end].copy_(self._out[:end], non_blocking=True)
+        if self._stream is not None:
+            self._stream.synchronize()
+            self._launches[variant] = self._words_of(compiled)
+
+    def _words_of(self, compiled: Any) -> I64:
+        """What `launching.round_trip` takes of a kernel that Triton compiled and loaded."""
+        words = np.zeros(launching.ARGUMENTS + launching.MOST_ARGUMENTS, np.int64)
+        words[launching.FUNCTION] = compiled.function
+        words[launching.STREAM] = self._stream.cuda_stream if self._stream is not None else 0
+        words[launching.THREADS] = 32 * compiled.metadata.num_warps
+        words[launching.SHARED] = compiled.metadata.shared
+        words[launching.SENT], words[launching.DATA] = self._sent.data_ptr(), self._data.data_ptr()
+        words[launching.CAME], words[launching.OUT] = self._came.data_ptr(), self._out.data_ptr()
+        pointers = (self._data, self._data, self._anchor, self._out)
+        words[launching.ARGUMENTS : launching.ARGUMENTS + 4] = [own.data_ptr() for own in pointers]
+        return words
+
     def _make_room(self, sent: int, came: int) -> None:
         if len(self._sent) < sent:
             self._sent = _staged(2 * sent)
             self._data = torch.empty(2 * sent, dtype=torch.uint8, device=target())
+            self._launches.clear()
         if len(self._came) < came:
             self._came = _staged(2 * came)
             self._out = torch.empty(2 * came, dtype=torch.uint8, device=target())
+            self._launches.clear()
 
 
 def _staged(nbytes: int) -> Tensor:
     """Memory of the host that the device reads and writes by itself."""
     return torch.empty(nbytes, dtype=torch.uint8, pin_memory=not interpreted() and nbytes > 0)
-
-
-def _tile(widths: set[int]) -> tuple[int, int]:
-    """Inputs a step and warps of a program: the largest step that divides all widths, if there is one of 128 at least."""
-    for block in (512, 256, 128):
-        if all(width % block == 0 for width in widths):
-            return block, 2
-    return 256, 2
 
 
 class JoinedThreads(threading.local):
