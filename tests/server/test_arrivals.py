@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
 
+from veil.server import arrivals
 from veil.server.arrivals import Arrivals
 from veil.server.row_io import (
     BATCH,
@@ -37,8 +38,8 @@ ROOM = 4096
 class Wires:
     """Connections with a place each, and the clients' ends of them."""
 
-    def __init__(self, count: int) -> None:
-        self.arrivals = Arrivals(count, ROOM)
+    def __init__(self, count: int, together: bool) -> None:
+        self.arrivals = Arrivals(count, ROOM, together=together)
         pairs = [socket.socketpair() for _ in range(count)]
         self.clients = [own for own, _ in pairs]
         self.servers = [own for _, own in pairs]
@@ -57,9 +58,10 @@ class Wires:
             own.close()
 
 
-@pytest.fixture
-def wires() -> Iterator[Wires]:
-    made = Wires(3)
+@pytest.fixture(params=[False, True], ids=["one thread", "several threads"])
+def wires(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wires]:
+    monkeypatch.setattr(arrivals, "_SOME", 2)
+    made = Wires(3, request.param)
     yield made
     made.close()
 
@@ -195,8 +197,8 @@ def test_what_a_connection_does_not_take_is_told(wires: Wires) -> None:
 
 
 def test_places_are_few_and_come_back() -> None:
-    arrivals = Arrivals(1, ROOM)
-    place = arrivals.add(0, NAME)
-    assert place is not None and arrivals.add(0, NAME) is None
-    arrivals.free(place)
-    assert arrivals.add(0, "a name of another form") is None and arrivals.add(0, NAME) == place
+    few = Arrivals(1, ROOM)
+    place = few.add(0, NAME)
+    assert place is not None and few.add(0, NAME) is None
+    few.free(place)
+    assert few.add(0, "a name of another form") is None and few.add(0, NAME) == place

@@ -181,8 +181,10 @@ class Server:
         row_bytes = max(packed_bytes(own.width, own.input_bits) for model in models for own in model.manifest.groups)
         self._loop = RowLoop(
             self._stages,
-            threads=max(2 + len(served.copies) for served in bundles.values()) if on_gpu else None,
-            arrivals=Arrivals(threads if config.rows_port is not None else 0, min(room_for(row_bytes), message_bytes)),
+            threads=max(1 + len(served.copies) for served in bundles.values()) if on_gpu else None,
+            arrivals=Arrivals(
+                threads if config.rows_port is not None else 0, min(room_for(row_bytes), message_bytes), together=on_gpu
+            ),
         )
         self.service = Service(
             Shared(

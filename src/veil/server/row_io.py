@@ -10,10 +10,11 @@ import sys
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import prange, types
 
 from veil.kernels.cpu.checksum import crc32
 from veil.kernels.cpu.kept import jitted
+from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.siphash import siphash
 from veil.network.frames import LENGTH_BYTES
 from veil.wire.envelope import CHECK_BYTES, CHECK_TAG
@@ -133,18 +134,28 @@ def _read(data, own, key):  # type: ignore[no-untyped-def]
 
 
 @jitted(nogil=True)
+def _receive_one(arena, table, place, key):  # type: ignore[no-untyped-def]
+    own = table[place]
+    own[STATE] = _read(arena[place], own, key)
+    if own[STATE] == WHOLE:
+        own[HAVE] = 0
+
+
+@jitted(nogil=True)
 def receive(arena, table, places, key):  # type: ignore[no-untyped-def]
     """Receive from the connections in ``places`` [n] into their rows of the arena [connections, bytes]; sets their states.
 
-    ``key`` is that of the digests.
-
-    A whole message is forgotten here: its bytes stay until the next call for its connection.
+    ``key`` is that of the digests. A whole message is forgotten here: its bytes stay until the next call for its connection.
     """
     for place in places:
-        own = table[place]
-        own[STATE] = _read(arena[place], own, key)
-        if own[STATE] == WHOLE:
-            own[HAVE] = 0
+        _receive_one(arena, table, place, key)
+
+
+@parallel()
+def receive_together(arena, table, places, key):  # type: ignore[no-untyped-def]
+    """`receive` by several threads."""
+    for n in prange(len(places)):
+        _receive_one(arena, table, places[n], key)
 
 
 @jitted(nogil=True)
@@ -178,17 +189,26 @@ def _form(sequence, rows, out):  # type: ignore[no-untyped-def]
 
 
 @jitted(nogil=True)
+def _reply_one(packed, table, turn):  # type: ignore[no-untyped-def]
+    own = table[turn[0]]
+    out = np.empty(_HEAD + turn[2] - turn[1], np.uint8)
+    size = _form(own[SEQUENCE], packed[turn[1] : turn[2]], out)
+    sent = _send(types.intc(own[FILE]), types.uintp(out.ctypes.data), types.uintp(size), types.intc(_NOW | _QUIET))
+    turn[3] = size if sent == size else -1 - max(0, sent)
+
+
+@jitted(nogil=True)
 def reply(packed, table, turns):  # type: ignore[no-untyped-def]
     """Answer usual messages with parts of the results [bytes] uint8; ``turns`` [n, 4] are (place, first byte, end, 0).
 
     The 0 becomes the bytes that went, less than none for an error. A connection without a file (-1) is passed over.
     """
-    most = 0
     for n in range(len(turns)):
-        most = max(most, turns[n, 2] - turns[n, 1])
-    out = np.empty(_HEAD + most, np.uint8)
-    for n in range(len(turns)):
-        own = table[turns[n, 0]]
-        size = _form(own[SEQUENCE], packed[turns[n, 1] : turns[n, 2]], out)
-        sent = _send(types.intc(own[FILE]), types.uintp(out.ctypes.data), types.uintp(size), types.intc(_NOW | _QUIET))
-        turns[n, 3] = size if sent == size else -1 - max(0, sent)
+        _reply_one(packed, table, turns[n])
+
+
+@parallel()
+def reply_together(packed, table, turns):  # type: ignore[no-untyped-def]
+    """`reply` by several threads."""
+    for n in prange(len(turns)):
+        _reply_one(packed, table, turns[n])

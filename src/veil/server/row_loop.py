@@ -38,7 +38,7 @@ _NONE = GroupResults(np.empty(0, np.uint8), [])
 
 
 class RowLoop:
-    """Serves seats and `answer`. ``threads`` is as many as there are cores, 4 at most, or 2 for a GPU.
+    """Serves seats and `answer`. ``threads`` is as many as there are cores, 4 at most, or 1 for a GPU.
 
     What has a place in ``arrivals`` is received and answered together; without, each message is read by itself.
     """
@@ -137,6 +137,7 @@ class RowLoop:
     # Threads -------------------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        self._arrivals.limit_threads()
         while not self._stopping:
             self._lead.acquire()
             leading = True
