@@ -31,7 +31,7 @@ U8 = NDArray[np.uint8]
 
 _LEAST, _MOST = 32 << 10, 256 << 10
 _SOME = 4
-_THREADS = 4
+_THREADS = 8
 
 
 def room_for(row_bytes: int) -> int:
