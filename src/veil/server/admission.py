@@ -101,10 +101,12 @@ class Admission:
         slots: int,
         *,
         again: bool = True,
+        digests: Sequence[int] = (),
     ) -> Claim:
         """Match packed rows [R, bytes] with the shares of their batches, for the group's first ``slots`` outputs.
 
         With ``again`` the same bytes for the same rows may come once more (a lost reply); other bytes raise `RowReused`.
+        ``digests`` are those of the spans' bytes, if they are known.
         Raises `UnknownBatch`, and `WireError` for what does not fit the manifest.
         """
         segment, outputs, row_bytes = session.engine.place(group)
@@ -113,8 +115,8 @@ class Admission:
         rows = rows_of(spans)
         if tuple(data.shape) != (rows, row_bytes):
             raise WireError(f"{tuple(data.shape)} bytes for {rows} rows of {row_bytes} bytes")
-        marks: list[int | None] = [None] * len(spans)
-        if again:
+        marks: list[int | None] = [*digests] or [None] * len(spans)
+        if again and not digests:
             first = 0
             for at, span in enumerate(spans):
                 marks[at] = digest_of(np.ascontiguousarray(data[first : first + span.count]).reshape(-1))

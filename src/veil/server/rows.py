@@ -86,15 +86,14 @@ class RowAnswers:
         if session is None or session.closed or group >= session.engine.groups:
             return None
         engine, count = session.engine, own[COUNT]
-        segment, outputs, row_bytes = engine.place(group)
+        _, outputs, row_bytes = engine.place(group)
         if rows.shape != (count, row_bytes) or slots > outputs:
             return None
         self._store.touch(session)
         if self._budget is not None:
             self._budget.spend(self._owner, engine, group, count)
-        span = Span(own[BATCH], own[FIRST], count)
-        shares = self._store.claim(session, (span,), group, segment, (own[DIGEST] % _WORDS,))
-        claim = Claim(group, rows, shares, slots or outputs)
+        spans, digests = [Span(own[BATCH], own[FIRST], count)], (own[DIGEST] % _WORDS,)
+        claim = self._admission.claim(session, group, spans, rows, slots or outputs, digests=digests)
         self._sequence = own[SEQUENCE]
         self._received += own[RECEIVED]
         return engine, claim, self._owner or session.name
