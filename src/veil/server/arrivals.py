@@ -59,13 +59,24 @@ class Arrivals:
 
     def compile(self) -> None:
         """Have the kernels ready before a message comes."""
+        self.compile_receiving()
+        self.compile_answering()
+
+    def compile_receiving(self) -> None:
+        """Have the kernel ready that receives."""
         if len(self._arena):
-            nobody, nothing = np.empty(0, np.int64), np.empty(0, np.uint8)
+            nobody = np.empty(0, np.int64)
             row_io.receive(self._arena, self._table, nobody, KEY)
-            row_io.reply(nothing, self._table, np.empty((0, 4), np.int64))
             if self._together:
                 row_io.receive_together(self._arena, self._table, nobody, KEY)
-                row_io.reply_together(nothing, self._table, np.empty((0, 4), np.int64))
+
+    def compile_answering(self) -> None:
+        """Have the kernel ready that replies."""
+        if len(self._arena):
+            packed, turns = np.empty(0, np.uint8), np.empty((0, 4), np.int64)
+            row_io.reply(packed, self._table, turns)
+            if self._together:
+                row_io.reply_together(packed, self._table, turns)
 
     def limit_threads(self) -> None:
         """Have the calling thread's kernels wake few others."""
