@@ -1,10 +1,10 @@
 """Every adapter's gradient through encrypted layers against the float model's: cosines, and what a second word costs.
 
-    python -m bench gradients [--device cuda] [--modes disable,execute] [--words 1,2]
+    python -m bench gradients [--device cuda] [--modes disable,execute] [--words 0,1,2]
 
 SmolLM2 with LoRA r = 8 on q and v, B drawn at random (at zero A would have no gradient), the loss of 4 x 64 tokens of prose.
-``--words``: 2 is how `compile_model(trainable=True)` rounds weights, 1 has none of a second word, for comparison; qkv has
-them in queries, keys, values and the head's transpose alone.
+``--words``: 2 is how `compile_model(trainable=True)` rounds weights. For comparison, 1 has no second words, qkv has them in
+queries, keys and values alone, and 0 has none and sends the head's gradient to the server too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from bench.record import Measurement, Record
 from bench.training import LORA, RESULTS, compiled, machine_of, prose
 from veil.bundle.manifest import Group
-from veil.compile import words
+from veil.compile import compiler, words
 from veil.compile.sample import sample_tokens
 from veil.sources.models import load_model
 from veil.sources.quiet import quiet
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--modes", default="disable,execute")
-    parser.add_argument("--words", default="1,2")
+    parser.add_argument("--words", default="0,1,2")
     parser.add_argument("--out", type=Path, default=RESULTS / "training-gradients.json")
     args = parser.parse_args()
     about = {"model": "smollm2", "lora": "r 8, q and v", "batch": "4 x 64", "device": args.device, "B": B_DEVIATION}
@@ -64,7 +64,8 @@ def main() -> None:
 
 def choose(count: str) -> None:
     """Have weights rounded with so many words."""
-    if count == "1":
+    compiler._head_here = _HEAD_HERE if count != "0" else lambda *_: None
+    if count in ("0", "1"):
         words.forward_words = words.back_words = lambda group: 1
     elif count == "qkv":
         words.forward_words = lambda group: 2 if _is_attention(group) else 1
@@ -73,7 +74,7 @@ def choose(count: str) -> None:
         words.forward_words, words.back_words = _FORWARD, _BACK
 
 
-_FORWARD, _BACK = words.forward_words, words.back_words
+_FORWARD, _BACK, _HEAD_HERE = words.forward_words, words.back_words, compiler._head_here
 
 
 def _is_attention(group: Group) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 from veil.bundle.compiled import Compiled
 from veil.bundle.constants import GroupConstants, row_norms
 from veil.bundle.manifest import Group, Layer, Manifest, make_groups
+from veil.checks.candidates import tied_embedding
 from veil.compile import words
 from veil.compile.balance import Inputs, bias_correction, divisors_for
 from veil.compile.fused_weights import quantize_fused
@@ -115,10 +116,10 @@ def compile_layers(
         groups.append(_with_bits(group, matrix, params))
     manifest = Manifest(tuple(groups))
     if trainable:
-        gradients = gradients_seen(model, layers, run, sample)
+        gradients, here = gradients_seen(model, layers, run, sample), _head_here(model, layers, manifest)
         for index, group in reversed(list(enumerate(manifest.groups))):  # the last first: gradients go that way
             report("quantizing for gradients", len(manifest.groups) - 1 - index, len(manifest.groups))
-            if group.layers[0].kind == "embedding":
+            if group.layers[0].kind == "embedding" or index == here:
                 continue
             own, matrix, parts = transposed(index, group, modules, gradients, params)
             groups.append(own)
@@ -326,6 +327,15 @@ def _bits_by_name(layers: dict[str, RemoteLayer], n_bits: int | dict[str, int]) 
 def _head_name(model: nn.Module, layers: dict[str, RemoteLayer]) -> str | None:
     head = output_head(model)
     return next((name for name, layer in layers.items() if head is not None and head in (layer, layer.inner)), None)
+
+
+def _head_here(model: nn.Module, layers: dict[str, RemoteLayer], manifest: Manifest) -> int | None:
+    """The group of a head whose gradient needs no server: not the only one, and tied to an embedding that stays here."""
+    found = tied_embedding(model, manifest)
+    if found is None or all(group.segment == "head" or group.layers[0].kind == "embedding" for group in manifest.groups):
+        return None
+    group, embedding = found
+    return group if _inner(layers[manifest.groups[group].layers[0].name]).weight is embedding.weight else None
 
 
 def _inner(layer: RemoteLayer) -> nn.Module:

@@ -21,6 +21,7 @@ from veil.runtime.gradient import encrypted_product
 from veil.runtime.plan import Call, Course
 from veil.runtime.residual import REMEDY, ResidualStream
 from veil.runtime.sighting import Sighting
+from veil.runtime.tied_head import TiedHead
 from veil.runtime.way_back import Stretch, WayBack
 
 if TYPE_CHECKING:
@@ -73,9 +74,11 @@ class Router:
         constants: Sequence[GroupConstants],
         kernels: Kernels,
         stream: ResidualStream | None = None,
+        tied: TiedHead | None = None,
     ) -> None:
         self.manifest = manifest
         self.stream = stream
+        self.tied = tied
         self.evaluator: Evaluator | None = None
         self.observer: Observer | None = None
         self.cancel_check: Callable[[], None] | None = None
@@ -255,11 +258,16 @@ class Router:
             return x.new_empty((0, self._width(group, slots)))
         trains = self._trains(group, x)
         ask = partial(self._ask, evaluator=self.evaluator)  # the way back is in the mode of the pass
-        number = self._noted(group, rows, trains, ask)
+        asks_back = trains and group in self.manifest.back
+        number = self._noted(group, rows, asks_back, ask)
         if trains:
-            back = partial(ask, self.manifest.back[group])
-            if number is not None and self.way is not None:
+            back: Callable[[Tensor], Tensor]
+            if not asks_back and self.tied is not None:
+                back = self.tied.back
+            elif number is not None and self.way is not None:
                 back = partial(self.way.ask, number)
+            else:
+                back = partial(ask, self.manifest.back[group])
             return encrypted_product(x, partial(ask, group, slots=slots, rows=rows), back)
         return self._ask(group, x, slots, rows)
 
@@ -284,7 +292,8 @@ class Router:
 
     def _trains(self, group: int, x: Tensor) -> bool:
         """Whether a gradient may come back through the group to ``x``."""
-        return x.requires_grad and torch.is_grad_enabled() and group in self.manifest.back
+        here = self.tied is not None and self.tied.group == group
+        return x.requires_grad and torch.is_grad_enabled() and (here or group in self.manifest.back)
 
     def _ask(
         self, group: int, x: Tensor, slots: int | None = None, rows: int = 0, *, evaluator: Evaluator | None = None
