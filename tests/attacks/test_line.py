@@ -6,7 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from veil.cli import app
 from veil.client import connection
 from veil.client.connection import Address, Connection
 from veil.errors import ServerUnreachable
@@ -76,3 +79,41 @@ class _Fixed(list[Any]):
     """Options that nothing is added to."""
 
     def append(self, option: Any) -> None: ...
+
+
+# One old option that meant two things ----------------------------------------------------------------------------------
+
+COMMANDS: dict[str, Any] = dict(vars(typer.main.get_command(app))["commands"])
+COMMANDS |= {f"bench {name}": command for name, command in COMMANDS["bench"].commands.items()}
+HAD_IT = ["chat", "gateway", "generate", "pull"]
+
+
+def options_of(name: str) -> set[str]:
+    return {option for parameter in COMMANDS[name].params for option in parameter.opts}
+
+
+def test_no_option_allows_both_no_tls_and_no_cryptography() -> None:
+    """`--insecure` did; a server's is about its own address. Who reads a half has the one, who sends has the other."""
+    for name in COMMANDS:
+        own = options_of(name)
+        assert ("--insecure" in own) is (name in ("serve", "cluster")), name
+        assert ("--allow-no-cryptography" in own) is ("--digest" in own), name
+        sends = name == "pull" or ("--server" in own and name != "doctor")  # which only looks whether somebody is there
+        assert ("--allow-no-tls" in own) is sends, name
+    for name in HAD_IT:
+        assert {"--allow-no-tls", "--allow-no-cryptography"} <= options_of(name), name
+
+
+@pytest.mark.parametrize("name", [*HAD_IT, "check", "finetune", "bench load"])
+def test_the_old_option_is_refused(name: str) -> None:
+    result = CliRunner().invoke(app, [*name.split(), "--insecure"])
+    assert result.exit_code == 2 and "No such option: --insecure" in result.output
+
+
+@pytest.mark.parametrize("start", [("generate", "w1"), ("chat",), ("gateway",), ("pull", "half")], ids=str)
+def test_to_allow_no_cryptography_does_not_allow_no_tls(start: tuple[str, ...]) -> None:
+    """The other way round: `test_half.py`."""
+    name, *rest = start
+    server = ["192.0.2.1:8471", *rest] if name == "pull" else [*rest, "--server", "192.0.2.1:8471"]
+    result = CliRunner().invoke(app, [name, *server, "--allow-no-cryptography"])
+    assert result.exit_code == 2 and "there is no TLS" in result.output

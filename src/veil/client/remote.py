@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -28,6 +29,9 @@ _GOODBYE_S = 4.0
 
 _SHORTEST_TTL_S = 60
 """Seconds that a server has to keep batches, so that making them offline is worth its while and ends."""
+
+_NAME = re.compile("[0-9a-f]{32}")
+"""What a server chooses of the first bytes to a port that it chooses, perhaps of another service: 32 digits, no command."""
 
 _LANE_TRIES = 2
 """Retries of one exchange on the row lane before the others go over gRPC."""
@@ -203,6 +207,8 @@ class RemoteTransport:
         reply = connection.unary("Open", request, pb.OpenReply, self._timeouts.connect_s)
         if reply.server:
             return reply
+        if not (_NAME.fullmatch(reply.session) and (not reply.rows_port or _NAME.fullmatch(reply.rows_ticket))):
+            raise IncompatibleServer("the server names a session by something that is no session's name; distrust it")
         if reply.batch_ttl_s < _SHORTEST_TTL_S:
             raise IncompatibleServer(
                 f"the server forgets rows after {reply.batch_ttl_s} s: a client would make them for ever; ask its operator "

@@ -26,9 +26,11 @@ from veil.disk import whole_folder, writing
 from veil.errors import BundleError, one_line
 from veil.runtime.adapters import base_of, plain_name, within_adapters
 from veil.runtime.experts import RemoteExperts, is_experts
+from veil.runtime.few_modules import few_modules
 from veil.runtime.layers import RemoteLayer, float_weight_shape, kind_of, remote_layer
 from veil.runtime.modules import replace_modules
 from veil.sources.generation_settings import generation_settings
+from veil.sources.offline import without_hub
 from veil.sources.templates import bounded
 
 if TYPE_CHECKING:
@@ -105,8 +107,9 @@ def load_client(path: Path, terms: Terms, *, verify: bool = True) -> Opened:
     try:
         constants = load_constants(path, manifest, header["norms"])
         tables = load_tables(path, params, manifest)
-        model, layers = _load_model(path, header, manifest)
-        tokenizer = _load_tokenizer(path)
+        with without_hub():
+            model, layers = _load_model(path, header, manifest)
+            tokenizer = _load_tokenizer(path)
     except BundleError:
         raise
     except Exception as error:  # files that somebody else made surface as errors of every kind
@@ -201,7 +204,7 @@ def _load_model(path: Path, header: Header, manifest: Manifest) -> tuple[Languag
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     _refuse_other_code(config, path)
     config._name_or_path = str(header.get("model", ""))
-    with torch.device("meta"):
+    with torch.device("meta"), few_modules(path / TENSORS, manifest):
         model = model_class._from_config(config)  # type: ignore[attr-defined]
     _leave_out(model, header.get("absent", []))
     mixtures = _empty_experts(model, header["experts"])

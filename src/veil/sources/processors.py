@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from veil.errors import one_line
+from veil.sources.offline import without_hub
 from veil.sources.quiet import quiet
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def processor_in(place: str | Path, config: object) -> Processor | None:
 
     local = Path(place).is_dir()
     try:
-        with quiet():
+        with quiet(), without_hub() if local else nullcontext():
             processor = AutoProcessor.from_pretrained(str(place), local_files_only=local, trust_remote_code=False)
     except Exception as error:  # damaged files surface as errors of every kind
         remedy = "" if find_spec("torchvision") else "; some, Qwen-VL's for one, need `pip install torchvision`"

@@ -28,6 +28,8 @@ RENDER_S = 5.0
 _BEGIN_S = 60.0
 _AS_IT_IS = "{{ messages[0]['content'] }}"
 _OF_TOKENS = frozenset({"padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"})
+_THAT_PANIC = frozenset({"_encode_plus", "_decode"})
+"""Where texts and tokens go through tokenizers' Rust code, whose patterns and tables come with a model."""
 _NOT_HERE = frozenset({"sanitize_control_tokens", "return_assistant_tokens_mask"})
 
 
@@ -130,13 +132,30 @@ def begin_rendering() -> None:
 
 
 def bounded(tokenizer: T) -> T:
-    """The tokenizer, whose ``apply_chat_template`` now renders in another process, with limits; None for None."""
+    """The tokenizer, whose ``apply_chat_template`` now renders in another process, with limits; None for None.
+
+    Where its patterns make the library panic, that is one error.
+    """
     if tokenizer is None or not callable(getattr(tokenizer, "apply_chat_template", None)):
         return tokenizer
     if getattr(tokenizer, "chat_template", None):
         _renderer().begin()
     tokenizer.apply_chat_template = functools.partial(_apply, tokenizer)  # type: ignore[method-assign]
+    for name in _THAT_PANIC & set(dir(tokenizer)):
+        setattr(tokenizer, name, functools.partial(_unless_it_panics, tokenizer, name))
     return tokenizer
+
+
+def _unless_it_panics(tokenizer: Tokenizer, name: str, *arguments: object, **options: object) -> Any:
+    """The tokenizer's own method; a panic of the library, which is no `Exception`, as `ModelSourceError`."""
+    try:
+        return getattr(type(tokenizer), name)(tokenizer, *arguments, **options)
+    except Exception:
+        raise
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ModelSourceError("the tokenizer's own code fails for this text; use a model with another") from None
 
 
 def _apply(

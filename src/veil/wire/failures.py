@@ -54,9 +54,9 @@ def error_from(failure: grpc.RpcError) -> VeilError:
 
 
 def named(name: str, details: str) -> VeilError:
-    """The error of this name; `ServerUnreachable` for a name that veil does not have."""
+    """The error of this name, in words that are said to be the server's; `ServerUnreachable` for a name that veil lacks."""
     kind = _KINDS[name][0] if name in _KINDS else ServerUnreachable
-    return kind(printable(details))
+    return kind(f"the server says: {printable(details)}")
 
 
 def printable(text: str) -> str:
