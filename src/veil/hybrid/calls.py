@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -64,6 +65,7 @@ class ModelCalls:
         model.forward = _like(model.forward, self._forward)
         if callable(getattr(model, "generate", None)):
             self._model_generate: Forward = model.generate  # type: ignore[assignment]
+            self._asks_if_alone = "synced_gpus" in inspect.signature(self._model_generate).parameters
             model.generate = _like(self._model_generate, self._generate)  # type: ignore[assignment]
 
     @property
@@ -131,6 +133,8 @@ class ModelCalls:
         return nullcontext() if self.sides is not None and self.sides.on_gpu else _one_torch_thread()
 
     def _generate(self, *args: object, **kwargs: object) -> object:
+        if self._asks_if_alone and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            kwargs.setdefault("synced_gpus", False)  # it would load what splits models over machines, to see that none is
         if self.mode == "torch":
             return self._model_generate(*args, **kwargs)
         self.check_weights()

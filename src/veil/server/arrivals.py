@@ -51,8 +51,17 @@ class Arrivals:
 
     def compile(self) -> None:
         """Have the kernels ready before a message comes."""
+        self.compile_receiving()
+        self.compile_answering()
+
+    def compile_receiving(self) -> None:
+        """Have the kernel ready that receives."""
         if len(self._arena):
             row_io.receive(self._arena, self._table, np.empty(0, np.int64))
+
+    def compile_answering(self) -> None:
+        """Have the kernel ready that replies."""
+        if len(self._arena):
             row_io.reply(np.empty((0, 0), np.uint8), self._table, np.empty((0, 3), np.int64))
 
     def add(self, file: int, name: str) -> int | None:

@@ -42,6 +42,7 @@ from veil.server.service import HostedBundle, Service, Shared
 from veil.server.stages import Stages
 from veil.server.store import Limits, SessionStore
 from veil.server.unproven import FIRST_S
+from veil.server.warm import warm_up
 from veil.wire import methods
 
 
@@ -118,6 +119,7 @@ def build_bundles(
     unknown = sorted(set(offers) - set(halves))
     if unknown:
         raise ValueError(f"--offer names {unknown[0]!r}, which is not served; served are {', '.join(halves)}")
+    warm_up(progress, on_gpu=kernels.name == "cuda")
     bundles = {}
     for name, path in halves.items():
         digest = client_digest(path)
