@@ -191,7 +191,7 @@ def _thinned(rows: torch.Tensor) -> torch.Tensor:
     """A copy of up to `_KEPT_ROWS` rows, evenly spread, and the longest."""
     if len(rows) <= _KEPT_ROWS:
         return rows.clone()
-    places = torch.linspace(0, len(rows) - 1, _KEPT_ROWS, dtype=torch.float64).long()
+    places = torch.linspace(0, len(rows) - 1, _KEPT_ROWS, dtype=torch.float64, device="cpu").long()
     places[-1] = int(rows.float().norm(dim=1).argmax())
     return rows[places.to(rows.device)]
 

@@ -103,6 +103,6 @@ def gradients_seen(
 
 def _some_rows(gradient: torch.Tensor) -> F32:
     rows = gradient.detach().reshape(-1, gradient.shape[-1])
-    places = torch.linspace(0, len(rows) - 1, min(len(rows), _KEPT_ROWS)).long()
+    places = torch.linspace(0, len(rows) - 1, min(len(rows), _KEPT_ROWS), device="cpu").long()
     chosen: F32 = rows[places.to(rows.device)].to(device="cpu", dtype=torch.float32).numpy()
     return chosen

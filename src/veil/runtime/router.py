@@ -361,6 +361,8 @@ def _rows(x: Tensor) -> Tensor:
     """Rows [R, width] float32 of x [..., width], one behind the other."""
     if x.dtype is not torch.float32:
         x = x.to(torch.float32)
+    if x.is_neg():  # a view that says it is negated: NumPy does not know of that
+        x = x.resolve_neg()
     return x.reshape(-1, x.shape[-1]).contiguous()
 
 
