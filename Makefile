@@ -22,7 +22,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 kernels: $(STAMP)
-	$(BIN)/python -c "from veil.kernels.warm import warm_up; warm_up()"
+	$(BIN)/python -c "from veil.server.warm import warm_up; warm_up()"
 
 # A floor under the lines that are run of the rooms that hold secrets or read what others send, by their own tests.
 COVERED := bundle checks client crypto server wire
