@@ -246,6 +246,8 @@ def test_token_ids_that_are_no_whole_numbers_are_not_called_texts(http: Any, pro
 
 
 def test_a_place_is_named_once(http: Any) -> None:
+    error = refused(http.post("/tokenize", json={"": False}))
+    assert error["message"] == "the body: the gateway has no parameter ''"
     error = refused(http.post("/v1/chat/completions", json=CHAT | {"response_format": {"type": "json_schema"}}))
     assert error["message"] == "response_format.json_schema: Field required"
 

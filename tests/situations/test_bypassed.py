@@ -323,6 +323,33 @@ def test_a_layer_that_does_more_is_refused_by_name(kind: type[nn.Linear]) -> Non
     assert linear_modules(model) == ["1"]
 
 
+class Keeping(nn.Linear):
+    """Keeps what it gave, for whoever asks later."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self.last = super().forward(input)
+        return self.last
+
+
+class Counting(nn.Linear):
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__(width, out)
+        self.seen: list[int] = []
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(input))
+        return super().forward(input)
+
+
+@pytest.mark.parametrize("kind", [Keeping, Counting])
+def test_a_layer_that_keeps_what_it_computed_is_refused_by_name(kind: type[nn.Linear]) -> None:
+    """A side effect of `forward` does not happen in a remote layer. Tried by hand: `last` was a check's."""
+    model = seeded(lambda: nn.Sequential(kind(6, 5), nn.Linear(5, 3)))
+    with pytest.raises(ValueError, match=f"0: a {kind.__name__} keeps something of what it computes, .*; leave it out of"):
+        compiled(model, ["0"], inputs())
+    assert linear_modules(model) == ["1"]
+
+
 class Placed(nn.Embedding):
     """Adds up the rows so far: what a token gets depends on the tokens before it."""
 

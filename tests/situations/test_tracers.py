@@ -174,6 +174,37 @@ def test_layers_that_others_have_quantized_are_refused_by_name() -> None:
                 use(model)
 
 
+class Packed(torch.Tensor):
+    """As torchao's weights: int8 inside, and floats for whoever computes with it."""
+
+    @staticmethod
+    def __new__(cls: type[Packed], values: torch.Tensor) -> Packed:
+        own: Packed = torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=torch.float32)
+        own.values_inside = values
+        return own
+
+    values_inside: torch.Tensor
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].values_inside)
+        return func(*[part.values_inside if isinstance(part, Packed) else part for part in args], **kwargs or {})
+
+
+def test_tensors_that_compute_in_their_own_way_are_refused() -> None:
+    """torchao, DTensor, fake tensors. Tried by hand: '.numpy() is not supported for tensor subclasses.'"""
+    model = two_layers()
+    model[0].weight = nn.Parameter(Packed(model[0].weight.detach()), requires_grad=False)
+    assert model(inputs()).shape == (3, 5)
+    for use in (linear_modules, lambda model: HybridFHEModel(model, ["0"])):
+        with pytest.raises(ValueError, match=r"0: its weight is a Packed of \w+, quantized or spread over processes; load"):
+            use(model)
+    hybrid = compiled(two_layers(), ["0"], inputs(), "disable")
+    with pytest.raises(TypeError, match="0 was given a Packed, expected a tensor of torch's own kind"):
+        hybrid(Packed(inputs()))
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -315,7 +315,7 @@ def _first_problem(error: RequestValidationError, content_type: str) -> ApiError
     message = problem["msg"]
     if kind == "not_json":
         place, message = context["place"].split("."), context["message"]
-    pairs = zip(place, ["", *place], strict=False)
+    pairs = zip(place, [None, *place], strict=False)
     place = [part for part, before in pairs if part != before or part.isdecimal()]  # a kind may be called as its field
     where = ".".join(part for part in place if part.isidentifier() or part.isdecimal()) or "the body"
     param = place[0] if place and place[0].isidentifier() else None

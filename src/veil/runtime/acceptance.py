@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from veil.runtime.experts import is_experts
-from veil.runtime.layers import float_weight_shape, kind_of
+from veil.runtime.layers import float_weight_shape, has_dispatch, kind_of
 from veil.runtime.linearity import check_linear
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -62,7 +62,7 @@ def is_quantized(module: nn.Module) -> bool:
     )
 
 
-def _package(module: nn.Module) -> str:
+def _package(module: object) -> str:
     parts = type(module).__module__.split(".")
     return ".".join(parts[:2] if parts[0] == "torch" else parts[:1])
 
@@ -73,6 +73,11 @@ def check_weight(name: str, module: nn.Module) -> None:
     kind = type(module).__name__
     if not isinstance(weight, torch.Tensor):
         raise ValueError(f"{name}: a {kind} without a weight of its own cannot be remote; leave it out of module_names")
+    if has_dispatch(weight):
+        raise ValueError(
+            f"{name}: its weight is a {type(weight).__name__} of {_package(weight)}, quantized or spread over processes; "
+            "load the model whole, in a float type"
+        )
     if isinstance(weight, UninitializedParameter):
         raise ValueError(f"{name}: a {kind} has no weight before the model's first pass; run the model once, then wrap it")
     if weight.is_meta:

@@ -147,6 +147,10 @@ class RemoteLayer(nn.Module):
             raise TypeError(
                 f"{self.name} was given a tensor without values (of torch.func, or on 'meta'); call the model as it is"
             )
+        if has_dispatch(x):
+            raise TypeError(
+                f"{self.name} was given a {type(x).__name__}, expected a tensor of torch's own kind, with values"
+            )
         if x.is_nested or x.layout is not torch.strided:
             kind, instead = ("nested", "pad its rows") if x.is_nested else (str(x.layout), "give its to_dense()")
             raise TypeError(f"{self.name} was given a tensor that is {kind.removeprefix('torch.')}; {instead}")
@@ -251,6 +255,11 @@ class RemoteLinear(RemoteLayer, nn.Linear):  # type: ignore[override, misc]
     """A remote layer that counts as ``nn.Linear``, so that peft and others attach adapters to it; its weight is [out,
     in].
     """
+
+
+def has_dispatch(x: torch.Tensor) -> bool:
+    """Whether it is of a kind that computes in a way of its own, as fake, quantized and distributed tensors do."""
+    return type(x) is not torch.Tensor and type(x).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
 def remote_layer(

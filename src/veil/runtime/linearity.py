@@ -32,11 +32,17 @@ def check_linear(module: nn.Module, weight: torch.Tensor) -> None:
         bias = getattr(module, "bias", None)
         expected = (rows @ weight.T if bias is None else rows @ weight.T + bias).float()
         tries = [rows, rows[None], *torch.split(rows, 1)]
+        before = _kept(module)
         for part, right in zip(tries, [expected, expected[None], *torch.split(expected, 1)], strict=True):
             if not _fits(_tried(module, part), right, _ALLOWED.get(weight.dtype, 1e-3)):
                 raise ValueError(
                     f"a {type(module).__name__} computes more than a linear layer; leave it out of module_names"
                 )
+        if _kept(module) != before:
+            raise ValueError(
+                f"a {type(module).__name__} keeps something of what it computes, which a remote layer would not; leave it "
+                "out of module_names"
+            )
 
 
 def check_table(module: nn.Module, ids: torch.Tensor, table: torch.Tensor) -> None:
@@ -53,6 +59,16 @@ def check_table(module: nn.Module, ids: torch.Tensor, table: torch.Tensor) -> No
             raise ValueError(
                 f"a {type(module).__name__} computes more than a row for each token id; leave it out of module_names"
             )
+
+
+def _kept(module: nn.Module) -> dict[str, object]:
+    """What a module holds, as far as a call of it can show there: which objects, how often written to, and how many."""
+    held = {**module.__dict__, **module._buffers}
+    sizes = {name: len(value) for name, value in held.items() if isinstance(value, list | dict | set)}
+    versions = {
+        name: value._version for name, value in module._buffers.items() if value is not None and not value.is_inference()
+    }
+    return {"objects": {name: id(value) for name, value in held.items()}, "sizes": sizes, "versions": versions}
 
 
 def _tried(module: nn.Module, rows: torch.Tensor) -> object:
