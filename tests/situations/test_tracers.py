@@ -194,7 +194,7 @@ class Packed(torch.Tensor):
 
 def test_tensors_that_compute_in_their_own_way_are_refused() -> None:
     """torchao, DTensor, fake tensors. Tried by hand: '.numpy() is not supported for tensor subclasses.'"""
-    model = two_layers()
+    model: Any = two_layers()
     model[0].weight = nn.Parameter(Packed(model[0].weight.detach()), requires_grad=False)
     assert model(inputs()).shape == (3, 5)
     for use in (linear_modules, lambda model: HybridFHEModel(model, ["0"])):
