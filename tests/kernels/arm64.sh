@@ -1,5 +1,5 @@
 #!/bin/sh
-# An ARM64 Linux in a folder, for test_emulated.py: QEMU, Debian's Python and wheels from PyPI. On Debian or Ubuntu, in the
+# An ARM64 Linux in a folder, for test_emulated.py: QEMU, Debian's Python and wheels from PyPI. On Debian 12, in the
 # repository's root and with the project's Python first in PATH:  sh tests/kernels/arm64.sh build/arm64
 # Nothing is installed on this machine: apt and pip fetch packages, which are unpacked in the folder (1.2 GB).
 set -eu

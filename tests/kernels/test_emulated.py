@@ -1,6 +1,6 @@
 """The CPU kernels on an ARM64 that QEMU emulates: their code is compiled there, and gives what the reference gives.
 
-``sh tests/kernels/arm64.sh build/arm64`` makes it on Debian or Ubuntu; `test_other_processors.py` needs nothing.
+``sh tests/kernels/arm64.sh build/arm64`` makes it on Debian 12; `test_other_processors.py` needs nothing.
 """
 
 from __future__ import annotations
