@@ -21,7 +21,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 kernels: $(STAMP)
-	$(BIN)/python -c "from veil.kernels.warm import warm_up; warm_up()"
+	$(BIN)/python -c "from veil.server.warm import warm_up; warm_up()"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,9 @@ from veil.kernels.cpu import kept, packing
 from veil.kernels.ring import ring_of
 from veil.params import Params
 from veil.runtime.modules import select_modules
+from veil.server import row_io
+from veil.server import warm as server_warm
+from veil.server.arrivals import Arrivals
 
 
 def signatures() -> dict[str, list[Any]]:
@@ -66,13 +69,14 @@ def test_processes_share_the_steps_and_what_one_left_out_is_done(tmp_path: Path,
     steps: list[Callable[[], object]] = [partial(ran.append, number) for number in range(5)]
 
     @contextmanager
-    def one_that_is_killed(taken: Path, processes: int) -> Iterator[list[Any]]:
+    def one_that_is_killed(taken: Path, processes: int, parts: Sequence[str]) -> Iterator[list[Any]]:
         (taken / "3").touch()
         yield []
 
     monkeypatch.setattr(warm, "_others", one_that_is_killed)
+    monkeypatch.setattr(warm, "_steps_of", lambda parts: steps)
     said: list[tuple[int, int]] = []
-    warm._compile_all(steps, lambda stage, done, total: said.append((done, total)))
+    warm._compile_all([warm.OWN], lambda stage, done, total: said.append((done, total)))
     assert ran == [0, 1, 2, 4, 0, 1, 2, 3, 4] and said[-1] == (6, 6) and said == sorted(said)
     ran.clear()
     for _ in warm._share(steps, tmp_path, 0.5):
@@ -85,7 +89,7 @@ def test_another_process_takes_what_is_left(tmp_path: Path) -> None:
     steps = len(list(warm.every_kernel(ring_of(Params.insecure_tiny()))))
     for number in range(1, steps):
         (tmp_path / str(number)).touch()
-    with warm._others(tmp_path, 2) as (other,):
+    with warm._others(tmp_path, 2, [warm.OWN]) as (other,):
         assert other.wait(timeout=120) == 0
     assert (tmp_path / "0").exists()
 
@@ -112,12 +116,29 @@ def test_what_is_compiled_is_noted_for_these_sources(tmp_path: Path, monkeypatch
     monkeypatch.setattr(kept, "_own", {str(tmp_path)})
     monkeypatch.setattr(kept, "_folders", {str(tmp_path)})
     called: list[object] = []
-    monkeypatch.setattr(warm, "_compile_all", lambda steps, progress: called.append(steps))
+    monkeypatch.setattr(warm, "_compile_all", lambda parts, progress: called.append(parts))
     warm.warm_up()
     warm.warm_up()
-    assert kept.all_there() and len(called) == 1, "once on a machine"
+    assert not warm._missing([warm.OWN]) and called == [[warm.OWN]], "once on a machine"
+    server_warm.warm_up()
+    server_warm.warm_up()
+    assert called == [[warm.OWN], [server_warm.OWN]], "each part once"
     (tmp_path / "f.nbi").write_bytes(b"cut")
-    assert kept.mend() == ["f.nbi"] and not kept.all_there(), "and again where files were damaged"
-    kept.note_all_there()
+    assert kept.mend() == ["f.nbi"] and warm._missing([warm.OWN, server_warm.OWN]) == [warm.OWN, server_warm.OWN], "damaged"
+    kept.note_all_there(warm.OWN, warm.SOURCES)
+    kept.note_all_there(server_warm.OWN, server_warm.SOURCES)
+    (source := tmp_path / "row_io.py").touch()
+    monkeypatch.setattr(server_warm, "SOURCES", (source,))
+    assert warm._missing([warm.OWN, server_warm.OWN]) == [server_warm.OWN], "for these sources"
     monkeypatch.setattr("numba.__version__", "0.0")
-    assert not kept.all_there(), "and for another Numba"
+    assert warm._missing([warm.OWN]) == [warm.OWN], "and for this Numba"
+
+
+def test_a_server_compiles_nothing_for_its_connections_after_the_warm_up() -> None:
+    for call in server_warm.steps():
+        call()
+    kernels: tuple[Any, ...] = (row_io.receive, row_io.reply)
+    before = [list(kernel.signatures) for kernel in kernels]
+    assert all(before)
+    Arrivals(3, 100).compile()
+    assert [list(kernel.signatures) for kernel in kernels] == before

@@ -67,9 +67,10 @@ def command(
         pad=pad,
     )
     sign_of_life()
-    from veil.commands.ahead import begin_rendering
+    from veil.commands.ahead import begin_rendering, load_libraries
 
     begin_rendering()
+    load_libraries()
     from veil.commands.chat import run
     from veil.commands.conversation import ChatOptions
 

@@ -154,6 +154,9 @@ def command(
         choices = (replace(choices[0], adapters=tuple(adapter)),)
     choices = tuple(replace(choice, checked=checked.value, padding=padding) for choice in choices)
     sign_of_life()
+    from veil.commands.ahead import load_libraries
+
+    load_libraries()
     from veil.commands.gateway import GatewayRequest, Keep, run
     from veil.gateway.app import Settings
 

@@ -162,10 +162,11 @@ def command(
     padding = Padding.parse(pad)
     where = None if server is None else server_access.address(server)
     sign_of_life()
-    if not raw:
-        from veil.commands.ahead import begin_rendering
+    from veil.commands.ahead import begin_rendering, load_libraries
 
+    if not raw:
         begin_rendering()
+    load_libraries()
     from veil.commands.generate import GenerateRequest, run
 
     run(

@@ -1,5 +1,8 @@
 """The CPU kernels' first use on a machine: Numba compiles each once, a minute of one core in all, and caches it on disk.
 
+Other rooms have kernels of their own: a part is the name of a module with ``SOURCES``, their files, and ``steps``, calls
+that together compile them. This module is a part.
+
 Where there are more cores, further processes take part: ``python -m veil.kernels.warm FOLDER``. Each takes steps that nobody
 has taken, by making a file of the step's number in the folder, and what one compiled the others read from the disk.
 """
@@ -7,12 +10,13 @@ has taken, by making a file of the step's number in the folder, and what one com
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,48 +35,72 @@ STAGE = "compiling the CPU kernels, once on this machine"
 _MOST = 4
 """Processes that compile together; more would wait for the longest kernels."""
 _ROWS = 32
+OWN = "veil.kernels.warm"
+"""This part."""
+SOURCES = tuple(sorted(Path(kept.__file__).parent.glob("*.py")))
 _log = logging.getLogger("veil")
 
 
-def warm_up(progress: Progress | None = None) -> None:
-    """Compile every kernel, in several processes, where that was not done before on this machine; report progress.
+def warm_up(progress: Progress | None = None, parts: Sequence[str] = (OWN,)) -> None:
+    """Compile every kernel of some parts, in several processes, where that was not done before on this machine.
 
-    Other programs that begin at the same time wait for the first.
+    Other programs that begin at the same time wait for the first. ``progress`` is told how far it is.
     """
-    if kept.all_there():
+    if not _missing(parts):
         return
     if progress:
         progress(STAGE, 0, 0)
     with kept.alone():
-        if kept.all_there():
+        missing = _missing(parts)
+        if not missing:
             return
         CpuKernels().pack(np.zeros((1, 8), dtype=np.uint32), 8)
         if packing.compiled_now():
             _log.info("%s (up to a minute)", STAGE)
-        _compile_all(list(every_kernel(ring_of(Params.insecure_tiny()))), progress or (lambda *_: None))
-        kept.note_all_there()
+        _compile_all(missing, progress or (lambda *_: None))
+        for part in missing:
+            kept.note_all_there(part, _sources(part))
 
 
-def _compile_all(steps: list[Callable[[], object]], progress: Progress) -> None:
-    """Compile what the steps call: with others, then what they left out."""
-    processes = min(all_threads(), _MOST) if kept.can_share() and sys.executable else 1
-    with tempfile.TemporaryDirectory() as taken, _others(Path(taken), processes) as others:
-        for _ in _share(steps, Path(taken), 0):
-            progress(STAGE, len(os.listdir(taken)) - 1, len(steps) + 1)
+def _missing(parts: Sequence[str]) -> list[str]:
+    return [part for part in parts if not kept.all_there(part, _sources(part))]
+
+
+def _sources(part: str) -> Sequence[Path]:
+    found: Sequence[Path] = importlib.import_module(part).SOURCES
+    return found
+
+
+def _steps_of(parts: Sequence[str]) -> list[Callable[[], object]]:
+    return [step for part in parts for step in importlib.import_module(part).steps()]
+
+
+def steps() -> Iterator[Callable[[], object]]:
+    """The steps of this part."""
+    return every_kernel(ring_of(Params.insecure_tiny()))
+
+
+def _compile_all(parts: Sequence[str], progress: Progress) -> None:
+    """Compile what the parts' steps call: with others, then what they left out."""
+    calls = _steps_of(parts)
+    processes = min(all_threads(), _MOST, len(calls)) if kept.can_share() and sys.executable else 1
+    with tempfile.TemporaryDirectory() as taken, _others(Path(taken), processes, parts) as others:
+        for _ in _share(calls, Path(taken), 0):
+            progress(STAGE, len(os.listdir(taken)) - 1, len(calls) + 1)
         for other in others:
             other.wait()
-    for step in steps:  # those of others are on disk
-        step()
-    progress(STAGE, len(steps) + 1, len(steps) + 1)
+    for call in calls:  # those of others are on disk
+        call()
+    progress(STAGE, len(calls) + 1, len(calls) + 1)
 
 
 @contextmanager
-def _others(taken: Path, processes: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+def _others(taken: Path, processes: int, parts: Sequence[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
     """All of the processes but this one, each taking steps; they have ended when the block has."""
     nothing, others = subprocess.DEVNULL, []
     try:
         for place in range(1, processes):
-            command = [sys.executable, "-m", "veil.kernels.warm", str(taken), str(place / processes)]
+            command = [sys.executable, "-m", "veil.kernels.warm", str(taken), str(place / processes), *parts]
             others.append(subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing))
         yield others
     finally:
@@ -170,5 +198,5 @@ class _Words:
 
 if __name__ == "__main__":
     with contextlib.suppress(FileNotFoundError):  # the folder is gone: whoever asked has ended
-        for _ in _share(list(every_kernel(ring_of(Params.insecure_tiny()))), Path(sys.argv[1]), float(sys.argv[2])):
+        for _ in _share(_steps_of(sys.argv[3:]), Path(sys.argv[1]), float(sys.argv[2])):
             pass

@@ -25,6 +25,7 @@ from veil.bundle.terms import EXPERT_LEAKS, ExpertLeak, Terms
 from veil.disk import whole_folder, writing
 from veil.errors import BundleError, one_line
 from veil.runtime.adapters import base_of, plain_name, within_adapters
+from veil.runtime.empty_model import model_without_weights
 from veil.runtime.experts import RemoteExperts, is_experts
 from veil.runtime.few_modules import few_modules
 from veil.runtime.layers import RemoteLayer, float_weight_shape, kind_of, remote_layer
@@ -126,9 +127,12 @@ def _save_client(
     tokenizer: Tokenizer | Processor | None,
 ) -> None:
     model.config.dtype = model.dtype
-    model.config.save_pretrained(path)
-    if model.can_generate():
-        model.generation_config.save_pretrained(path)
+    try:
+        model.config.save_pretrained(path)
+        if model.can_generate():  # as it is: many checkpoints have settings that would not be let through anew
+            model.generation_config.to_json_file(path / "generation_config.json")
+    except TypeError as error:
+        raise BundleError(f"the model's configuration cannot be written ({one_line(error)}); take that out of it") from None
     if tokenizer is not None:
         tokenizer.save_pretrained(path / TOKENIZER)
     save_tensors(_client_tensors(model), path / TENSORS)
@@ -204,8 +208,8 @@ def _load_model(path: Path, header: Header, manifest: Manifest) -> tuple[Languag
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     _refuse_other_code(config, path)
     config._name_or_path = str(header.get("model", ""))
-    with torch.device("meta"), few_modules(path / TENSORS, manifest):
-        model = model_class._from_config(config)  # type: ignore[attr-defined]
+    with few_modules(path / TENSORS, manifest):
+        model = model_without_weights(model_class, config)
     _leave_out(model, header.get("absent", []))
     mixtures = _empty_experts(model, header["experts"])
     layers = {}
@@ -223,8 +227,9 @@ def _load_model(path: Path, header: Header, manifest: Manifest) -> tuple[Languag
             shape = (layer.out_features, layer.in_features)
             if kind_of(module) != layer.kind or float_weight_shape(module, layer.kind) != shape:
                 raise BundleError(f"{path}: the model's {layer.name!r} is not the {layer.kind} of the manifest")
-            sizes, dtype = (layer.in_features, layer.out_features), module.weight.dtype
-            layers[layer.name] = remote_layer(layer.name, layer.kind, None, sizes, dtype)
+            assert isinstance(module.weight, torch.Tensor)
+            sizes = (layer.in_features, layer.out_features)
+            layers[layer.name] = remote_layer(layer.name, layer.kind, None, sizes, module.weight.dtype)
     for place, name in places.items():
         parent, _, child = place.rpartition(".")
         model.get_submodule(parent)._modules[child] = layers[name]
@@ -271,20 +276,23 @@ def _empty_experts(model: nn.Module, leaks: dict[str, ExpertLeak]) -> dict[str, 
 
 
 def _assign(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Put stored tensors in place of the meta ones; every one of the model's must be there."""
+    """Put stored tensors in place of the model's own; every one of the model's must be there."""
+    here = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    given = set(tensors)
+    own = {id(tensor) for name, tensor in here if name in given}
+    missing = [name for name, tensor in here if name not in given and id(tensor) not in own]
     for name, tensor in tensors.items():
         parent, _, child = name.rpartition(".")
         module = model.get_submodule(parent)
-        here = module._parameters.get(child, module._buffers.get(child))
-        if here is not None and here.shape != tensor.shape:
-            raise BundleError(f"{path / TENSORS}: {name} is of shape {tuple(tensor.shape)}, not {tuple(here.shape)}")
+        before = module._parameters.get(child, module._buffers.get(child))
+        if before is not None and before.shape != tensor.shape:
+            raise BundleError(f"{path / TENSORS}: {name} is of shape {tuple(tensor.shape)}, not {tuple(before.shape)}")
         if child in module._parameters:
             module._parameters[child] = nn.Parameter(tensor, requires_grad=False)
         elif child in module._buffers:
             module._buffers[child] = tensor
         else:
             raise BundleError(f"{path / TENSORS}: {name} is not part of the model")
-    missing = [name for name, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
     if missing:
         raise BundleError(f"{path / TENSORS}: {missing[0]} is missing")
 

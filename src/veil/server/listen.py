@@ -42,6 +42,7 @@ from veil.server.service import HostedBundle, Service, Shared
 from veil.server.stages import Stages
 from veil.server.store import Limits, SessionStore
 from veil.server.unproven import FIRST_S
+from veil.server.warm import warm_up
 from veil.wire import methods
 
 
@@ -118,6 +119,7 @@ def build_bundles(
     unknown = sorted(set(offers) - set(halves))
     if unknown:
         raise ValueError(f"--offer names {unknown[0]!r}, which is not served; served are {', '.join(halves)}")
+    warm_up(progress, on_gpu=kernels.name == "cuda")
     bundles = {}
     for name, path in halves.items():
         digest = client_digest(path)
@@ -182,7 +184,9 @@ class Server:
         self._loop = RowLoop(
             self._stages,
             threads=max(1 + len(served.copies) for served in bundles.values()) if on_gpu else None,
-            arrivals=Arrivals(threads if config.rows_port is not None else 0, min(room_for(row_bytes), message_bytes)),
+            arrivals=Arrivals(
+                threads if config.rows_port is not None else 0, min(room_for(row_bytes), message_bytes), together=on_gpu
+            ),
         )
         self.service = Service(
             Shared(

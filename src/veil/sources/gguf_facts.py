@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gguf import GGUFReader
 from numpy.typing import NDArray
 
 from veil.errors import ModelSourceError
@@ -39,6 +38,8 @@ _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positi
 
 def settle(file: Path, config: Config) -> None:
     """Bring a configuration that was read from ``file`` up to what the file says; `ModelSourceError` where it cannot be."""
+    from gguf import GGUFReader  # a tenth of a second, and most starts read no such file
+
     reader = GGUFReader(file)
     said = {name: field.contents() for name, field in reader.fields.items()}
     architecture = str(said.get("general.architecture", ""))

@@ -18,9 +18,11 @@ _OPEN_FILES = 16
 def main() -> None:
     """Answer until standard input ends."""
     sys.path[0] = str(Path(__file__).parents[2])
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     from veil.process import keep_out_of_dumps
+    from veil.sources.light_imports import light_imports
+
+    with light_imports():
+        from transformers.utils.chat_template_utils import render_jinja_template
 
     keep_out_of_dumps()
     _give_up()

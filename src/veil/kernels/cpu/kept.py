@@ -11,7 +11,7 @@ import hashlib
 import logging
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -136,36 +136,36 @@ def mend() -> list[str]:
     return removed
 
 
-def all_there() -> bool:
-    """Whether `note_all_there` was called for these sources, by this Numba, for this processor."""
-    mark = _mark()
+def all_there(part: str, sources: Sequence[Path]) -> bool:
+    """Whether `note_all_there` was called for this part and these sources, by this Numba, for this processor."""
+    mark = _mark(part, sources)
     return mark is not None and mark.exists()
 
 
-def note_all_there() -> None:
-    """Note that every kernel is compiled and on disk."""
-    mark = _mark()
+def note_all_there(part: str, sources: Sequence[Path]) -> None:
+    """Note that every kernel of a part is compiled and on disk."""
+    mark = _mark(part, sources)
     if mark is not None:
         with suppress(OSError):
-            _forget_marks()
+            _forget_marks(part)
             mark.touch()
 
 
-def _forget_marks() -> None:
+def _forget_marks(part: str = "") -> None:
     for folder in _own:
-        for mark in Path(folder).glob(f"{_MARK}*"):
+        for mark in Path(folder).glob(f"{_MARK}{part}*"):
             mark.unlink(missing_ok=True)
 
 
-def _mark() -> Path | None:
-    """The file that says that every kernel is on disk; None where none is kept."""
+def _mark(part: str, sources: Sequence[Path]) -> Path | None:
+    """The file that says that every kernel of a part is on disk; None where none is kept."""
     if not _own:
         return None
-    sources = sorted((file.name, file.stat().st_mtime_ns) for file in Path(__file__).parent.glob("*.py"))
+    own = sorted((file.name, file.stat().st_mtime_ns) for file in {*sources, *Path(__file__).parent.glob("*.py")})
     processor = cpu_target.target_context.codegen().magic_tuple()
     threads = numba.config.NUMBA_NUM_THREADS > 1  # type: ignore[attr-defined]
-    state = repr((sources, processor, numba.__version__, sys.version_info[:2], threads))
-    return Path(min(_own)) / f"{_MARK}{hashlib.sha256(state.encode()).hexdigest()[:16]}"
+    state = repr((own, processor, numba.__version__, sys.version_info[:2], threads))
+    return Path(min(_own)) / f"{_MARK}{part}-{hashlib.sha256(state.encode()).hexdigest()[:16]}"
 
 
 def _is_whole(file: Path) -> bool:
