@@ -24,7 +24,19 @@ pytestmark = [
 
 def test_kernels_give_what_the_reference_gives(tmp_path: Path) -> None:
     own = {"PYTHONPATH": str(ROOT / "src"), "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_NUM_THREADS": "2"}
-    command = [PYTHON, "-m", "pytest", *FILES, "-k", "cpu", "-m", "not slow and not gpu", "-q", "-p", "no:cacheprovider"]
+    command = [
+        str(PYTHON),
+        "-m",
+        "pytest",
+        *FILES,
+        "-k",
+        "cpu",
+        "-m",
+        "not slow and not gpu",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | own, capture_output=True, text=True, timeout=7200)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     passed = re.search(r"(\d+) passed", done.stdout)
