@@ -22,13 +22,13 @@ CUT = 8
 """Slots are cut at multiples of this, so that packed results of any bits meet at whole bytes."""
 
 
-class OnCard:
+class OnGpu:
     """Kernels of one device, each call inside a context that chooses the device, one product at a time."""
 
     def __init__(self, kernels: Kernels, within: Callable[[], AbstractContextManager[object]]) -> None:
         self._kernels, self._within = kernels, within
         self._turn = threading.Lock()
-        self.name, self.asks_cheaply = kernels.name, kernels.asks_cheaply
+        self.name, self.asks_cheaply, self.joins_groups = kernels.name, kernels.asks_cheaply, kernels.joins_groups
 
     def __getattr__(self, name: str) -> object:
         method: Callable[..., object] = getattr(self._kernels, name)
@@ -80,17 +80,18 @@ class SpreadKernels:
     """The server's online half of `interface.Kernels` over several devices; of weights, see `SpreadWeights`."""
 
     asks_cheaply = False
+    joins_groups = False
 
     def __init__(self, devices: Sequence[Kernels]) -> None:
         self.devices = tuple(devices)
         self.name = f"{len(devices)} × {devices[0].name}"
 
     def asarray(self, values: NDArray[np.generic] | SpreadArray) -> SpreadArray:
-        """The same values on each device."""
+        """The same values, of any shape and dtype, on each device."""
         return values if isinstance(values, SpreadArray) else SpreadArray(tuple(own.asarray(values) for own in self.devices))
 
     def to_numpy(self, values: SpreadArray) -> NDArray[np.uint8]:
-        """Packed results of all devices side by side."""
+        """Packed results of all devices side by side: [R, bytes] uint8."""
         parts = [own.to_numpy(part) for own, part in zip(self.devices, values.parts, strict=True)]
         return np.concatenate(parts, axis=1)
 
@@ -98,6 +99,11 @@ class SpreadKernels:
         """Along the first axis, on each device."""
         each = zip(self.devices, zip(*(part.parts for part in parts), strict=True), strict=True)
         return SpreadArray(tuple(own.concatenate(list(some)) for own, some in each))
+
+    def synchronize(self) -> None:
+        """Wait for each device."""
+        for own in self.devices:
+            own.synchronize()
 
     def decode_batches(self, data: SpreadArray, ring: Ring) -> SpreadArray:
         """See `interface.Kernels.decode_batches`; each device decodes."""
