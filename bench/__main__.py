@@ -25,6 +25,7 @@ PROGRAMS = (
     "gateway",
     "gpu",
     "gpu_kernels",
+    "gradients",
     "load",
     "load_cards",
     "messages",

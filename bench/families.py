@@ -23,7 +23,7 @@ from bench.small_models import architectures
 HERE = Path(__file__).parent
 OUT = HERE / "results" / "families.json"
 LIMIT_S = 900.0
-_MEMORY = 10 << 30
+_MEMORY = 8 << 30
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 _PER_PROCESS = 40
 
@@ -63,8 +63,9 @@ class Worker:
         if not answer or self._tried >= _PER_PROCESS:
             self.close()
         if not answer:
-            why = f"no answer within {LIMIT_S:.0f} s" if too_late.is_set() else "its process ended"
-            return Family(kind=kind, verdict="fails", reason=why, seconds=LIMIT_S)
+            if too_late.is_set():
+                return Family(kind=kind, reason=f"too large to be tried by the script: {LIMIT_S:.0f} s", seconds=LIMIT_S)
+            return Family(kind=kind, verdict="fails", reason="its process ended", seconds=LIMIT_S)
         return Family(**json.loads(answer))
 
     def close(self) -> None:

@@ -47,13 +47,17 @@ class Wrong(Exception):
     """A silent difference."""
 
 
+class TooLarge(Exception):
+    """A model that takes longer than one may here."""
+
+
 def examine(kind: str, names: tuple[str, ...]) -> Family:
     """Try one architecture; nothing is raised."""
     start, found = time.perf_counter(), Family(kind=kind)
     try:
         model, inputs = small_model(kind, names)
         _output(model, inputs)
-    except (NotBuilt, Wrong) as error:
+    except (NotBuilt, Wrong, TooLarge, MemoryError) as error:
         return replace(found, reason=str(error), seconds=time.perf_counter() - start)
     found.model = type(model).__name__
     found.parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -64,6 +68,8 @@ def examine(kind: str, names: tuple[str, ...]) -> Family:
     try:
         _try(model, inputs, found)
         found.verdict = "works"
+    except (TooLarge, MemoryError) as error:
+        found.verdict, found.reason = "not built", f"too large to be tried by the script: {_line(error)}"
     except Exception as error:
         found.verdict, found.reason = _judged(error), _line(error)
         if found.verdict == "fails":
@@ -271,11 +277,11 @@ def _judged(error: BaseException) -> str:
 
 def _line(error: BaseException) -> str:
     text = " ".join(str(error).split())[:240]
-    return text if isinstance(error, Wrong | VeilError | ValueError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, Wrong | TooLarge | VeilError | ValueError) else f"{type(error).__name__}: {text}"
 
 
 def _late(*_: Any) -> None:
-    raise Wrong(f"more than {LIMIT_S} s of processor time")
+    raise TooLarge(f"more than {LIMIT_S} s of processor time")
 
 
 def main() -> None:

@@ -93,9 +93,18 @@ _UNSET = {"head_dim": 8, "vocab_size": VOCABULARY, "n_routed_experts": 4, "predi
 """Fields that are made even where their default is None, once a model did not come to be without."""
 
 _THREE_PLACES = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+_HIERA = {
+    "image_size": [64, 64],
+    "hidden_size": 16,
+    "embed_dim_per_stage": [16, 32, 64, 128],
+    "blocks_per_stage": [1, 1, 2, 1],
+}
+_HIERA |= {"num_attention_heads_per_stage": [1, 2, 4, 8], "global_attention_blocks": [3]}
+_HIERA |= {"backbone_channel_list": [128, 64, 32, 16], "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]}
 _OWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("glm4v", "glm4v_text", "glm46v", "glmga", "glm_ocr", "glm_ocr_text"), _THREE_PLACES),
     **dict.fromkeys(("glm_image", "glm_image_text", "colqwen2"), _THREE_PLACES),
+    **dict.fromkeys(("sam2_vision_model", "sam2_hiera_det_model"), _HIERA),
     "bailing_hybrid": {"n_group": 1, "num_group": 1, "topk_group": 1, "num_hidden_layers": 8},
     "bamba": {"attn_layer_indices": [1]},
     "deepseek_v2": {"num_key_value_heads": 4, "num_experts_per_tok": 2},
@@ -143,7 +152,11 @@ def small_model(kind: str, names: tuple[str, ...]) -> tuple[nn.Module, dict[str,
     tries = [(level, False) for level in LEVELS] + [(LEVELS[0], True), (LEVELS[4], True)]
     for name in names[:4]:
         model_class = getattr(transformers, name, None)
-        if not hasattr(model_class, "_from_config"):
+        try:
+            if not hasattr(model_class, "_from_config"):
+                continue
+        except ImportError as error:  # a class that stands for one whose package is not installed
+            reasons.append(f"{name}: {error}")
             continue
         begun = time.process_time() if begun is None else begun  # loading the class was work of another kind
         for level, unset in tries:

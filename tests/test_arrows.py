@@ -23,7 +23,7 @@ ARROWS = {
     "cluster": {"kernels", "network", "server", "wire"},
     "client": {"bundle", "checks", "crypto", "kernels", "network", "random", "wire"},
     "runtime": {"bundle", "checks", "client", "kernels", "sources"},
-    "compile": {"bundle", "kernels", "runtime", "sources"},
+    "compile": {"bundle", "checks", "kernels", "runtime", "sources"},
     "hybrid": {
         "bundle",
         "checks",

@@ -37,6 +37,7 @@ REQUESTS = 1_000
 PLANNED = 1_200  # some paths have fewer different requests than they are asked for
 KNOWING = 200
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+NEEDED = {"model", "messages", "prompt", "input", "tokens"}
 SHARES = {
     "/v1/chat/completions": 6,
     "/v1/completions": 4,
@@ -100,7 +101,8 @@ def ask(running: Any, document: Any, path: str, mode: Any, count: int) -> list[i
     @given(case=operation.as_strategy(generation_mode=mode))
     def one(case: Any) -> None:
         if mode is GenerationMode.POSITIVE and isinstance(case.body, dict) and "model" in case.body and len(case.body) % 4:
-            case.body |= {"model": "bytes"}
+            few = sorted(set(case.body) - NEEDED)[: len(statuses) % 4]  # with many fields, two always contradict each other
+            case.body = {name: case.body[name] for name in case.body if name in NEEDED or name in few} | {"model": "bytes"}
             case.body |= {"max_tokens": 2} if path.endswith("completions") else {}
         response = case.call(base_url=running.url, timeout=60)
         statuses.append(response.status_code)

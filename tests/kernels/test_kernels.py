@@ -14,7 +14,7 @@ import torch
 from veil.crypto import public
 from veil.errors import WireError
 from veil.kernels.backend import kernels_for
-from veil.kernels.interface import TILE, Kernels, Rows, Scaling
+from veil.kernels.interface import TILE, GroupRows, Kernels, Rows, Scaling
 from veil.kernels.reference import ReferenceKernels, pack
 from veil.kernels.ring import Ring, ring_of
 from veil.params import Params, packed_bytes
@@ -344,6 +344,37 @@ def test_weights_are_brought_nearer(kernels: Kernels, draw: np.random.Generator)
 
 
 # All of it -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shapes", [[(1, 1)], [(3, 7), (17, 64), (40, 33)], [(24, 128), (9, 256), (1, 384)], [(8, 48), (5, 16)]]
+)
+def test_rows_of_several_groups(kernels: Kernels, shapes: list[tuple[int, int]], draw: np.random.Generator) -> None:
+    """Each group's results are its own product's; also with several rows and requests of a group, and of many bits."""
+    bits = [(24, 16), (32, 32), (1, 31), (23, 15)]
+    asked, host = [], []
+    for number, (outputs, width) in enumerate(shapes * 2):
+        up, down = bits[number % 4]
+        weights, count = weights_of(draw, outputs, width), 1 + number % 3
+        weights[0] = -128
+        data, shares = pack(words(draw, count, width, bits=up), up), words(draw, 5, outputs + 3)
+        (held,) = kernels.load_weights([weights])
+        for _ in range(1 + number % 2):
+            host.append(REFERENCE.answer(data, weights, [Rows(shares, 1, count)], 2, (up, down)))
+            asked.append(GroupRows(data, held, [Rows(kernels.asarray(shares), 1, count)], 2, (up, down)))
+    found = kernels.answer_groups(asked)
+    assert found.packed.dtype == np.uint8
+    for expected, (first, last) in zip(host, found.places, strict=True):
+        np.testing.assert_array_equal(found.packed[first:last].reshape(expected.shape), expected)
+
+
+def test_more_rows_than_a_launch_takes(kernels: Kernels, draw: np.random.Generator) -> None:
+    weights, shares = weights_of(draw, 5, 9), words(draw, 70, 5)
+    data = pack(words(draw, 70, 9, bits=24), 24)
+    (held,) = kernels.load_weights([weights])
+    found = kernels.answer_groups([GroupRows(data, held, [Rows(kernels.asarray(shares), 0, 70)], 0, (24, 16))])
+    expected = REFERENCE.answer(data, weights, [Rows(shares, 0, 70)], 0, (24, 16))
+    np.testing.assert_array_equal(found.packed.reshape(expected.shape), expected)
 
 
 def test_a_row_through_both_halves(kernels: Kernels, draw: np.random.Generator) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
 
+from veil.server import arrivals
 from veil.server.arrivals import Arrivals
 from veil.server.row_io import (
     BATCH,
@@ -37,8 +38,8 @@ ROOM = 4096
 class Wires:
     """Connections with a place each, and the clients' ends of them."""
 
-    def __init__(self, count: int) -> None:
-        self.arrivals = Arrivals(count, ROOM)
+    def __init__(self, count: int, together: bool) -> None:
+        self.arrivals = Arrivals(count, ROOM, together=together)
         pairs = [socket.socketpair() for _ in range(count)]
         self.clients = [own for own, _ in pairs]
         self.servers = [own for _, own in pairs]
@@ -57,9 +58,10 @@ class Wires:
             own.close()
 
 
-@pytest.fixture
-def wires() -> Iterator[Wires]:
-    made = Wires(3)
+@pytest.fixture(params=[False, True], ids=["one thread", "several threads"])
+def wires(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wires]:
+    monkeypatch.setattr(arrivals, "_SOME", 2)
+    made = Wires(3, request.param)
     yield made
     made.close()
 
@@ -175,7 +177,8 @@ def test_replies_have_the_very_bytes_of_sealed_ones(wires: Wires) -> None:
         own = request(sequence=10 ** (4 * number) + 1, spans=[0, 0, count], rows=bytes(count))
         wires.clients[number].sendall(framed(seal(own)))
     wires.receive(0, 1, 2)
-    sent = wires.arrivals.reply(results, [(wires.places[number], first) for number, (first, _) in rows.items()])
+    turns = [(wires.places[number], 150 * first, 150 * (first + count)) for number, (first, count) in rows.items()]
+    sent = wires.arrivals.reply(results.reshape(-1), turns)
     for number, (first, count) in rows.items():
         own_reply = pb.EvaluateReply(sequence=10 ** (4 * number) + 1, rows=results[first : first + count].tobytes())
         assert wires.clients[number].recv(ROOM) == framed(seal(own_reply))
@@ -184,18 +187,18 @@ def test_replies_have_the_very_bytes_of_sealed_ones(wires: Wires) -> None:
 
 def test_what_a_connection_does_not_take_is_told(wires: Wires) -> None:
     wires.servers[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    results = np.zeros((1, 1 << 20), np.uint8)
+    results = np.zeros(1 << 20, np.uint8)
     for own in wires.clients[:2]:
         own.sendall(framed(seal(request())))
     wires.receive(0, 1)
     wires.clients[1].close()
-    full, gone = wires.arrivals.reply(results, [(wires.places[0], 0), (wires.places[1], 0)])
+    full, gone = wires.arrivals.reply(results, [(place, 0, 1 << 20) for place in wires.places[:2]])
     assert -(1 << 20) < full < -1 and gone == -1
 
 
 def test_places_are_few_and_come_back() -> None:
-    arrivals = Arrivals(1, ROOM)
-    place = arrivals.add(0, NAME)
-    assert place is not None and arrivals.add(0, NAME) is None
-    arrivals.free(place)
-    assert arrivals.add(0, "a name of another form") is None and arrivals.add(0, NAME) == place
+    few = Arrivals(1, ROOM)
+    place = few.add(0, NAME)
+    assert place is not None and few.add(0, NAME) is None
+    few.free(place)
+    assert few.add(0, "a name of another form") is None and few.add(0, NAME) == place

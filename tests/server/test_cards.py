@@ -132,6 +132,8 @@ def test_a_gpu_is_chosen_for_each_call() -> None:
         def __exit__(self, *_: object) -> None:
             entered.append("out")
 
-    kernels: Any = SimpleNamespace(name="cuda", asks_cheaply=False, zeros=lambda *shape: (list(entered), shape))
+    kernels: Any = SimpleNamespace(
+        name="cuda", asks_cheaply=False, joins_groups=True, zeros=lambda *shape: (list(entered), shape)
+    )
     gpu: Any = OnCard(kernels, Within)
     assert gpu.zeros(2, 3) == (["in"], (2, 3)) and entered == ["in", "out"] and gpu.name == "cuda"

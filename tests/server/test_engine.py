@@ -117,6 +117,19 @@ def test_claims_are_answered_together_and_each_gets_its_own(client: Client) -> N
     assert [engine.work(claim) for claim in claims] == [2 * 300 * 64, 300 * 64]
 
 
+@pytest.mark.parametrize("joins", [False, True])
+def test_results_are_where_they_are_said_to_be(client: Client, monkeypatch: pytest.MonkeyPatch, joins: bool) -> None:
+    """Of one group, or of several where the engine joins groups."""
+    server, engine, session = client.server, client.engine, client.server.store.find(client.name)
+    monkeypatch.setattr(engine, "joins_groups", joins)
+    groups = (1, 0, 2, 1) if joins else (1, 1)
+    parts = [(group, Span(0, row, 1), client.rows(group, 1, row)) for row, group in enumerate(groups)]
+    claims = [server.admission.claim(session, group, [span], data, client.slots(group)) for group, span, data in parts]
+    found = engine.results(claims)
+    for (group, span, data), (first, last) in zip(parts, found.places, strict=True):
+        np.testing.assert_array_equal(found.packed[first:last], client.evaluate(group, [span], data)[0])
+
+
 @pytest.mark.parametrize("slots", [1, 30, 50])
 def test_a_prompt_asks_for_the_first_outputs_only(client: Client, slots: int) -> None:
     rows = client.rows(0, 2)

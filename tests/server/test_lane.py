@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from veil.errors import CorruptMessage, WireError
+from veil.kernels.interface import GroupResults
 from veil.kernels.reference import ReferenceKernels
 from veil.network.busy_poll import NOTHING
 from veil.network.frames import Frames
@@ -43,10 +44,14 @@ class Twice:
     def work(self, claim: Claim) -> int:
         return 1
 
-    def product(self, claims: list[Claim], *, serial: bool) -> np.ndarray:
+    joins_groups = False
+
+    def results(self, claims: list[Claim], *, serial: bool) -> GroupResults:
         if any(b"fail" in claim.rows.tobytes() for claim in claims):
             raise ZeroDivisionError("secret")
-        return np.concatenate([np.repeat(claim.rows, 2, axis=1) for claim in claims])
+        packed = np.concatenate([np.repeat(claim.rows, 2, axis=1) for claim in claims]).reshape(-1)
+        ends = np.cumsum([2 * claim.rows.size for claim in claims]).tolist()
+        return GroupResults(packed, list(zip([0, *ends], ends, strict=False)))
 
 
 class Echo:

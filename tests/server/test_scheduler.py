@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from veil.errors import QuotaExceeded, ServerUnreachable, VeilError, WireError
-from veil.kernels.interface import Rows
+from veil.kernels.interface import GroupResults, Rows
 from veil.kernels.reference import ReferenceKernels
 from veil.server.admission import Admitted
 from veil.server.engine import Claim
@@ -52,9 +52,13 @@ class FakeEngine:
     def work(self, claim: Claim) -> int:
         return len(claim.shares)
 
-    def product(self, claims: list[Claim], *, serial: bool) -> Any:
+    joins_groups = False
+
+    def results(self, claims: list[Claim], *, serial: bool) -> GroupResults:
         self.answered.append(len(claims))
-        return np.concatenate([claim.rows for claim in claims])
+        packed = np.concatenate([claim.rows for claim in claims]).reshape(-1)
+        ends = np.cumsum([claim.rows.size for claim in claims]).tolist()
+        return GroupResults(packed, list(zip([0, *ends], ends, strict=False)))
 
 
 def kind_of(item: Admitted) -> int:

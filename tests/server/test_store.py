@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from veil.errors import QuotaExceeded, RowReused, UnknownBatch, UnknownSession, WireError
+from veil.kernels.cpu.siphash import digest_of
 from veil.kernels.interface import Rows
 from veil.server.engine import record_bytes
 from veil.server.store import Limits, Session, SessionStore
@@ -52,7 +53,7 @@ def keep(store: SessionStore, session: Session, number: int, nbytes: int = 100) 
 
 
 def claim(store: SessionStore, session: Session, span: Span, data: bytes | None, group: int = 0) -> Rows:
-    (rows,) = store.claim(session, [span], group, "body", [data])
+    (rows,) = store.claim(session, [span], group, "body", [None if data is None else digest_of(data)])
     return rows
 
 
@@ -171,7 +172,7 @@ def test_a_row_is_answered_again_and_another_is_refused(store: SessionStore) -> 
         with pytest.raises(RowReused, match="rows from 2 of batch 7 were used before"):
             claim(store, session, Span(7, 2, 3), data)
     with pytest.raises(UnknownBatch, match="not prepared for the head"):
-        store.claim(session, [Span(7, 5, 1)], 0, "head", [b"row"])
+        store.claim(session, [Span(7, 5, 1)], 0, "head", [digest_of(b"row")])
     with pytest.raises(UnknownBatch, match="batch 8 is not prepared"):
         claim(store, session, Span(8, 0, 1), b"row")
 
@@ -202,7 +203,7 @@ def test_a_claim_that_is_refused_spends_nothing(store: SessionStore, second: lis
     keep(store, session, 7)
     spans = [Span(7, 0, 2), *second]
     with pytest.raises((UnknownBatch, WireError)):
-        store.claim(session, spans, 0, "body", [b"a", b"b"])
+        store.claim(session, spans, 0, "body", [digest_of(b"a"), digest_of(b"b")])
     assert claim(store, session, Span(7, 0, 2), b"other").count == 2
 
 
@@ -211,12 +212,12 @@ def test_spans_of_one_claim_are_in_order(store: SessionStore) -> None:
     for number in (7, 8):
         keep(store, session, number)
     spans: Sequence[Span] = [Span(8, 1, 2), Span(7, 0, 4), Span(8, 3, 1), Span(7, 4, 4)]
-    found = store.claim(session, spans, 0, "body", [b"1", b"2", b"3", b"4"])
+    found = store.claim(session, spans, 0, "body", [digest_of(b"1"), digest_of(b"2"), digest_of(b"3"), digest_of(b"4")])
     assert [(rows.first, rows.count) for rows in found] == [(1, 2), (0, 4), (3, 1), (4, 4)]
-    again = store.claim(session, spans, 0, "body", [b"1", b"2", b"3", b"4"])
+    again = store.claim(session, spans, 0, "body", [digest_of(b"1"), digest_of(b"2"), digest_of(b"3"), digest_of(b"4")])
     assert [(rows.first, rows.count) for rows in again] == [(rows.first, rows.count) for rows in found]
     with pytest.raises(RowReused):
-        store.claim(session, [Span(8, 5, 1), Span(8, 4, 1)], 0, "body", [b"1", b"2"])
+        store.claim(session, [Span(8, 5, 1), Span(8, 4, 1)], 0, "body", [digest_of(b"1"), digest_of(b"2")])
 
 
 def test_no_order_of_claims_gives_a_row_two_sets_of_bytes(store: SessionStore) -> None:

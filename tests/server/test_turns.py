@@ -11,14 +11,16 @@ from veil.kernels.interface import Rows
 from veil.server.engine import Claim
 from veil.server.turns import Asked, FairTurns, RowPiece, cut
 
-ENGINE: Any = SimpleNamespace(model=SimpleNamespace(weights=[np.zeros((100, 100), np.int8)] * 8))
+MODEL = SimpleNamespace(weights=[np.zeros((100, 100), np.int8)] * 8)
+ENGINE: Any = SimpleNamespace(model=MODEL, joins_groups=False)
+JOINING: Any = SimpleNamespace(model=MODEL, joins_groups=True)
 ROW_S = 0.001
 
 
-def ask(flow: str, group: int = 0, rows: int = 1, since: float = 0.0, slots: int = 100) -> Asked:
+def ask(flow: str, group: int = 0, rows: int = 1, since: float = 0.0, slots: int = 100, engine: Any = ENGINE) -> Asked:
     data = np.arange(rows, dtype=np.uint8)[:, None]
     shares = [Rows(np.arange(rows, dtype=np.uint32)[:, None], 0, rows)]
-    return Asked(ENGINE, Claim(group, data, shares, slots), flow, lambda _: None, since)
+    return Asked(engine, Claim(group, data, shares, slots), flow, lambda _: None, since)
 
 
 def served(pieces: list[RowPiece]) -> list[tuple[str, int]]:
@@ -32,6 +34,24 @@ def test_rows_of_one_group_are_answered_together() -> None:
     first, second = turns.take(0.0), turns.take(0.0)
     assert {len(first), len(second)} == {3} and len(turns) == 0
     assert {piece.claim.group for piece in first} != {piece.claim.group for piece in second}
+
+
+def test_an_engine_that_joins_groups_gets_those_of_all_but_prompts() -> None:
+    turns = FairTurns(most_rows=6)
+    for number in range(5):
+        turns.add(ask(f"user {number}", group=number, slots=100 - number, engine=JOINING))
+    turns.add(ask("another engine's"))
+    turns.add(ask("too many", rows=2, engine=JOINING))
+    turns.add(ask("a prompt's", group=7, rows=40, engine=JOINING))
+    kinds = []
+    while len(turns):
+        pieces = turns.take(0.0)
+        turns.took(pieces, 0.001)
+        kinds.append({(piece.asked.engine is JOINING, piece.asked.prompt) for piece in pieces})
+        assert all(len(kind) == 1 for kind in kinds), "engines and prompts are kept apart"
+        if kinds[-1] == {(True, False)}:
+            assert sum(piece.claim.count for piece in pieces) <= 6
+    assert kinds.count({(True, False)}) == 2, "seven rows of six groups are two products"
 
 
 def test_other_outputs_or_too_many_rows_are_another_product() -> None:

@@ -12,12 +12,13 @@ import pytest
 from veil.bench.load_shapes import random_model
 from veil.errors import QuotaExceeded, RowReused, UnknownBatch, VeilError, WireError
 from veil.kernels.backend import kernels_for
+from veil.kernels.cpu.siphash import digest_of
 from veil.kernels.interface import Rows
 from veil.server.admission import Admission
 from veil.server.budget import RowBudget
 from veil.server.engine import Engine
 from veil.server.metrics import Metrics
-from veil.server.row_io import BATCH, COLUMNS, COUNT, FIRST, GROUP, RECEIVED, SEQUENCE, SLOTS
+from veil.server.row_io import BATCH, COLUMNS, COUNT, DIGEST, FIRST, GROUP, RECEIVED, SEQUENCE, SLOTS
 from veil.server.rows import RowAnswers
 from veil.server.store import Limits, SessionStore
 from veil.wire import veil_pb2 as pb
@@ -59,7 +60,7 @@ class Side:
         table = [0] * COLUMNS
         for column, value in ((GROUP, group), (BATCH, batch), (FIRST, first), (COUNT, count), (SLOTS, slots), (SEQUENCE, 1)):
             table[column] = value
-        table[RECEIVED] = len(rows)
+        table[RECEIVED], table[DIGEST] = len(rows), int(np.uint64(digest_of(rows)).astype(np.int64))
         data = np.frombuffer(rows, np.uint8)[None]
         return self.stream.ask_usual(table, data.reshape(count, -1) if len(rows) % count == 0 else data)
 

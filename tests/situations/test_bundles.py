@@ -151,3 +151,30 @@ def test_a_client_s_half_is_no_checkpoint(tmp_path: Path) -> None:
     opened: Any = HybridFHEModel.load(tmp_path / "b", terms=WEAK)
     with pytest.raises(RemoteWeightError, match="on the server"):
         opened.model.save_pretrained(tmp_path / "c")
+
+
+def test_generation_settings_that_transformers_warns_of_are_saved(tmp_path: Path) -> None:
+    """transformers #25388: Llama 2 came with a temperature and without sampling. Tried by hand: six lines of ValueError."""
+    model = llama()
+    model.generation_config.temperature = 0.3
+    hybrid = compiled(model, linear_modules(model), IDS, "disable")
+    hybrid.save(tmp_path / "bundle")
+    opened = HybridFHEModel.load(tmp_path / "bundle", terms=Terms(no_cryptography=True))
+    config: Any = opened.model.generation_config
+    assert (config.temperature, config.do_sample) == (0.3, model.generation_config.do_sample)
+    opened.set_fhe_mode("disable")
+    settings = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    made: Any = opened.model.generate
+    assert torch.equal(made(IDS, **settings), model.generate(IDS, **settings))
+
+
+def test_what_cannot_be_written_is_told_in_a_line_and_leaves_nothing(tmp_path: Path) -> None:
+    """Tried by hand: 'Object of type object is not JSON serializable', and "'str' has no attribute 'save_pretrained'"."""
+    model = llama()
+    hybrid = compiled(model, ["lm_head"], IDS, "disable")
+    with pytest.raises(TypeError, match="tokenizer is a str, expected a tokenizer or processor of transformers"):
+        hybrid.save(tmp_path / "one", tokenizer="a name")  # type: ignore[arg-type]
+    model.config.mine = object()
+    with pytest.raises(BundleError, match=r"configuration cannot be written \(TypeError: .*\); take that out of it$"):
+        hybrid.save(tmp_path / "two")
+    assert not list(tmp_path.glob("*/*"))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 from situations.small import IDS, SIZES, TINY, assert_near, compiled, inputs, llama, model_of, seeded, two_layers
 from veil import HybridFHEModel
+from veil.cli import app
 from veil.errors import ModelChanged, RemoteWeightError
 from veil.runtime.linearity import check_linear
 from veil.runtime.local_parts import local_parts
@@ -124,6 +128,54 @@ def test_a_layer_that_was_put_in_the_place_of_a_remote_one_is_noticed() -> None:
         hybrid(IDS)
     with pytest.raises(ModelChanged, match="'lm_head' was not asked"):
         model.generate(input_ids=IDS, max_new_tokens=2, do_sample=False)
+
+
+def body(model: Any) -> None:
+    model.model = llama().model
+
+
+def block(model: Any) -> None:
+    model.model.layers[1] = llama().model.layers[1]
+
+
+@pytest.mark.parametrize("put", [body, block], ids=lambda put: put.__name__)
+def test_a_part_that_was_put_in_the_place_of_one_with_remote_layers_is_noticed(put: Callable[[Any], None]) -> None:
+    """pytorch #37151's kind: what stands around a replaced layer is replaced in turn. Tried by hand: float, unsaid."""
+    model = llama()
+    hybrid = compiled(model, linear_modules(model), IDS, "disable")
+    put(model)
+    with pytest.raises(ModelChanged, match=r"'model\.layers\.\d.*' was not asked in this pass"):
+        hybrid(IDS)
+
+
+@pytest.mark.parametrize("places", [[0, 0], [0]], ids=["repeated", "cut off"])
+def test_layers_that_are_cut_off_or_repeated_are_no_bypass(places: list[int]) -> None:
+    """Pruned and stacked models: what remains is asked. Tried by hand."""
+    model = llama()
+    hybrid = compiled(model, linear_modules(model), IDS, "execute")
+    model.model.layers = nn.ModuleList(model.model.layers[place] for place in places)
+    with torch.no_grad():
+        assert_near(hybrid(IDS, use_cache=False).logits, hybrid(IDS, use_cache=False, fhe="torch").logits, 0.1)
+
+
+@pytest.mark.parametrize("mode", ["disable", "execute"])
+def test_a_forward_that_was_replaced_is_noticed_unless_it_calls_the_old_one(mode: str) -> None:
+    """accelerate and others wrap `model.forward`. Tried by hand: one that took its place ran in float, unsaid."""
+    model = llama()
+    hybrid = compiled(model, linear_modules(model), IDS, mode)
+    with torch.no_grad():
+        expected = hybrid(IDS, fhe="torch").logits
+        ours: Any = model.forward
+        floats: Any = llama().forward
+        model.forward = lambda *args, **options: ours(*args, **options)
+        assert_near(hybrid(IDS).logits, expected, 0.1)
+        model.forward = lambda *args, **options: floats(*args, **options)
+        options: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False}
+        calls: list[Callable[[], Any]] = [lambda: hybrid(IDS), lambda: model.generate(input_ids=IDS, **options)]
+        for call in calls:
+            with pytest.raises(ModelChanged, match="the forward of this model was replaced after it was wrapped"):
+                call()
+        assert torch.equal(hybrid(IDS, fhe="torch").logits, expected)
 
 
 # Hooks ----------------------------------------------------------------------------------------------------------------
@@ -332,6 +384,32 @@ def test_static_quantization_of_a_layer_that_was_not_reached_is_refused() -> Non
         assert_near(compiled(model, ["text", "image"], x)(x, x.flip(0)), expected)
 
 
+MIXTURE = SIZES | {"num_hidden_layers": 1, "num_local_experts": 4, "num_experts_per_tok": 1}
+
+
+def test_static_scales_of_experts_that_no_row_went_to_are_refused() -> None:
+    """Where only routed experts are asked, three tokens reach some of them. Tried by hand: the others answered zeros."""
+    for leak in ("none", "reveal"):
+        model = model_of("MixtralForCausalLM", **MIXTURE)
+        hybrid = HybridFHEModel(model, linear_modules(model), expert_leak=leak)
+        settings: dict[str, Any] = {"params": TINY, "use_dynamic_quantization": False}
+        if leak == "none":  # every expert reads every row, and some give it nothing but zeros behind their gate
+            downs = r"model\.layers\.\d\.mlp\.experts\.down_proj\.\d"
+            with pytest.raises(ValueError, match=rf"nothing but zeros to '{downs}', so its inputs have no scale"):
+                hybrid.compile_model(IDS[:, :3], **settings)
+        else:
+            with pytest.raises(
+                ValueError, match=r"calibration did not reach '\S*\.experts\.\S+', so its inputs have no scale"
+            ):
+                hybrid.compile_model(IDS[:, :3], **settings)
+    model = model_of("MixtralForCausalLM", **MIXTURE)
+    hybrid = HybridFHEModel(model, linear_modules(model), expert_leak="reveal")
+    hybrid.compile_model(IDS[:, :3], params=TINY)
+    ids = torch.arange(3, 19)[None]  # to experts that calibration did not see, too
+    with torch.no_grad():
+        assert_near(hybrid(ids, fhe="execute").logits, hybrid(ids, fhe="torch").logits, 0.3)
+
+
 # What stays with the client -------------------------------------------------------------------------------------------
 
 MOE = SIZES | {"num_local_experts": 4, "num_experts_per_tok": 1}
@@ -402,3 +480,24 @@ def test_routers_that_give_tuples_stay_local_and_the_family_works(name: str, set
     assert_near(logits["disable"], logits["torch"], 0.3)
     with pytest.raises(ValueError, match=f"{routers[0]}: a .*Router computes more than a linear layer"):
         compiled(model_of(name, **settings), [routers[0]], IDS)
+
+
+@pytest.mark.parametrize(("name", "settings"), ROUTED, ids=[name for name, _ in ROUTED])
+def test_the_command_line_compiles_such_families(
+    name: str, settings: dict[str, Any], tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """Tried by hand: `veil compile` ended in a traceback, "'tuple' object has no attribute 'detach'"."""
+    small = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "max_position_embeddings": 128}
+    model = model_of(name, **settings | small | {"head_dim": 4, "num_local_experts": 2})
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    made = CliRunner().invoke(app, ["compile", str(tmp_path / "model"), str(tmp_path / "bundle"), "--json"])
+    assert made.exit_code == 0, made.output
+    summary = json.loads(made.stdout)
+    routers = [own for own, part in model.named_modules() if "Router" in type(part).__name__]
+    assert summary["local_modules"][-1]["name"].replace("*", "0") in routers
+    hybrid = HybridFHEModel.load(tmp_path / "bundle")
+    assert len(hybrid.module_names) == summary["remote_modules"] > 0
+    assert not set(routers) & set(hybrid.module_names)
+    with torch.no_grad():
+        assert_near(hybrid(IDS, fhe="disable").logits, model(IDS).logits, 0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +128,18 @@ def t5() -> nn.Module:
 
 
 IDS = torch.tensor([[1, 7, 9, 30, 41, 12, 3, 5], [1, 8, 50, 31, 11, 60, 6, 15]])
-CASES = {
+CASES: dict[str, tuple[Any, Any, Any, tuple[str, ...]]] = {
+    "llama": (None, IDS, {"input_ids": IDS, "labels": IDS}, ("q_proj", "v_proj")),
+    "gpt2": (None, IDS, {"input_ids": IDS, "labels": IDS}, ("c_attn", "c_proj")),
     "bert": (bert, {"input_ids": IDS}, {"input_ids": IDS, "labels": torch.tensor([0, 2])}, ("query", "value")),
     "t5": (t5, {"input_ids": IDS, "decoder_input_ids": IDS}, {"input_ids": IDS, "labels": IDS}, ("q", "v", "wo")),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_plain_loop_through_other_architectures(name: str) -> None:
+def test_a_plain_loop_through_four_architectures(name: str, new_model: Any) -> None:
     make, sample, inputs, targets = CASES[name]
+    make = make or partial(new_model, name)
     float_model = lora(make(), *targets)
     hybrid = hybrid_of(make(), sample)
     ours = lora(hybrid.model, *targets)
@@ -171,4 +175,24 @@ def test_activations_of_sixteen_bits_and_scaled_gradients(new_model: Any) -> Non
         gradients[which] = torch.cat([p.grad.flatten() / scale for p in own.parameters() if p.grad is not None])
     assert nn.functional.cosine_similarity(gradients["ours"], gradients["float"], 0) > 0.98
     assert float(gradients["ours"].norm() / gradients["float"].norm()) == pytest.approx(1, abs=0.05)
+    hybrid.close()
+
+
+def test_a_scaler_that_begins_too_high_skips_the_same_steps(new_model: Any) -> None:
+    """Gradients that overflow come back as NaN, so PyTorch's own scaler leaves their step out and goes lower."""
+    hybrid = hybrid_of(new_model("llama"), torch.arange(1, 25).reshape(2, 12))
+    found = {}
+    for which, own in (("float", lora(new_model("llama"), "q_proj")), ("ours", lora(hybrid.model, "q_proj"))):
+        optimizer = torch.optim.SGD([p for p in own.parameters() if p.requires_grad], lr=1e-4)
+        scaler, scales = torch.amp.GradScaler("cpu", init_scale=2.0**127), []
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = 32 * own(IDS, labels=IDS).loss
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            scales.append(scaler.get_scale())
+        found[which] = scales, float(loss.detach())
+    assert found["ours"][0] == found["float"][0] and found["ours"][0][0] < 2.0**127
+    assert found["ours"][1] == pytest.approx(found["float"][1], rel=0.01)
     hybrid.close()

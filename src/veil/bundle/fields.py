@@ -44,6 +44,7 @@ class GroupFields(_GroupNeeds, total=False):
 
     fusion: FusionFields
     transposed: int
+    words: int
 
 
 Header = TypedDict(

@@ -12,12 +12,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from veil.bundle.fields import FusionFields, GroupFields, LayerFields
 from veil.errors import BundleError
 
 Kind = Literal["linear", "conv1d", "embedding"]
+Sums = TypeVar("Sums", bound=Any)
+"""Arrays of any backend."""
 SEGMENTS = ("body", "head", "back")
 
 MAX_WIDTH = 1 << 20
@@ -66,6 +68,8 @@ class Group:
     result_bits: int = 16
     transposed: int | None = field(default=None, kw_only=True)
     """Of a group of segment ``back``: which group's weights it multiplies with, transposed."""
+    words: int = field(default=1, kw_only=True)
+    """Slots of an output, next to each other: of two, the second has what rounding takes from the first one's weights."""
 
     @cached_property
     def name(self) -> str:
@@ -78,14 +82,23 @@ class Group:
         return self.layers[0].in_features + (self.fusion.width if self.fusion else 0)
 
     @cached_property
-    def rows(self) -> int:
+    def outputs(self) -> int:
         """Outputs of all layers together."""
         return sum(layer.out_features for layer in self.layers)
 
     @cached_property
+    def rows(self) -> int:
+        """Slots: rows of the integer weights, one for each output and word."""
+        return self.words * self.outputs
+
+    @cached_property
     def prompt_rows(self) -> int:
-        """Outputs, the first ones, that matter for every row of a prompt and not for the last alone."""
-        return sum(layer.out_features for layer in self.layers if not layer.last_row)
+        """Slots, the first ones, that matter for every row of a prompt and not for the last alone."""
+        return self.words * sum(layer.out_features for layer in self.layers if not layer.last_row)
+
+    def whole(self, slots: Sums) -> Sums:
+        """Outputs [R, outputs] of results [R, slots], some first ones or all: the sums of each output's words."""
+        return slots if self.words == 1 else slots[:, ::2] + slots[:, 1::2]
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,7 @@ class Manifest:
 
     @cached_property
     def by_layer(self) -> dict[str, tuple[int, slice]]:
-        """For each layer its group's index and its part of the group's outputs."""
+        """For each layer its group's index and its part of the group's outputs (not slots)."""
         places = {}
         for index, group in enumerate(self.forward):
             first = 0
@@ -147,7 +160,7 @@ class Manifest:
         return sum(self.widths)
 
     def to_json(self) -> list[GroupFields]:
-        """As JSON types; ``fusion`` and ``transposed`` are there only where there is one."""
+        """As JSON types; ``fusion`` and ``transposed`` are there only where there is one, ``words`` where there are two."""
         return [_fields_of(group) for group in self.groups]
 
     @classmethod
@@ -160,7 +173,8 @@ class Manifest:
                     g["segment"],
                     NormFusion(**g["fusion"]) if "fusion" in g else None,
                     *g["bits"],
-                    **({"transposed": g["transposed"]} if "transposed" in g else {}),
+                    transposed=g.get("transposed"),
+                    words=g.get("words", 1),
                 )
                 for g in value
             )
@@ -189,6 +203,8 @@ def _fields_of(group: Group) -> GroupFields:
         fields["fusion"] = FusionFields(before=group.fusion.before, after=group.fusion.after, width=group.fusion.width)
     if group.transposed is not None:
         fields["transposed"] = group.transposed
+    if group.words != 1:
+        fields["words"] = group.words
     return fields
 
 
@@ -219,6 +235,8 @@ def _check_group(group: Group) -> None:
     flags = [layer.last_row for layer in group.layers]
     if flags != sorted(flags) or (group.fusion is not None and any(flags)):
         raise BundleError(f"group {group.name!r} has layers for the last row before others, or is fused")
+    if type(group.words) is not int or group.words not in (1, 2) or (group.words == 2 and group.fusion is not None):
+        raise BundleError(f"group {group.name!r} has weights of {group.words!r} words, expected 1, or 2 without a fusion")
     for layer in group.layers:
         sizes = (layer.in_features, layer.out_features, layer.bits)
         if not all(isinstance(size, int) for size in sizes) or not isinstance(layer.name, str):
@@ -242,7 +260,8 @@ def check_transposed(groups: Sequence[Group], index: int) -> None:
         raise BundleError(f"group {group.name!r} transposes {source!r}, which is no group before it")
     if source in [other.transposed for other in groups[:index]]:
         raise BundleError(f"group {group.name!r} transposes one that another transposes already")
-    if len(group.layers) != 1 or (group.width, group.rows) != (groups[source].rows, groups[source].width) or group.fusion:
+    sizes = (groups[source].outputs, groups[source].width)
+    if len(group.layers) != 1 or (group.width, group.outputs) != sizes or group.fusion:
         raise BundleError(f"group {group.name!r} is not the transpose of {groups[source].name!r}")
 
 

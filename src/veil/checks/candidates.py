@@ -32,6 +32,12 @@ class ExactCandidates:
 
 def exact_candidates(model: object, manifest: Manifest) -> ExactCandidates | None:
     """For a model whose head is tied to an embedding that is here and whole; None for others."""
+    found = tied_embedding(model, manifest)
+    return None if found is None else ExactCandidates(found[0], found[1].weight.detach())
+
+
+def tied_embedding(model: object, manifest: Manifest) -> tuple[int, nn.Embedding] | None:
+    """The head's group, and the embedding here that has the head's weight; None where there is none, or it has a bias."""
     heads = [index for index, group in enumerate(manifest.groups) if group.segment == "head"]
     config = getattr(model, "config", None)
     find = getattr(model, "get_input_embeddings", None)
@@ -45,4 +51,4 @@ def exact_candidates(model: object, manifest: Manifest) -> ExactCandidates | Non
         return None
     if embedding.weight.is_meta or tuple(embedding.weight.shape) != (layer.out_features, layer.in_features):
         return None
-    return ExactCandidates(heads[0], embedding.weight.detach())
+    return heads[0], embedding

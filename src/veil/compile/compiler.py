@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,8 @@ from torch import nn
 from veil.bundle.compiled import Compiled
 from veil.bundle.constants import GroupConstants, row_norms
 from veil.bundle.manifest import Group, Layer, Manifest, make_groups
+from veil.checks.candidates import tied_embedding
+from veil.compile import words
 from veil.compile.balance import Inputs, bias_correction, divisors_for
 from veil.compile.fused_weights import quantize_fused
 from veil.compile.last_rows import last_row_layers
@@ -105,7 +107,8 @@ def compile_layers(
             groups.append(_with_bits(group, matrix, params))
             continue
         read = seen.get(group.layers[0].name)
-        matrix, parts = _quantize_group([(layer, modules[layer.name]) for layer in group.layers], read, params)
+        group = replace(group, words=words.forward_words(group)) if trainable else group
+        matrix, parts = _quantize_group(group, modules, read, params)
         if not dynamic:
             parts = replace(parts, fixed_norm=max(read.norm(parts.divisors) if read else 0.0, 1e-30))
         weights.append(matrix)
@@ -113,10 +116,10 @@ def compile_layers(
         groups.append(_with_bits(group, matrix, params))
     manifest = Manifest(tuple(groups))
     if trainable:
-        gradients = gradients_seen(model, layers, run, sample)
+        gradients, here = gradients_seen(model, layers, run, sample), _head_here(model, layers, manifest)
         for index, group in reversed(list(enumerate(manifest.groups))):  # the last first: gradients go that way
             report("quantizing for gradients", len(manifest.groups) - 1 - index, len(manifest.groups))
-            if group.layers[0].kind == "embedding":
+            if group.layers[0].kind == "embedding" or index == here:
                 continue
             own, matrix, parts = transposed(index, group, modules, gradients, params)
             groups.append(own)
@@ -188,14 +191,17 @@ def _thinned(rows: torch.Tensor) -> torch.Tensor:
     """A copy of up to `_KEPT_ROWS` rows, evenly spread, and the longest."""
     if len(rows) <= _KEPT_ROWS:
         return rows.clone()
-    places = torch.linspace(0, len(rows) - 1, _KEPT_ROWS, dtype=torch.float64).long()
+    places = torch.linspace(0, len(rows) - 1, _KEPT_ROWS, dtype=torch.float64, device="cpu").long()
     places[-1] = int(rows.float().norm(dim=1).argmax())
     return rows[places.to(rows.device)]
 
 
-def _quantize_group(members: list[tuple[Layer, nn.Module]], read: _Seen | None, params: Params) -> tuple[I8, GroupConstants]:
+def _quantize_group(
+    group: Group, modules: Mapping[str, nn.Module], read: _Seen | None, params: Params
+) -> tuple[I8, GroupConstants]:
     floats, biases = [], []
-    for layer, module in members:
+    for layer in group.layers:
+        module = modules[layer.name]
         try:
             weight = float_weight(module, layer.kind)
         except ValueError as error:
@@ -206,15 +212,18 @@ def _quantize_group(members: list[tuple[Layer, nn.Module]], read: _Seen | None, 
                 raise ValueError(f"{layer.name}: the {what} holds NaN or infinity")
         floats.append((weight, layer.bits))
         biases.append(np.zeros(layer.out_features, dtype=np.float32) if bias is None else bias)
-    one_hot = members[0][0].kind == "embedding"
+    one_hot = group.layers[0].kind == "embedding"
     inputs = None if one_hot or read is None else Inputs.of(read.rows)
     divisors = None if inputs is None else divisors_for(floats, inputs, params)
     pieces = [quantize_weight(weight, bits, divisors) for weight, bits in floats]
-    if inputs is not None:
+    if inputs is not None and group.words == 1:
         biases = [
             bias + bias_correction(weight, quantized, scale, inputs, divisors)
             for (weight, _), (quantized, scale), bias in zip(floats, pieces, biases, strict=True)
         ]
+    if group.words == 2:
+        pieces = [words.two_words(weight, *own, divisors) for (weight, _), own in zip(floats, pieces, strict=True)]
+        biases = [words.by_output(bias, np.zeros_like(bias)) for bias in biases]
     matrix = np.ascontiguousarray(np.concatenate([quantized for quantized, _ in pieces]))
     scales = np.concatenate([scale for _, scale in pieces])
     bound = float(np.abs(matrix.astype(np.int32)).max(initial=0) if one_hot else row_norms(matrix).max(initial=0.0))
@@ -318,6 +327,15 @@ def _bits_by_name(layers: dict[str, RemoteLayer], n_bits: int | dict[str, int]) 
 def _head_name(model: nn.Module, layers: dict[str, RemoteLayer]) -> str | None:
     head = output_head(model)
     return next((name for name, layer in layers.items() if head is not None and head in (layer, layer.inner)), None)
+
+
+def _head_here(model: nn.Module, layers: dict[str, RemoteLayer], manifest: Manifest) -> int | None:
+    """The group of a head whose gradient needs no server: not the only one, and tied to an embedding that stays here."""
+    found = tied_embedding(model, manifest)
+    if found is None or all(group.segment == "head" or group.layers[0].kind == "embedding" for group in manifest.groups):
+        return None
+    group, embedding = found
+    return group if _inner(layers[manifest.groups[group].layers[0].name]).weight is embedding.weight else None
 
 
 def _inner(layer: RemoteLayer) -> nn.Module:

@@ -18,6 +18,7 @@ from torch import nn
 from veil import noise
 from veil.bundle.constants import GroupConstants, row_norms
 from veil.bundle.manifest import Group, Layer
+from veil.compile import words
 from veil.compile.balance import Inputs, divisors_for
 from veil.compile.quantize import quantize_weight
 from veil.noise import WireBits, wire_bits
@@ -33,7 +34,7 @@ _KEPT_ROWS = 256
 def transposed(
     index: int, group: Group, modules: Mapping[str, nn.Module], gradients: Mapping[str, F32], params: Params
 ) -> tuple[Group, I8, GroupConstants]:
-    """The transposed group of group ``index``, its integers [width, rows] and constants.
+    """The transposed group of group ``index``, its integers [slots, outputs] and constants.
 
     ``gradients`` are rows of gradients by the layers' outputs, where a calibration saw any: the inputs are balanced for
     them. Gradients are scaled row by row, whether or not activations are.
@@ -44,12 +45,15 @@ def transposed(
     inputs = Inputs.of(np.concatenate(seen, axis=1)) if len(seen) == len(group.layers) else None
     divisors = None if inputs is None else divisors_for([(weight, bits)], inputs, params)
     matrix, scale = quantize_weight(weight, bits, divisors)
+    count = words.back_words(group)
+    if count == 2:
+        matrix, scale = words.two_words(weight, matrix, scale, divisors)
     largest = float(row_norms(matrix).max(initial=0.0))
     name = f"{group.layers[0].name[: 256 - len(SUFFIX)]}{SUFFIX}"
-    wire = unbiased(wire_bits(params, group.rows, group.width, max(largest, 1.0)), matrix, params)
-    layer = Layer(name, "linear", group.rows, group.width, bits, False)
-    made = Group((layer,), "back", None, wire.input, wire.result, transposed=index)
-    return made, matrix, GroupConstants(scale, np.zeros(group.width, dtype=np.float32), largest, divisors=divisors)
+    wire = unbiased(wire_bits(params, group.outputs, len(matrix), max(largest, 1.0)), matrix, params)
+    layer = Layer(name, "linear", group.outputs, group.width, bits, False)
+    made = Group((layer,), "back", None, wire.input, wire.result, transposed=index, words=count)
+    return made, matrix, GroupConstants(scale, np.zeros(made.rows, dtype=np.float32), largest, divisors=divisors)
 
 
 def unbiased(bits: WireBits, matrix: I8, params: Params) -> WireBits:
@@ -99,6 +103,6 @@ def gradients_seen(
 
 def _some_rows(gradient: torch.Tensor) -> F32:
     rows = gradient.detach().reshape(-1, gradient.shape[-1])
-    places = torch.linspace(0, len(rows) - 1, min(len(rows), _KEPT_ROWS)).long()
+    places = torch.linspace(0, len(rows) - 1, min(len(rows), _KEPT_ROWS), device="cpu").long()
     chosen: F32 = rows[places.to(rows.device)].to(device="cpu", dtype=torch.float32).numpy()
     return chosen

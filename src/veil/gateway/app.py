@@ -321,6 +321,7 @@ def _first_problem(error: RequestValidationError) -> ApiError:
     return ApiError(400, f"{where}: {message}", param=param)
 
 
+_EVENT = {"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": {"type": "string"}}}
 _STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 
 
@@ -333,6 +334,6 @@ def _schema(app: FastAPI) -> dict[str, object]:
         for method in methods.values():
             method["responses"].pop("422", None)
             if path in _STREAMS:
-                method["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+                method["responses"]["200"]["content"]["text/event-stream"] = {"itemSchema": _EVENT}
     app.openapi_schema = schema
     return schema

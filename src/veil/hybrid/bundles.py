@@ -77,6 +77,8 @@ class Bundles(Modes):
         from veil.runtime import saved_model
 
         sides, folder = self.sides, path_given("path", path)
+        if tokenizer is not None and not callable(getattr(tokenizer, "save_pretrained", None)):
+            raise TypeError(f"tokenizer is a {type(tokenizer).__name__}, expected a tokenizer or processor of transformers")
         sides.hints = checked_hints(self.hints)
         self._calls.check_weights()
         sides.need_engine()

@@ -15,6 +15,7 @@ from veil.bundle.compiled import Compiled
 from veil.client.session import ClientSession
 from veil.client.stats import Stats
 from veil.compile.compiler import compiled_modules
+from veil.errors import ModelChanged
 from veil.given import function_given
 from veil.hybrid.sides import Sides
 from veil.runtime.adapters import base_of
@@ -22,9 +23,10 @@ from veil.runtime.coverage import Coverage, signature_of
 from veil.runtime.experts import ExpertLeak, open_layers
 from veil.runtime.layers import RemoteLayer
 from veil.runtime.padding import Padding
-from veil.runtime.passes import Forward, Passes, refuse_compiler
+from veil.runtime.passes import Forward, Passes
 from veil.runtime.rehearsal import pictured_tokens
 from veil.runtime.router import Router
+from veil.runtime.tracers import refuse_tracers
 from veil.runtime.traffic import Traffic, padded_most
 from veil.runtime.weight_changes import Fingerprints
 
@@ -100,6 +102,18 @@ class ModelCalls:
         if self._traffic is not None:
             self._traffic.forget_training()
 
+    @contextmanager
+    def passed(self) -> Iterator[None]:
+        """`ModelChanged` if what is called inside the block went around the model's own forward, and so around passes."""
+        passes = self.passes
+        before = passes.count
+        yield
+        if passes.count == before and not passes.is_inside and self.mode != "torch":
+            raise ModelChanged(
+                "the forward of this model was replaced after it was wrapped, so nothing was encrypted; let the new forward "
+                "call the old one, or make a new HybridFHEModel"
+            )
+
     def check_weights(self) -> None:
         """`ModelChanged` if weights are not those that were compiled."""
         if self._fingerprints is not None:
@@ -140,7 +154,7 @@ class ModelCalls:
         self.check_weights()
         self._generating = True
         try:
-            with self._threads(), self._padded(kwargs):
+            with self._threads(), self._padded(kwargs), self.passed():
                 return self._model_generate(*args, **kwargs)
         finally:
             self._generating = False
@@ -265,7 +279,7 @@ def _like(forward: Forward, replacement: Forward) -> Forward:
 
     @functools.wraps(forward)
     def wrapped(*args: object, **kwargs: object) -> object:
-        refuse_compiler()
+        refuse_tracers()
         return replacement(*args, **kwargs)
 
     return wrapped

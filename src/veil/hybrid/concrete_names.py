@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
 from torch import nn
 
 from veil.runtime import concrete
+from veil.runtime.acceptance import check_model
 from veil.runtime.arguments import check_compiling, check_fresh, names_of
 from veil.runtime.experts import RemoteExperts, is_experts
 from veil.runtime.layers import RemoteLayer, kind_of
 from veil.runtime.modules import linear_modules
+from veil.runtime.tracers import HOOKS, refuse_torchscript
 
 if TYPE_CHECKING:
     from veil.hybrid.model import HybridFHEModel
@@ -66,6 +68,8 @@ class ConcreteNames:
     if not TYPE_CHECKING:  # whoever checks types is to see that a name is wrong
 
         def __getattr__(self, name: str) -> NoReturn:
+            if name in HOOKS:
+                refuse_torchscript()
             instead = concrete.ATTRIBUTES.get(name)
             raise AttributeError(
                 f"{type(self).__name__!r} object has no attribute {name!r}" + (f": {instead}" if instead else "")
@@ -123,8 +127,7 @@ class _Stages:
 
 def _linears_of(model: nn.Module, module_names: object) -> tuple[list[str], dict[str, tuple[str, ...]]]:
     """Module names, where a composite module's means its linear layers; and which layers each such name means."""
-    if not isinstance(model, nn.Module):
-        return [], {}
+    check_model(model)
     names = names_of(module_names)
     check_fresh(model)
     modules = dict(model.named_modules(remove_duplicate=False))

@@ -54,8 +54,9 @@ class Modes(AttachedModel):
         """One forward pass, in mode ``fhe`` if given: of this call alone, whatever other threads do."""
         inputs, mode = split_mode(args, fhe)
         if mode is None:
-            return self.model(*inputs, **kwargs)
-        with self.mode_of_call(mode):
+            with self._calls.passed():
+                return self.model(*inputs, **kwargs)
+        with self.mode_of_call(mode), self._calls.passed():
             return self.model(*inputs, **kwargs)
 
     @contextmanager

@@ -29,6 +29,7 @@ from veil.random import SecretRng
 from veil.runtime.evaluators import ClearLayers, Evaluator, SimulatedLayers
 from veil.runtime.residual import ResidualStream
 from veil.runtime.router import Router
+from veil.runtime.tied_head import tied_head
 from veil.server.engine import Engine
 from veil.server.local import LocalServer
 from veil.wire.transport import Transport
@@ -71,6 +72,7 @@ class Sides:
         self.kernels: Kernels
         self.scalings: list[Scaling]
         self._model = model
+        self._tied = tied_head(model, compiled.manifest)
         self._forward = forward
         self._follow = follow
         self._progress = progress
@@ -96,7 +98,8 @@ class Sides:
             warm_up(self._progress)
         compiled = self.compiled
         self.scalings = scalings_of(compiled.constants, compiled.params, kernels)
-        self.router = Router(compiled.manifest, compiled.constants, kernels, ResidualStream(self._model, compiled.manifest))
+        stream = ResidualStream(self._model, compiled.manifest)
+        self.router = Router(compiled.manifest, compiled.constants, kernels, stream, self._tied)
         self.stats.kernels = server.name if kernels is server else f"client {kernels.name}, server {server.name}"
         self._follow(self.router)
 

@@ -28,7 +28,7 @@ class OnCard:
     def __init__(self, kernels: Kernels, within: Callable[[], AbstractContextManager[object]]) -> None:
         self._kernels, self._within = kernels, within
         self._turn = threading.Lock()
-        self.name, self.asks_cheaply = kernels.name, kernels.asks_cheaply
+        self.name, self.asks_cheaply, self.joins_groups = kernels.name, kernels.asks_cheaply, kernels.joins_groups
 
     def __getattr__(self, name: str) -> object:
         method: Callable[..., object] = getattr(self._kernels, name)
@@ -80,6 +80,7 @@ class SpreadKernels:
     """The server's online half of `interface.Kernels` over several devices; of weights, see `SpreadWeights`."""
 
     asks_cheaply = False
+    joins_groups = False
 
     def __init__(self, devices: Sequence[Kernels]) -> None:
         self.devices = tuple(devices)
@@ -98,6 +99,11 @@ class SpreadKernels:
         """Along the first axis, on each device."""
         each = zip(self.devices, zip(*(part.parts for part in parts), strict=True), strict=True)
         return SpreadArray(tuple(own.concatenate(list(some)) for own, some in each))
+
+    def synchronize(self) -> None:
+        """Wait for each device."""
+        for own in self.devices:
+            own.synchronize()
 
     def decode_batches(self, data: SpreadArray, ring: Ring) -> SpreadArray:
         """See `interface.Kernels.decode_batches`; each device decodes."""

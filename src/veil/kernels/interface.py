@@ -31,13 +31,32 @@ TILE = 16
 """Blocks that are put into a hint together."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Rows:
     """``count`` rows of a batch's material [T, words], from row ``first``."""
 
     material: Array
     first: int
     count: int
+
+
+@dataclass(eq=False, slots=True)
+class GroupRows:
+    """Packed rows [R, bytes] of one group, a NumPy array, and what `Kernels.answer` takes beside them."""
+
+    data: NDArray[np.uint8]
+    weights: Array
+    shares: Sequence[Rows]
+    column: int
+    bits: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class GroupResults:
+    """Packed results of several requests [bytes] uint8, and where those of each begin and end, row after row."""
+
+    packed: NDArray[np.uint8]
+    places: list[tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +132,26 @@ class Errors(Protocol):
         """Samples, int8."""
 
 
+def answer_each(kernels: Kernels, asked: Sequence[GroupRows]) -> GroupResults:
+    """`Kernels.answer_groups` by one product for each group."""
+    made, places, end = [], list[tuple[int, int]](), 0
+    for own in asked:
+        packed = kernels.answer(kernels.asarray(own.data), own.weights, own.shares, own.column, own.bits)
+        made.append(kernels.to_numpy(packed).reshape(-1))
+        places.append((end, end + made[-1].size))
+        end += made[-1].size
+    return GroupResults(made[0] if len(made) == 1 else np.concatenate(made), places)
+
+
 class Kernels(Protocol):
     """A processor's kernels. Methods take and return arrays of the backend, unless their types say otherwise."""
 
     name: str
     asks_cheaply: bool
     """Whether `finite` costs nothing: false on a GPU, where it waits for everything before it."""
+
+    joins_groups: bool
+    """Whether rows of several groups are answered quicker together: on a GPU a launch costs more than a small product."""
 
     def asarray(self, values: NDArray[np.generic]) -> Array:
         """A NumPy array as one of the backend; an array of the backend as it is."""
@@ -143,6 +176,9 @@ class Kernels(Protocol):
 
     def concatenate(self, parts: Sequence[Array]) -> Array:
         """Arrays one after the other, along their first axis."""
+
+    def synchronize(self) -> None:
+        """Wait until what the calling thread asked for is done, so that other threads may use it."""
 
     # The server's half, once ---------------------------------------------------------------------------------------------
 
@@ -223,6 +259,12 @@ class Kernels(Protocol):
         """``W·b - h`` for packed rows [R, bytes] and their shares from ``column`` on, rounded to its top bits and packed.
 
         ``bits`` are those of inputs and of results; ``serial`` keeps the work on the calling thread.
+        """
+
+    def answer_groups(self, asked: Sequence[GroupRows]) -> GroupResults:
+        """What `answer` gives for each; it holds until the calling thread's next call. There is at least one.
+
+        A GPU takes several groups in one launch, and has done all of it when this returns.
         """
 
     def decrypt(self, data: Array, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: Array) -> Array:

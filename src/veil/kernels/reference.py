@@ -14,7 +14,18 @@ from numpy.typing import NDArray
 
 from veil.errors import WireError
 from veil.kernels.gaussian import GaussianTable
-from veil.kernels.interface import Array, Errors, Hint, Rows, Scaling, SignVectors, Words
+from veil.kernels.interface import (
+    Array,
+    Errors,
+    GroupResults,
+    GroupRows,
+    Hint,
+    Rows,
+    Scaling,
+    SignVectors,
+    Words,
+    answer_each,
+)
 from veil.kernels.memory import S
 from veil.kernels.ring import FRACTION_BITS, Ring
 from veil.kernels.tables import NttTable
@@ -190,6 +201,7 @@ class ReferenceKernels:
 
     name = "reference"
     asks_cheaply = True
+    joins_groups = False
 
     def asarray(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
         return values
@@ -216,6 +228,9 @@ class ReferenceKernels:
 
     def concatenate(self, parts: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def synchronize(self) -> None:
+        return
 
     # The server's half, once ---------------------------------------------------------------------------------------------
 
@@ -328,6 +343,9 @@ class ReferenceKernels:
         up, down = bits
         rows = unpack(data, weights.shape[1], up) << np.uint32(32 - up)
         return pack(top_bits(matmul(weights, rows) - gathered(shares, column, len(weights)), down), down)
+
+    def answer_groups(self, asked: Sequence[GroupRows]) -> GroupResults:
+        return answer_each(self, asked)
 
     def decrypt(self, data: U8, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: F64) -> F32:
         width = len(scaling.scale)

@@ -57,18 +57,22 @@ def layer_quality_of(hybrid: HybridFHEModel, run: Callable[[], object], mode: st
     seen: dict[int, list[F64]] = defaultdict(list)
 
     def observe(group: int, x: torch.Tensor, outputs: torch.Tensor) -> None:
-        rows = kernels.from_torch(x)
+        rows, info = kernels.from_torch(x), inside.manifest.groups[group]
         exact, other, got = (
             kernels.to_numpy(values).astype(np.float64)
-            for values in (inside.clear.evaluate(group, rows), rough.evaluate(group, rows), kernels.from_torch(outputs))
+            for values in (
+                info.whole(inside.clear.evaluate(group, rows)),
+                info.whole(rough.evaluate(group, rows)),
+                kernels.from_torch(outputs),
+            )
         )
         tau, own = inside.scales(group, kernels.to_numpy(rows)), inside.scalings[group]
-        parts = (exact - kernels.to_numpy(own.bias), got - exact, other - exact)
+        bias, scale = (kernels.to_numpy(values).astype(np.float64)[None] for values in (own.bias, own.scale))
+        parts = (exact - info.whole(bias), got - exact, other - exact)
         squares = [((part * tau) ** 2).sum(axis=0) for part in parts]
-        info, scale = inside.manifest.groups[group], kernels.to_numpy(own.scale).astype(np.float64)
         bits = noise.WireBits(info.input_bits, info.result_bits)
-        predicted = noise.result(inside.params, inside.norms[group], bits) * scale**2 * np.count_nonzero(tau)
-        seen[group].append(np.stack([*squares, predicted]))
+        predicted = info.whole(noise.result(inside.params, inside.norms[group], bits) * scale**2 * np.count_nonzero(tau))
+        seen[group].append(np.stack([*squares, predicted[0]]))
 
     inside.router.observer = observe
     try:

@@ -54,8 +54,8 @@ def replaced_by_adapters(model: nn.Module) -> set[str]:
     """Names of the modules that an adapter keeps for when it is off, and computes with a copy of its own otherwise."""
     found: set[str] = set()
     for name, module in model.named_modules(remove_duplicate=False):
-        kept = module._modules.get("original_module")
-        if kept is not None and hasattr(module, "modules_to_save"):
+        kept = getattr(module, "original_module", None)
+        if isinstance(kept, nn.Module) and hasattr(module, "modules_to_save"):
             prefix = f"{name}.original_module" if name else "original_module"
             found |= {f"{prefix}.{own}" if own else prefix for own, _ in kept.named_modules(remove_duplicate=False)}
     return found

@@ -29,12 +29,13 @@ class Coverage:
         asked: Collection[str],
         signature: Signature | None,
     ) -> None:
+        self._model = model
         self._signature = signature
         names = [[layer.name for layer in group.layers] for group in manifest.groups]
         named = model.named_modules(remove_duplicate=False)
         places = {module.name: place for place, module in named if isinstance(module, RemoteLayer)}
         self._groups = [
-            (_parent(model, places[group[0]]), group)
+            (_parent(model, places[group[0]]), _path(model, places[group[0]]), group)
             for group in names
             if group[0] in asked and not layers[group[0]].is_stacked and not is_one_expert(group[0])  # the router says which
         ]
@@ -42,10 +43,13 @@ class Coverage:
     def check(self, asked: Collection[str], entered: Collection[str], signature: Callable[[], Signature | None]) -> None:
         """`ModelChanged` if a part of the model was called as in calibration, and no layer of a group in it was asked.
 
-        ``entered`` are the names of the parts that were called; of calls with other arguments nothing is said.
+        So it is if another module stands where such a part stood. ``entered`` are the names of the parts that were called;
+        of calls with other arguments nothing is said.
         """
-        for parent, group in self._groups:
-            if not any(name in asked for name in group) and (not parent or parent in entered):
+        for parent, path, group in self._groups:
+            if any(name in asked for name in group):
+                continue
+            if not parent or parent in entered or _is_replaced(self._model, path):
                 if self._signature is None or signature() != self._signature:
                     return
                 raise ModelChanged(
@@ -68,6 +72,28 @@ def signature_of(forward: Callable[..., object], args: tuple[object, ...], kwarg
         return None
     told = {name for name, value in named.items() if not isinstance(value, bool | int | float | str | None)}
     return frozenset(told - _UNTOLD)
+
+
+def _path(model: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
+    """The modules on the way to one, each by its name in the one before."""
+    found, module = [], model
+    for part in name.split("."):
+        module = module.get_submodule(part)
+        found.append((part, module))
+    return found
+
+
+def _is_replaced(model: nn.Module, path: list[tuple[str, nn.Module]]) -> bool:
+    """Whether another module stands somewhere on a path; one that was cut off at a list's end is only gone."""
+    module = model
+    for name, before in path:
+        now = module._modules.get(name)
+        if now is None:
+            return False
+        if now is not before and not isinstance(now, nn.ModuleList | nn.ModuleDict | nn.Sequential):
+            return not any(isinstance(part, RemoteLayer) for part in now.modules())
+        module = now
+    return False
 
 
 def _parent(model: nn.Module, name: str) -> str:

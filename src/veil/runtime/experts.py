@@ -23,6 +23,8 @@ from veil.sources.light_imports import whole_torch
 
 def is_experts(module: nn.Module) -> bool:
     """Whether a module holds experts as stacked weights in the way of transformers 5."""
+    if isinstance(module, torch.jit.ScriptModule):  # which keeps its parameters in another way
+        return False
     down = module._parameters.get("down_proj")
     described = all(hasattr(module, name) for name in ("num_experts", "has_gate", "is_transposed", "_apply_gate"))
     return described and down is not None and down.ndim == 3

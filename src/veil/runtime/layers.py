@@ -16,6 +16,7 @@ from veil.errors import RemoteWeightError
 from veil.runtime.concrete import ModelWide
 from veil.runtime.linearity import check_linear, check_table
 from veil.runtime.router import Router
+from veil.runtime.tracers import refuse_graph, refuse_torchscript, refuse_tracers
 from veil.runtime.weights import RemoteWeight, refuse_change
 
 if TYPE_CHECKING:
@@ -116,9 +117,13 @@ class RemoteLayer(nn.Module):
 
     def _answer(self, x: object) -> torch.Tensor:
         if not isinstance(x, torch.Tensor):
+            if isinstance(x, torch.fx.Proxy):
+                refuse_graph()
             raise TypeError(f"{self.name} was given a {type(x).__name__}, expected a torch.Tensor")
         passes = self.passes
         router, inside = (None, False) if passes is None else passes.here
+        if not inside:
+            refuse_tracers()
         if router is None or passes is None:
             if self.inner is None:
                 raise RuntimeError(f"{self.name} has no float weights here; choose a mode other than 'torch'")
@@ -142,6 +147,9 @@ class RemoteLayer(nn.Module):
             raise TypeError(
                 f"{self.name} was given a tensor without values (of torch.func, or on 'meta'); call the model as it is"
             )
+        if x.is_nested or x.layout is not torch.strided:
+            kind, instead = ("nested", "pad its rows") if x.is_nested else (str(x.layout), "give its to_dense()")
+            raise TypeError(f"{self.name} was given a tensor that is {kind.removeprefix('torch.')}; {instead}")
         if self.kind == "embedding":
             if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
                 raise TypeError(f"{self.name} was given {x.dtype}, expected token ids")
@@ -234,6 +242,10 @@ class RemoteLayer(nn.Module):
         """What ``print(model)`` shows."""
         return f"{self.name}, {self.kind}, {self.in_features} -> {self.out_features}"
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script calls first."""
+        refuse_torchscript()
+
 
 class RemoteLinear(RemoteLayer, nn.Linear):  # type: ignore[override, misc]
     """A remote layer that counts as ``nn.Linear``, so that peft and others attach adapters to it; its weight is [out,
@@ -256,7 +268,7 @@ def kind_of(module: nn.Module) -> Kind | None:
         return "linear"
     if isinstance(module, nn.Embedding):
         return "embedding"
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+    if hasattr(module, "nf") and any(base.__name__ == "Conv1D" for base in type(module).__mro__):
         return "conv1d"
     return None
 

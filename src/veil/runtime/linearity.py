@@ -25,7 +25,9 @@ def check_linear(module: nn.Module, weight: torch.Tensor) -> None:
         return
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        rows = torch.randn(len(_MAGNITUDES), weight.shape[1]) * torch.tensor(_MAGNITUDES)[:, None]
+        rows = (
+            torch.randn(len(_MAGNITUDES), weight.shape[1], device="cpu") * torch.tensor(_MAGNITUDES, device="cpu")[:, None]
+        )
         rows = rows.to(weight)
         bias = getattr(module, "bias", None)
         expected = (rows @ weight.T if bias is None else rows @ weight.T + bias).float()

@@ -23,7 +23,7 @@ class LocalPart:
     share: float
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.kind}, {100 * self.share:.1f} % of the parameters)"
+        return f"{self.name or 'the module itself'} ({self.kind}, {100 * self.share:.1f} % of the parameters)"
 
 
 def local_parts(model: nn.Module, remote: Iterable[str]) -> tuple[LocalPart, ...]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from veil.bundle.manifest import NAME
 from veil.bundle.terms import is_one_expert
-from veil.runtime.acceptance import check_model, check_weight, is_linear
+from veil.runtime.acceptance import check_kind, check_model, check_weight, is_linear, is_quantized
 from veil.runtime.adapters import plain_name, replaced_by_adapters, within_adapters
 from veil.runtime.experts import ExpertLeak, RemoteExperts, is_experts
 from veil.runtime.layers import RemoteLayer, float_weight_shape, kind_of, remote_layer
@@ -26,8 +26,9 @@ def linear_modules(
     """Names of every linear layer of a model, in its order, for ``HybridFHEModel(module_names=...)``.
 
     Those are ``nn.Linear``, ``Conv1D``, and modules that hold a mixture's experts as stacked weights. Not among them are
-    adapters (LoRA), whose weights are the user's, and routers that give something else; what else stays with the client is
-    logged with its share of the parameters, if ``tell`` (`veil.runtime.local_parts`).
+    adapters (LoRA), whose weights are the user's, routers that give something else, and torch's MultiheadAttention, which
+    multiplies with its weights itself; what else stays with the client is logged with its share of the parameters, if
+    ``tell`` (`veil.runtime.local_parts`).
 
     ``include_head``: the output layer over the vocabulary too. ``include_embedding``: the token embeddings too, not the
     positional ones. Raises `ValueError` for a model that has none.
@@ -70,7 +71,11 @@ def nearest_names(name: str, candidates: list[str]) -> str:
 
 def _supported(model: nn.Module) -> dict[str, nn.Module]:
     adapters = within_adapters(model) | replaced_by_adapters(model)
-    found = {name: module for name, module in model.named_modules() if name not in adapters}
+    within = {id(part.out_proj) for part in model.modules() if isinstance(part, nn.MultiheadAttention)}
+    found = {name: part for name, part in model.named_modules() if name not in adapters and id(part) not in within}
+    for name, module in found.items():
+        if is_quantized(module):
+            check_kind(name, module)
     return {name: module for name, module in found.items() if is_linear(name, module) or is_experts(module)}
 
 
@@ -127,9 +132,7 @@ def find_modules(model: nn.Module, names: Iterable[str], leak: ExpertLeak = "non
             near = difflib.get_close_matches(name, usable, n=1, cutoff=0.0)
             hint = f"; the nearest is {near[0]!r}" if near else ""
             raise ValueError(f"the model has no module named {name!r}{hint}")
-        if kind_of(modules[name]) is None and not is_experts(modules[name]):
-            kind = type(modules[name]).__name__
-            raise ValueError(f"{name!r} is a {kind}; a remote module is an nn.Linear, a Conv1D or an nn.Embedding")
+        check_kind(name, modules[name])
         if leak == "none" and is_one_expert(name):
             raise ValueError(
                 f"{name!r} is one expert of several that this model calls as it routes, which would tell the server; "

@@ -51,7 +51,8 @@ def norm_of(module: nn.Module) -> Norm | None:
     bias = getattr(module, "bias", None)
     beta = torch.zeros_like(gamma) if bias is None else bias.detach().float().cpu()
     width = len(gamma)
-    rows = torch.stack([torch.linspace(-1, 2, width), torch.linspace(0, 9, width).sin() + 0.3]).to(weight)
+    first, second = torch.linspace(-1, 2, width, device="cpu"), torch.linspace(0, 9, width, device="cpu").sin() + 0.3
+    rows = torch.stack([first, second]).to(weight)
     with torch.no_grad():
         found = module(rows).float().cpu()
     loose = 2e-2 if weight.dtype != torch.float32 else 1e-4

@@ -19,6 +19,7 @@ from torch import nn
 
 from veil.runtime.layers import RemoteLayer
 from veil.runtime.router import Router
+from veil.runtime.tracers import refuse_tracers
 
 _CHOSEN: ContextVar[Mapping[int, str]] = ContextVar("veil_modes", default=MappingProxyType({}))
 """Modes that were chosen for one call, by the identity of the model's `Passes`: other threads do not see them."""
@@ -47,6 +48,8 @@ class Passes:
         """Names of the layers that were asked in the last pass."""
         self.entered: set[str] = set()
         """Names of the modules with remote layers that were called in it."""
+        self.count = 0
+        """How many passes, and parts of passes, began."""
         self.current: Router | None = None
         self.lock = threading.RLock()
         self._owner: int | None = None
@@ -114,6 +117,7 @@ class Passes:
             if fresh:
                 self.asked.clear()
                 self.entered.clear()
+            self.count += 1
             self._owner, self._pass_mode, self._failed = threading.get_ident(), mode, False
             try:
                 with self._around(mode, fresh):
@@ -140,7 +144,7 @@ class Passes:
             if self._owner == threading.get_ident():
                 self.entered.add(name)
                 return self._plan(name, forward, args, kwargs) if planned else forward(*args, **kwargs)
-            refuse_compiler()
+            refuse_tracers()
             if self.router is None:
                 return forward(*args, **kwargs)
             with self.opened(names):
@@ -153,12 +157,6 @@ class Passes:
 def _is_backward() -> bool:
     """Whether autograd is on its way back in this thread."""
     return torch._C._current_graph_task_id() != -1
-
-
-def refuse_compiler() -> None:
-    """`TypeError` under torch.compile, while it traces and while it runs what it could not trace."""
-    if torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
-        raise TypeError("torch.compile cannot look into remote layers; call the model as it is, without compiling it")
 
 
 def _layers_inside(model: nn.Module) -> dict[str, list[str]]:

@@ -132,6 +132,10 @@ def bound(signature: inspect.Signature, args: tuple[object, ...], kwargs: Mappin
         elif parameter.kind is parameter.VAR_POSITIONAL:
             given |= {f"{name}.{place}": value for place, value in enumerate(given.pop(name, ()))}
     given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if isinstance(value, torch.Tensor) and (value.is_nested or value.is_quantized or value.is_mkldnn):
+            kind = "nested" if value.is_nested else "quantized" if value.is_quantized else "of mkldnn's layout"
+            raise TypeError(f"the input {name} is {kind}, of which no zeros can be made; give it as a dense float tensor")
     return Arguments(given, *_shape(given))
 
 

@@ -21,6 +21,7 @@ from veil.runtime.gradient import encrypted_product
 from veil.runtime.plan import Call, Course
 from veil.runtime.residual import REMEDY, ResidualStream
 from veil.runtime.sighting import Sighting
+from veil.runtime.tied_head import TiedHead
 from veil.runtime.way_back import Stretch, WayBack
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 Tensor = torch.Tensor
 Observer = Callable[[int, Tensor, Tensor], None]
-"""Told of each evaluation: (group, inputs [R, width], outputs [R, rows])."""
+"""Told of each evaluation: (group, inputs [R, width], outputs [R, outputs])."""
 
 
 class _Place(NamedTuple):
@@ -73,9 +74,11 @@ class Router:
         constants: Sequence[GroupConstants],
         kernels: Kernels,
         stream: ResidualStream | None = None,
+        tied: TiedHead | None = None,
     ) -> None:
         self.manifest = manifest
         self.stream = stream
+        self.tied = tied
         self.evaluator: Evaluator | None = None
         self.observer: Observer | None = None
         self.cancel_check: Callable[[], None] | None = None
@@ -222,19 +225,19 @@ class Router:
         have the outputs of layers that matter for every row.
         """
         info = self.manifest.groups[group]
-        outputs = x.new_zeros((*x.shape[:2], info.rows), dtype=torch.float32)
+        outputs = x.new_zeros((*x.shape[:2], info.outputs), dtype=torch.float32)
         if info.prompt_rows:
             first = self._evaluate(group, _rows(x[:, :-1]), info.prompt_rows)
-            outputs[:, :-1, : info.prompt_rows] = first.view(x.shape[0], -1, info.prompt_rows)
+            outputs[:, :-1, : first.shape[1]] = first.view(x.shape[0], -1, first.shape[1])
         outputs[:, -1] = self._evaluate(group, _rows(x[:, -1]))
-        return outputs.view(-1, info.rows)
+        return outputs.view(-1, info.outputs)
 
     def _several(self, rows: int) -> bool:
         """Whether sequences of so many rows are sent with several rows each, of zeros if they have no others."""
         return rows > 1 or (self.course is not None and self.course.fills)
 
     def _evaluate(self, group: int, x: Tensor, slots: int | None = None) -> Tensor:
-        """A group's outputs [R, rows] for its rows x [R, width]; the first ``slots`` of them for rows of a prompt."""
+        """A group's outputs [R, outputs] for its rows x [R, width]; those of the first ``slots`` for rows of a prompt."""
         if self.rehearsed is not None:
             self.rehearsed.append((group, len(x), slots))
             return self._nothing(group, x, slots)
@@ -252,23 +255,33 @@ class Router:
         if not rows:
             if course is not None:
                 course.answered(group)
-            return x.new_empty((0, self.manifest.groups[group].rows if slots is None else slots))
+            return x.new_empty((0, self._width(group, slots)))
         trains = self._trains(group, x)
         ask = partial(self._ask, evaluator=self.evaluator)  # the way back is in the mode of the pass
-        number = self._noted(group, rows, trains, ask)
+        asks_back = trains and group in self.manifest.back
+        number = self._noted(group, rows, asks_back, ask)
         if trains:
-            back = partial(ask, self.manifest.back[group])
-            if number is not None and self.way is not None:
+            back: Callable[[Tensor], Tensor]
+            if not asks_back and self.tied is not None:
+                back = self.tied.back
+            elif number is not None and self.way is not None:
                 back = partial(self.way.ask, number)
+            else:
+                back = partial(ask, self.manifest.back[group])
             return encrypted_product(x, partial(ask, group, slots=slots, rows=rows), back)
         return self._ask(group, x, slots, rows)
 
     def _nothing(self, group: int, x: Tensor, slots: int | None) -> Tensor:
         """Zeros as a rehearsal's outputs; gradients come back as zeros, if any do."""
-        shape = (len(x), self.manifest.groups[group].rows if slots is None else slots)
+        shape = (len(x), self._width(group, slots))
         if not self._trains(group, x):
             return x.new_zeros(shape)
         return encrypted_product(x, lambda own: own.new_zeros(shape), lambda gradient: torch.zeros_like(x))
+
+    def _width(self, group: int, slots: int | None) -> int:
+        """How many outputs a group's first ``slots`` are, or all of them."""
+        info = self.manifest.groups[group]
+        return info.outputs if slots is None else slots // info.words
 
     def _noted(self, group: int, rows: int, trains: bool, send: Callable[[int, Tensor], Tensor]) -> int | None:
         """Note a call for the way back, where there is a planned one; its number."""
@@ -279,7 +292,8 @@ class Router:
 
     def _trains(self, group: int, x: Tensor) -> bool:
         """Whether a gradient may come back through the group to ``x``."""
-        return x.requires_grad and torch.is_grad_enabled() and group in self.manifest.back
+        here = self.tied is not None and self.tied.group == group
+        return x.requires_grad and torch.is_grad_enabled() and (here or group in self.manifest.back)
 
     def _ask(
         self, group: int, x: Tensor, slots: int | None = None, rows: int = 0, *, evaluator: Evaluator | None = None
@@ -302,7 +316,7 @@ class Router:
         return self._kernels.to_torch(self._sent(group, self._kernels.from_torch(x), slots, evaluator))
 
     def _sent(self, group: int, x: Array, slots: int | None, evaluator: Evaluator) -> Array:
-        """The answer [R, rows] to rows x [R, width], after which the next call of the plan is due."""
+        """The answer [R, outputs] to rows x [R, width], after which the next call of the plan is due."""
         course = self.course
         try:
             outputs = evaluator.evaluate(group, x, slots)
@@ -310,9 +324,10 @@ class Router:
             if course is not None and not isinstance(error, NotFiniteActivation):
                 course.broken = True
             raise
-        if course is not None and self.manifest.groups[group].transposed is None:
+        info = self.manifest.groups[group]
+        if course is not None and info.transposed is None:
             course.answered(group)
-        return outputs
+        return info.whole(outputs)
 
     def finish(self, device: torch.device) -> None:
         """Ask what is still due of a pass that ends early, with rows of zeros, no faster than passes did lately."""
@@ -346,6 +361,8 @@ def _rows(x: Tensor) -> Tensor:
     """Rows [R, width] float32 of x [..., width], one behind the other."""
     if x.dtype is not torch.float32:
         x = x.to(torch.float32)
+    if x.is_neg():  # a view that says it is negated: NumPy does not know of that
+        x = x.resolve_neg()
     return x.reshape(-1, x.shape[-1]).contiguous()
 
 

@@ -128,9 +128,12 @@ def _save_client(
     tokenizer: Tokenizer | Processor | None,
 ) -> None:
     model.config.dtype = model.dtype
-    model.config.save_pretrained(path)
-    if model.can_generate():
-        model.generation_config.save_pretrained(path)
+    try:
+        model.config.save_pretrained(path)
+        if model.can_generate():  # as it is: many checkpoints have settings that would not be let through anew
+            model.generation_config.to_json_file(path / "generation_config.json")
+    except TypeError as error:
+        raise BundleError(f"the model's configuration cannot be written ({one_line(error)}); take that out of it") from None
     if tokenizer is not None:
         tokenizer.save_pretrained(path / TOKENIZER)
     save_tensors(_client_tensors(model), path / TENSORS)

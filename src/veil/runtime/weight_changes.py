@@ -46,6 +46,11 @@ class Fingerprints:
             same = tensor is known.tensor and _version(tensor) == known.version and tensor.data_ptr() == known.place
             if same and not (values and not torch.equal(known.sample, known.values)):
                 continue
+            if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+                raise ModelChanged(
+                    f"the weights of {known.layer!r} have no values any more (they were moved to 'meta'); load the model "
+                    "again, or open its saved bundle, which needs none of them"
+                )
             now = _known(known.layer, known.owner, known.name) if isinstance(tensor, torch.Tensor) else None
             if now is None or not _equal(known, now):
                 raise ModelChanged(f"the weights of {known.layer!r} changed after compiling; {_REMEDY}")

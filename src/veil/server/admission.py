@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from veil.errors import UnknownSession, WireError
+from veil.kernels.cpu.siphash import digest_of
 from veil.kernels.interface import Array
 from veil.server.engine import Claim
 from veil.server.store import Session, SessionStore
@@ -24,10 +25,14 @@ class Admitted:
 
 
 class Admission:
-    """Uploads and rows of any sessions of a store: any thread may `admit` and `claim`, one at a time may `make`."""
+    """Uploads and rows of any sessions of a store: any thread may `admit` and `claim`, one at a time may `make`.
 
-    def __init__(self, store: SessionStore) -> None:
+    ``one_thread``: whoever makes also multiplies, so that nothing has to be finished before it is kept.
+    """
+
+    def __init__(self, store: SessionStore, *, one_thread: bool = False) -> None:
         self.store = store
+        self._one_thread = one_thread
 
     def check_header(self, session: Session, segments: Sequence[str], batches: int) -> None:
         """Refuse what can be refused before the data of an upload of this many batches is received."""
@@ -67,6 +72,8 @@ class Admission:
                 except Exception as error:
                     errors[item] = error
             shares = engine.shares(list(decoded.values()), segments)
+            if not self._one_thread:
+                engine.kernels.synchronize()
             first = 0
             for item in decoded:
                 try:
@@ -86,11 +93,20 @@ class Admission:
         self.store.unreserve(item.session, count, count * item.batch_bytes)
 
     def claim(
-        self, session: Session, group: int, spans: Sequence[Span], data: Array, slots: int, *, again: bool = True
+        self,
+        session: Session,
+        group: int,
+        spans: Sequence[Span],
+        data: Array,
+        slots: int,
+        *,
+        again: bool = True,
+        digests: Sequence[int] = (),
     ) -> Claim:
         """Match packed rows [R, bytes] with the shares of their batches, for the group's first ``slots`` outputs.
 
         With ``again`` the same bytes for the same rows may come once more (a lost reply); other bytes raise `RowReused`.
+        ``digests`` are those of the spans' bytes, if they are known.
         Raises `UnknownBatch`, and `WireError` for what does not fit the manifest.
         """
         segment, outputs, row_bytes = session.engine.place(group)
@@ -99,15 +115,13 @@ class Admission:
         rows = rows_of(spans)
         if tuple(data.shape) != (rows, row_bytes):
             raise WireError(f"{tuple(data.shape)} bytes for {rows} rows of {row_bytes} bytes")
-        parts: list[memoryview | None] = [None] * len(spans)
-        first = 0
-        if again and len(spans) == 1:
-            parts[0] = np.ascontiguousarray(data).data
-        elif again:
+        marks: list[int | None] = [*digests] or [None] * len(spans)
+        if again and not digests:
+            first = 0
             for at, span in enumerate(spans):
-                parts[at] = np.ascontiguousarray(data[first : first + span.count]).data
+                marks[at] = digest_of(np.ascontiguousarray(data[first : first + span.count]).reshape(-1))
                 first += span.count
-        return Claim(group, data, self.store.claim(session, spans, group, segment, parts), slots)
+        return Claim(group, data, self.store.claim(session, spans, group, segment, marks), slots)
 
     def _keep(self, item: Admitted, shares: dict[str, Array], first: int) -> None:
         """Keep an upload's part of the shares, which begins at batch ``first``."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from veil.kernels.cpu.siphash import KEY
+from veil.kernels.cpu.threads import all_threads
 from veil.network.frames import LENGTH_BYTES
 from veil.server import row_io
 from veil.server.row_io import (
@@ -27,6 +30,8 @@ from veil.server.row_io import (
 U8 = NDArray[np.uint8]
 
 _LEAST, _MOST = 32 << 10, 256 << 10
+_SOME = 4
+_THREADS = 8
 
 
 def room_for(row_bytes: int) -> int:
@@ -37,16 +42,19 @@ def room_for(row_bytes: int) -> int:
 class Arrivals:
     """Places for so many connections, ``room`` bytes each. Whoever uses a place holds the lock of its connection.
 
+    With ``together`` several threads receive and send where there are some messages: on one machine sending a reply is most
+    of what it costs, and a GPU's server has cores to spare.
     Memory is taken as messages come. Where the system is not known, or a session has a name of another form, there is no
     place, and each message is read by itself.
     """
 
-    def __init__(self, places: int, room: int) -> None:
+    def __init__(self, places: int, room: int, *, together: bool = False) -> None:
         count = places if row_io.AVAILABLE else 0
         self._arena: U8 = np.empty((count, room), np.uint8)
         self._table = np.zeros((count, COLUMNS), np.int64)
         self._single = np.zeros(1, np.int64)
         self._free = list(range(count))
+        self._together = together
         self._lock = threading.Lock()
 
     def compile(self) -> None:
@@ -57,12 +65,23 @@ class Arrivals:
     def compile_receiving(self) -> None:
         """Have the kernel ready that receives."""
         if len(self._arena):
-            row_io.receive(self._arena, self._table, np.empty(0, np.int64))
+            nobody = np.empty(0, np.int64)
+            row_io.receive(self._arena, self._table, nobody, KEY)
+            if self._together:
+                row_io.receive_together(self._arena, self._table, nobody, KEY)
 
     def compile_answering(self) -> None:
         """Have the kernel ready that replies."""
         if len(self._arena):
-            row_io.reply(np.empty((0, 0), np.uint8), self._table, np.empty((0, 3), np.int64))
+            packed, turns = np.empty(0, np.uint8), np.empty((0, 4), np.int64)
+            row_io.reply(packed, self._table, turns)
+            if self._together:
+                row_io.reply_together(packed, self._table, turns)
+
+    def limit_threads(self) -> None:
+        """Have the calling thread's kernels wake few others."""
+        if self._together:
+            numba.set_num_threads(min(_THREADS, all_threads()))
 
     def add(self, file: int, name: str) -> int | None:
         """A place for a connection of a session; None if there is none."""
@@ -86,10 +105,11 @@ class Arrivals:
         """Receive what is there, by one thread at a time; each connection's columns of `row_io`."""
         if len(places) == 1:
             self._single[0] = places[0]
-            row_io.receive(self._arena, self._table, self._single)
+            row_io.receive(self._arena, self._table, self._single, KEY)
             return [self._table[places[0]].tolist()]
         which = np.array(places, np.int64)
-        row_io.receive(self._arena, self._table, which)
+        receive = row_io.receive_together if self._together and len(places) >= _SOME else row_io.receive
+        receive(self._arena, self._table, which, KEY)
         found: list[list[int]] = self._table[which, :NAME].tolist()
         return found
 
@@ -105,13 +125,14 @@ class Arrivals:
         self._table[place, HAVE] = 0
         return self._arena[place, :there].data
 
-    def reply(self, packed: U8, turns: Sequence[tuple[int, int]]) -> list[int]:
-        """Answer the usual messages of some (place, first row) with their rows of the results.
+    def reply(self, packed: U8, turns: Sequence[tuple[int, int, int]]) -> list[int]:
+        """Answer the usual messages of some (place, first byte, end) with their parts of the results [bytes].
 
         The bytes that went, for each; ``-1 - n`` where only n of them did.
         """
-        table = np.array([(place, first, 0) for place, first in turns], np.int64)
+        table = np.array([(*turn, 0) for turn in turns], np.int64)
         fit = packed.flags.c_contiguous and packed.flags.writeable
-        row_io.reply(packed if fit else packed.copy(), self._table, table)
-        sent: list[int] = table[:, 2].tolist()
+        reply = row_io.reply_together if self._together and len(turns) >= _SOME else row_io.reply
+        reply(packed if fit else packed.copy(), self._table, table)
+        sent: list[int] = table[:, 3].tolist()
         return sent

@@ -13,7 +13,7 @@ from veil.bundle.fingerprint import fingerprint_of
 from veil.bundle.server_half import ServerModel
 from veil.crypto.hint import HintRows, ServerHint, share_bytes
 from veil.errors import WireError
-from veil.kernels.interface import Array, Kernels, Rows
+from veil.kernels.interface import Array, GroupResults, GroupRows, Kernels, Rows
 from veil.kernels.ring import ring_of
 from veil.params import packed_bytes
 from veil.progress import Progress
@@ -23,6 +23,8 @@ from veil.wire.messages import BatchUpload
 I8 = NDArray[np.int8]
 
 _RECORD_BYTES = 192  # of Python objects for each group and row
+_FEW_ROWS = 8  # of one group: for more a GPU has its matrix units
+
 MOST_BATCHES = 8
 """Batches of one upload."""
 
@@ -62,6 +64,9 @@ class Engine:
         self.model = model
         self.hint = hint
         self.kernels = kernels
+        self.joins_groups = kernels.joins_groups
+        """Whether `results` takes claims on several groups."""
+
         self.weights = weights
         self._ring = ring_of(model.params)
         self._places = [
@@ -154,6 +159,28 @@ class Engine:
     def work(self, claim: Claim) -> int:
         """Multiply-adds of a claim."""
         return claim.count * self.model.weights[claim.group].size
+
+    def results(self, claims: Sequence[Claim], *, serial: bool = False) -> GroupResults:
+        """The packed results of each of some claims, on one group, or on several where the engine joins groups.
+
+        They hold until the calling thread's next call.
+        """
+        alike = all(claim.asks_like(claims[0]) for claim in claims)
+        if self.joins_groups and (not alike or sum(claim.count for claim in claims) <= _FEW_ROWS):
+            return self.kernels.answer_groups([self._rows_of(claim) for claim in claims])
+        packed = self.kernels.to_numpy(self.product(claims, serial=serial))
+        places, first = [], 0
+        for claim in claims:
+            size = claim.count * packed.shape[1]
+            places.append((first, first + size))
+            first += size
+        return GroupResults(packed.reshape(-1), places)
+
+    def _rows_of(self, claim: Claim) -> GroupRows:
+        _, bits, column = self._places[claim.group]
+        weights = self.weights[claim.group]
+        weights = weights if claim.slots == len(weights) else weights[: claim.slots]
+        return GroupRows(claim.rows, weights, claim.shares, column, bits)
 
     def answer(self, claims: Sequence[Claim], *, serial: bool = False) -> list[Array]:
         """The packed results of each of some claims; see `product`."""

@@ -184,7 +184,9 @@ class Server:
         self._loop = RowLoop(
             self._stages,
             threads=max(1 + len(served.copies) for served in bundles.values()) if on_gpu else None,
-            arrivals=Arrivals(threads if config.rows_port is not None else 0, min(room_for(row_bytes), message_bytes)),
+            arrivals=Arrivals(
+                threads if config.rows_port is not None else 0, min(room_for(row_bytes), message_bytes), together=on_gpu
+            ),
         )
         self.service = Service(
             Shared(

@@ -19,7 +19,7 @@ class LocalServer:
     def __init__(self, engine: Engine, store: SessionStore | None = None) -> None:
         self.engine = engine
         self.store = store or SessionStore()
-        self.admission = Admission(self.store)
+        self.admission = Admission(self.store, one_thread=True)
         self._newest: Session | None = None
 
     def open(self) -> str:

@@ -10,18 +10,23 @@ import sys
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import prange, types
 
 from veil.kernels.cpu.checksum import crc32
 from veil.kernels.cpu.kept import jitted
+from veil.kernels.cpu.parallel import parallel
+from veil.kernels.cpu.siphash import siphash
 from veil.network.frames import LENGTH_BYTES
 from veil.wire.envelope import CHECK_BYTES, CHECK_TAG
 
 NAME_BYTES = 32
 """Of a session's name."""
 
-FILE, HAVE, STATE, SEQUENCE, GROUP, BATCH, FIRST, COUNT, SLOTS, ROWS_AT, ROWS_BYTES, RECEIVED, NAME = range(13)
-"""Columns of a table with a row for each connection: its file, the bytes that are there; then what its message says."""
+FILE, HAVE, STATE, SEQUENCE, GROUP, BATCH, FIRST, COUNT, SLOTS, ROWS_AT, ROWS_BYTES, DIGEST, RECEIVED, NAME = range(14)
+"""Columns of a table with a row for each connection: its file, the bytes that are there; then what its message says.
+
+The digest is the message's rows' `siphash`.
+"""
 
 COLUMNS = NAME + NAME_BYTES // 8
 
@@ -98,7 +103,7 @@ def _take_apart(data, first, end, own, name):  # type: ignore[no-untyped-def]
 
 
 @jitted(nogil=True)
-def _read(data, own):  # type: ignore[no-untyped-def]
+def _read(data, own, key):  # type: ignore[no-untyped-def]
     """Receive what is there on a connection; its state."""
     have = own[HAVE]
     got = _receive(
@@ -122,20 +127,35 @@ def _read(data, own):  # type: ignore[no-untyped-def]
     if check != crc32(data, LENGTH_BYTES, end):
         return OTHER
     own[RECEIVED] = length
-    return WHOLE if _take_apart(data, LENGTH_BYTES, end, own, own[NAME:].view(np.uint8)) else OTHER
+    if not _take_apart(data, LENGTH_BYTES, end, own, own[NAME:].view(np.uint8)):
+        return OTHER
+    own[DIGEST] = np.int64(siphash(data, own[ROWS_AT], own[ROWS_AT] + own[ROWS_BYTES], key))
+    return WHOLE
 
 
 @jitted(nogil=True)
-def receive(arena, table, places):  # type: ignore[no-untyped-def]
+def _receive_one(arena, table, place, key):  # type: ignore[no-untyped-def]
+    own = table[place]
+    own[STATE] = _read(arena[place], own, key)
+    if own[STATE] == WHOLE:
+        own[HAVE] = 0
+
+
+@jitted(nogil=True)
+def receive(arena, table, places, key):  # type: ignore[no-untyped-def]
     """Receive from the connections in ``places`` [n] into their rows of the arena [connections, bytes]; sets their states.
 
-    A whole message is forgotten here: its bytes stay until the next call for its connection.
+    ``key`` is that of the digests. A whole message is forgotten here: its bytes stay until the next call for its connection.
     """
     for place in places:
-        own = table[place]
-        own[STATE] = _read(arena[place], own)
-        if own[STATE] == WHOLE:
-            own[HAVE] = 0
+        _receive_one(arena, table, place, key)
+
+
+@parallel()
+def receive_together(arena, table, places, key):  # type: ignore[no-untyped-def]
+    """`receive` by several threads."""
+    for n in prange(len(places)):
+        _receive_one(arena, table, places[n], key)
 
 
 @jitted(nogil=True)
@@ -149,14 +169,14 @@ def _put_varint(out, at, value):  # type: ignore[no-untyped-def]
 
 
 @jitted(nogil=True)
-def _form(sequence, packed, first, count, out):  # type: ignore[no-untyped-def]
+def _form(sequence, rows, out):  # type: ignore[no-untyped-def]
     """A sealed reply with its length before it; how many bytes."""
-    size = count * packed.shape[1]
+    size = rows.size
     out[LENGTH_BYTES] = 8
     at = _put_varint(out, LENGTH_BYTES + 1, sequence)
     out[at] = 18
     at = _put_varint(out, at + 1, size)
-    out[at : at + size] = packed[first : first + count].reshape(size)
+    out[at : at + size] = rows
     at += size
     check = np.int64(crc32(out, LENGTH_BYTES, at))
     out[at] = CHECK_TAG
@@ -169,17 +189,26 @@ def _form(sequence, packed, first, count, out):  # type: ignore[no-untyped-def]
 
 
 @jitted(nogil=True)
+def _reply_one(packed, table, turn):  # type: ignore[no-untyped-def]
+    own = table[turn[0]]
+    out = np.empty(_HEAD + turn[2] - turn[1], np.uint8)
+    size = _form(own[SEQUENCE], packed[turn[1] : turn[2]], out)
+    sent = _send(types.intc(own[FILE]), types.uintp(out.ctypes.data), types.uintp(size), types.intc(_NOW | _QUIET))
+    turn[3] = size if sent == size else -1 - max(0, sent)
+
+
+@jitted(nogil=True)
 def reply(packed, table, turns):  # type: ignore[no-untyped-def]
-    """Answer usual messages with rows of the results [R, bytes] uint8; ``turns`` [n, 3] are (place, first row, 0).
+    """Answer usual messages with parts of the results [bytes] uint8; ``turns`` [n, 4] are (place, first byte, end, 0).
 
     The 0 becomes the bytes that went, less than none for an error. A connection without a file (-1) is passed over.
     """
-    most = 0
     for n in range(len(turns)):
-        most = max(most, table[turns[n, 0], COUNT])
-    out = np.empty(_HEAD + most * packed.shape[1], np.uint8)
-    for n in range(len(turns)):
-        own = table[turns[n, 0]]
-        size = _form(own[SEQUENCE], packed, turns[n, 1], own[COUNT], out)
-        sent = _send(types.intc(own[FILE]), types.uintp(out.ctypes.data), types.uintp(size), types.intc(_NOW | _QUIET))
-        turns[n, 2] = size if sent == size else -1 - max(0, sent)
+        _reply_one(packed, table, turns[n])
+
+
+@parallel()
+def reply_together(packed, table, turns):  # type: ignore[no-untyped-def]
+    """`reply` by several threads."""
+    for n in prange(len(turns)):
+        _reply_one(packed, table, turns[n])

@@ -2,7 +2,7 @@
 
 A few threads share it. One of them, the leader, reads what came, checks it and chooses the next product; then it lets
 another lead and multiplies. A lone client's thread keeps the lead, so nothing is handed over, and looks for the next
-message without sleeping. On a GPU there is one thread: it reads what came while the GPU multiplies.
+message without sleeping. A GPU's product is of all groups that are asked: a launch costs more than a small product.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 import numpy as np
 
 from veil.errors import ServerUnreachable
+from veil.kernels.interface import GroupResults
 from veil.network.busy_poll import NOTHING, BusyPoll
 from veil.priority import cores
 from veil.server.arrivals import U8, Arrivals
@@ -33,7 +34,7 @@ _WORTH_THREADS = 8 << 20
 _MOST_THREADS = 4
 _ALONE_S = 0.25
 _IDLE_S = 1.0
-_NONE: U8 = np.empty((0, 0), np.uint8)
+_NONE = GroupResults(np.empty(0, np.uint8), [])
 
 
 class RowLoop:
@@ -67,7 +68,6 @@ class RowLoop:
         self._changed = self._heard = 0.0
         self._stopping = False
         count = threads or min(_MOST_THREADS, cores())
-        self._reads_meanwhile = count == 1
         self._threads = [threading.Thread(target=self._work, name=f"veil-rows-{n}", daemon=True) for n in range(count)]
 
     def start(self) -> None:
@@ -137,6 +137,7 @@ class RowLoop:
     # Threads -------------------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        self._arrivals.limit_threads()
         while not self._stopping:
             self._lead.acquire()
             leading = True
@@ -270,14 +271,14 @@ class RowLoop:
         start = time.perf_counter()
         engine, claims = asked.engine, [asked.claim]
         try:
-            packed = engine.kernels.to_numpy(engine.product(claims, serial=engine.work(asked.claim) < _WORTH_THREADS))
+            results = engine.results(claims, serial=engine.work(asked.claim) < _WORTH_THREADS)
             if not asked.usual:
-                asked.pieces.append(packed.tobytes())
+                asked.pieces.append(results.packed.tobytes())
         except Exception as error:
             asked.failed = error
         end = time.perf_counter()
         if asked.usual and asked.failed is None:
-            self._reply_together([(asked, 0)], packed)
+            self._reply_together([(asked, 0, len(results.packed))], results.packed)
             assert isinstance(asked.seat, Seat)
             asked.seat.stream.look_ahead(asked.claim)
         else:
@@ -289,15 +290,10 @@ class RowLoop:
         start = time.perf_counter()
         engine, claims = pieces[0].asked.engine, [piece.claim for piece in pieces]
         failure: Exception | None = None
-        results: U8 = _NONE
+        results = _NONE
         try:
             serial = self._running > 1 or sum(map(engine.work, claims)) < _WORTH_THREADS
-            packed = engine.product(claims, serial=serial)
-            if self._reads_meanwhile and engine.on_gpu and not self._alone:
-                came = self._read(0.0)  # while the GPU multiplies
-                with self._lock:
-                    self._wait_for(came)
-            results = engine.kernels.to_numpy(packed)
+            results = engine.results(claims, serial=serial)
         except Exception as error:
             failure = error
         end = time.perf_counter()
@@ -308,20 +304,23 @@ class RowLoop:
             self._turns.took(pieces, end - start)
         self._answer(pieces, results, failure, (start, end))
 
-    def _answer(self, pieces: list[RowPiece], results: U8, failure: Exception | None, times: tuple[float, float]) -> None:
+    def _answer(
+        self, pieces: list[RowPiece], results: GroupResults, failure: Exception | None, times: tuple[float, float]
+    ) -> None:
         """Hand the results of a product over, and count where the time of its messages went."""
         start, end = times
         checked = waited = 0.0
-        row = whole = 0
-        together: list[tuple[Asked, int]] = []
-        for piece in pieces:
-            asked, first, row = piece.asked, row, row + piece.claim.count
+        rows = whole = 0
+        together: list[tuple[Asked, int, int]] = []
+        for piece, (first, last) in zip(pieces, results.places or [(0, 0)] * len(pieces), strict=True):
+            asked = piece.asked
+            rows += piece.claim.count
             waited += start - (asked.begun or asked.since)
             ends = piece.last or failure is not None
             if ends and asked.usual and failure is None and not asked.pieces:
-                together.append((asked, first))
+                together.append((asked, first, last))
             elif failure is None:
-                asked.pieces.append(results[first:row].tobytes())
+                asked.pieces.append(results.packed[first:last].tobytes())
             if ends:
                 checked += asked.checked_s
                 whole += 1
@@ -330,12 +329,12 @@ class RowLoop:
             else:
                 asked.begun = end
         if together:
-            self._reply_together(together, results)
+            self._reply_together(together, results.packed)
         if failure is None and whole < len(pieces):
             self._wake()  # what is left of a prompt waits again
         multiplied = end - start
         spent = (checked, waited, multiplied * len(pieces), (time.perf_counter() - end) * (len(pieces) + 1) / 2)
-        self._stages.answered(spent, whole, row, multiplied)
+        self._stages.answered(spent, whole, rows, multiplied)
 
     @staticmethod
     def _hand_over(asked: Asked) -> None:
@@ -344,21 +343,21 @@ class RowLoop:
         except Exception:  # the others get their results
             _LOG.exception("the serving loop failed at a reply")
 
-    def _reply_together(self, turns: list[tuple[Asked, int]], results: U8) -> None:
-        """Answer usual messages, each with the results from its first row on."""
-        seats = [(asked, first, asked.seat) for asked, first in turns if isinstance(asked.seat, Seat)]
-        for _, _, seat in seats:
+    def _reply_together(self, turns: list[tuple[Asked, int, int]], packed: U8) -> None:
+        """Answer usual messages, each with its part of the results."""
+        seats = [(asked, first, last, asked.seat) for asked, first, last in turns if isinstance(asked.seat, Seat)]
+        for _, _, _, seat in seats:
             seat.lock.acquire()
         try:
-            there = [(asked, first, seat) for asked, first, seat in seats if not seat.gone and seat.place is not None]
-            sent = self._arrivals.reply(results, [(seat.place or 0, first) for _, first, seat in there])
+            there = [one for one in seats if not one[3].gone and one[3].place is not None]
+            sent = self._arrivals.reply(packed, [(seat.place or 0, first, last) for _, first, last, seat in there])
         finally:
-            for _, _, seat in seats:
+            for _, _, _, seat in seats:
                 seat.lock.release()
         went = []
-        for (asked, first, seat), own in zip(there, sent, strict=True):
+        for (asked, first, last, seat), own in zip(there, sent, strict=True):
             if own < 0:
-                asked.pieces.append(results[first : first + asked.claim.count].tobytes())
+                asked.pieces.append(packed[first:last].tobytes())
             went.append((seat, seat.went(asked, own)))
         self._answered(went)
 

@@ -13,7 +13,7 @@ from veil.server.budget import RowBudget
 from veil.server.engine import Claim, Engine
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
-from veil.server.row_io import BATCH, COUNT, FIRST, GROUP, RECEIVED, SEQUENCE, SLOTS
+from veil.server.row_io import BATCH, COUNT, DIGEST, FIRST, GROUP, RECEIVED, SEQUENCE, SLOTS
 from veil.server.store import Session
 from veil.wire import codec
 from veil.wire import veil_pb2 as pb
@@ -22,6 +22,9 @@ from veil.wire.messages import Span, rows_of
 
 _TELL_BYTES = 1 << 18
 """Bytes that move between two updates of the metrics."""
+
+
+_WORDS = 1 << 64
 
 
 class Products(Protocol):
@@ -89,8 +92,8 @@ class RowAnswers:
         self._store.touch(session)
         if self._budget is not None:
             self._budget.spend(self._owner, engine, group, count)
-        spans = [Span(own[BATCH], own[FIRST], count)]
-        claim = self._admission.claim(session, group, spans, rows, slots or outputs)
+        spans, digests = [Span(own[BATCH], own[FIRST], count)], (own[DIGEST] % _WORDS,)
+        claim = self._admission.claim(session, group, spans, rows, slots or outputs, digests=digests)
         self._sequence = own[SEQUENCE]
         self._received += own[RECEIVED]
         return engine, claim, self._owner or session.name

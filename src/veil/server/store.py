@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import secrets
 import threading
@@ -38,9 +37,9 @@ class _Claimed:
 
     def __init__(self) -> None:
         self._upto = 0
-        self._spans: dict[int, tuple[int, bytes | None]] = {}
+        self._spans: dict[int, tuple[int, int | None]] = {}
 
-    def claim(self, span: Span, digest: bytes | None) -> None:
+    def claim(self, span: Span, digest: int | None) -> None:
         """Note that a span came; the same again is allowed where it has a digest, anything else raises `RowReused`."""
         first, count = span.first, span.count
         if first >= self._upto:
@@ -59,7 +58,7 @@ class Batch:
     nbytes: int
     claimed: dict[int, _Claimed] = field(default_factory=dict)
 
-    def spend(self, group: int, span: Span, digest: bytes | None) -> None:
+    def spend(self, group: int, span: Span, digest: int | None) -> None:
         """Note that rows came for a group; see `_Claimed.claim`."""
         claimed = self.claimed.get(group)
         if claimed is None:
@@ -240,14 +239,13 @@ class SessionStore:
             self._drop(session, {number for number in batches if number in session.batches})
 
     def claim(
-        self, session: Session, spans: Sequence[Span], group: int, segment: str, data: Sequence[bytes | memoryview | None]
+        self, session: Session, spans: Sequence[Span], group: int, segment: str, digests: Sequence[int | None]
     ) -> list[Rows]:
         """The shares of a batch's segment for these rows of a group and no others: the one rule by which rows are spent.
 
-        ``data`` are the spans' bytes, or None each where nothing can come twice. Raises `UnknownBatch`, `WireError` for rows
-        that no batch has, and `RowReused` when other bytes came before.
+        ``digests`` are those of the spans' bytes, or None each where nothing can come twice. Raises `UnknownBatch`,
+        `WireError` for rows that no batch has, and `RowReused` when other bytes came before.
         """
-        digests = [None if part is None else hashlib.sha256(part).digest() for part in data]
         now = self._clock()
         with self._lock:
             if len(spans) == 1:

@@ -114,7 +114,10 @@ class FairTurns:
         return [self._piece(asked, now)]
 
     def take(self, now: float) -> list[RowPiece]:
-        """The pieces of the next product, all on one group and as many outputs; at least one request has to wait."""
+        """The pieces of the next product, all on one group and as many outputs; at least one request has to wait.
+
+        An engine that joins groups gets those of all who wait for it.
+        """
         waiting = self._waiting
         if len(waiting) == 1:
             (asked,), self._waiting, self._prompts = waiting, [], 0
@@ -124,12 +127,14 @@ class FairTurns:
         self._virtual = max(self._virtual, chosen.tag)
         if len(self._ends) > 2 * len(waiting) + 64:
             self._ends = {flow: end for flow, end in self._ends.items() if end > self._virtual}
-        kind = chosen.kind
-        alike = [one for one in waiting if one.kind == kind and one is not chosen and not one.prompt]
-        if len(alike) + (not chosen.prompt) == len(waiting):
-            self._waiting = []
-        else:
-            self._waiting = [one for one in waiting if one.kind != kind or (one.prompt and one is not chosen)]
+        alike: list[Asked] = []
+        left: list[Asked] = []
+        kind, joined = chosen.kind, chosen.engine if chosen.engine.joins_groups and not chosen.prompt else None
+        for one in waiting:
+            if one is not chosen:
+                fits = not one.prompt and (one.kind == kind or one.engine is joined)
+                (alike if fits else left).append(one)
+        self._waiting = left
         self._prompts -= chosen.prompt
         pieces, room = [self._piece(chosen, now, len(alike) > 0)], self._most_rows
         room -= 0 if chosen.prompt else pieces[0].claim.count
@@ -187,6 +192,8 @@ class FairTurns:
             return min((asked for asked in waiting if asked.prompt), key=_tag_of)
         others = [asked for asked in waiting if not asked.prompt] if self._prompts else waiting
         first = min(others, key=_tag_of)
+        if first.engine.joins_groups:
+            return first
         oldest = min(others, key=_since_of)
         if now - oldest.since > _PATIENT_S:
             return first if first.tag < oldest.tag else oldest

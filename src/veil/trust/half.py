@@ -22,7 +22,8 @@ from veil.checks.spread import covariance
 from veil.checks.vectors import GroupVectors, VectorMaker
 from veil.compile.compiler import with_bits
 from veil.compile.fused_weights import fused_matrix, fusion_parts
-from veil.compile.quantize import quantize_weight, rounded
+from veil.compile.quantize import quantize_weight
+from veil.compile.words import two_words
 from veil.errors import HalfDiffers
 from veil.progress import Progress
 from veil.random import SecretRng
@@ -122,11 +123,14 @@ class _Group:
         for first, last in chunks:
             pieces = []
             for layer, own, own_first, own_last in self._pieces(first, last):
-                weight = self._weights.rows(layer, own_first, own_last)
-                integers, scale = self._quantized(weight, layer, own)
-                pieces.append(integers)
-                divided = integers * scale[:, None]
-                divisors = self._constants.divisors
+                words, divisors = self._group.words, self._constants.divisors
+                outputs = slice(own_first // words, -(-own_last // words))
+                weight = self._weights.rows(layer, outputs.start, outputs.stop)
+                start = own.start - own_first % words
+                slots = slice(start, start + words * len(weight))  # whole outputs: a chunk may begin or end within one
+                integers, scale = self._quantized(weight, layer, slots)
+                pieces.append(integers[own.start - start : own.stop - start])
+                divided = self._group.whole((integers * scale[:, None]).T).T
                 loss = weight - (divided if divisors is None else divided / divisors)
                 size = np.sqrt(np.square(loss, dtype=np.float64).sum(axis=1))
                 lost += float((size**2).sum())
@@ -135,7 +139,7 @@ class _Group:
                 else:
                     simple, steps = quantize_weight(weight, layer.bits)
                     plain += float(np.square(weight - simple * steps[:, None], dtype=np.float64).sum())
-                corrections.append(self._correction(layer, own, own_first, own_last, size))
+                corrections.append(self._correction(layer, slots, outputs, size))
             yield np.concatenate(pieces)
         findings.losses.append(lost / plain if plain else 1.0)
         if lost > MOST_LOSS * plain:
@@ -146,26 +150,29 @@ class _Group:
             raise self._differs("has a bias that no correction of rounding explains")
 
     def _pieces(self, first: int, last: int) -> Iterator[tuple[Layer, slice, int, int]]:
-        """The parts of layers that a group's slots from first to last are: slots, and rows of the layer."""
+        """The parts of layers that a group's slots from first to last are: of the group's slots, and of the layer's."""
         start = 0
         for layer in self._group.layers:
-            low, high = max(first, start), min(last, start + layer.out_features)
+            own = self._group.words * layer.out_features
+            low, high = max(first, start), min(last, start + own)
             if low < high:
                 yield layer, slice(low, high), low - start, high - start
-            start += layer.out_features
+            start += own
 
     def _quantized(self, weight: F32, layer: Layer, own: slice) -> tuple[I8, F32]:
         divisors = self._constants.divisors
-        _, scale = quantize_weight(weight, layer.bits, divisors)
+        integers, scale = quantize_weight(weight, layer.bits, divisors)
+        if self._group.words == 2:
+            integers, scale = two_words(weight, integers, scale, divisors)
         if not np.array_equal(scale, self._constants.scale[own]):
             raise self._differs(f"has other scales than the weights of {layer.name}")
-        return rounded(weight, layer.bits, scale, divisors), scale
+        return integers, scale
 
-    def _correction(self, layer: Layer, own: slice, first: int, last: int, size: F64) -> F64:
+    def _correction(self, layer: Layer, slots: slice, outputs: slice, size: F64) -> F64:
         """What the half adds to the biases beside what rounding loses of the rows."""
         bias = self._weights.bias(layer)
-        stored = self._constants.bias[own].astype(np.float64)
-        added = stored if bias is None else stored - bias[first:last]
+        stored = self._group.whole(self._constants.bias[None, slots].astype(np.float64))[0]
+        added = stored if bias is None else stored - bias[outputs]
         floor = 1e-6 * float(np.abs(stored).max(initial=0.0))
         if (np.abs(added[size == 0]) > floor).any():
             raise self._differs(f"has other biases than {layer.name}")

@@ -17,7 +17,18 @@ from veil.kernels.cpu import checking, online, packing, product, strips
 from veil.kernels.cpu.threads import ProductThreads, all_threads, clock, threads_for
 from veil.kernels.cpu.transform import COLUMNS, forward_factors, inverse_factors
 from veil.kernels.gaussian import GaussianTable
-from veil.kernels.interface import Array, Errors, Hint, Rows, Scaling, SignVectors, Words
+from veil.kernels.interface import (
+    Array,
+    Errors,
+    GroupResults,
+    GroupRows,
+    Hint,
+    Rows,
+    Scaling,
+    SignVectors,
+    Words,
+    answer_each,
+)
 from veil.kernels.memory import S, aligned, room
 from veil.kernels.ring import Ring
 from veil.kernels.tables import shoup
@@ -142,6 +153,7 @@ class CpuKernels:
 
     name = "cpu"
     asks_cheaply = True
+    joins_groups = False
 
     def __init__(self) -> None:
         self._products = ProductThreads()
@@ -167,6 +179,9 @@ class CpuKernels:
 
     def concatenate(self, parts: Sequence[NDArray[S]]) -> NDArray[S]:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def synchronize(self) -> None:
+        return
 
     # The server's half, once ---------------------------------------------------------------------------------------------
 
@@ -308,6 +323,9 @@ class CpuKernels:
             if not serial:
                 self._products.took(work, threads, clock() - start)
         return out
+
+    def answer_groups(self, asked: Sequence[GroupRows]) -> GroupResults:
+        return answer_each(self, asked)
 
     def decrypt(self, data: U8, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: F64) -> F32:
         data, y = _received(data), np.empty((len(data), len(scaling.scale)), dtype=np.float32)

@@ -14,10 +14,11 @@ from veil.errors import WireError
 from veil.kernels import reference
 from veil.kernels.cuda import checking, ntt_domain, online, packing, product, results
 from veil.kernels.cuda.constants import MU, Constants, constants
-from veil.kernels.cuda.device import empty, put, target
+from veil.kernels.cuda.device import empty, interpreted, put, target
+from veil.kernels.cuda.joined import MOST_ROWS, JoinedThreads
 from veil.kernels.cuda.rows import located
 from veil.kernels.cuda.secret import DeviceErrors, encrypt_terms
-from veil.kernels.interface import Errors, Hint, Rows, Scaling, SignVectors, Words
+from veil.kernels.interface import Errors, GroupResults, GroupRows, Hint, Rows, Scaling, SignVectors, Words, answer_each
 from veil.kernels.ring import Ring
 from veil.params import packed_bytes
 
@@ -56,6 +57,10 @@ class CudaKernels:
 
     name = "cuda"
     asks_cheaply = False
+    joins_groups = True
+
+    def __init__(self) -> None:
+        self._joined = JoinedThreads()
 
     def asarray(self, values: NDArray[np.generic] | Tensor) -> Tensor:
         return values if isinstance(values, Tensor) else put(values)
@@ -84,6 +89,10 @@ class CudaKernels:
         if parts[0].dtype != torch.uint32:
             return torch.cat(list(parts))
         return torch.cat([part.view(torch.int32) for part in parts]).view(torch.uint32)
+
+    def synchronize(self) -> None:
+        if not interpreted():
+            torch.cuda.current_stream().synchronize()
 
     # The server's half, once ---------------------------------------------------------------------------------------------
 
@@ -195,6 +204,11 @@ class CudaKernels:
             words = product.multiply(weights, packing.limbs_of(data, weights.shape[1], bits[0]))
             packing.finish(words, places, bits[1], out)
         return out
+
+    def answer_groups(self, asked: Sequence[GroupRows]) -> GroupResults:
+        if sum(len(own.data) for own in asked) > MOST_ROWS:
+            return answer_each(self, asked)
+        return self._joined.answer(asked)
 
     def decrypt(
         self, data: Tensor, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: Tensor

@@ -69,7 +69,7 @@ def encrypt_rows(  # type: ignore[no-untyped-def]
         message = (v + 6755399441055744.0).to(tl.uint64, bitcast=True).to(tl.uint32)
         word = top_bits(message + tl.load(pads + j, mask=inside, other=0), BITS)
         word = tl.where(inside, tl.where(good, word, 0), 0).to(tl.uint32)
-        unit |= part_of(word, shift, BITS, SPAN)
+        unit |= part_of(word, shift, SPAN)
     store_units(out + t * row_bytes, k, unit, row_bytes, SPAN)
 
 

@@ -59,11 +59,11 @@ def top_bits(value, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def part_of(word, shift, BITS: tl.constexpr, SPAN: tl.constexpr):  # type: ignore[no-untyped-def]
+def part_of(word, shift, SPAN: tl.constexpr):  # type: ignore[no-untyped-def]
     """What a word whose lowest bit is bit ``shift`` (it may be negative) of a unit of SPAN bits has in that unit."""
     left = tl.where((shift >= 0) & (shift < SPAN), shift, 0).to(tl.uint32)
-    right = tl.where((shift < 0) & (shift > -BITS), -shift, 0).to(tl.uint32)
-    return tl.where((shift < SPAN) & (shift > -BITS), (word << left) >> right, 0).to(tl.uint32)
+    right = tl.where((shift < 0) & (shift > -32), -shift, 0).to(tl.uint32)
+    return tl.where((shift < SPAN) & (shift > -32), (word << left) >> right, 0).to(tl.uint32)
 
 
 @triton.jit
@@ -98,7 +98,7 @@ def pack_words(  # type: ignore[no-untyped-def]
         value = tl.load(values + j, mask=inside, other=0)
         if SUBTRACT:
             value = top_bits(value - tl.load(shares + j, mask=inside, other=0), BITS)
-        unit |= part_of(tl.where(inside, value, 0).to(tl.uint32), shift, BITS, SPAN)
+        unit |= part_of(tl.where(inside, value, 0).to(tl.uint32), shift, SPAN)
     store_units(out + t * row_bytes, k, unit, row_bytes, SPAN)
 
 

@@ -35,7 +35,7 @@ def answer_one(  # type: ignore[no-untyped-def]
     total = tl.zeros([ROWS, BLOCK], dtype=tl.int32)
     for start in range(0, width, BLOCK):
         j = start + tl.arange(0, BLOCK)
-        w = _tile(at + j[None, :], (j < width)[None, :], EVEN)
+        w = weights_tile(at + j[None, :], (j < width)[None, :], EVEN)
         if SPAN == 8:
             word = unpack_word(data, j, j < width, INPUT_BITS)
         else:
@@ -48,7 +48,7 @@ def answer_one(  # type: ignore[no-untyped-def]
     # Byte k of the tile is the sum (the parts do not overlap) of what each word puts there.
     k = tl.arange(0, BYTES)
     shift = tl.arange(0, ROWS)[:, None] * BITS - 8 * k[None, :]
-    byte = tl.sum((part_of(value[:, None], shift, BITS, 8) & 0xFF).to(tl.int32), axis=0)
+    byte = tl.sum((part_of(value[:, None], shift, 8) & 0xFF).to(tl.int32), axis=0)
     tile_bytes: tl.constexpr = ROWS * BITS // 8
     at_byte = tl.program_id(0) * tile_bytes + k
     tl.store(out + at_byte, byte.to(tl.uint8), mask=(k < tile_bytes) & (at_byte < row_bytes))
@@ -80,14 +80,14 @@ def limb_product(  # type: ignore[no-untyped-def]
     a3 = tl.zeros([ROWS, COLUMNS], dtype=tl.int32)
     for start in range(0, width, BLOCK):
         j = start + tl.arange(0, BLOCK)
-        w = _tile(w_at + j[None, :], (j < width)[None, :], EVEN)
-        a0 = tl.dot(w, _tile(x_at + j[:, None], (j < width)[:, None], EVEN), a0, out_dtype=tl.int32)
+        w = weights_tile(w_at + j[None, :], (j < width)[None, :], EVEN)
+        a0 = tl.dot(w, weights_tile(x_at + j[:, None], (j < width)[:, None], EVEN), a0, out_dtype=tl.int32)
         if LIMBS > 1:
-            a1 = tl.dot(w, _tile(x_at + plane + j[:, None], (j < width)[:, None], EVEN), a1, out_dtype=tl.int32)
+            a1 = tl.dot(w, weights_tile(x_at + plane + j[:, None], (j < width)[:, None], EVEN), a1, out_dtype=tl.int32)
         if LIMBS > 2:
-            a2 = tl.dot(w, _tile(x_at + 2 * plane + j[:, None], (j < width)[:, None], EVEN), a2, out_dtype=tl.int32)
+            a2 = tl.dot(w, weights_tile(x_at + 2 * plane + j[:, None], (j < width)[:, None], EVEN), a2, out_dtype=tl.int32)
         if LIMBS > 3:
-            a3 = tl.dot(w, _tile(x_at + 3 * plane + j[:, None], (j < width)[:, None], EVEN), a3, out_dtype=tl.int32)
+            a3 = tl.dot(w, weights_tile(x_at + 3 * plane + j[:, None], (j < width)[:, None], EVEN), a3, out_dtype=tl.int32)
     total = a0.to(tl.uint32, bitcast=True) + (a1.to(tl.uint32, bitcast=True) << 8)
     total += (a2.to(tl.uint32, bitcast=True) << 16) + (a3.to(tl.uint32, bitcast=True) << 24)
     total = total << tl.cast(shift, tl.uint32)
@@ -99,7 +99,8 @@ def limb_product(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _tile(at, inside, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
+def weights_tile(at, inside, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What is at some places of weights; with EVEN all are inside."""
     if EVEN:
         return tl.load(at)
     else:
