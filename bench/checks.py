@@ -75,19 +75,17 @@ class Watch:
         end_pass, self._checks = checks.end_pass, checks
 
         def noted() -> None:
-            one_row = checks._passed == len(checks._has_passed)
-            found = [checks._row._residuals] if one_row else []
-            for residuals in [*found, *(own for _, own in checks._pending)]:
+            for group, residuals in checks.residuals:
                 self.largest = max(self.largest, float(np.abs(residuals).max()))
                 self.squares += float(np.square(residuals).sum())
                 self.count += residuals.size
-            self.rows += one_row + sum(len(own) for group, own in checks._pending if group == 0)
+                self.rows += len(residuals) if group == 0 else 0
             end_pass()
 
         checks.end_pass = noted  # type: ignore[method-assign]
 
     def rows_of(self, record: Record, target: str = "") -> None:
-        running = self._checks._running
+        running = self._checks.running
         record.add(Measurement(name="rows through the model", value=self.rows, unit="", target=target))
         record.add(Measurement(name="residuals", value=self.count, unit=""))
         record.add(Measurement(name="mean square", value=self.squares / max(self.count, 1), unit="", target="1"))

@@ -33,8 +33,8 @@ from veil.errors import VeilError
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Array, Rows
 from veil.params import packed_bytes
-from veil.server.cards import CardsEngine, find_cards
 from veil.server.engine import Claim, Engine
+from veil.server.gpus import SpreadEngine, find_gpus
 from veil.wire.messages import BatchUpload
 
 _ROWS = 3
@@ -113,7 +113,7 @@ def compare(name: str, device: str, cards: int, record: Record) -> None:
     """The part that is measured in this process."""
     model = random_model(name)
     one = Shared(Engine.build(model, kernels_for(device)))
-    several = Shared(CardsEngine.over(model, [card.kernels for card in find_cards(device, cards)]))
+    several = Shared(SpreadEngine.over(model, [gpu.kernels for gpu in find_gpus(device, cards)]))
     wrong = 0
     for group in range(len(model.manifest.groups)):
         rows = packed(model, group, _ROWS)

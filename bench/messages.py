@@ -134,9 +134,9 @@ def turn(loop: RowLoop, counted: Counted, clients: Sequence[Client]) -> float:
         client.frames.send(client.user.request())
     begun, end = time.thread_time(), counted.answers + len(clients)
     while counted.answers < end:
-        pieces = loop._gather()
+        pieces = loop.gather()
         if pieces:
-            loop._serve(pieces)
+            loop.serve(pieces)
     spent = time.thread_time() - begun
     for client in clients:
         client.user.reply(client.frames.receive() or b"")

@@ -30,7 +30,7 @@ from veil import HybridFHEModel, noise
 from veil.bench import machine
 from veil.bench.subjects import Loaded, load, release_floats
 from veil.bundle.constants import row_norms
-from veil.compile.sample import _TEXT, sample_tokens
+from veil.compile.sample import TEXT, sample_tokens
 from veil.runtime.modules import select_modules
 from veil.sources.models import Source, load_model
 from veil.sources.quiet import quiet
@@ -128,7 +128,7 @@ def small() -> Source:
     sizes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=256, num_key_value_heads=2, tie_word_embeddings=False, **sizes))
-    text = torch.tensor(list(_TEXT.encode()))
+    text = torch.tensor(list(TEXT.encode()))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(200):
         starts = torch.randint(0, len(text) - 64, (8,))
@@ -255,7 +255,7 @@ def compiled(model: Any, sample: torch.Tensor, device: str = "cpu") -> HybridFHE
 
 
 def machine_of(device: str) -> str:
-    """The processor's name, or the card's."""
+    """The processor's name, or the GPU's."""
     return torch.cuda.get_device_name() if device == "cuda" else machine.name()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "veil"
@@ -86,6 +87,7 @@ def room_of(module: str) -> str:
     return parts[1] if len(parts) > 1 else "veil"
 
 
+@cache
 def found_arrows() -> dict[tuple[str, str], str]:
     """(room, room that it imports) → one line that does."""
     paths = {".".join(("veil", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in SOURCE.rglob("*.py")}

@@ -161,7 +161,7 @@ def conversion(monkeypatch: pytest.MonkeyPatch, llama_folder: Path, tmp_path: Pa
     """A file that stands for a GGUF file, whose conversion copies the tiny Llama."""
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF and more")
-    monkeypatch.setattr(gguf, "_convert", lambda _, folder: shutil.copytree(llama_folder, folder, dirs_exist_ok=True))
+    monkeypatch.setattr(gguf, "convert", lambda _, folder: shutil.copytree(llama_folder, folder, dirs_exist_ok=True))
     return file
 
 
@@ -170,11 +170,11 @@ def test_a_converted_model_that_is_cut_off_anywhere_is_made_again(cache: Path, c
     for name, at in places_of(folder):
         os.truncate(folder / name, at)
         assert gguf.converted_folder(conversion) == folder
-        assert gguf._wrong_with(folder) is None, f"{name} cut off at {at}"
+        assert gguf.wrong_with(folder) is None, f"{name} cut off at {at}"
     assert (folder / "model.safetensors").read_bytes() == (llama_folder / "model.safetensors").read_bytes()
     shutil.rmtree(folder)
     folder.mkdir()  # as a version of veil without the list of digests left it, or somebody emptied it
-    assert gguf._wrong_with(gguf.converted_folder(conversion)) is None
+    assert gguf.wrong_with(gguf.converted_folder(conversion)) is None
 
 
 def test_killed_at_any_moment_of_a_conversion(cache: Path, conversion: Path, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_killed_at_any_moment_of_a_conversion(cache: Path, conversion: Path, tmp
         shutil.rmtree(cache)
         shutil.copytree(moment, cache)
         folder = gguf.converted_folder(conversion)
-        assert gguf._wrong_with(folder) is None
+        assert gguf.wrong_with(folder) is None
 
 
 def test_a_hint_that_is_cut_off_anywhere_is_built_again(compiled: HybridFHEModel, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def input_error(params: Params, bits: int) -> float:
 
 
 def result(params: Params, row_norms: NDArray[np.float64], bits: WireBits) -> NDArray[np.float64]:
-    """The decrypted ``W·x`` of slots with these norms ‖W_q,j‖₂, against the exact integer product (6.7)."""
+    """Of the decrypted ``W·x`` of slots with these norms ‖W_q,j‖₂ [slots], against the exact integer product (6.7)."""
     return row_norms.astype(np.float64) ** 2 * input_error(params, bits.input) + shares(params) + rounding(bits.result)
 
 

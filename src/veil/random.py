@@ -75,11 +75,11 @@ class SecretRng:
         self._left = self._REKEY_BYTES
 
     def words64(self, count: int) -> NDArray[np.uint64]:
-        """``count`` uniform 64-bit words."""
+        """Uniform 64-bit words [count]."""
         return self._bytes(8 * count).view("<u8")
 
     def words16(self, count: int) -> NDArray[np.uint16]:
-        """``count`` uniform 16-bit words."""
+        """Uniform 16-bit words [count]."""
         return self._bytes(2 * count).view("<u2")
 
     def ternary(self, count: int) -> NDArray[np.int8]:

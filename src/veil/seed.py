@@ -31,14 +31,14 @@ class PublicSeed:
         return cls(os.urandom(SEED_BYTES))
 
     def words(self, label: str, count: int) -> NDArray[np.uint32]:
-        """The first ``count`` uniform 32-bit words of the stream that ``label`` names."""
+        """The first uniform 32-bit words [count] of the stream that ``label`` names."""
         key = hashlib.shake_128(b"veil.v2\0" + self.seed + label.encode() + b"\0").digest(16)
         stream = bytearray(4 * count + 15)
         Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update_into(bytes(4 * count), stream)
         return np.frombuffer(stream, dtype="<u4", count=count).astype(np.uint32, copy=False)
 
     def uniform(self, label: str, count: int, modulus: int) -> NDArray[np.uint32]:
-        """``count`` uniform integers modulo ``modulus`` (below 2^32): masked to its bits, then rejection sampled."""
+        """Uniform integers [count] modulo ``modulus`` (below 2^32): masked to its bits, then rejection sampled."""
         bits = modulus.bit_length()
         accept = modulus / (1 << bits)
         drawn = math.ceil(count / accept) + 16

@@ -32,7 +32,7 @@ LEAVES: dict[str, Callable[[Any], object]] = {"pickle": pickle.dumps, "deepcopy"
 @pytest.mark.parametrize("leave", LEAVES)
 def test_nothing_that_holds_rows_is_copied_or_pickled(leave: str, remote: Any) -> None:
     session = remote.sides.remote
-    held = (session._pool, session._maker, session._pass_rows, remote.sides.router, remote._calls._traffic)
+    held = (session.pool, session.maker, session.pass_rows, remote.sides.router, remote._calls._traffic)
     for part in (remote, session, *held):
         with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
             LEAVES[leave](part)
@@ -43,7 +43,7 @@ def test_a_shallow_copy_takes_from_the_same_rows(remote: Any) -> None:
     session, other = remote.sides.remote, copy.copy(remote.sides.remote)
     seen: list[tuple[int, int]] = []
     for one in (session, other, session):
-        _, (part,) = one._pass_rows.take(0, 1, 0)
+        _, (part,) = one.pass_rows.take(0, 1, 0)
         seen.append((part.batch.number, part.first))
     assert len(set(seen)) == 3
 
@@ -54,7 +54,7 @@ def test_threads_never_get_the_same_row(remote: Any) -> None:
 
     def take() -> None:
         for _ in range(20):
-            _, parts = session._pass_rows.take(0, 1, 0)
+            _, parts = session.pass_rows.take(0, 1, 0)
             with lock:
                 seen.extend((part.batch.number, part.first) for part in parts)
 
@@ -81,7 +81,7 @@ def test_a_fork_in_the_middle_of_an_answer_sends_nothing_under_the_parents_rows(
     child = os.fork()
     if child == 0:
         try:
-            _, (part,) = session._pool.take(0, 1, 0)
+            _, (part,) = session.pool.take(0, 1, 0)
             said = f"row {part.first} of {part.batch.number}"
         except RowReused:
             said = "refused"
@@ -93,5 +93,5 @@ def test_a_fork_in_the_middle_of_an_answer_sends_nothing_under_the_parents_rows(
     os.close(write)
     said = os.read(read, 1000).decode()
     os.close(read)
-    _, (part,) = session._pool.take(0, 1, 0)
+    _, (part,) = session.pool.take(0, 1, 0)
     assert said == ("refused" if rule else f"row {part.first} of {part.batch.number}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from remote.processes import veil
+from remote.commands import veil
 from veil import Terms
 from veil.bundle import header_file
 from veil.client import remote as transports
@@ -79,7 +79,7 @@ def test_a_second_server_does_not_replace_an_honest_servers_half(
         assert len(set(row_counts(first))) == 3 and len(set(row_counts(second))) == 1
 
         monkeypatch.setenv("VEIL_CACHE_DIR", str(tmp_path / "without"))
-        monkeypatch.setattr(pull, "_key", lambda bundle: bundle.fingerprint)
+        monkeypatch.setattr(pull, "folder_name", lambda bundle: bundle.fingerprint)
         monkeypatch.setattr(Terms, "check_digest", lambda *_: None)
         fetch(f"127.0.0.1:{evil.port}")
         assert len(set(row_counts(fetch(f"127.0.0.1:{honest.port}")))) == 3, "without the rule the honest half is replaced"
@@ -146,12 +146,12 @@ def test_a_half_is_compared_with_the_servers_at_every_connect(
         for options in ({}, {"name": "llama"}):
             with pytest.raises(BundleError, match=f"its digest is {old}, yours {new}"):
                 bad.connect(server.port, **options)
-        server.service._described.bundles[0].digest = new
-        server.store.close(next(iter(server.store._sessions.values())))
+        server.service.described.bundles[0].digest = new
+        server.store.close(next(iter(server.store.sessions.values())))
         with pytest.raises(BundleError, match=f"its digest is {new}, yours {old}"):
             generated(remote)
         remote.close()
-        monkeypatch.setattr(transports.RemoteTransport, "_check_half", lambda *_: None)
+        monkeypatch.setattr(transports.RemoteTransport, "check_half", lambda *_: None)
         remote = llama.connect(server.port)
         assert generated(remote) == expected, "without the rule nobody is told"
         remote.close()
@@ -160,7 +160,7 @@ def test_a_half_is_compared_with_the_servers_at_every_connect(
 @pytest.mark.parametrize("digest", ["", "0" * 63, "Z" * 64, "../" + "0" * 61, "0" * 64 + "\n"])
 def test_a_digest_that_is_none_is_one_error(digest: str, llama: Any, serve: Any) -> None:
     with serve(llama, offer=True) as server:
-        server.service._described.bundles[0].digest = digest
+        server.service.described.bundles[0].digest = digest
         for attempt in (llama.connect, lambda port: fetch(f"127.0.0.1:{port}")):
             with pytest.raises(BundleError, match="something that is not a digest"):
                 attempt(server.port)
@@ -171,7 +171,7 @@ def test_what_is_fetched_has_to_be_what_was_announced(
 ) -> None:
     bad = forged(llama, evil_template)
     with serve(bad, offer=True) as server:
-        server.service._described.bundles[0].digest = header_file.half_digest(llama.path / "client")
+        server.service.described.bundles[0].digest = header_file.half_digest(llama.path / "client")
         with pytest.raises(BundleError, match="has the digest"):
             fetch(f"127.0.0.1:{server.port}")
     assert not list((tmp_path / "cache").rglob("*.json")) and not (tmp_path / "data").exists()

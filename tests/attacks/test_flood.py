@@ -71,9 +71,9 @@ def test_calls_without_a_message_do_not_stop_others(
     method: str, llama: Any, serve: Any, generated: Any, expected: list[int], until: Any
 ) -> None:
     with serve(llama) as server:
-        unproven = server.service.calls._unproven
+        unproven = server.service.calls.unproven
         with header_only(server.port, path=f"/{methods.SERVICE}/{method}"):
-            until(lambda: len(unproven) == unproven._most)
+            until(lambda: len(unproven) == unproven.most)
             remote = llama.connect(server.port)
             assert generated(remote) == expected
             remote.close()
@@ -131,9 +131,9 @@ def test_the_health_service_is_no_other_door(llama: Any, serve: Any, until: Any)
                 with pytest.raises(grpc.RpcError) as caught:
                     next(call)
                 assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        unproven = server.service.calls._unproven
+        unproven = server.service.calls.unproven
         with header_only(server.port, path=f"{health}Check"):
-            until(lambda: len(unproven) == unproven._most)
+            until(lambda: len(unproven) == unproven.most)
             describe(server.port)
             with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
                 assert channel.unary_unary(f"{health}Check")(b"", timeout=5) == b"\x08\x01", "SERVING"
@@ -215,12 +215,12 @@ def test_silent_lane_connections_make_room(llama: Any, serve: Any, until: Any, m
 
     def stream_of(remote: Any) -> type:
         remote.model.generate(__import__("torch").tensor([[5, 6, 7]]), max_new_tokens=2)
-        return type(remote.sides.remote._transport._stream)
+        return type(remote.sides.remote.transport.stream)
 
     with serve(llama) as server:
-        most = server._lane._most
-        flood = [socket.create_connection(("127.0.0.1", server._lane.port), 5) for _ in range(2 * most)]
-        until(lambda: server._lane.count == most // 2)
+        most = server.lane.most
+        flood = [socket.create_connection(("127.0.0.1", server.lane.port), 5) for _ in range(2 * most)]
+        until(lambda: server.lane.count == most // 2)
         remote = llama.connect(server.port)
         assert stream_of(remote) is LaneStream
         remote.close()
@@ -232,8 +232,8 @@ def test_silent_lane_connections_make_room(llama: Any, serve: Any, until: Any, m
 
     monkeypatch.setattr(lane, "Unproven", Never)
     with serve(llama) as server:
-        flood = [socket.create_connection(("127.0.0.1", server._lane.port), 5) for _ in range(most + 8)]
-        until(lambda: server._lane.count == most)
+        flood = [socket.create_connection(("127.0.0.1", server.lane.port), 5) for _ in range(most + 8)]
+        until(lambda: server.lane.count == most)
         remote = llama.connect(server.port)
         assert stream_of(remote) is not LaneStream, "without the rule the lane is taken"
         remote.close()

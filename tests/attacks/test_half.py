@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from remote.processes import veil
+from remote.commands import veil
 from veil import HybridFHEModel, Terms
 from veil.client.connection import Address
 from veil.commands import pull

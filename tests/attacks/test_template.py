@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from jinja2.exceptions import TemplateError
 
-from remote.processes import veil
+from remote.commands import veil
 from veil import Terms
 from veil.commands.ahead import begin_rendering
 from veil.errors import ModelSourceError
@@ -111,8 +111,8 @@ def test_a_template_that_takes_all_memory_is_one_error(name: str, renderer: Rend
 
 def test_it_is_rendered_by_another_when_the_process_was_killed(renderer: Renderer) -> None:
     assert renderer.render(conversations=[TURNS], chat_template="one") == ["one"]
-    assert renderer._process is not None
-    renderer._process.kill()
+    assert renderer.process is not None
+    renderer.process.kill()
     with pytest.raises(ModelSourceError, match="broke the process that renders it"):
         renderer.render(conversations=[TURNS], chat_template="two")
     assert renderer.render(conversations=[TURNS], chat_template="three") == ["three"]
@@ -120,18 +120,18 @@ def test_it_is_rendered_by_another_when_the_process_was_killed(renderer: Rendere
 
 def test_a_fork_begins_a_process_of_its_own(renderer: Renderer) -> None:
     renderer.begin()
-    first = renderer._process
+    first = renderer.process
     renderer._mark._made = (-1, -1)
     renderer.begin()
-    assert first is not None and renderer._process is not first and first.poll() is None
+    assert first is not None and renderer.process is not first and first.poll() is None
     first.kill()
     first.communicate()
 
 
 def test_the_process_writes_no_file_and_reads_no_model(renderer: Renderer) -> None:
     renderer.render(conversations=[TURNS], chat_template="x")
-    assert renderer._process is not None
-    limits = Path(f"/proc/{renderer._process.pid}/limits")
+    assert renderer.process is not None
+    limits = Path(f"/proc/{renderer.process.pid}/limits")
     if not limits.exists():
         pytest.skip("no /proc here")
     found = {line[:26].strip(): line[26:].split()[:2] for line in limits.read_text().splitlines()[1:]}
@@ -218,7 +218,7 @@ def test_the_process_is_begun_before_the_libraries(monkeypatch: pytest.MonkeyPat
     """`veil generate` begins it first, and it is the one that renders."""
     monkeypatch.setattr(templates, "_renderer", lambda: renderer)
     begin_rendering()
-    begun = renderer._process
+    begun = renderer.process
     assert begun is not None
     wanted = {"conversations": [[{"role": "user", "content": "hi"}]], "chat_template": "{{ messages[0].content }}"}
-    assert renderer.render(**wanted) == ["hi"] and renderer._process is begun
+    assert renderer.render(**wanted) == ["hi"] and renderer.process is begun

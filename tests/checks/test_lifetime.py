@@ -60,27 +60,27 @@ def test_what_was_written_belongs_to_one_set_of_vectors(simulated: Any) -> None:
     checks.close()
     again, damaged = simulated.checks(), simulated.checks()
     again.keep(HALF, PLACE)
-    assert np.array_equal(again._running.sums, checks._running.sums) and again._running.sums.any()
+    assert np.array_equal(again.running.sums, checks.running.sums) and again.running.sums.any()
     (file,) = path_of(HALF).parent.glob("*.running")
     assert file.stat().st_mode & 0o077 == 0
     file.write_bytes(file.read_bytes()[:-9])
     damaged.keep(HALF, PLACE)
-    assert not damaged._running.sums.any()
+    assert not damaged.running.sums.any()
     checks.close()
     path_of(HALF).write_bytes(b"others")
     other = simulated.checks()
     other.keep(HALF, PLACE)
-    assert not other._running.sums.any()
+    assert not other.running.sums.any()
 
 
 def test_two_clients_at_once_keep_the_mean(simulated: Any) -> None:
     first, second = simulated.checks(), simulated.checks()
     for checks, size in ((first, 1.0), (second, 3.0)):
         checks.keep(HALF, PLACE)
-        checks._running.sums[:] = size
+        checks.running.sums[:] = size
     first.close()
     second.close()
-    assert np.all(second._running.sums == 2.0)
+    assert np.all(second.running.sums == 2.0)
 
 
 def test_a_killed_client_forgets_few_passes(simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_a_killed_client_forgets_few_passes(simulated: Any, monkeypatch: pytest.
     for place, row in enumerate(simulated.rows(6), 1):
         simulated.check(checks, row[None], simulated.results(row[None]))
         if place == 4:
-            written = checks._running.sums.copy()
+            written = checks.running.sums.copy()
     again = simulated.checks()
     again.keep(HALF, PLACE)
-    assert np.array_equal(again._running.sums, written)
+    assert np.array_equal(again.running.sums, written)

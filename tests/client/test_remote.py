@@ -33,7 +33,7 @@ def transport(pair: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteTran
     made = RemoteTransport(pair.client_model, Address(target="127.0.0.1:9"), pair.kernels, Stats(), Timeouts(), "0" * 64)
     yield made
     made._online.close()
-    made._offline.close()
+    made.offline.close()
 
 
 def released(transport: RemoteTransport, session: str) -> list[int]:
@@ -67,7 +67,7 @@ def test_a_lane_that_fails_is_given_up_but_not_the_next_sessions(
     monkeypatch.setattr(remote_module, "LaneStream", fail)
     stream = transport._open_stream(transport.open(), 1)
     assert isinstance(stream, GrpcStream)
-    assert transport._lane == lane
+    assert transport.lane == lane
     stream.close()
 
 
@@ -76,7 +76,7 @@ def test_a_lane_that_works_does_not_replace_the_next_sessions(
 ) -> None:
     monkeypatch.setattr(remote_module, "LaneStream", lambda *_: transport.open())
     assert transport._open_stream(transport.open(), 1) == "2"  # type: ignore[comparison-overlap]
-    assert transport._lane == (9, "2")
+    assert transport.lane == (9, "2")
 
 
 def test_rows_are_cut_into_messages_and_say_what_they_ask_for(

@@ -197,7 +197,7 @@ def test_a_server_that_forgot_gets_fresh_rows(pair: Any, calls: Any, forget: str
     """Another session with other secrets; what was under way is encrypted anew under rows that were never used."""
     session, store = pair.session(), pair.server.store
     session.evaluate(0, pair.inputs(0, 3))
-    name = session._pool.session
+    name = session.pool.session
     own = store.find(name)
     if forget == "session":
         store.close(own)
@@ -206,7 +206,7 @@ def test_a_server_that_forgot_gets_fresh_rows(pair: Any, calls: Any, forget: str
     x = pair.inputs(0, 2)
     assert (abs(pair.errors(0, x, session.evaluate(0, x))) < 6).all()
     assert session.stats.sessions_lost == 1
-    assert session._pool.session != name
+    assert session.pool.session != name
     sent = rows_sent(calls)
     assert len(sent) == len(set(sent)) == 3 + 2 + 2
     data = [row.tobytes() for call in calls if call.method == "evaluate" for row in call.args[3]]
@@ -234,7 +234,7 @@ def test_a_server_that_forgets_every_time_is_an_error(
 
 def test_a_session_that_is_lost_while_rows_are_made_is_replaced(pair: Any) -> None:
     session, store = pair.session(), pair.server.store
-    store.close(store.find(session._pool.session))
+    store.close(store.find(session.pool.session))
     session.reserve(full=1)
     assert session.stats.sessions_lost == 1
     assert session.ready.tokens == 8

@@ -131,9 +131,9 @@ def test_a_batch_with_padding(device: str) -> None:
 
 
 def test_noise_of_a_fused_group_is_as_predicted() -> None:
-    """Error over 384 rows of the first fused group, simulated against encrypted: variances within 15 %.
+    """Error over 384 rows of the first fused group, simulated against encrypted, within five deviations.
 
-    The ratio of the two has a standard deviation of 2.8 %, measured 60 times (12 % over 24 rows)."""
+    The ratio of the variances has a standard deviation of 2.8 %, measured 60 times (12 % over 24 rows)."""
     hybrid = compiled("llama")
     router, errors = hybrid.sides.router, {}
     assert router is not None
@@ -143,7 +143,7 @@ def test_noise_of_a_fused_group_is_as_predicted() -> None:
         hybrid(PROMPT.repeat(16, 1), fhe=mode)
         errors[mode] = seen[0].double()
     simulated, real = (float((errors[mode] - errors["disable"]).var()) for mode in ("simulate", "execute"))
-    assert real == pytest.approx(simulated, rel=0.15)
+    assert real == pytest.approx(simulated, rel=5 * 0.028)
 
 
 REASONS = {

@@ -24,8 +24,8 @@ from veil.bundle.fields import Header
 from veil.bundle.fingerprint import fingerprint_of
 from veil.bundle.manifest import Group, Layer, Manifest
 from veil.bundle.server_half import ServerModel
-from veil.client.connection import Address, _served
-from veil.commands.pull import _safe
+from veil.client.connection import Address, offered_bundle
+from veil.commands.pull import safe_path
 from veil.errors import VeilError
 from veil.kernels.backend import kernels_for
 from veil.kernels.ring import ring_of
@@ -105,8 +105,8 @@ def server() -> Service:
 
 def new_session() -> str:
     """A session of the server; sessions of earlier inputs are closed."""
-    shared = server()._shared
-    for session in list(shared.store._sessions.values()):
+    shared = server().shared
+    for session in list(shared.store.sessions.values()):
         shared.store.close(session)
     return shared.store.open("", shared.bundles["m"].engine).name
 
@@ -165,7 +165,7 @@ def rows(data: bytes) -> None:
 def upload(data: bytes) -> None:
     """A stream of upload messages of one session: at most what was promised is held, and the server goes on."""
     name = new_session()
-    store = server()._shared.store
+    store = server().shared.store
 
     def named(piece: bytes) -> bytes:
         message = pb.PrepareRequest()
@@ -186,7 +186,7 @@ def upload(data: bytes) -> None:
 
 def evaluate(data: bytes) -> None:
     """A stream of row messages of a session with two batches: each answered, or one error that ends the stream."""
-    name, shared = new_session(), server()._shared
+    name, shared = new_session(), server().shared
     parts = [pb.PrepareRequest(header=pb.PrepareHeader(session=name, batches=2, segments=["body"]))]
     zeros = bytes(PARAMS.batch_bytes)
     parts += [pb.PrepareRequest(batch=pb.PrepareBatch(number=number, data=zeros)) for number in range(2)]
@@ -262,7 +262,7 @@ def description(data: bytes) -> None:
 
     def read() -> None:
         for bundle in unseal(reseal(data, pb.DescribeReply), pb.DescribeReply).bundles:
-            served = _served(bundle)
+            served = offered_bundle(bundle)
             assert served.name.isprintable() and served.fingerprint.isprintable() and len(served.digest) == 64
 
     unless_refused(read)
@@ -272,7 +272,7 @@ def path(data: bytes) -> None:
     """A path that a server offers: below the folder, or refused."""
 
     def check() -> None:
-        made = _safe(data.decode("utf-8", "surrogateescape"))
+        made = safe_path(data.decode("utf-8", "surrogateescape"))
         assert not made.is_absolute() and ".." not in made.parts
 
     unless_refused(check)

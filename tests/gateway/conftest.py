@@ -94,7 +94,7 @@ class Running:
         """Wait until everything has ended; whether it did, within a time that is long for busy machines too."""
         end = time.monotonic() + within_s
         while time.monotonic() < end:
-            if self.gateway.line.running == self.gateway.line.waiting == 0:
+            if self.gateway.queue.running == self.gateway.queue.waiting == 0:
                 return True
             time.sleep(0.01)
         return False

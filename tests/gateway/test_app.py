@@ -123,7 +123,7 @@ def test_a_long_answer_leaves_turns_to_a_short_one(http: Any, running: Any) -> N
             between = running.gateway.generator.totals.rows - before
             assert short["usage"]["completion_tokens"] == 3
             assert between < 25, "the short answer did not wait for the long one"
-            assert running.gateway.line.running == 1
+            assert running.gateway.queue.running == 1
         assert running.idle()
 
 

@@ -140,13 +140,13 @@ def test_models_that_take_no_text_are_refused_by_what_they_take(tiny_tokenizer: 
 def test_the_command_line_does_not_obey_it_either(new_model: Any) -> None:
     from types import SimpleNamespace
 
-    from veil.commands.generate import _generation_config
+    from veil.commands.generate import generation_config
 
     model = new_model("llama")
     for name, value in {"penalty_alpha": 0.6, "stop_strings": ["w"], "num_beams": 4, "repetition_penalty": 9.0}.items():
         setattr(model.generation_config, name, value)
     request: Any = SimpleNamespace(max_new_tokens=5, temperature=0, top_p=1)
-    config = _generation_config(request, model)
+    config = generation_config(request, model)
     merged, _ = model._prepare_generation_config(config)
     assert (merged.penalty_alpha, merged.stop_strings, merged.num_beams) == (None, None, 1)
     assert merged.repetition_penalty in (None, 1.0) and merged.eos_token_id == 2

@@ -15,7 +15,7 @@ from veil.cli.options import Consent, Device, FuseNorms, ServerAccess
 from veil.client.connection import Address
 from veil.commands.choice import ModelChoice
 from veil.commands.gateway import GatewayRequest, warnings_of
-from veil.commands.model_choice import _said
+from veil.commands.model_choice import said_name
 from veil.gateway.app import Settings
 from veil.gateway.guard import Access
 
@@ -99,8 +99,8 @@ def test_a_bundle_says_what_its_model_is_called(tmp_path: Path) -> None:
         ({"model": "a\x1b[31m"}, "a [31m"),
     ):
         (half / "bundle.json").write_text(json.dumps(header))
-        assert _said(half) == _said(tmp_path) == expected
-    assert _said(tmp_path / "nothing") is None
+        assert said_name(half) == said_name(tmp_path) == expected
+    assert said_name(tmp_path / "nothing") is None
 
 
 def test_tls(byte_served: Any, tls_files: tuple[Path, Path]) -> None:

@@ -284,14 +284,14 @@ def test_a_full_line_is_429_and_leaving_it_makes_room(served: Any, listen: Any) 
 
         waiting = threading.Thread(target=give_up)
         waiting.start()
-        while running.gateway.line.waiting == 0:
+        while running.gateway.queue.waiting == 0:
             time.sleep(0.01)
         with pytest.raises(openai.RateLimitError) as caught:
             chat(client)
         assert caught.value.code == "queue_full"
         assert caught.value.response.headers["retry-after"] == "5"
         waiting.join()
-        while running.gateway.line.waiting:
+        while running.gateway.queue.waiting:
             time.sleep(0.01)
         first.close()
         assert chat(client, max_tokens=1).choices[0].finish_reason == "length"

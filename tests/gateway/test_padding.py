@@ -44,7 +44,7 @@ def test_a_reply_does_not_wait_for_what_follows_its_answer(
             go_on.clear()
             reply = httpx.post(f"{running.url}/v1/completions", json=body(16, **options), timeout=20)
             assert reply.status_code == 200
-            assert running.gateway.line.running == 1, "it goes on for the server"
+            assert running.gateway.queue.running == 1, "it goes on for the server"
             go_on.set()
             assert running.idle()
         usage = httpx.post(f"{running.url}/v1/completions", json=body(16, stop=stop), timeout=20).json()["usage"]
@@ -69,7 +69,7 @@ def test_who_goes_away_does_not_end_the_answer(padded: Any, listen: Callable[...
                 head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 content = data.read()
                 talk.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
-                while not running.gateway.line.running:
+                while not running.gateway.queue.running:
                     threading.Event().wait(0.005)
                 while not padded.hybrid.stats.trips > before:
                     threading.Event().wait(0.001)
@@ -95,6 +95,6 @@ def test_a_gateway_that_stops_does_not_wait_for_zeros(padded: Any, listen: Calla
     padded.hybrid.padding = Padding(step=8, whole_answers=True)
     with listen(padded) as running:
         httpx.post(f"{running.url}/v1/completions", json=body(900, stop=["w"]), timeout=20)
-        assert running.gateway.line.running == 1
-    assert running.gateway.line.running == 0
+        assert running.gateway.queue.running == 1
+    assert running.gateway.queue.running == 0
     padded.hybrid.padding = Padding(step=8)

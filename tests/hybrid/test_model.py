@@ -80,9 +80,9 @@ def test_modes_differ_by_no_more_than_they_should(hybrid: HybridFHEModel) -> Non
 
 
 def test_simulated_noise_is_as_large_as_the_real_one(hybrid: HybridFHEModel) -> None:
-    """Error of the first layer's output over 256 rows, simulated against encrypted: variances within 15 %.
+    """Error of the first layer's output over 256 rows, simulated against encrypted, within five deviations.
 
-    The ratio has a standard deviation of 5 % over 32 rows, so of 2 % here."""
+    The ratio of the variances has a standard deviation of 5 % over 32 rows, so of 1.8 % here."""
     measured = {}
     router = hybrid.sides.router
     assert router is not None
@@ -93,7 +93,7 @@ def test_simulated_noise_is_as_large_as_the_real_one(hybrid: HybridFHEModel) -> 
         measured[mode] = seen[0].double()
     router.observer = None
     errors = {mode: float((measured[mode] - measured["disable"]).var()) for mode in ("simulate", "execute")}
-    assert errors["execute"] == pytest.approx(errors["simulate"], rel=0.15)
+    assert errors["execute"] == pytest.approx(errors["simulate"], rel=5 * 0.018)
 
 
 def test_one_call_in_another_mode_returns_to_the_mode_in_force(hybrid: HybridFHEModel) -> None:

@@ -175,7 +175,7 @@ def describe_as() -> Callable[[Server, int], None]:
     """Makes a server claim another protocol version."""
 
     def change(server: Server, version: int) -> None:
-        server.service._described.protocol = version
+        server.service.described.protocol = version
 
     return change
 

@@ -25,7 +25,7 @@ SOON_S = 15.0
 
 @pytest.fixture(autouse=True)
 def short_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_module, "_GOODBYE_S", 0.2)
+    monkeypatch.setattr(remote_module, "GOODBYE_S", 0.2)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def closes_soon(remote: Any) -> None:
 def test_between_two_tries_of_an_upload(llama: Any, serve: Any) -> None:
     with serve(llama) as server:
         remote = llama.connect(server.port, timeouts=LONG, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
-    connection, renewed = remote.sides.remote._transport._offline, threading.Event()
+    connection, renewed = remote.sides.remote.transport.offline, threading.Event()
     renew = connection.renew
 
     def renew_and_say() -> None:
@@ -60,14 +60,14 @@ def test_within_an_upload(llama: Any, serve: Any, proxy_to: Callable[[int], Prox
         proxy = proxy_to(server.port)
         remote = llama.connect(proxy.port, timeouts=LONG, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
         proxy.silent = True
-        transport, began = remote.sides.remote._transport, threading.Event()
-        upload = transport._offline.upload
+        transport, began = remote.sides.remote.transport, threading.Event()
+        upload = transport.offline.upload
 
         def begin(*args: Any) -> Any:
             began.set()
             return upload(*args)
 
-        transport._offline.upload = begin
+        transport.offline.upload = begin
         remote.expect(1, 4)
         assert began.wait(10)
         closes_soon(remote)
@@ -84,7 +84,7 @@ def test_within_an_exchange_of_rows(lane: bool, llama: Any, serve: Any, proxy_to
             server.port if lane else proxy.port, timeouts=LONG, offline_rows=OfflineRows(tokens=4, prompt_rows=0)
         )
         session = remote.sides.remote
-        until(lambda: session._background.full)
+        until(lambda: session.background.full)
         said: list[str] = []
 
         def evaluate() -> None:

@@ -27,7 +27,7 @@ class Record:
 
     def __init__(self, hybrid: Any) -> None:
         self.seen: set[tuple[int, int, int]] = set()
-        transport = hybrid.sides.remote._transport
+        transport = hybrid.sides.remote.transport
         original = transport.evaluate
 
         def evaluate(session: str, group: int, spans: Any, data: Any, slots: int) -> Any:
@@ -141,9 +141,9 @@ HARMS: dict[str, Callable[[bytes], bytes]] = {
 def warm(remote: Any) -> None:
     """Wait until the pool is full."""
     end = time.monotonic() + 60
-    while not remote.sides.remote._background.full and time.monotonic() < end:
+    while not remote.sides.remote.background.full and time.monotonic() < end:
         time.sleep(0.01)
-    assert remote.sides.remote._background.full
+    assert remote.sides.remote.background.full
 
 
 def frames_of_a_generation(llama: Any, line: Proxy) -> dict[Direction, int]:
@@ -204,13 +204,13 @@ def test_a_forgotten_session_in_mid_forward_is_survived(llama: Any, serve: Any, 
     with serve(llama) as server:
         remote = llama.connect(server.port, timeouts=TIMEOUTS)
         Record(remote)
-        transport = remote.sides.remote._transport
+        transport = remote.sides.remote.transport
         calls, original = [0], transport.evaluate
 
         def evaluate(*args: Any) -> bytes:
             calls[0] += 1
             if calls[0] in (3, 12, 20):
-                for session in list(server.store._sessions.values()):
+                for session in list(server.store.sessions.values()):
                     server.store.close(session)
             reply: bytes = original(*args)
             return reply
@@ -230,7 +230,7 @@ def test_expired_batches_are_made_anew(llama: Any, serve: Any, undisturbed: list
         warm(remote)
         store = server.store
         with store._lock:
-            batches = [batch for session in store._sessions.values() for batch in session.batches.values()]
+            batches = [batch for session in store.sessions.values() for batch in session.batches.values()]
             for batch in batches:
                 batch.expires = 0.0
         assert len(batches) == 2

@@ -71,7 +71,7 @@ class Sent:
     def __init__(self, hybrid: Any) -> None:
         self.rows: dict[tuple[str, int, int, int], bytes] = {}
         self.sessions: set[str] = set()
-        transport = hybrid.sides.remote._transport
+        transport = hybrid.sides.remote.transport
         original = transport.evaluate
 
         def evaluate(session: str, group: int, spans: Any, data: Any, slots: int) -> Any:

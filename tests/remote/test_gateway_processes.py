@@ -125,7 +125,7 @@ def test_options_that_do_not_fit_are_one_line(llama: Any, free_port: int) -> Non
 
 def test_a_fetched_half_goes_by_the_servers_name(llama: Any, serve: Any) -> None:
     from veil.client.connection import Address, Connection
-    from veil.commands.model_choice import _name_there
+    from veil.commands.model_choice import name_there
     from veil.network.timeouts import Timeouts
 
     with serve(llama) as server:
@@ -133,5 +133,5 @@ def test_a_fetched_half_goes_by_the_servers_name(llama: Any, serve: Any) -> None
         connection = Connection(address, Timeouts())
         (bundle,) = connection.describe()
         connection.close()
-        assert _name_there(Path("cache") / bundle.digest, address) == "llama"
-        assert _name_there(Path("cache") / "other", address) == "other"
+        assert name_there(Path("cache") / bundle.digest, address) == "llama"
+        assert name_there(Path("cache") / "other", address) == "other"

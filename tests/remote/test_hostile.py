@@ -195,7 +195,7 @@ def test_bad_rows_are_one_error_on_the_lane(name: str, attack: Attack) -> None:
 
 
 def test_an_oversized_message_on_the_lane_is_refused_by_its_length(attack: Attack) -> None:
-    for length in (attack.server.service._shared.message_bytes + 1, 1 << 31, (1 << 32) - 1):
+    for length in (attack.server.service.shared.message_bytes + 1, 1 << 31, (1 << 32) - 1):
         reply = unseal(attack.lane_rows(b"", length=length), pb.EvaluateReply)
         assert reply.error == "corrupt" and f"{length} bytes" in reply.details
 
@@ -304,7 +304,7 @@ def test_files_that_nobody_reads_are_ended_and_leave_room_for_others(
     with (tmp_path / "client" / "large").open("wb") as file:
         file.truncate(16 << 20)
     with serve(llama, limits=Limits(max_sessions=8)) as server, raw(server.port) as client:
-        server.service._shared.bundles["llama"] = HostedBundle(llama.engine, "0" * 64, Offer(tmp_path / "client"))
+        server.service.shared.bundles["llama"] = HostedBundle(llama.engine, "0" * 64, Offer(tmp_path / "client"))
         fetch = client.channel.unary_stream(f"/{methods.SERVICE}/Fetch")
         calls, refused = [], []
         for _ in range(60):  # one after the other, as they go on being sent

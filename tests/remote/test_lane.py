@@ -27,7 +27,7 @@ TOKENS = 3
 
 
 def stream_of(remote: Any) -> Any:
-    return remote.sides.remote._transport._stream
+    return remote.sides.remote.transport.stream
 
 
 @pytest.mark.parametrize(("port", "kind"), [(0, LaneStream), (None, GrpcStream)])
@@ -67,9 +67,9 @@ def test_the_lane_is_protected_as_the_rest_is(
 
 def lane_of(remote: Any) -> tuple[int, str, str]:
     """Port of the lane, session and its ticket."""
-    transport = remote.sides.remote._transport
-    assert transport._lane is not None
-    return transport._lane[0], remote.sides.remote._pool.session, transport._lane[1]
+    transport = remote.sides.remote.transport
+    assert transport.lane is not None
+    return transport.lane[0], remote.sides.remote.pool.session, transport.lane[1]
 
 
 def say_hello(port: int, session: str, ticket: str, protocol: int = methods.PROTOCOL) -> pb.EvaluateReply:
@@ -167,12 +167,12 @@ def test_a_flood_of_connections_stops_at_the_limit_and_others_go_on(
     llama: Any, serve: Any, generated: Any, expected: list[int]
 ) -> None:
     with serve(llama) as server:
-        lane = server._lane
-        flood = [socket.create_connection(("127.0.0.1", lane.port), 3) for _ in range(lane._most)]
+        lane = server.lane
+        flood = [socket.create_connection(("127.0.0.1", lane.port), 3) for _ in range(lane.most)]
         end = time.monotonic() + 60
-        while lane.count != lane._most // 2 and time.monotonic() < end:
+        while lane.count != lane.most // 2 and time.monotonic() < end:
             time.sleep(0.01)
-        assert lane.count == lane._most // 2
+        assert lane.count == lane.most // 2
         remote = llama.connect(server.port)
         assert generated(remote) == expected
         assert isinstance(stream_of(remote), LaneStream), "the oldest that says nothing makes room"
@@ -241,7 +241,7 @@ def damaged(llama: Any, serve: Any, proxy_to: Callable[..., Proxy]) -> Iterator[
 def generate(llama: Any, server: Any, proxy: Proxy) -> tuple[list[int], Any]:
     remote = llama.connect(server.port, timeouts=TIMEOUTS, offline_rows=OfflineRows(tokens=8, prompt_rows=0))
     seen: set[tuple[int, int, int]] = set()
-    transport = remote.sides.remote._transport
+    transport = remote.sides.remote.transport
     original = transport.evaluate
 
     def evaluate(session: str, group: int, spans: Any, data: Any, slots: int) -> Any:

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from veil.client.connection import Address
 from veil.client.reach import answers
-from veil.commands.model_choice import _health
+from veil.commands.model_choice import health_of
 from veil.gateway import served as served_module
 from veil.gateway.app import build_app
 from veil.gateway.served import ServedModel
@@ -35,7 +35,7 @@ def test_a_lost_server_is_said_and_the_next_request_works(
     with serve(llama, port=free_port) as server:
         hybrid = llama.connect(server.port)
         served = ServedModel("llama", hybrid, hybrid.tokenizer, f"127.0.0.1:{server.port}")
-        served.health = _health(Address(target=f"127.0.0.1:{server.port}"), served)
+        served.health = health_of(Address(target=f"127.0.0.1:{server.port}"), served)
         served.health.start()
         http = TestClient(build_app(served), base_url="http://127.0.0.1")
         assert http.post("/v1/chat/completions", json=BODY | {"max_tokens": 2}).status_code == 200

@@ -1,4 +1,4 @@
-"""`veil serve`, `veil pull` and `veil generate --server` as separate processes."""
+"""`veil serve`, `veil pull` and `veil generate --server`: servers and their clients as separate processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from remote.processes import veil
+from remote import processes
+from remote.commands import veil
 
 WEAK = "--allow-no-cryptography"
 PROMPT = "w23 w6 w7"
@@ -37,7 +38,8 @@ def test_two_processes_answer_as_one_does(llama: Any, start: Any, tmp_path: Path
     assert again.returncode == 2 and "exists already" in again.stderr
     options = ("--server", target, "--max-new-tokens", "4", "--json", WEAK)
     for bundle in (("--bundle", tmp_path / "half"), ()):
-        result = veil("generate", PROMPT, *options, *bundle, VEIL_CACHE_DIR=str(tmp_path / "cache"))
+        run = processes.veil if bundle else veil
+        result = run("generate", PROMPT, *options, *bundle, VEIL_CACHE_DIR=str(tmp_path / "cache"))
         assert result.returncode == 0, result.stderr
         answer = json.loads(result.stdout)
         assert answer["text"] == json.loads(alone.stdout)["text"]
@@ -53,7 +55,7 @@ def test_two_processes_answer_as_one_does(llama: Any, start: Any, tmp_path: Path
 def test_a_killed_server_is_survived(llama: Any, start: Any, generated: Any, expected: list[int]) -> None:
     first = start("serve", llama.path / "server", "--port", "0")
     remote = llama.connect(first.port)
-    calls, original = [0], remote.sides.remote._transport.evaluate
+    calls, original = [0], remote.sides.remote.transport.evaluate
 
     def evaluate(*arguments: Any) -> bytes:
         calls[0] += 1
@@ -63,7 +65,7 @@ def test_a_killed_server_is_survived(llama: Any, start: Any, generated: Any, exp
         reply: bytes = original(*arguments)
         return reply
 
-    remote.sides.remote._transport.evaluate = evaluate
+    remote.sides.remote.transport.evaluate = evaluate
     assert generated(remote) == expected
     assert remote.stats.sessions_lost == 1
     remote.close()
@@ -150,11 +152,11 @@ def test_health_and_metrics(llama: Any, serve: Any, generated: Any, free_port: i
 
 def test_smollm2_answers_over_the_network(start: Any, tmp_path: Path) -> None:
     """The built-in model, default parameters: compile, serve, fetch, generate; two processes and the Paris prompt."""
-    made = veil("compile", "smollm2", tmp_path / "bundle")
+    made = processes.veil("compile", "smollm2", tmp_path / "bundle")  # gigabytes, which go with it
     assert made.returncode == 0, made.stderr
     bundle = tmp_path / "bundle"
     server = start("serve", bundle / "server", "--offer", bundle / "client", "--port", "0")
-    result = veil(
+    result = processes.veil(
         "generate", "Name the capital of France.", "--server", f"127.0.0.1:{server.port}", "--max-new-tokens", "12",
         "--json", VEIL_CACHE_DIR=str(tmp_path / "cache"),
     )  # fmt: skip
@@ -172,7 +174,7 @@ def test_logs_hold_no_payload_and_no_names(llama: Any, serve: Any, generated: An
     caplog.set_level("INFO", logger=LOGGER.name)
     with serve(llama) as server:
         remote = llama.connect(server.port)
-        session = remote.sides.remote._pool.session
+        session = remote.sides.remote.pool.session
         generated(remote)
         remote.close()
     lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
@@ -189,7 +191,7 @@ def test_a_graceful_stop_finishes_what_runs(llama: Any, serve: Any, generated: A
     with serve(llama) as server:
         remote = llama.connect(server.port)
         stopping: list[threading.Thread] = []
-        calls, original = [0], remote.sides.remote._transport.evaluate
+        calls, original = [0], remote.sides.remote.transport.evaluate
 
         def evaluate(*arguments: Any) -> bytes:
             calls[0] += 1
@@ -201,7 +203,7 @@ def test_a_graceful_stop_finishes_what_runs(llama: Any, serve: Any, generated: A
 
         first = remote.sides.remote
         first.reserve(body=20, full=20)
-        remote.sides.remote._transport.evaluate = evaluate
+        remote.sides.remote.transport.evaluate = evaluate
         assert generated(remote) == expected, "rows and the stream were there before the stop"
         remote.close()
         stopping[0].join(10)

@@ -46,7 +46,7 @@ def test_a_file_that_python_might_run_is_refused_before_anything_is_fetched(
 @pytest.mark.parametrize("header", ["[" * 60000, "[]", "", "7", '{"params": ' + "9" * 5000 + "}"])
 def test_a_description_that_is_no_header_is_one_error(header: str, llama: Any, serve: Any, tmp_path: Path) -> None:
     with serve(llama, offer=True) as server:
-        server.service._described.bundles[0].header = header
+        server.service.described.bundles[0].header = header
         with pytest.raises(BundleError, match="the server describes a bundle with something that is not"):
             pull.run(Address(target=f"127.0.0.1:{server.port}"), tmp_path / "half", terms=WEAK, name=None, as_json=False)
         with pytest.raises(BundleError, match="the server describes a bundle with something that is not"):
@@ -69,4 +69,4 @@ def test_what_a_half_is_made_of_is_taken(llama: Any) -> None:
     ]
     others = ["tokenizer/chat_template.jinja", "tokenizer/additional_chat_templates/rag.jinja", "tokenizer/tokenizer.model"]
     for name in [*files, *others, "tokenizer/merges.txt", "tokenizer/bpe.codes"]:
-        assert pull._safe(name) == Path(name)
+        assert pull.safe_path(name) == Path(name)

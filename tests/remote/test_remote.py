@@ -64,7 +64,7 @@ def test_prompt_rows_do_not_prepare_the_head(llama: Any, serve: Any, generated: 
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
         seen: list[tuple[str, ...]] = []
-        maker = remote.sides.remote._maker
+        maker = remote.sides.remote.maker
         original = maker._send
 
         def send(session: Any, count: int, segments: tuple[str, ...]) -> Any:
@@ -81,7 +81,7 @@ def test_prompt_rows_do_not_prepare_the_head(llama: Any, serve: Any, generated: 
 def test_a_warm_pool_has_every_row_ready(llama: Any, serve: Any, generated: Any, expected: list[int]) -> None:
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=12, prompt_rows=12))
-        background = remote.sides.remote._background
+        background = remote.sides.remote.background
         end = time.monotonic() + 60
         while not background.full and time.monotonic() < end:
             time.sleep(0.02)
@@ -96,8 +96,8 @@ def test_the_pool_respects_its_memory_limit(llama: Any, serve: Any) -> None:
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=1 << 20, prompt_rows=1 << 20, memory_mib=1))
         background, maker, rows = (
-            remote.sides.remote._background,
-            remote.sides.remote._maker,
+            remote.sides.remote.background,
+            remote.sides.remote.maker,
             remote.sides.remote.model.params.T,
         )
         assert -(-(background._tokens + background._prompt_rows) // rows) * maker.batches.batch_bytes <= 1 << 20

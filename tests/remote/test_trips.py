@@ -109,7 +109,7 @@ def test_a_trip_is_without_the_time_of_a_call(llama: Any, serve: Any, monkeypatc
     with serve(llama) as server:
         address, timeouts = Address(target=f"localhost:{server.port}"), Timeouts()
         assert measure_link(address, timeouts).rtt_s == 5.0, "a relay: what connected is not what answers"
-        monkeypatch.setattr(link, "_OF_GRPC_S", 10.0)
+        monkeypatch.setattr(link, "OF_GRPC_S", 10.0)
         assert 0 < measure_link(address, timeouts).rtt_s < 1.0
         monkeypatch.setattr(socket, "create_connection", refuse)
         assert measure_link(address, timeouts).rtt_s == 5.0

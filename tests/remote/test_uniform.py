@@ -43,7 +43,7 @@ def test_received_rows_are_uniform_without_the_right_key(llama: Any, serve: Any)
         address = Address(target=f"127.0.0.1:{server.port}")
         transport = RemoteTransport(model, address, kernels, Stats(), Timeouts(), half_digest(llama.path / "client"))
         session = ClientSession(model, transport, kernels, scalings, SecretRng(), Stats())
-        take = session._pass_rows.take
+        take = session.pass_rows.take
 
         def keep(group: int, rows: int, prompt_rows: int) -> Any:
             name, parts = take(group, rows, prompt_rows)
@@ -51,7 +51,7 @@ def test_received_rows_are_uniform_without_the_right_key(llama: Any, serve: Any)
             right.extend(part.batch.pads[part.first : part.first + part.count, first : first + width] for part in parts)
             return name, parts
 
-        session._pass_rows.take = keep  # type: ignore[method-assign]
+        session.pass_rows.take = keep  # type: ignore[method-assign]
         _spy_on(server, received)
         x = np.linspace(-1, 1, width, dtype=np.float32)[None]
         for _ in range(ROWS):
@@ -71,7 +71,7 @@ def test_received_batches_are_uniform(llama: Any, serve: Any) -> None:
     """Residues of what a client uploads, as shares of their primes, in 256 bins; uniform ones fail once in a million."""
     seen: list[Upload] = []
     with serve(llama) as server:
-        admission, engine = server.service._shared.admission, llama.engine
+        admission, engine = server.service.shared.admission, llama.engine
         admit = admission.admit
 
         def keep(session: Any, upload: Any) -> Any:
@@ -94,7 +94,7 @@ def test_received_batches_are_uniform(llama: Any, serve: Any) -> None:
 
 
 def _spy_on(server: Any, received: list[bytes]) -> None:
-    admission = server.service._shared.admission
+    admission = server.service.shared.admission
     claim = admission.claim
 
     def spy(session: Any, group: int, spans: Any, data: Any, slots: int) -> Any:

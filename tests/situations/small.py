@@ -53,9 +53,9 @@ def kept(hybrid: HybridFHEModel) -> tuple[int, int]:
     """Batches of rows that the client and the server keep."""
     session = hybrid.sides.local
     assert session is not None
-    server = session._transport
+    server = session.transport
     assert isinstance(server, LocalServer)
-    own = len(session._pool._prompt._batches) + len(session._pool._full._batches)
+    own = len(session.pool._prompt._batches) + len(session.pool._full._batches)
     return own, server.store.batch_count
 
 

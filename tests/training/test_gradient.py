@@ -120,7 +120,7 @@ def test_recomputed_layers_take_fresh_rows(twins: Any, monkeypatch: pytest.Monke
     plain = pair.gradients(pair.float_model)
     hybrid.set_fhe_mode("execute")
     spent: set[tuple[int, int, int]] = set()
-    admission = hybrid.sides.local._transport.admission
+    admission = hybrid.sides.local.transport.admission
     claim = admission.claim
 
     def noted(session: Any, group: int, spans: Any, data: Any, slots: int, **options: Any) -> Any:

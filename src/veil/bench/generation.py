@@ -25,7 +25,7 @@ class Clock:
     times: list[float] = field(default_factory=list)
 
     def put(self, value: torch.Tensor) -> None:
-        """The prompt comes first, then each token."""
+        """The prompt's ids [1, rows] int64 come first, then each token's [1]."""
         self.on_token()
         self.times.append(time.perf_counter())
 
@@ -55,7 +55,7 @@ def generate(
     on_token: Callable[[], None] = lambda: None,
     settings: Mapping[str, object] = MappingProxyType({}),
 ) -> Times:
-    """Greedy generation of one token and ``new_tokens`` after it, whatever they are.
+    """Greedy generation of one token and ``new_tokens`` after it, whatever they are, for a prompt [1, rows] of int64 ids.
 
     ``on_token`` is called as soon as the prompt is taken, then after every token. ``settings`` go to ``generate``.
     """

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 from veil.bench import machine
 from veil.bench.load_driver import LoadPlan, Seen
-from veil.bench.load_meter import CardUse, read_account, stages_of
+from veil.bench.load_meter import GpuUse, read_account, stages_of
 from veil.bench.load_record import LoadPoint, LoadSeries, Percentiles
 from veil.bench.load_user import LoadFailed
 from veil.priority import cores
@@ -120,7 +120,7 @@ def _point(request: LoadRequest, clients: int, rtt_s: float) -> tuple[LoadPoint,
     with Drivers(_shared_out(plan, _processes(request, clients))) as drivers:
         drivers.wait_until_warm()
         before = read_account(request.metrics) if request.metrics else None
-        with CardUse() as gpu:
+        with GpuUse() as gpu:
             seen = drivers.measure()
         after = read_account(request.metrics) if request.metrics else None
     together = _together(seen)

@@ -32,7 +32,7 @@ from veil.wire.envelope import seal, unseal
 _UPLOADS = 8
 _REACH_S = 600.0
 _SETTLE_S = 0.5
-_PATIENCE = Timeouts(prepare_s=_REACH_S, connect_s=30.0)
+_TIMEOUTS = Timeouts(prepare_s=_REACH_S, connect_s=30.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Driver:
         tls = Path(plan.tls) if isinstance(plan.tls, str) else plan.tls
         address = Address(target=plan.server, token=plan.token, tls=tls, allow_no_tls=plan.allow_no_tls)
         self._plan = plan
-        self._connection = Connection(address, _PATIENCE)
+        self._connection = Connection(address, _TIMEOUTS)
         self._traffic = self._describe(plan.rows)
         self._pool = ThreadPoolExecutor(_UPLOADS, thread_name_prefix="veil-load")
         self._selector = selectors.DefaultSelector()

@@ -64,15 +64,15 @@ def stages_of(before: ServerTimes, after: ServerTimes, message_s: float) -> Mess
     )
 
 
-class CardUse:
+class GpuUse:
     """The mean use of this machine's NVIDIA GPUs while the block runs: ``share``, None where there is no nvidia-smi."""
 
     def __init__(self) -> None:
         self.share: float | None = None
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="veil-card-use", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="veil-gpu-use", daemon=True)
 
-    def __enter__(self) -> CardUse:
+    def __enter__(self) -> GpuUse:
         self._thread.start()
         return self
 

@@ -1,6 +1,6 @@
 """The server that `veil bench load --model` starts: shapes with random weights, on a free port of the loopback interface.
 
-    python -m veil.bench.load_server gpt2 cpu 64 16 [CARDS] [cut|copies] [SESSION_TTL_S]
+    python -m veil.bench.load_server gpt2 cpu 64 16 [GPUS] [cut|copies] [SESSION_TTL_S]
 
 Prints its port and that of its metrics; it ends with its input.
 """
@@ -16,7 +16,7 @@ def main(
     device: str,
     max_sessions: str,
     memory_gib: str,
-    cards: str = "1",
+    gpus: str = "1",
     spread: str = "cut",
     session_ttl_s: str = "900",
 ) -> None:
@@ -27,8 +27,8 @@ def main(
     from veil.kernels.backend import kernels_for
     from veil.network.listening import listening
     from veil.priority import let_helpers_sleep
-    from veil.server.cards import CardsEngine, find_cards
     from veil.server.engine import Engine
+    from veil.server.gpus import SpreadEngine, find_gpus
     from veil.server.listen import Server, ServerConfig, server_limits
     from veil.server.service import HostedBundle
     from veil.server.store import SessionStore
@@ -36,12 +36,12 @@ def main(
     let_helpers_sleep()
     limits = replace(server_limits(int(max_sessions), float(memory_gib)), session_ttl_s=float(session_ttl_s))
     half = random_model(model)
-    if int(cards) == 1:
+    if int(gpus) == 1:
         made: list[Engine] = [Engine.build(half, kernels_for(device))]
     else:
-        devices = [card.kernels for card in find_cards(device, int(cards))]
+        devices = [gpu.kernels for gpu in find_gpus(device, int(gpus))]
         cut = spread == "cut"
-        made = [CardsEngine.over(half, devices)] if cut else [Engine.build(half, own) for own in devices]
+        made = [SpreadEngine.over(half, devices)] if cut else [Engine.build(half, own) for own in devices]
     hosted = HostedBundle(made[0], "0" * 64, None, tuple(made[1:]))
     with listening("127.0.0.1", 0, "--metrics-port") as free:
         metrics_port = int(free.getsockname()[1])

@@ -36,7 +36,7 @@ class ClientModel:
 
 
 def save_arrays(path: Path, compiled: Compiled, tables: Mapping[str, NDArray[np.uint32]]) -> None:
-    """Write the constants and the public tables into the folder ``path``."""
+    """Write the constants and the public tables a' [T, slots up to whole blocks] by segment into the folder ``path``."""
     arrays = {}
     for index, group in enumerate(compiled.constants):
         arrays[f"scale.{index}"] = group.scale

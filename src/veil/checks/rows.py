@@ -57,7 +57,7 @@ class AnswerChecks:
             self._whitening.append(whitening(spread))
         self._row = _OneRow(self._whitening, kernels)
         self._whole = [own[max(own)] for own in self._vectors]
-        self._running = RunningTest(self._row.freedom)
+        self.running = RunningTest(self._row.freedom)
         self._has_passed = [False] * len(self._slots)
         self._passed = 0
         self._pending: list[tuple[int, Array]] = []
@@ -68,9 +68,15 @@ class AnswerChecks:
         """Residuals of a row through all groups."""
         return sum(own[max(own)].count for own in self._vectors)
 
+    @property
+    def residuals(self) -> list[tuple[int, F64]]:
+        """Group and residuals [R, chunks·J] of each answer in the pass that is under way."""
+        places = [(group, self._row.places[group]) for group, has_passed in enumerate(self._has_passed) if has_passed]
+        return [(group, self._kernels.to_numpy(own)) for group, own in [*places, *self._pending]]
+
     def keep(self, half: str, server: str) -> None:
         """Go on with the running test of earlier sessions of this half with this server, and keep it for later ones."""
-        self._kept = KeptTest(half, server, self._running)
+        self._kept = KeptTest(half, server, self.running)
 
     def close(self) -> None:
         """Keep what was seen, where it is kept."""
@@ -119,7 +125,7 @@ class AnswerChecks:
         """Add what a forward pass showed to the running test; raises `WrongAnswer`."""
         if self._passed == len(self._has_passed):
             self._forget_row()
-            found = self._running.add_row(*self._row.whole)
+            found = self.running.add_row(*self._row.whole)
             if found is not None:
                 self._refuse_running(self._row.group_of(found))
         else:
@@ -149,7 +155,7 @@ class AnswerChecks:
         start = self._row.chunks[group].start
         for first in range(0, len(rows), _BLOCK):
             part = squares[first : first + _BLOCK]
-            if self._running.add(part.sum(axis=0), len(part), slice(start, start + own.shape[1])) is not None:
+            if self.running.add(part.sum(axis=0), len(part), slice(start, start + own.shape[1])) is not None:
                 self._refuse_running(group)
 
     def _refuse_running(self, group: int) -> NoReturn:
@@ -196,5 +202,5 @@ class _OneRow:
 
     @property
     def whole(self) -> tuple[F64, F64]:
-        """The residuals of the row that is there, and the matrices that make their parts independent."""
+        """The residuals [chunks·J] of the row that is there, and the matrices that make their parts independent."""
         return self._kernels.to_numpy(self._residuals)[0], self._whitening

@@ -47,7 +47,7 @@ class RunningTest:
         return math.log(max(float(self.sums.max(initial=0.0)), 1e-300))
 
     def add_row(self, residuals: F64, whitening: F64) -> int | None:
-        """`add` of one row's residuals of all chunks, whose matrices stand one after the other in ``whitening``."""
+        """`add` of one row's residuals [chunks·J], whose chunks' matrices stand one after the other in ``whitening``."""
         found = add_row(residuals, whitening, self._freedom, _TILTS, self._decay, self._most, self.sums, self.rows)
         return None if found < 0 else int(found)
 

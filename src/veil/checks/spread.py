@@ -39,7 +39,7 @@ def whitening(spread: F64) -> F64:
 
 
 def on_kernels(vectors: GroupVectors, group: Group, spread: F64, slots: int, kernels: Kernels) -> SignVectors:
-    """The vectors of a group's first slots, where a backend computes."""
+    """The vectors of a group's first slots, where a backend computes; ``spread`` is [chunks, J, J]."""
     edges = edges_of(group)
     chunks = int(np.searchsorted(edges, slots))
     if edges[chunks] != slots:

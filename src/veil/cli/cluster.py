@@ -27,7 +27,7 @@ def command(
     least: Annotated[int, typer.Option(min=1, help="The fewest replicas.")] = 1,
     most: Annotated[int | None, typer.Option(min=1, help="The most replicas.", show_default="the fewest")] = None,
     device: Annotated[Device, typer.Option(help="Where replicas compute.")] = Device.cpu,
-    cards: Annotated[int, typer.Option(min=1, max=16, help="GPUs of each replica.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, max=16, help="GPUs of each replica.")] = 1,
     cpus: Annotated[float, typer.Option(min=0.1, help="Cores that Ray keeps for each replica.")] = 2.0,
     drain_s: Annotated[float, typer.Option(min=0.0, help="How long a replica that drains keeps its sessions.")] = 300.0,
     ray_address: Annotated[
@@ -75,7 +75,7 @@ def command(
     run(
         ClusterRequest(
             plan=ReplicaPlan(
-                halves=halves, offers=offers, config=replica, device=device.value, cards=cards, cpus=cpus, host=reached
+                halves=halves, offers=offers, config=replica, device=device.value, gpus=gpus, cpus=cpus, host=reached
             ),
             front=front,
             scale=Scale(least=least, most=most or least),

@@ -20,7 +20,7 @@ def command(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8471,
     device: Annotated[Device, typer.Option(help="Where it computes; `auto` takes a GPU if veil can use one.")] = Device.auto,
-    cards: Annotated[
+    gpus: Annotated[
         int,
         typer.Option(
             min=1,
@@ -79,7 +79,7 @@ def command(
             port=port,
             rows_port=rows_port,
             device=device.value,
-            cards=cards,
+            gpus=gpus,
             tls_cert=tls_cert,
             tls_key=tls_key,
             tokens=tokens,

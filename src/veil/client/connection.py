@@ -168,7 +168,7 @@ class Connection:
                 f"the server speaks protocol {reply.protocol} (veil {failures.printable(reply.version)}), "
                 f"this veil {methods.PROTOCOL}; update the older one"
             )
-        return [_served(bundle) for bundle in reply.bundles]
+        return [offered_bundle(bundle) for bundle in reply.bundles]
 
     def retrying(self, call: Callable[[], R], tries: Retries) -> R:
         """``call`` until it gets through; `ServerUnreachable` with advice when the time is over."""
@@ -223,7 +223,8 @@ def _path(name: str) -> str:
     return f"/{methods.SERVICE}/{name}"
 
 
-def _served(bundle: pb.Bundle) -> OfferedBundle:
+def offered_bundle(bundle: pb.Bundle) -> OfferedBundle:
+    """What a server says of a bundle; `BundleError` where its header or digest is none."""
     try:
         header: Header = json.loads(bundle.header)
     except (ValueError, RecursionError):

@@ -24,10 +24,10 @@ from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal
 from veil.wire.messages import BatchUpload, Span, rows_of
 
-_GOODBYE_S = 4.0
+GOODBYE_S = 4.0
 """Seconds for the last call; a server that does not hear it forgets the session in time."""
 
-_SHORTEST_TTL_S = 60
+SHORTEST_TTL_S = 60
 """Seconds that a server has to keep batches, so that making them offline is worth its while and ends."""
 
 _NAME = re.compile("[0-9a-f]{32}")
@@ -65,10 +65,10 @@ class RemoteTransport:
         self._address = address
         self._place = Place(address.target)
         self._online = Connection(address, timeouts)
-        self._offline = Connection(address, timeouts)
+        self.offline = Connection(address, timeouts)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._stream: RowStream | None = None
+        self.stream: RowStream | None = None
         self._stream_of = ""
         self._sequence = 0
         self._opening = threading.Lock()  # guards what `open` replaces while rows go: these and the lane
@@ -80,19 +80,19 @@ class RemoteTransport:
             for index, group in enumerate(groups)
         ]
         self._met = False
-        self._lane: tuple[int, str] | None = None
+        self.lane: tuple[int, str] | None = None
         self._largest_reply = methods.largest_message([(model.params, model.manifest)])
         self.batch_ttl_s = float("inf")
 
     def open(self) -> str:
         """A new session; retries for a while, briefly if the server was never reached."""
         within = self._timeouts.retry_s if self._met else self._timeouts.connect_s
-        reply = self._offline.retrying(self._open, self._timeouts.retries(within, self._stopping))
+        reply = self.offline.retrying(self._open, self._timeouts.retries(within, self._stopping))
         self._met = True
         self.batch_ttl_s = float(reply.batch_ttl_s)
         with self._opening:
             self._session, self._released = str(reply.session), []
-            self._lane = (reply.rows_port, reply.rows_ticket) if 0 < reply.rows_port < 65536 else None
+            self.lane = (reply.rows_port, reply.rows_ticket) if 0 < reply.rows_port < 65536 else None
             return self._session
 
     def prepare(self, session: str, batches: Sequence[BatchUpload], segments: Sequence[str]) -> None:
@@ -100,9 +100,9 @@ class RemoteTransport:
         header = pb.PrepareHeader(session=session, batches=len(batches), segments=list(segments))
         data = [(batch.number, self._kernels.to_numpy(batch.data).tobytes()) for batch in batches]
         try:
-            self._offline.upload("Prepare", _upload(header, data), pb.PrepareReply, self._timeouts.prepare_s)
+            self.offline.upload("Prepare", _upload(header, data), pb.PrepareReply, self._timeouts.prepare_s)
         except (ServerUnreachable, CorruptMessage):
-            self._offline.renew()
+            self.offline.renew()
             self._place.failed()
             raise
         self._place.worked()
@@ -115,13 +115,13 @@ class RemoteTransport:
             tries: Retries | None = None
             while True:
                 try:
-                    if self._stream is not None and self._stream_of != self._place.target:
+                    if self.stream is not None and self._stream_of != self._place.target:
                         self._drop_stream()  # the last session was on another server of the cluster
-                    if self._stream is None:
+                    if self.stream is None:
                         self._stream_of = self._place.target
-                        self._stream = self._open_stream(session, tries.count if tries else 1)
+                        self.stream = self._open_stream(session, tries.count if tries else 1)
                     self._check_open()  # when the stream is where `stop` finds it
-                    reply = b"".join(self._stream.exchange(requests, sequences))
+                    reply = b"".join(self.stream.exchange(requests, sequences))
                     self._place.worked()
                     return codec.rows_from(reply, len(packed), slots, info.result_bits)
                 except (ServerUnreachable, CorruptMessage):
@@ -146,8 +146,8 @@ class RemoteTransport:
     def stop(self) -> None:
         """End what is under way, from any thread; what is left is `close`, which says goodbye where rows went."""
         self._stopping.set()
-        self._offline.close()
-        stream = self._stream
+        self.offline.close()
+        stream = self.stream
         if stream is not None:
             stream.end()
 
@@ -157,7 +157,7 @@ class RemoteTransport:
         with self._lock:
             self._drop_stream()
         try:
-            request, within_s = pb.CloseRequest(session=session), min(self._timeouts.connect_s, _GOODBYE_S)
+            request, within_s = pb.CloseRequest(session=session), min(self._timeouts.connect_s, GOODBYE_S)
             self._online.unary("Close", request, pb.CloseReply, within_s)
         except (ServerUnreachable, CorruptMessage):
             pass
@@ -170,37 +170,37 @@ class RemoteTransport:
 
     def _open_stream(self, session: str, tried: int) -> RowStream:
         """The row lane where it works, else gRPC; a lane that cannot be reached is not tried again in this session."""
-        lane = self._lane
+        lane = self.lane
         if lane is not None and tried <= _LANE_TRIES:
             try:
                 return LaneStream(self._online, session, lane, self._timeouts, self._largest_reply)
             except (OSError, ServerUnreachable, CorruptMessage):
                 with self._opening:
-                    if self._lane is lane:
-                        self._lane = None
+                    if self.lane is lane:
+                        self.lane = None
         return GrpcStream(self._online, self._timeouts.reply_s)
 
     def _open(self) -> pb.OpenReply:
         """A session here, or where the front of a cluster would have it."""
         if self._place.moved:
             self._move(self._address)
-        reply = self._open_at(self._offline)
+        reply = self._open_at(self.offline)
         if reply.server:
             self._move(placed_at(self._address, reply.server))
-            reply = self._open_at(self._offline)
+            reply = self._open_at(self.offline)
             if reply.server:
                 raise IncompatibleServer("the server that a cluster named would have the session elsewhere again")
         return reply
 
     def _move(self, address: Address) -> None:
         """Go on at another server, over connections of its own."""
-        old = self._online, self._offline
-        self._online, self._offline = Connection(address, self._timeouts), Connection(address, self._timeouts)
+        old = self._online, self.offline
+        self._online, self.offline = Connection(address, self._timeouts), Connection(address, self._timeouts)
         self._place = Place(address.target, moved=address.target != self._address.target)
         for connection in old:
             connection.close()
         if self._stopping.is_set():
-            self._offline.close()
+            self.offline.close()
 
     def _open_at(self, connection: Connection) -> pb.OpenReply:
         request = pb.OpenRequest(protocol=methods.PROTOCOL, bundle=self._choose(), fingerprint=self._fingerprint)
@@ -209,28 +209,29 @@ class RemoteTransport:
             return reply
         if not (_NAME.fullmatch(reply.session) and (not reply.rows_port or _NAME.fullmatch(reply.rows_ticket))):
             raise IncompatibleServer("the server names a session by something that is no session's name; distrust it")
-        if reply.batch_ttl_s < _SHORTEST_TTL_S:
+        if reply.batch_ttl_s < SHORTEST_TTL_S:
             raise IncompatibleServer(
                 f"the server forgets rows after {reply.batch_ttl_s} s: a client would make them for ever; ask its operator "
-                f"for {_SHORTEST_TTL_S} s at least, or use another server"
+                f"for {SHORTEST_TTL_S} s at least, or use another server"
             )
         return reply
 
     def _choose(self) -> str:
-        served = self._offline.describe()
+        served = self.offline.describe()
         names = ", ".join(repr(bundle.name) for bundle in served) or "nothing"
         if self._name is not None and self._name not in [bundle.name for bundle in served]:
             raise BundleError(f"the server has no bundle named {self._name!r}; it serves {names}")
         for bundle in served:
             if bundle.name == self._name or (self._name is None and bundle.fingerprint == self._fingerprint):
-                self._check_half(bundle)
+                self.check_half(bundle)
                 return bundle.name
         raise BundleError(
             f"none of the server's bundles ({names}) is the other half of yours (digest {self._fingerprint[:16]}…); "
             "fetch its client half with 'veil pull'"
         )
 
-    def _check_half(self, bundle: OfferedBundle) -> None:
+    def check_half(self, bundle: OfferedBundle) -> None:
+        """Raise `BundleError` if the server compiled the bundle with another client half."""
         if bundle.digest != self._half:
             raise BundleError(
                 f"the server has another client half of {bundle.name!r}: its digest is {bundle.digest}, yours {self._half}; "
@@ -264,9 +265,9 @@ class RemoteTransport:
         return sequences, requests
 
     def _drop_stream(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None
 
 
 def _upload(header: pb.PrepareHeader, batches: Sequence[tuple[int, bytes]]) -> Iterator[bytes]:

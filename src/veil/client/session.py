@@ -64,17 +64,17 @@ class ClientSession:
         self.model = model
         self.stats = stats
         self.kernels = kernels
-        self._transport = transport
+        self.transport = transport
         self.scalings = scalings
-        self._pool = RowPool(model.manifest)
-        self._maker = RowMaker(model, transport, kernels, rng, stats, self._pool, timeouts or Timeouts())
+        self.pool = RowPool(model.manifest)
+        self.maker = RowMaker(model, transport, kernels, rng, stats, self.pool, timeouts or Timeouts())
         rows = model.params.T
-        self._background = BackgroundMaker(self._maker, self._pool, offline_rows, rows) if offline_rows else None
-        self._pass_rows = PassRows(model.manifest, self._pool, self._maker, stats, rows, self._background)
+        self.background = BackgroundMaker(self.maker, self.pool, offline_rows, rows) if offline_rows else None
+        self.pass_rows = PassRows(model.manifest, self.pool, self.maker, stats, rows, self.background)
         self._places = [
             _Place(
                 scaling=scaling,
-                column=self._maker.batches.group_start(group),
+                column=self.maker.batches.group_start(group),
                 start=model.manifest.starts[group],
                 segment=info.segment,
                 slots=info.rows,
@@ -93,12 +93,12 @@ class ClientSession:
 
         Gradients come back through a pass of ``training``.
         """
-        session, gone = self._pass_rows.begin_forward(training)
+        session, gone = self.pass_rows.begin_forward(training)
         if gone:
             try:
-                self._transport.release(session, gone)
+                self.transport.release(session, gone)
             except UnknownSession:
-                self._maker.reopen(session)
+                self.maker.reopen(session)
 
     def end_forward(self) -> None:
         """Tell the session that a forward pass ended; raises `NotFiniteActivation` if NaN or infinity reached a group in it.
@@ -114,17 +114,17 @@ class ClientSession:
 
     def reserve(self, body: int = 0, full: int = 0, back: int = 0) -> None:
         """Have at least ``body`` rows without the head, ``full`` rows with it and ``back`` for gradients; returns then."""
-        self._pass_rows.reserve(body, full, back)
+        self.pass_rows.reserve(body, full, back)
 
     def expect(self, prompt_rows: int, new_tokens: int) -> None:
         """Begin to prepare in the background for a generation of about this size; nothing without a background."""
-        if self._background is not None:
-            self._background.expect(prompt_rows, new_tokens)
+        if self.background is not None:
+            self.background.expect(prompt_rows, new_tokens)
 
     @property
     def ready(self) -> Ready:
         """Rows that are ready now."""
-        return self._pass_rows.ready
+        return self.pass_rows.ready
 
     @property
     def last_sent(self) -> bytes:
@@ -141,11 +141,11 @@ class ClientSession:
         if self.checks is not None and self.checks.found is not None:
             self.checks.stop_if_caught()
         place, kernels, rows = self._places[group], self.kernels, len(x)
-        prompt_rows = self._pass_rows.count(group, rows, prompt=slots is not None)
+        prompt_rows = self.pass_rows.count(group, rows, prompt=slots is not None)
         scaling = place.scaling if slots is None else first_slots(place.scaling, slots)
         slots = place.slots if slots is None else slots
         for left in reversed(range(_RECOVERIES)):
-            session, parts = self._pass_rows.take(group, rows, prompt_rows)
+            session, parts = self.pass_rows.take(group, rows, prompt_rows)
             start_s = time.perf_counter()
             pads = [Rows(part.batch.pads, part.first, part.count) for part in parts]
             data, scales = kernels.encrypt(x, scaling, pads, place.column, place.input_bits)
@@ -154,12 +154,12 @@ class ClientSession:
             start_s = self.stats.spent("encrypt", start_s)
             try:
                 spans = [Span(part.batch.number, part.first, part.count) for part in parts]
-                reply = self._transport.evaluate(session, group, spans, data, slots)
+                reply = self.transport.evaluate(session, group, spans, data, slots)
             except (UnknownSession, UnknownBatch):
                 if not left:
                     raise
                 self.stats.spent("online_server", start_s)
-                self._maker.reopen(session)
+                self.maker.reopen(session)
                 continue
             start_s = self.stats.spent("online_server", start_s)
             self._moved(group, rows, slots)
@@ -175,16 +175,16 @@ class ClientSession:
 
     def close(self) -> None:
         """End the session and forget every batch."""
-        if self._background is not None:
-            self._background.stop()
+        if self.background is not None:
+            self.background.stop()
         if self.checks is not None:
             self.checks.close()
-        session = self._pool.session
-        self._maker.close()
+        session = self.pool.session
+        self.maker.close()
         self._sent = None
         if session:
             try:
-                self._transport.close(session)
+                self.transport.close(session)
             except UnknownSession:
                 return
 
@@ -192,24 +192,24 @@ class ClientSession:
 
     def take_row(self, groups: Sequence[int]) -> tuple[str, Part] | None:
         """The session and one row for a pass of one row through all these groups, spent; None if they are not level."""
-        part = self._pass_rows.take_level(groups)
+        part = self.pass_rows.take_level(groups)
         if part is None:
             return None
         for group in groups:
             self._moved(group, 1, self.model.manifest.groups[group].rows)
-        return self._pool.session, part
+        return self.pool.session, part
 
     def pad_column(self, group: int) -> int:
         """The column of a row's pads where a group's inputs begin."""
-        return self._maker.batches.group_start(group)
+        return self.maker.batches.group_start(group)
 
     @property
     def pad_words(self) -> int:
         """Words of a row's pads."""
-        return self._maker.batches.pad_words
+        return self.maker.batches.pad_words
 
     def check(self, group: int, scales: Array) -> None:
-        """Raise `NotFiniteActivation` if a row is not finite: at once, or at the pass's end where asking means waiting."""
+        """Raise `NotFiniteActivation` for a NaN among scales [R] float64: at once, or at the pass's end if asking waits."""
         if not self.kernels.asks_cheaply:
             self._unchecked.append((group, scales))
         elif not self.kernels.finite(scales):

@@ -35,7 +35,7 @@ class ReplicaPlan:
     offers: dict[str, Path]
     config: ServerConfig
     device: str = "cpu"
-    cards: int = 1
+    gpus: int = 1
     cpus: float = 1.0
     host: str | None = None
 
@@ -48,14 +48,14 @@ class Replica:
 
         from veil.kernels.backend import kernels_for
         from veil.priority import let_helpers_sleep
-        from veil.server.cards import find_cards
+        from veil.server.gpus import find_gpus
 
         let_helpers_sleep()
         self._host = plan.host or ray.util.get_node_ip_address()
         self._store = SessionStore(plan.config.limits)
-        cards = find_cards(plan.device, plan.cards) if plan.cards > 1 else []
+        gpus = find_gpus(plan.device, plan.gpus) if plan.gpus > 1 else []
         kernels = kernels_for(plan.device)
-        bundles = build_bundles(plan.halves, plan.offers, kernels, cards=cards, memory_bytes=plan.config.limits.memory_bytes)
+        bundles = build_bundles(plan.halves, plan.offers, kernels, gpus=gpus, memory_bytes=plan.config.limits.memory_bytes)
         self._server = Server(bundles, self._store, replace(plan.config, port=0, rows_port=0, metrics_port=None))
         self._server.start()
         self._most = plan.config.limits.max_sessions
@@ -103,7 +103,7 @@ class RayReplicas:
         self._made += 1
         name = f"replica-{self._made}"
         on_gpu = self._plan.device == "cuda"
-        options = {"num_cpus": self._plan.cpus, "num_gpus": self._plan.cards if on_gpu else 0}
+        options = {"num_cpus": self._plan.cpus, "num_gpus": self._plan.gpus if on_gpu else 0}
         actor = self._ray.remote(Replica).options(max_restarts=-1, max_concurrency=4, **options)
         self._actors[name] = actor.remote(self._plan)
         return name

@@ -245,7 +245,7 @@ def _generate(request: GenerateRequest, ready: _Ready, load_s: float, *, write: 
     try:
         with quiet(), lengths_hidden(ready.hybrid, padding), speculation or nullcontext(SpeculationOptions()) as drafts:
             options = {**drafts, **_structure(request, ready)}
-            config = _generation_config(request, ready.model)
+            config = generation_config(request, ready.model)
             for name in [name for name in options if name not in ("assistant_model", *_STRUCTURE)]:
                 setattr(config, name, options.pop(name))
             output = ready.model.generate(**ready.inputs, generation_config=config, streamer=streamer, **options)
@@ -291,7 +291,7 @@ def _answer_all(request: GenerateRequest, ready: _Ready, entries: list[batch.Ent
             inputs = {name: tensor.to(ready.model.device) for name, tensor in inputs.items()}
             encrypted = ready.hybrid is not None and request.mode in ("execute", "remote")
             with quiet(), lengths_hidden(ready.hybrid, request.padding if encrypted else None):
-                config = _generation_config(request, ready.model)
+                config = generation_config(request, ready.model)
                 output = ready.model.generate(**inputs, generation_config=config, **_structure(request, ready, len(part)))
             begun = 0 if ready.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
             for entry, answer in zip(part, output, strict=True):
@@ -318,7 +318,8 @@ def _speculation(request: GenerateRequest, ready: _Ready) -> Speculation | None:
     return ready.hybrid.speculate(ready.draft.model)
 
 
-def _generation_config(request: GenerateRequest, model: PreTrainedModel) -> GenerationConfig:
+def generation_config(request: GenerateRequest, model: PreTrainedModel) -> GenerationConfig:
+    """What a request asks ``generate`` for, and of the model's own settings what says which tokens there are."""
     model.generation_config = plain(model.generation_config)  # what a checkpoint says besides is not what was asked for
     config = copy.deepcopy(model.generation_config)
     changes: dict[str, object] = {"max_new_tokens": request.max_new_tokens, "max_length": None, "min_length": None}

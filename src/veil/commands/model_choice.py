@@ -65,7 +65,7 @@ def _open(choice: ModelChoice, progress: Progress) -> ServedModel:
     kernels_for(choice.device)  # an absent GPU is told of before the long work
     if choice.bundle is not None:
         hybrid = HybridFHEModel.load(choice.bundle, device=choice.device, progress=progress, terms=choice.terms)
-        name, tokenizer = _said(choice.bundle) or choice.bundle.resolve().name, hybrid.tokenizer
+        name, tokenizer = said_name(choice.bundle) or choice.bundle.resolve().name, hybrid.tokenizer
     else:
         hybrid, _ = opened_model(choice.model, bits=8, modules="linear", device=choice.device, progress=progress)
         name, tokenizer = name_of(choice.model), hybrid.tokenizer
@@ -89,15 +89,15 @@ def _connect(choice: ModelChoice, server: Address, progress: Progress) -> Served
         progress=progress,
         checked=choice.checked,
     )
-    name = choice.name or choice.server_bundle or _said(folder)
-    name = name or (_name_there(folder, server) if choice.bundle is None else _name_of(folder))
+    name = choice.name or choice.server_bundle or said_name(folder)
+    name = name or (name_there(folder, server) if choice.bundle is None else _name_of(folder))
     served = ServedModel(name, hybrid, hybrid.tokenizer, server.target)
     served.see(processor_in(_tokenizer_in(folder), served.net.config))
-    served.health = _health(server, served)
+    served.health = health_of(server, served)
     return served
 
 
-def _health(server: Address, served: ServedModel) -> ServerHealth:
+def health_of(server: Address, served: ServedModel) -> ServerHealth:
     """What looks after the server of a model, and tells the operator on standard error."""
     stats = served.hybrid.stats
 
@@ -120,7 +120,7 @@ def _tokenizer_in(folder: Path) -> Path:
     return (folder / "client" if (folder / "client").is_dir() else folder) / TOKENIZER
 
 
-def _said(folder: Path) -> str | None:
+def said_name(folder: Path) -> str | None:
     """What the model of a bundle is called by whoever compiled it; None where nobody said."""
     from veil.wire.failures import printable
 
@@ -132,7 +132,7 @@ def _said(folder: Path) -> str | None:
     return printable(said) or None if isinstance(said, str) else None
 
 
-def _name_there(folder: Path, server: Address) -> str:
+def name_there(folder: Path, server: Address) -> str:
     """What the server calls the bundle whose fetched half is in a folder that its digest names."""
     from veil.client.connection import Connection
     from veil.network.timeouts import Timeouts

@@ -36,10 +36,10 @@ _SUFFIXES = frozenset(
 )
 """What a client half is made of: settings, tensors, vocabularies and a chat's template. Nothing that Python would run."""
 
-_MOST_BYTES, _MOST_BYTES_OF_TEXT = 16 << 30, 64 << 20
+_MOST_BYTES, MOST_BYTES_OF_TEXT = 16 << 30, 64 << 20
 """Of a half, and of a file in it that holds no tensors; the largest vocabularies have half of that."""
 
-_ROOM_LEFT = 1 << 30
+ROOM_LEFT_BYTES = 1 << 30
 """Bytes of the disk that a half does not take."""
 
 _WORTH_FUSING_S = 0.0005
@@ -81,7 +81,7 @@ def cached(address: Address, *, terms: Terms, name: str | None, fuse_norms: str 
         served = connection.retrying(connection.describe, timeouts.retries(timeouts.connect_s))
         suitable = served if terms.digest else _suitable(served, name, fuse_norms, address)
         bundle = _choose(suitable, name, terms)
-        out = cache_folder() / "bundles" / _key(bundle)
+        out = cache_folder() / "bundles" / folder_name(bundle)
         with _known(address, bundle, served, terms):
             if not out.exists():
                 out.parent.mkdir(parents=True, exist_ok=True)
@@ -95,8 +95,8 @@ def cached(address: Address, *, terms: Terms, name: str | None, fuse_norms: str 
 def _fetch_all(connection: Connection, bundle: OfferedBundle, out: Path, terms: Terms) -> None:
     if len(bundle.files) > _MOST_FILES:
         raise BundleError(f"the server offers {len(bundle.files)} files, more than {_MOST_FILES}")
-    targets = [_safe(path) for path, _, _ in bundle.files]
-    _check_sizes(bundle, out)
+    targets = [safe_path(path) for path, _, _ in bundle.files]
+    check_sizes(bundle, out)
     _show(bundle)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -128,7 +128,7 @@ def _known(address: Address, bundle: OfferedBundle, served: list[OfferedBundle],
         error_console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _key(bundle: OfferedBundle) -> str:
+def folder_name(bundle: OfferedBundle) -> str:
     """What a fetched half is called in the cache."""
     return bundle.digest
 
@@ -191,12 +191,12 @@ def _show(bundle: OfferedBundle) -> None:
     error_console().print(table)
 
 
-def _check_sizes(bundle: OfferedBundle, out: Path) -> None:
+def check_sizes(bundle: OfferedBundle, out: Path) -> None:
     """Refuse a half before anything of it is fetched that is larger than one can be, or than there is room for."""
     for path, size, _ in bundle.files:
-        if size > _MOST_BYTES_OF_TEXT and PurePosixPath(path).suffix != ".safetensors":
+        if size > MOST_BYTES_OF_TEXT and PurePosixPath(path).suffix != ".safetensors":
             raise BundleError(
-                f"the server's {path!r} has {size:,} bytes, more than the {_MOST_BYTES_OF_TEXT:,} of such a file"
+                f"the server's {path!r} has {size:,} bytes, more than the {MOST_BYTES_OF_TEXT:,} of such a file"
             )
     total = sum(size for _, size, _ in bundle.files)
     if total > _MOST_BYTES:
@@ -204,12 +204,12 @@ def _check_sizes(bundle: OfferedBundle, out: Path) -> None:
             f"the server's client half has {total:,} bytes, more than the {_MOST_BYTES:,} that veil fetches; if it is "
             "right, copy it by other means and give its folder"
         )
-    free = shutil.disk_usage(out.parent).free - _ROOM_LEFT
+    free = shutil.disk_usage(out.parent).free - ROOM_LEFT_BYTES
     if total > free:
         raise BundleError(f"the client half has {total:,} bytes and {out.parent} has room for {max(0, free):,}; make room")
 
 
-def _safe(path: str) -> Path:
+def safe_path(path: str) -> Path:
     """A relative path below the folder of a kind of file that belongs there, from a server that need not be honest."""
     parts = PurePosixPath(path).parts
     plain = all(part not in ("", ".", "..") and not set(part) & set('\\:*?"<>|\0') for part in parts)

@@ -17,7 +17,7 @@ from veil.network.certificates import server_context
 from veil.network.tokens import Tokens
 from veil.priority import let_helpers_sleep
 from veil.server.budget import RowBudget
-from veil.server.cards import find_cards
+from veil.server.gpus import find_gpus
 from veil.server.listen import Server, ServerConfig, build_bundles, server_limits
 from veil.server.logs import LOGGER, JsonLines
 from veil.server.store import SessionStore
@@ -44,7 +44,7 @@ class ServeRequest:
     metrics_port: int | None
     rows_per_day: int = 0
     rows_file: Path | None = None
-    cards: int = 1
+    gpus: int = 1
 
 
 def run(request: ServeRequest) -> None:
@@ -73,12 +73,12 @@ def run(request: ServeRequest) -> None:
     config.check_ports()
     let_helpers_sleep()
     kernels = kernels_for(request.device)
-    cards = find_cards(request.device, request.cards) if request.cards > 1 else []
+    gpus = find_gpus(request.device, request.gpus) if request.gpus > 1 else []
     _log_to_stderr()
     store = SessionStore(limits)
     with Reporter() as reporter:
         halves, offers = named(request.bundles), named(request.offers)
-        bundles = build_bundles(halves, offers, kernels, reporter.report, cards=cards, memory_bytes=limits.memory_bytes)
+        bundles = build_bundles(halves, offers, kernels, reporter.report, gpus=gpus, memory_bytes=limits.memory_bytes)
     for name, served in bundles.items():
         if served.placed:
             print(f"veil: {name} is {served.placed}", file=sys.stderr, flush=True)

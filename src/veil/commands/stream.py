@@ -26,7 +26,7 @@ class AnswerStreamer(TextStreamer):
         self._begun = False
 
     def put(self, value: torch.Tensor) -> None:
-        """Take the prompt's tokens first, then generated tokens, one or several."""
+        """Take the prompt's int64 ids [1, tokens] first, then generated ones [tokens], one or several."""
         for _ in range(value.numel() if self._prompt_seen else 0):
             self._on_token()
         self._prompt_seen = True

@@ -46,7 +46,7 @@ class Inputs:
 
     @classmethod
     def of(cls, rows: F32 | None) -> Inputs | None:
-        """None for too few rows, rows of nothing but zeros, and rows that are not finite."""
+        """None for too few rows [R, width], rows of nothing but zeros, and rows that are not finite."""
         if rows is None or len(rows) < LEAST_ROWS or not np.isfinite(rows).all() or not rows.any():
             return None
         mean = rows.mean(axis=0, dtype=np.float64)

@@ -181,7 +181,7 @@ class _Seen:
         self.rows = kept.numpy()
 
     def norm(self, divisors: F32 | None) -> float:
-        """The largest norm of a row over ``divisors``, of the rows that were kept: the longest is one of them."""
+        """The largest norm of a row over ``divisors`` [width], of the rows that were kept: the longest is one of them."""
         if divisors is None or self.rows is None:
             return self.largest
         return float(np.linalg.norm(self.rows / divisors, axis=1).max())

@@ -84,7 +84,7 @@ def fused_matrix(parts: FoldParts, smooth: F32, group: Group) -> tuple[I8, F32]:
 
 
 def fusion_parts(producer: str, reading: Sequence[str], norm: Norm, affine: Callable[[str], tuple[F32, F32]]) -> FoldParts:
-    """The matrices of a fusion, from the layers' weights and biases that ``affine`` gives by name.
+    """The matrices of a fusion, from weights [out, in] and biases [out] that ``affine`` gives by a layer's name.
 
     The product is taken in float64, so that rounding it to float32 gives the same on every machine.
     """

@@ -7,7 +7,7 @@ import torch
 from veil.sources.models import Source
 
 _TOKENS = 512
-_TEXT = """The town library opens at nine. On Mondays a retired engineer reads the newspaper by the window and writes \
+TEXT = """The town library opens at nine. On Mondays a retired engineer reads the newspaper by the window and writes \
 letters to a friend in Lisbon; he says that a clear sentence is like a well-made bridge.
 def area(width: float, height: float) -> float:
     return width * height  # in square metres
@@ -40,6 +40,6 @@ def sample_tokens(source: Source) -> torch.Tensor:
     if source.tokenizer is None:
         ids = torch.randint(0, vocabulary, (1, _TOKENS), generator=torch.Generator().manual_seed(1))
     else:
-        ids = source.tokenizer(_TEXT, return_tensors="pt").input_ids
+        ids = source.tokenizer(TEXT, return_tensors="pt").input_ids
     limit = getattr(source.model.config.get_text_config(), "max_position_embeddings", None) or _TOKENS
     return ids[:, : min(_TOKENS, limit)]

@@ -72,12 +72,12 @@ class ServerHint:
     def from_arrays(
         cls, params: Params, kernels: Kernels, arrays: dict[str, dict[str, NDArray[np.generic]]], slots: dict[str, int]
     ) -> ServerHint:
-        """The inverse of `arrays`; ``slots`` by segment."""
+        """The inverse of `arrays`, of the same shapes and dtypes; ``slots`` by segment."""
         ring = ring_of(params)
         return cls(params, kernels, {name: kernels.load_hint(own, ring) for name, own in arrays.items()}, slots)
 
     def arrays(self) -> dict[str, dict[str, NDArray[np.generic]]]:
-        """Each segment's arrays, to be kept on disk; in the layout of this backend."""
+        """Each segment's arrays, to be kept on disk; shapes and dtypes are the backend's own."""
         return {name: hint.arrays() for name, hint in self._segments.items()}
 
     def public_tables(self, seed: PublicSeed, params: Params) -> dict[str, U32]:
@@ -99,7 +99,7 @@ class ServerHint:
         return self._slots[segment]
 
     def prepare(self, batches: Array, segments: Sequence[str]) -> dict[str, Array]:
-        """The shares h of B batches [B, terms, 2, N] for each segment asked for: [B, T, blocks·w], modulo 2^32.
+        """The shares h of B batches [B, terms, 2, N] for each segment asked for: [B, T, blocks·w] uint32, modulo 2^32.
 
         One pass over G for all of them.
         """

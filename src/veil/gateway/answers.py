@@ -27,13 +27,13 @@ class Event:
 class Answers:
     """The answers to one request, as they come. Leaving ``async with`` cancels what still runs.
 
-    Iterating yields `Event` and raises `ApiError` where the generation failed. Making one raises it when the line is full.
+    Iterating yields `Event` and raises `ApiError` where the generation failed. Making one raises it when the queue is full.
     ``lost`` is asked now and then whether waiting is in vain.
     """
 
     def __init__(
         self,
-        line: FairQueue,
+        queue: FairQueue,
         caller: str,
         work: Callable[[Answers], None],
         lost: Callable[[], ApiError | None] = lambda: None,
@@ -43,9 +43,9 @@ class Answers:
         self._events: asyncio.Queue[Event | ApiError | None] = asyncio.Queue()
         self._work = work
         self._lost = lost
-        self._line = line
+        self._queue = queue
         self.job = Job(caller, self._run)
-        line.submit(self.job)
+        queue.submit(self.job)
 
     def emit(self, event: Event) -> None:
         """Pass an event on; called in the generating thread."""
@@ -87,10 +87,10 @@ class Answers:
 
     def cancel(self) -> None:
         """Stop what runs or waits; nothing if it is over."""
-        self._line.cancel(self.job)
+        self._queue.cancel(self.job)
 
     def _run(self) -> None:
-        """Generate in a thread of the line. Nothing that is logged here can hold a prompt or an answer."""
+        """Generate in a thread of the queue. Nothing that is logged here can hold a prompt or an answer."""
         try:
             self._work(self)
             self._put(None)
@@ -107,7 +107,7 @@ class Answers:
 
 
 def texts(
-    line: FairQueue,
+    queue: FairQueue,
     caller: str,
     generator: Generator,
     prompts: Sequence[list[int]],
@@ -132,11 +132,11 @@ def texts(
 
                 generator.answer(ids, sampling, branch, answers.account, answers.job.cancelled, emit, owner, over)
 
-    return Answers(line, caller, work, generator.served.in_vain)
+    return Answers(queue, caller, work, generator.served.in_vain)
 
 
 def vectors(
-    line: FairQueue, caller: str, generator: Generator, inputs: Sequence[list[int]], found: list[list[float]]
+    queue: FairQueue, caller: str, generator: Generator, inputs: Sequence[list[int]], found: list[list[float]]
 ) -> Answers:
     """Embeddings, put into ``found`` in order; no events."""
 
@@ -144,4 +144,4 @@ def vectors(
         for ids in inputs:
             found.append(generator.embed(ids, answers.account, answers.job.cancelled))
 
-    return Answers(line, caller, work, generator.served.in_vain)
+    return Answers(queue, caller, work, generator.served.in_vain)

@@ -50,13 +50,13 @@ class Settings:
 
 
 class Gateway:
-    """What the routes share: the models, the line, and when a prompt was last announced."""
+    """What the routes share: the models, the queue, and when a prompt was last announced."""
 
     def __init__(self, models: Models, settings: Settings) -> None:
         self.models = models
         self.settings = settings
         self.created = int(time.time())
-        self.line = FairQueue(settings.at_once, settings.most_waiting)
+        self.queue = FairQueue(settings.at_once, settings.most_waiting)
         self._expected: dict[str, float] = {}
 
     @property
@@ -109,8 +109,8 @@ class Gateway:
             eager=self.settings.eager and not served.sent_whole,
             rows_ready=ready.tokens,
             prompt_rows_ready=ready.prompt_rows,
-            running=self.line.running,
-            waiting=self.line.waiting,
+            running=self.queue.running,
+            waiting=self.queue.waiting,
             sent=served.sent_sample.hex(),
             totals={name: getattr(totals, name) for name in counted},
         )
@@ -137,7 +137,7 @@ def build_app(
         yield
         for one in several:
             one.hybrid.stop_padding()
-        await asyncio.to_thread(gateway.line.close)
+        await asyncio.to_thread(gateway.queue.close)
 
     app = FastAPI(
         title="veil gateway",
@@ -164,7 +164,7 @@ def build_app(
 
 
 def _add_openai(app: FastAPI, gateway: Gateway) -> None:
-    models, line = gateway.models, gateway.line
+    models, queue = gateway.models, gateway.queue
 
     @app.get("/v1/models", responses=ERRORS)
     async def list_models() -> schemas.ModelList:
@@ -190,7 +190,7 @@ def _add_openai(app: FastAPI, gateway: Gateway) -> None:
         sampling = await asyncio.to_thread(sampling_of, body, one.served, gateway.settings.answer_tokens)
         prompts = await asyncio.to_thread(completion_prompts, body, one.served)
         caller, owner = caller_of(request, body.user), owner_of(request)
-        answers = texts(line, caller, one.generator, prompts, body.n or 1, sampling, owner)
+        answers = texts(queue, caller, one.generator, prompts, body.n or 1, sampling, owner)
         replies = _replies(one.served, answers, body, chat=False)
         return await _reply(request, answers, replies, stream=bool(body.stream))
 
@@ -206,7 +206,7 @@ async def chat_answers(
     sampling = await asyncio.to_thread(sampling_of, body, served, gateway.settings.answer_tokens, use)
     sampling = replace(sampling, stop=(*sampling.stop, *stop))
     caller, owner = caller_of(request, body.user), owner_of(request)
-    return texts(gateway.line, caller, one.generator, [prompt], body.n or 1, sampling, owner), use, served
+    return texts(gateway.queue, caller, one.generator, [prompt], body.n or 1, sampling, owner), use, served
 
 
 def _add_own(app: FastAPI, gateway: Gateway) -> None:

@@ -67,7 +67,7 @@ def add_to(app: FastAPI, gateway: Gateway) -> None:
             sent[0] = one.generator.begin(ids, answers.account, answers.job.cancelled, owner, adapter)
             served.hybrid.expect(prompt_rows=_ROWS_LEFT, new_tokens=min(body.new_tokens, served.context_length))
 
-        async with Answers(gateway.line, caller_of(request, None), work, served.in_vain) as answers:
+        async with Answers(gateway.queue, caller_of(request, None), work, served.in_vain) as answers:
             await unless_gone(request, drained(answers))
         return Prefilled(tokens=len(ids), sent=sent[0])
 

@@ -100,7 +100,7 @@ def too_long(rows: int, limit: int, param: str, *, at_least: bool = False) -> Ap
 
 
 def busy(waiting: int) -> ApiError:
-    """The line is full (429)."""
+    """The queue is full (429)."""
     message = f"{waiting} requests wait already, the most that do; try again soon"
     return ApiError(429, message, kind="rate_limit_error", code="queue_full")
 

@@ -36,7 +36,7 @@ class FairQueue:
             thread.start()
 
     def submit(self, job: Job) -> None:
-        """Have a job done in its turn. `ApiError` 429 when the line is full."""
+        """Have a job done in its turn. `ApiError` 429 when the queue is full."""
         with self._changed:
             idle = len(self._threads) - self.running
             if self._closed or self.waiting - idle >= self._most_waiting:
@@ -45,7 +45,7 @@ class FairQueue:
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Take a job that waits out of the line, or tell the running work to stop."""
+        """Take a job that waits out of the queue, or tell the running work to stop."""
         job.cancelled.set()
         with self._changed:
             jobs = self._waiting.get(job.caller)
@@ -95,7 +95,7 @@ class FairQueue:
                     self._changed.notify_all()
 
     def _next(self) -> Job | None:
-        """The first job of the first caller who may start one; that caller goes to the end of the line."""
+        """The first job of the first caller who may start one; that caller goes to the end of the queue."""
         for caller, jobs in self._waiting.items():
             if sum(active.caller == caller for active in self._active) < self._per_caller:
                 job = jobs.popleft()

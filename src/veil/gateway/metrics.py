@@ -27,8 +27,8 @@ class _Models:
         """The families."""
         gateway = self._gateway
         for name, text, value in (
-            ("running", "Answers that run", gateway.line.running),
-            ("waiting", "Requests that wait", gateway.line.waiting),
+            ("running", "Answers that run", gateway.queue.running),
+            ("waiting", "Requests that wait", gateway.queue.waiting),
         ):
             yield GaugeMetricFamily(f"veil_gateway_{name}", text, value)
         ready = GaugeMetricFamily("veil_gateway_rows_ready", "Rows that are ready", labels=["model", "kind"])

@@ -58,7 +58,7 @@ class CachedTokens(Reply):
 
 
 class Seconds(Reply):
-    """Where a request's time went: waiting in line, until the first token, in all; and the parts of the work."""
+    """Where a request's time went: waiting in the queue, until the first token, in all; and the parts of the work."""
 
     queue: float
     first_token: float

@@ -88,7 +88,7 @@ def owner_of(request: Request) -> str:
 
 
 def caller_of(request: Request, user: str | None) -> str:
-    """Whom a request is from, for turns in the line: its key and the user that it names, or the program and the page."""
+    """Whom a request is from, for turns in the queue: its key and the user that it names, or the program and the page."""
     key = owner_of(request)[:16]
     if user:
         return f"{key} user {user[:64]}"

@@ -120,7 +120,7 @@ async def _found(
 ) -> tuple[list[list[float]], schemas.EmbeddingUsage]:
     """The vectors, and what they cost."""
     found: list[list[float]] = []
-    async with vectors(gateway.line, caller_of(request, user), one.generator, inputs, found) as answers:
+    async with vectors(gateway.queue, caller_of(request, user), one.generator, inputs, found) as answers:
         await unless_gone(request, drained(answers))
     account = answers.account
     usage = schemas.EmbeddingUsage(

@@ -140,7 +140,7 @@ class Sides:
         return SimulatedLayers(compiled.manifest, self._weights, self.scalings, kernels, compiled.params, rng)
 
     def weights_here(self, who_needs: str = "this needs") -> tuple[NDArray[np.int8], ...]:
-        """The integer weights of each group; `NotCompiled` where only the client's half is here."""
+        """The int8 weights [rows, width] of each group; `NotCompiled` where only the client's half is here."""
         if self.compiled.weights is None:
             raise NotCompiled(f"{who_needs} the weights, and only the client half of the bundle is here")
         return self.compiled.weights

@@ -50,7 +50,10 @@ class _FixedRow:
         self.scales: list[tuple[int, Array]] = []
 
     def evaluate(self, group: int, x: Array, slots: int | None = None) -> Array:
-        """One row's step under the material that `arm` will copy; `ValueError` for more rows, or a group twice."""
+        """One row's step, [1, width] → [1, rows] float32, under the material that `arm` will copy.
+
+        `ValueError` for more rows, or a group twice.
+        """
         if len(x) != 1 or group in self.groups or slots is not None:
             raise ValueError("a recorded pass has one row, and each group once")
         session, kernels = self._session, self._session.kernels

@@ -38,6 +38,6 @@ class GaussianTable:
         self.values: NDArray[np.int8] = np.where(low == high, clear, np.int8(self.UNCLEAR)).astype(np.int8)
 
     def resolve(self, upper: NDArray[np.uint16], lower: NDArray[np.uint64]) -> NDArray[np.int8]:
-        """The samples of words with these upper 16 bits and, as their lower 48, the lower 48 of ``lower``."""
+        """The samples [count] of words with these upper 16 bits [count] and, as lower 48, the lower 48 of ``lower``."""
         words = (upper.astype(np.uint64) << np.uint64(48)) | (lower & np.uint64((1 << 48) - 1))
         return (np.searchsorted(self.bounds, words, side="right") - self.largest).astype(np.int8)

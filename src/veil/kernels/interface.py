@@ -115,7 +115,7 @@ class Hint(Protocol):
         """Bytes that it holds."""
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """What `Kernels.load_hint` takes, to be kept on disk."""
+        """What `Kernels.load_hint` takes, to be kept on disk; shapes and dtypes are the backend's own."""
 
 
 class Words(Protocol):
@@ -129,7 +129,7 @@ class Errors(Protocol):
     """A source of secret errors: rounded Gaussians."""
 
     def draw(self, *shape: int) -> Array:
-        """Samples, int8."""
+        """Samples of this shape, int8."""
 
 
 def answer_each(kernels: Kernels, asked: Sequence[GroupRows]) -> GroupResults:
@@ -154,28 +154,28 @@ class Kernels(Protocol):
     """Whether rows of several groups are answered quicker together: on a GPU a launch costs more than a small product."""
 
     def asarray(self, values: NDArray[np.generic]) -> Array:
-        """A NumPy array as one of the backend; an array of the backend as it is."""
+        """A NumPy array as one of the backend, shape and dtype kept; an array of the backend as it is."""
 
     def to_numpy(self, values: Array) -> NDArray[Any]:
-        """An array of the backend as a NumPy array."""
+        """An array of the backend as a NumPy array, shape and dtype kept."""
 
     def from_torch(self, values: torch.Tensor) -> Array:
-        """A tensor, detached and contiguous, as an array of the backend."""
+        """A tensor, detached and contiguous, as an array of the backend, shape and dtype kept."""
 
     def to_torch(self, values: Array) -> torch.Tensor:
-        """An array of the backend as a tensor."""
+        """An array of the backend as a tensor, shape and dtype kept."""
 
     def zeros(self, *shape: int) -> Array:
-        """Words of zero, uint32."""
+        """Words of zero of this shape, uint32."""
 
     def pack(self, values: U32, bits: int) -> NDArray[np.uint8]:
         """NumPy words [R, count] below 2^bits → bytes [R, ⌈count·bits/8⌉], little-endian, each row padded with zeros."""
 
     def unpack(self, data: NDArray[np.uint8], count: int, bits: int) -> U32:
-        """The inverse of `pack`, of NumPy arrays."""
+        """The inverse of `pack`, of NumPy arrays: bytes [R, ⌈count·bits/8⌉] → words [R, count] below 2^bits."""
 
     def concatenate(self, parts: Sequence[Array]) -> Array:
-        """Arrays one after the other, along their first axis."""
+        """Arrays of one dtype, equal in shape but for the first axis, one after the other along it."""
 
     def synchronize(self) -> None:
         """Wait until what the calling thread asked for is done, so that other threads may use it."""
@@ -196,10 +196,10 @@ class Kernels(Protocol):
         """Room for G of some blocks, all zero."""
 
     def fill_hint(self, hint: Hint, first: int, rows: Array, ring: Ring) -> None:
-        """Put H [slots, n] from block ``first``, a multiple of `TILE`, into G; only the last tile may lack slots."""
+        """Put H [slots, n] int32 from block ``first``, a multiple of `TILE`, into G; only the last tile may lack slots."""
 
     def load_hint(self, arrays: dict[str, NDArray[np.generic]], ring: Ring) -> Hint:
-        """A hint from what `Hint.arrays` gave; the arrays may be maps of a file, and are not written to."""
+        """A hint from arrays as `Hint.arrays` gave them; they may be maps of a file, and are not written to."""
 
     def prepare(self, hint: Hint, batches: Array, bits: int, ring: Ring) -> Array:
         """``D_k = Σ_v G_{k,v}·b_v`` of all blocks for B batches, switched to ``bits`` bits; one pass over G.
@@ -295,7 +295,7 @@ class Kernels(Protocol):
         """
 
     def finite(self, scales: Array) -> bool:
-        """Whether every row's scale is finite."""
+        """Whether every row's scale, of [R] float64, is finite."""
 
     def prefetch(self, weights: Array) -> Iterator[object]:
-        """Steps of a few µs that bring a group's weights nearer; none where memory is near."""
+        """Steps of a few µs that bring a group's int8 weights [rows, width] nearer; none where memory is near."""

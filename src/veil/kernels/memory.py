@@ -33,12 +33,12 @@ _left: deque[NDArray[np.uint8]] = deque()  # the oldest first; finalizers append
 
 
 def aligned(shape: tuple[int, ...], dtype: DType[S]) -> NDArray[S]:
-    """An array like `np.empty` that begins at a cache line."""
+    """An array of this shape and dtype, like `np.empty`, that begins at a cache line."""
     return _placed(np.empty(_bytes(shape, dtype) + LINE_BYTES, dtype=np.uint8), shape, dtype)
 
 
 def room(shape: tuple[int, ...], dtype: DType[S]) -> NDArray[S]:
-    """`aligned`, in memory that an earlier room left when the last array in it went away. Thread safe."""
+    """`aligned` of a shape and dtype, in memory that an earlier room's last array left when it went. Thread safe."""
     needed = _bytes(shape, dtype) + LINE_BYTES
     block = _fitting(needed)
     if block is None:
@@ -49,7 +49,7 @@ def room(shape: tuple[int, ...], dtype: DType[S]) -> NDArray[S]:
 
 
 def in_one_block(shapes: Sequence[tuple[int, ...]], dtype: DType[S]) -> tuple[NDArray[S], ...]:
-    """Arrays like `np.empty`, each at a line, one after the other in one block.
+    """Arrays of these shapes and one dtype, like `np.empty`, each at a line, one after the other in one block.
 
     The system gives large blocks in large pages, and what is read ahead of an array's end is the next one's beginning.
     """
@@ -60,7 +60,7 @@ def in_one_block(shapes: Sequence[tuple[int, ...]], dtype: DType[S]) -> tuple[ND
 
 
 def side_by_side(matrices: list[NDArray[S]]) -> tuple[NDArray[S], ...]:
-    """Copies of matrices of one dtype, `in_one_block`; the list is emptied, to free what is copied."""
+    """Copies of matrices of one dtype and any shape, `in_one_block`; the list is emptied, to free what is copied."""
     if not matrices:
         return ()
     placed = in_one_block([matrix.shape for matrix in matrices], matrices[0].dtype)

@@ -37,12 +37,12 @@ class NttTable:
 
 
 def shoup(values: U32, prime: int) -> U32:
-    """``floor(w·2^32/p)``, the companion of a constant factor w."""
+    """``floor(w·2^32/p)``, the companion of each constant factor w below p; of the same shape."""
     return ((values.astype(np.uint64) << np.uint64(32)) // np.uint64(prime)).astype(np.uint32)
 
 
 def bit_reversal(bits: int) -> NDArray[np.int64]:
-    """The permutation of ``range(2^bits)`` that reverses the bits of its index."""
+    """The permutation [2^bits] of ``range(2^bits)`` that reverses the bits of its index."""
     order = np.zeros(1, dtype=np.int64)
     for _ in range(bits):
         order = np.concatenate([2 * order, 2 * order + 1])

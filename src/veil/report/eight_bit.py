@@ -19,7 +19,7 @@ class EightBitLayers:
         self._kernels = kernels
 
     def evaluate(self, group: int, x: Array, slots: int | None = None) -> Array:
-        """A group's outputs [R, slots] for rows x [R, width] as `eight_bit` rounds them, after the group's divisors."""
+        """A group's outputs [R, slots] for rows x [R, width] as `eight_bit` rounds them after the divisors, both float32."""
         kernels, divisors = self._kernels, self._scalings[group].divisors
         values = kernels.to_torch(x)
         if divisors is None:

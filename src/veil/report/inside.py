@@ -76,5 +76,5 @@ def choose(hybrid: HybridFHEModel, mode: str) -> None:
 
 
 def beside(hybrid: HybridFHEModel, ids: torch.Tensor) -> torch.Tensor:
-    """Token ids where the model is."""
+    """Token ids [1, T] int64 where the model is."""
     return ids.to(next(hybrid.model.parameters()).device)

@@ -26,7 +26,7 @@ class Evaluator(Protocol):
     """
 
     def evaluate(self, group: int, x: Array, slots: int | None = None) -> Array:
-        """The outputs, in a new array."""
+        """The outputs [R, slots or all rows] float32, in a new array."""
         ...
 
 
@@ -41,7 +41,7 @@ class ClearLayers:
         self._zeros: Array | None = None
 
     def evaluate(self, group: int, x: Array, slots: int | None = None) -> Array:
-        """See `Evaluator`; `NotFiniteActivation` for NaN or infinity."""
+        """Inputs [R, width] → outputs [R, slots] float32, as in `Evaluator`; `NotFiniteActivation` for NaN or infinity."""
         info, kernels, rows = self._manifest.groups[group], self._kernels, len(x)
         slots = info.rows if slots is None else slots
         scaling = first_slots(self._scalings[group], slots)

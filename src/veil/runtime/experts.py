@@ -77,7 +77,7 @@ class RemoteExperts(nn.Module):
         self._whole[0]._load_from_state_dict(*args)
 
     def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Rows [R, width], the experts chosen for each [R, k] and their weights [R, k] → [R, width]."""
+        """Rows [R, width] float, the experts chosen for each [R, k] int64 and their weights [R, k] float → [R, width]."""
         original = self._whole[0]
         if original._parameters and self.layers[0].router is None and not self.calibrating:
             result: torch.Tensor = original(hidden, chosen, weights)

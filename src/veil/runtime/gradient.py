@@ -30,7 +30,7 @@ class EncryptedProduct(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, None, None]:
-        """Gradients [R, rows] → [R, width].
+        """Gradients [R, rows] → [R, width], both float32.
 
         A row with NaN or infinity, as gradient scaling tries them, goes up as zeros and comes back as NaN.
         """
@@ -42,6 +42,6 @@ class EncryptedProduct(torch.autograd.Function):
 
 
 def encrypted_product(x: Tensor, forward: Evaluate, back: Evaluate) -> Tensor:
-    """``forward(x)`` as a step of autograd, with ``back`` as its gradient."""
+    """``forward(x)``, [R, width] → [R, rows] float32, as a step of autograd, with ``back`` as its gradient."""
     outputs: Tensor = EncryptedProduct.apply(x, forward, back)  # type: ignore[no-untyped-call]
     return outputs

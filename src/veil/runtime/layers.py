@@ -182,7 +182,7 @@ class RemoteLayer(nn.Module):
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """The float bias, where there is one."""
+        """The float bias [out], where there is one."""
         return None if self.inner is None else getattr(self.inner, "bias", None)
 
     def __setattr__(self, name: str, value: torch.Tensor | nn.Module) -> None:

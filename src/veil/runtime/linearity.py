@@ -19,7 +19,7 @@ def is_plain(module: nn.Module) -> bool:
 def check_linear(module: nn.Module, weight: torch.Tensor) -> None:
     """Try a ``forward`` of its own on rows from zero to 10,000, together, alone and in a sequence; hooks do not run.
 
-    ``weight`` is [out, in]. Raises `ValueError` for a module that gives anything else than a linear layer would.
+    ``weight`` is [out, in] of any float dtype. Raises `ValueError` for a module that gives what no linear layer would.
     """
     if is_plain(module):
         return

@@ -28,7 +28,7 @@ class Norm:
         return torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.epsilon)
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
-        """The norm itself, in float32."""
+        """The norm itself: x [..., width] of any float dtype → the same shape, float32."""
         centred = x.float() - x.float().mean(dim=-1, keepdim=True) if self.centred else x.float()
         return self.factor(x) * centred * self.gamma + self.beta
 

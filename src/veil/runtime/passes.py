@@ -129,7 +129,10 @@ class Passes:
                 self._owner = None
 
     def alone(self, name: str, forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """A layer's answer where nothing that holds it was called: of a pass that was made if it is recomputed."""
+        """A layer's answer [..., out] to x [..., in], float, where nothing that holds it was called.
+
+        It is that of a pass that was made, if it is recomputed.
+        """
         if not _is_backward():
             return forward(x)
         out = self._plan(name, forward, (x,), {})

@@ -49,20 +49,20 @@ class ResidualStream:
         self._seen.clear()
 
     def before(self, fusion: NormFusion, x: torch.Tensor) -> torch.Tensor:
-        """The stream that the layer reading ``x`` [..., in] is about to add to: [..., width], as many rows."""
+        """The stream that the layer reading ``x`` [..., in] is about to add to: [..., width] float, as many rows."""
         seen = self._seen.get(fusion.before)
         if seen is None or seen.source.shape[-1] != fusion.width or _count(seen.source) != _count(x):
             raise StreamChanged(f"no stream of these rows passed {fusion.before} in this forward pass; {REMEDY}")
         return seen.source
 
     def check_reader(self, fusion: NormFusion, x: torch.Tensor) -> None:
-        """Raise `StreamChanged` unless ``x`` is what the fusion's norm gave last in this pass, unchanged."""
+        """Raise `StreamChanged` unless x [..., width] float is what the fusion's norm gave last in this pass, unchanged."""
         seen = self._seen.get(fusion.after)
         if seen is None or not seen.result.holds(x):
             raise StreamChanged(f"a layer behind {fusion.after} reads something else; {REMEDY}")
 
     def factor(self, fusion: NormFusion, before: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
-        """ρ [T, 1] of what the fusion's norm read, which must be ``before + added``, the sum taken exactly."""
+        """ρ [T, 1] float32 of what the fusion's norm read, which must be ``before + added``, the sum taken exactly."""
         rows = self._seen[fusion.after].source.reshape(-1, fusion.width)
         if not torch.equal(rows, before.reshape(-1, fusion.width) + added.reshape(-1, fusion.width)):
             raise StreamChanged(f"the stream was changed on its way to {fusion.after}; {REMEDY}")

@@ -112,7 +112,7 @@ class Router:
             self.stream.clear()
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        """The output [..., out] of a remote linear layer for its input [..., in]."""
+        """The output [..., out] of a remote linear layer for its input [..., in], of the input's float dtype."""
         place = self._places[name]
         group, shape = place.info, x.shape
         with self._lock:

@@ -105,7 +105,7 @@ class _Paced(CandidateGenerator):  # type: ignore[misc]
         self._started, self._waited = 0.0, 0.0
 
     def get_candidates(self, input_ids: torch.LongTensor, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The tokens so far with draft tokens behind them, and the draft's logits where there are any."""
+        """Ids [1, tokens] int64 with draft tokens behind them, and the draft's logits [1, drafts, words], if it has any."""
         length = int(input_ids.shape[1])
         candidates: torch.Tensor = input_ids
         logits: torch.Tensor | None = None
@@ -123,7 +123,7 @@ class _Paced(CandidateGenerator):  # type: ignore[misc]
         return candidates, logits
 
     def update_candidate_strategy(self, input_ids: torch.LongTensor, scores: torch.Tensor, num_matches: int) -> None:
-        """Learn from a pass: what it took and how many draft tokens were right."""
+        """Learn from a pass: what it took and how many draft tokens were right; ids [1, tokens] and scores are not read."""
         matches = int(num_matches)
         waited = self._stats.seconds["wait"] - self._waited
         seconds = time.perf_counter() - self._started - waited

@@ -276,11 +276,11 @@ class Traffic:
         several = [value for name, value in inputs.items() if name not in plain]
         buffers = [(buffer, buffer.clone()) for buffer in self._running_buffers()]
         tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
-        cards = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
+        gpus = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
         try:
             with (
                 torch.set_grad_enabled(self._with_gradients),
-                torch.random.fork_rng(devices=cards),
+                torch.random.fork_rng(devices=gpus),
                 warnings.catch_warnings(),
             ):
                 warnings.simplefilter("ignore")  # what the pass itself will say

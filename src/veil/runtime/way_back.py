@@ -62,7 +62,7 @@ class WayBack:
         return len(self._due) - 1
 
     def ask(self, number: int, gradient: Tensor) -> Tensor:
-        """The gradient [R, width] by a call's inputs, for that by its outputs [R, rows], after those that come before it."""
+        """The gradient [R, width] float32 by a call's inputs, for that by its outputs [R, rows], after those before it."""
         task = torch._C._current_graph_task_id()
         self._ways.walks(self, task)
         if task != self.task:

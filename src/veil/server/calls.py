@@ -46,7 +46,7 @@ class OpenCalls:
     def __init__(self, most: int, waiting: int = 16) -> None:
         self._most = most
         self._most_of_address = max(1, 2 * most // 3)
-        self._unproven: Unproven[grpc.ServicerContext] = Unproven(waiting, lambda context: context.cancel())
+        self.unproven: Unproven[grpc.ServicerContext] = Unproven(waiting, lambda context: context.cancel())
         self._lock = threading.Lock()
         self._open: set[OpenCall] = set()
 
@@ -57,7 +57,7 @@ class OpenCalls:
 
     def first(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """A call's first message, nothing if it has none; the call is cancelled if it does not come soon."""
-        with self._unproven.holding(context, address_of(context.peer())):
+        with self.unproven.holding(context, address_of(context.peer())):
             return next(messages, b"")
 
     @contextmanager
@@ -78,7 +78,7 @@ class OpenCalls:
 
     def cancel_silent(self, silent_s: float) -> None:
         """End streams that were silent for longer; their clients come back on a new one when they need it."""
-        self._unproven.cut(min(FIRST_S, silent_s))
+        self.unproven.cut(min(FIRST_S, silent_s))
         self._cancel(lambda call, silent: silent > silent_s)
 
     def cancel_idle(self) -> None:

@@ -132,14 +132,14 @@ class Engine:
         return shares + record_bytes(params.T, len(manifest.groups))
 
     def decode(self, batches: Sequence[BatchUpload]) -> Array:
-        """Uploaded batches in the NTT domain [B, terms, 2, N]; `WireError` for residues that are none."""
+        """Uploaded batches in the NTT domain [B, terms, 2, N] uint32; `WireError` for residues that are none."""
         packed = [self.kernels.asarray(batch.data).reshape(1, -1) for batch in batches]
         size = self.model.params.batch_bytes
         data = self.kernels.concatenate(packed) if packed else self.kernels.asarray(np.empty((0, size), dtype=np.uint8))
         return self.kernels.decode_batches(data, self._ring)
 
     def shares(self, decoded: Sequence[Array], segments: Sequence[str]) -> dict[str, Array]:
-        """Shares h of all these batches [B, T, slots] by segment, in one pass over G."""
+        """Shares h of all these batches [B, T, slots] uint32 by segment, in one pass over G."""
         found = [own for own in decoded if len(own)]
         return self.hint.prepare(self.kernels.concatenate(found), segments) if found else {}
 
@@ -183,7 +183,7 @@ class Engine:
         return GroupRows(claim.rows, weights, claim.shares, column, bits)
 
     def answer(self, claims: Sequence[Claim], *, serial: bool = False) -> list[Array]:
-        """The packed results of each of some claims; see `product`."""
+        """The packed results [rows of the claim, bytes] uint8 of each of some claims; see `product`."""
         packed, replies, first = self.product(claims, serial=serial), [], 0
         for claim in claims:
             replies.append(packed[first : first + claim.count])
@@ -191,7 +191,7 @@ class Engine:
         return replies
 
     def product(self, claims: Sequence[Claim], *, serial: bool = False) -> Array:
-        """The packed results of some claims on one group and as many outputs, one after the other, in one pass.
+        """The packed results [R, bytes] uint8 of some claims on one group and as many outputs, in order, in one pass.
 
         ``serial`` keeps it on the calling thread.
         """

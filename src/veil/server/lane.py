@@ -71,7 +71,7 @@ class RowLane:
         most: int,
     ) -> None:
         self._stream, self._loop, self._ended = stream, loop, ended
-        self._message_bytes, self._most = message_bytes, most
+        self._message_bytes, self.most = message_bytes, most
         self._tls: ssl.SSLContext | None = None
         if tls is not None:
             self._tls = server_context(*tls)
@@ -155,7 +155,7 @@ class RowLane:
         except OSError:  # out of files, or the connection is gone already
             time.sleep(0.01)
             return
-        if self.count >= self._most:
+        if self.count >= self.most:
             self._ended("quota")
             accepted.close()
             return

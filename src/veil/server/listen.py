@@ -30,8 +30,8 @@ from veil.progress import Progress
 from veil.server.admission import Admission
 from veil.server.arrivals import Arrivals, room_for
 from veil.server.budget import RowBudget
-from veil.server.cards import Card, engines
 from veil.server.engine import Engine
+from veil.server.gpus import ServerGpu, engines
 from veil.server.lane import RowLane
 from veil.server.logs import event
 from veil.server.metrics import Metrics
@@ -109,11 +109,11 @@ def build_bundles(
     kernels: Kernels,
     progress: Progress | None = None,
     hints: Path | None = None,
-    cards: Sequence[Card] = (),
+    gpus: Sequence[ServerGpu] = (),
     memory_bytes: int = 1 << 32,
 ) -> dict[str, HostedBundle]:
     """Load server halves by name and build their hints; ``offers`` are client halves by the same names,
-    ``hints`` a folder where hints are kept for the next start. With several ``cards`` they lie on those, beside
+    ``hints`` a folder where hints are kept for the next start. With several ``gpus`` they lie on those, beside
     ``memory_bytes`` for batches of rows.
     """
     unknown = sorted(set(offers) - set(halves))
@@ -129,8 +129,8 @@ def build_bundles(
                 f"{offers[name]} is not the client half that was compiled with {path}: its digest is {offer.digest}, not "
                 f"{digest}; offer the one beside it"
             )
-        if len(cards) > 1:
-            build = partial(engines, load_server(path), cards, memory_bytes, progress)
+        if len(gpus) > 1:
+            build = partial(engines, load_server(path), gpus, memory_bytes, progress)
             made, placed = in_thread_of_its_own(build)
             bundles[name] = HostedBundle(made[0], digest, offer, tuple(made[1:]), placed)
             continue
@@ -214,7 +214,7 @@ class Server:
         self._ended = threading.Event()
         self._stop_metrics: Callable[[], None] | None = None
         self.port = self._listen()
-        self._lane = self._open_lane(message_bytes, threads)
+        self.lane = self._open_lane(message_bytes, threads)
         self._gauges()
 
     @classmethod
@@ -266,8 +266,8 @@ class Server:
             self._stop_metrics = self.metrics.serve(self.config.host, self.config.metrics_port)
         self._loop.start()
         self._grpc.start()
-        if self._lane is not None:
-            self._lane.start()
+        if self.lane is not None:
+            self.lane.start()
         for name in ("", methods.SERVICE):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._sweeper = threading.Thread(target=self._sweep, name="veil-sweep", daemon=True)
@@ -279,14 +279,14 @@ class Server:
         event("stopping", grace_s=grace_s)
         self._health.enter_graceful_shutdown()
         ended = self._grpc.stop(grace_s)
-        if self._lane is not None:
-            self._lane.stop(grace_s)
+        if self.lane is not None:
+            self.lane.stop(grace_s)
         while not ended.wait(0.1):
             self.service.calls.cancel_idle()
         self._worker.stop()
         self._loop.stop()
-        if self._lane is not None:
-            self._lane.close()
+        if self.lane is not None:
+            self.lane.close()
         self._ended.set()
         self._pool.shutdown(wait=True)
         if self._stop_metrics is not None:
@@ -342,7 +342,7 @@ class Server:
             "batches_queued": ("Batches that wait to be prepared", lambda: self._worker.waiting),
             "batch_memory_bytes": ("Memory of prepared batches", lambda: self.store.used_bytes),
             "cpu_seconds": ("Processor seconds of this process", time.process_time),
-            "streams": ("Open streams", lambda: self.service.calls.count + (self._lane.count if self._lane else 0)),
+            "streams": ("Open streams", lambda: self.service.calls.count + (self.lane.count if self.lane else 0)),
         }
         budget = self.config.budget
         if budget is not None:
@@ -357,5 +357,5 @@ class Server:
             self.store.expire()
             self._stages.flush()
             self.service.calls.cancel_silent(self.config.silent_s)
-            if self._lane is not None:
-                self._lane.cut_silent(self.config.silent_s)
+            if self.lane is not None:
+                self.lane.cut_silent(self.config.silent_s)

@@ -41,7 +41,10 @@ class LocalServer:
             raise error
 
     def evaluate(self, session: str, group: int, spans: Sequence[Span], data: Array, slots: int) -> Array:
-        """``W·b - h`` for packed rows of one group, one row of a batch each; packed results. Rows cannot come twice."""
+        """``W·b - h`` for packed rows [R, bytes] uint8 of one group, one row of a batch each: packed results [R, bytes].
+
+        Rows cannot come twice.
+        """
         own = self._newest
         if own is None or own.name != session or own.closed:
             own = self._newest = self.store.find(session)

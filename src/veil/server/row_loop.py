@@ -142,12 +142,12 @@ class RowLoop:
             self._lead.acquire()
             leading = True
             try:
-                pieces = self._gather()
+                pieces = self.gather()
                 if pieces and not self._alone:
                     self._lead.release()
                     leading = False
                 if pieces:
-                    self._serve(pieces)
+                    self.serve(pieces)
                     pieces = []  # a connection that ends is not kept by whoever served it last
             except Exception:
                 _LOG.exception("the serving loop failed at something; it goes on")
@@ -156,7 +156,7 @@ class RowLoop:
                 if leading:
                     self._lead.release()
 
-    def _gather(self) -> list[RowPiece]:
+    def gather(self) -> list[RowPiece]:
         """Read what has come; the next product, nothing when it is time to look whether the loop stops."""
         alone, turns = self._alone, self._turns
         if alone and not len(turns):
@@ -267,7 +267,7 @@ class RowLoop:
             self._look_for(seat, selectors.EVENT_WRITE)
 
     def _serve_alone(self, asked: Asked) -> None:
-        """As `_serve`, where nobody else is there: nothing is weighed, and no other thread has to be told."""
+        """As `serve`, where nobody else is there: nothing is weighed, and no other thread has to be told."""
         start = time.perf_counter()
         engine, claims = asked.engine, [asked.claim]
         try:
@@ -286,7 +286,8 @@ class RowLoop:
         spent = (asked.checked_s, start - asked.since, end - start, time.perf_counter() - end)
         self._stages.answered(spent, 1, asked.claim.count, end - start)
 
-    def _serve(self, pieces: list[RowPiece]) -> None:
+    def serve(self, pieces: list[RowPiece]) -> None:
+        """Compute the product of some requests' rows together, and send each its results."""
         start = time.perf_counter()
         engine, claims = pieces[0].asked.engine, [piece.claim for piece in pieces]
         failure: Exception | None = None

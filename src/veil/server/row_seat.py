@@ -80,7 +80,7 @@ class Seat:
     def taken(self, own: Sequence[int], rows: U8, done: Callable[[Asked], object]) -> Asked | None:
         """A usual message, received together with others', as a request; None for one to be read by itself, or at fault.
 
-        ``own`` are its columns of `veil.server.row_io`.
+        ``own`` are its columns of `veil.server.row_io`, ``rows`` [R, bytes] its packed rows.
         """
         try:
             self.busy = True

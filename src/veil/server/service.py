@@ -83,10 +83,10 @@ class Service:
     """Handlers of the calls; they take and return sealed bytes."""
 
     def __init__(self, shared: Shared) -> None:
-        self._shared = shared
+        self.shared = shared
         self.calls = OpenCalls(shared.most_streams, shared.most_waiting)
         self.rows_port = 0
-        self._described = self._describe()
+        self.described = self._describe()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """All calls by name, for ``grpc.server``.
@@ -117,7 +117,7 @@ class Service:
 
     def describe(self, request: object, owner: str) -> Message:
         """What is served; another protocol version gets the answer too, and can see that it is another."""
-        return self._described
+        return self.described
 
     def open(self, request: pb.OpenRequest, owner: str, peer: str = "") -> Message:
         """A new session for the bundle that the client, at the address ``peer``, has the other half of."""
@@ -132,8 +132,8 @@ class Service:
                 f"the client's half is not of the bundle that the server has as {request.bundle!r}; "
                 "fetch it again with 'veil pull', or name another bundle"
             )
-        limits = self._shared.store.limits
-        store = self._shared.store
+        limits = self.shared.store.limits
+        store = self.shared.store
         session = store.open(owner, store.least_used((served.engine, *served.copies)))
         event("opened", session=alias(session.name), bundle=request.bundle, owner=owner[:8], peer=peer)
         return pb.OpenReply(
@@ -141,24 +141,24 @@ class Service:
             session_ttl_s=_whole(limits.session_ttl_s),
             batch_ttl_s=_whole(limits.batch_ttl_s),
             most_batches=_whole(limits.max_batches_per_session),
-            message_bytes=self._shared.message_bytes,
+            message_bytes=self.shared.message_bytes,
             rows_port=self.rows_port,
             rows_ticket=session.ticket if self.rows_port else "",
         )
 
     def close(self, request: pb.CloseRequest, owner: str) -> Message:
         """Forget a session."""
-        session = self._shared.store.find(request.session, owner)
-        self._shared.store.close(session)
+        session = self.shared.store.find(request.session, owner)
+        self.shared.store.close(session)
         event("closed", session=alias(session.name))
         return pb.CloseReply()
 
     def prepare(self, messages: Iterator[bytes], owner: str) -> Message:
         """Receive one upload, checked piece by piece, and wait until its rows are usable."""
         header = _part(next(messages, b""), "header").header
-        session = self._shared.store.find(header.session, owner)
+        session = self.shared.store.find(header.session, owner)
         segments = tuple(header.segments)
-        self._shared.admission.check_header(session, segments, header.batches)
+        self.shared.admission.check_header(session, segments, header.batches)
         received = 0
         batches: list[BatchUpload] = []
         for data in messages:
@@ -171,12 +171,12 @@ class Service:
             raise WireError(f"{len(batches)} batches came, {header.batches} were announced")
         upload = Upload(tuple(batches), segments)
         start = time.perf_counter()
-        done = self._shared.worker.submit(self._shared.admission.admit(session, upload))
+        done = self.shared.worker.submit(self.shared.admission.admit(session, upload))
         try:
-            done.result(self._shared.call_s)
+            done.result(self.shared.call_s)
         except TimeoutError:
-            raise ServerUnreachable(f"preparing took longer than {self._shared.call_s:g} s; the server is busy") from None
-        self._shared.metrics.moved(received, 0)
+            raise ServerUnreachable(f"preparing took longer than {self.shared.call_s:g} s; the server is busy") from None
+        self.shared.metrics.moved(received, 0)
         event(
             "prepared",
             logging.DEBUG,  # one for each batch of rows, while tokens are made: the metrics count them
@@ -199,12 +199,12 @@ class Service:
 
     def stream(self, owner: str, cancel: Callable[[], object]) -> RowAnswers:
         """A new stream of rows of an owner."""
-        shared = self._shared
+        shared = self.shared
         return RowAnswers(shared.admission, shared.loop, shared.metrics, owner, cancel, shared.budget)
 
     def lane_stream(self, session: str, ticket: str, cancel: Callable[[], object]) -> RowAnswers:
         """A stream of rows on the row lane for a session that ``ticket`` belongs to; `UnknownSession` for another."""
-        stream = self.stream(self._shared.store.admit(session, ticket).owner, cancel)
+        stream = self.stream(self.shared.store.admit(session, ticket).owner, cancel)
         stream.adopt(session)
         return stream
 
@@ -214,7 +214,7 @@ class Service:
         if offer is None:
             raise BundleError(f"the server does not offer the client's half of {request.bundle!r}")
         for piece in offer.read(request.path):
-            self._shared.metrics.moved(0, len(piece))
+            self.shared.metrics.moved(0, len(piece))
             yield seal(pb.FetchReply(data=piece))
 
     # Around every call ---------------------------------------------------------------------------------------------------
@@ -268,32 +268,32 @@ class Service:
         except Exception:
             _LOG.exception("a call failed")
             self._fail(context, name, VeilError("the server failed; its log says why"))
-        self._shared.metrics.ended(name, "ok")
+        self.shared.metrics.ended(name, "ok")
 
     def _owner(self, context: grpc.ServicerContext) -> str:
-        if self._shared.tokens is None:
+        if self.shared.tokens is None:
             return ""
         given = dict(context.invocation_metadata()).get("authorization", "")
         text = given.decode(errors="replace") if isinstance(given, bytes) else given
-        return self._shared.tokens.owner(text.removeprefix("Bearer ").strip())
+        return self.shared.tokens.owner(text.removeprefix("Bearer ").strip())
 
     def _fail(self, context: grpc.ServicerContext, method: str, error: VeilError) -> NoReturn:
         code, name = failures.status_of(error)
-        self._shared.metrics.ended(method, name)
+        self.shared.metrics.ended(method, name)
         event("refused", method=method, error=name, peer=address_of(context.peer()))
         context.set_trailing_metadata(((failures.ERROR_KEY, name),))
         context.abort(code, str(error))
         raise AssertionError
 
     def _bundle(self, name: str) -> HostedBundle:
-        served = self._shared.bundles.get(name)
+        served = self.shared.bundles.get(name)
         if served is None:
-            raise BundleError(f"the server has no bundle of that name; it has {', '.join(self._shared.bundles)}")
+            raise BundleError(f"the server has no bundle of that name; it has {', '.join(self.shared.bundles)}")
         return served
 
     def _describe(self) -> Message:
         reply = pb.DescribeReply(protocol=methods.PROTOCOL, version=__version__)
-        for name, served in self._shared.bundles.items():
+        for name, served in self.shared.bundles.items():
             model = served.engine.model
             files = served.offer.files if served.offer else []
             reply.bundles.add(

@@ -95,7 +95,7 @@ class SessionStore:
         self.limits = limits or Limits()
         self._clock = clock
         self._lock = threading.Lock()
-        self._sessions: dict[str, Session] = {}
+        self.sessions: dict[str, Session] = {}
         self._expired: OrderedDict[str, None] = OrderedDict()
         self._used_bytes = 0
         self._draining = False
@@ -108,13 +108,13 @@ class SessionStore:
     @property
     def count(self) -> int:
         """Open sessions."""
-        return len(self._sessions)
+        return len(self.sessions)
 
     @property
     def batch_count(self) -> int:
         """Prepared batches of all sessions."""
         with self._lock:
-            return sum(len(session.batches) for session in self._sessions.values())
+            return sum(len(session.batches) for session in self.sessions.values())
 
     def open(self, owner: str, engine: Engine) -> Session:
         """A new session with an unguessable name; `QuotaExceeded` when there are as many as allowed.
@@ -126,15 +126,15 @@ class SessionStore:
         with self._lock:
             if self._draining:
                 raise ServerUnreachable("the server takes no new sessions; try again")
-            if len(self._sessions) >= limits.max_sessions:
+            if len(self.sessions) >= limits.max_sessions:
                 raise QuotaExceeded(
                     f"the server has its most sessions ({limits.max_sessions}); close one, or try again later"
                 )
-            mine = sum(1 for session in self._sessions.values() if session.owner == owner)
+            mine = sum(1 for session in self.sessions.values() if session.owner == owner)
             if owner and mine >= limits.max_sessions_per_owner:
                 raise QuotaExceeded(f"your token has its most sessions ({mine}); close one, or try again later")
             name = secrets.token_hex(16)
-            session = self._sessions[name] = Session(name, owner, engine, self._clock())
+            session = self.sessions[name] = Session(name, owner, engine, self._clock())
             return session
 
     def drain(self) -> None:
@@ -146,13 +146,13 @@ class SessionStore:
         if len(engines) == 1:
             return engines[0]
         with self._lock:
-            used = Counter(id(session.engine) for session in self._sessions.values())
+            used = Counter(id(session.engine) for session in self.sessions.values())
         return min(engines, key=lambda engine: used[id(engine)])
 
     def find(self, name: str, owner: str = "") -> Session:
         """The session of this name if it is ``owner``'s; `UnknownSession`, which does not say whose it is."""
         with self._lock:
-            session = self._sessions.get(name)
+            session = self.sessions.get(name)
             if session is None or not hmac.compare_digest(session.owner.encode(), owner.encode()):
                 if name in self._expired:
                     raise UnknownSession(
@@ -166,7 +166,7 @@ class SessionStore:
     def admit(self, name: str, ticket: str) -> Session:
         """The session of this name for who has its ticket; `UnknownSession` for anybody else."""
         with self._lock:
-            session = self._sessions.get(name)
+            session = self.sessions.get(name)
             if session is None or not hmac.compare_digest(session.ticket.encode(), ticket.encode()):
                 raise UnknownSession("the server does not know this session; open a new one with fresh keys")
             session.touched = self._clock()
@@ -187,7 +187,7 @@ class SessionStore:
         now, limits = self._clock(), self.limits
         over = []
         with self._lock:
-            for session in list(self._sessions.values()):
+            for session in list(self.sessions.values()):
                 if not session.waiting and now - session.touched > limits.session_ttl_s:
                     self._forget(session)
                     over.append(session)
@@ -287,7 +287,7 @@ class SessionStore:
             )
 
     def _forget(self, session: Session) -> None:
-        if self._sessions.pop(session.name, None) is not None:
+        if self.sessions.pop(session.name, None) is not None:
             session.closed = True
             session.batches.clear()
             self._free(session, session.nbytes)

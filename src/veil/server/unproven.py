@@ -24,7 +24,7 @@ class Unproven(Generic[T]):
     """At most ``most`` of them; ``end`` is called, from any thread, for those that have to go. Thread safe."""
 
     def __init__(self, most: int, end: Callable[[T], object]) -> None:
-        self._most, self._end = max(1, most), end
+        self.most, self._end = max(1, most), end
         self._lock = threading.Lock()
         self._waiting: dict[T, tuple[str, float]] = {}
 
@@ -45,7 +45,7 @@ class Unproven(Generic[T]):
         with self._lock:
             self._waiting[one] = (address, time.monotonic())
             gone = None
-            if len(self._waiting) > self._most:
+            if len(self._waiting) > self.most:
                 crowd = Counter(where for where, _ in self._waiting.values()).most_common(1)[0][0]
                 gone = next(other for other, (where, _) in self._waiting.items() if where == crowd)
                 del self._waiting[gone]

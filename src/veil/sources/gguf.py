@@ -39,7 +39,7 @@ def converted_folder(file: Path, progress: Progress | None = None) -> Path:
         raise ModelSourceError(
             f"cannot read {file}: {error.strerror or error}; check the path and who may use it"
         ) from error
-    if folder.is_dir() and (wrong := _wrong_with(folder)) is not None:
+    if folder.is_dir() and (wrong := wrong_with(folder)) is not None:
         _log.warning("the converted model kept in %s is damaged (%s); it is made again", folder, wrong)
     elif folder.is_dir():
         return folder
@@ -53,7 +53,7 @@ def converted_folder(file: Path, progress: Progress | None = None) -> Path:
     return folder
 
 
-def _wrong_with(folder: Path) -> str | None:
+def wrong_with(folder: Path) -> str | None:
     """What is wrong with a folder that was kept: every file has to be the one that was written; None where all are."""
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["sha256"]
@@ -83,15 +83,16 @@ def _convert_into(file: Path, folder: Path, progress: Progress | None) -> None:
     stage = f"converting {file.name} (once, about half a minute for a small model)"
     if progress:
         progress(stage, 0, 1)
-    with whole_folder(folder, lambda: _wrong_with(folder) is None) as part:
-        _convert(file, part)
+    with whole_folder(folder, lambda: wrong_with(folder) is None) as part:
+        convert(file, part)
         names = sorted(path.name for path in part.iterdir())
         (part / _ABOUT).write_text(json.dumps({"sha256": {name: digest(part / name) for name in names}}), encoding="utf-8")
     if progress:
         progress(stage, 1, 1)
 
 
-def _convert(file: Path, folder: Path) -> None:
+def convert(file: Path, folder: Path) -> None:
+    """Write a GGUF file's model, in floats, and its tokenizer into a folder."""
     gguf_config = getattr(transformers, "GgufConfig", None)
     options = {"quantization_config": gguf_config(dequantize=True)} if gguf_config else {}
     try:

@@ -50,7 +50,7 @@ class Renderer:
     def __init__(self) -> None:
         self._mark = ProcessMark()
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[str] | None = None
         self._ready = False
         atexit.register(self.close)
 
@@ -59,10 +59,10 @@ class Renderer:
         if not self._mark.here:
             self.__init__()  # type: ignore[misc]  # after a fork, the pipes are the other process's
         with self._lock:
-            if self._process is None:
+            if self.process is None:
                 command = [sys.executable, str(Path(__file__).with_name("template_worker.py"))]
                 pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
-                self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing, encoding="utf-8")
+                self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing, encoding="utf-8")
                 self._ready = False
 
     def render(self, **request: object) -> list[str]:
@@ -89,11 +89,11 @@ class Renderer:
 
     def close(self) -> None:
         """End the process."""
-        if self._mark.here and self._process is not None:
-            self._end(self._process)
+        if self._mark.here and self.process is not None:
+            self._end(self.process)
 
     def _exchange(self, line: str | None, within_s: float) -> Rendered:
-        process = self._process
+        process = self.process
         assert process is not None and process.stdin is not None and process.stdout is not None
         timer = threading.Timer(within_s, process.kill)
         timer.daemon = True
@@ -112,7 +112,7 @@ class Renderer:
             timer.cancel()
 
     def _end(self, process: subprocess.Popen[str]) -> None:
-        self._process = None
+        self.process = None
         process.kill()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:

@@ -93,7 +93,7 @@ def batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[
 
 
 def tensors(batch: Sequence[Example], padding: int) -> dict[str, torch.Tensor]:
-    """A batch as ``input_ids``, ``attention_mask`` and ``labels`` [examples, longest], padded on the right."""
+    """A batch as ``input_ids``, ``attention_mask`` and ``labels`` [examples, longest] int64, padded on the right."""
     longest = max(len(example.ids) for example in batch)
 
     def padded(rows: Sequence[Sequence[int]], filling: int) -> torch.Tensor:

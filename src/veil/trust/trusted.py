@@ -42,7 +42,7 @@ class TrustedWeights(Protocol):
         """A remote layer's bias [out], or None."""
 
     def tensor(self, name: str) -> torch.Tensor | None:
-        """A parameter or buffer of what the client keeps, or None where there is none of this name."""
+        """A parameter or buffer of what the client keeps, as it is there; None where there is none of this name."""
 
 
 class CheckpointFiles:
@@ -80,12 +80,12 @@ class CheckpointFiles:
         return np.ascontiguousarray(piece.to(torch.float32).numpy())
 
     def bias(self, layer: Layer) -> F32 | None:
-        """A remote layer's bias, if it has one."""
+        """A remote layer's bias [out], if it has one."""
         found = self.tensor(f"{layer.name}.bias")
         return None if found is None else found.to(torch.float32).numpy()
 
     def tensor(self, name: str) -> torch.Tensor | None:
-        """A tensor outside the remote layers, None where there is none of that name."""
+        """A tensor outside the remote layers, in its own shape and dtype; None where there is none of that name."""
         key = self._key(name)
         if key is None:
             return None
@@ -126,11 +126,11 @@ class LoadedModel:
         return self._last[1][first:last]
 
     def bias(self, layer: Layer) -> F32 | None:
-        """A remote layer's bias, if it has one."""
+        """A remote layer's bias [out], if it has one."""
         return float_bias(self._inner(layer))
 
     def tensor(self, name: str) -> torch.Tensor | None:
-        """A tensor outside the remote layers, None where there is none of that name."""
+        """A tensor outside the remote layers, in its own shape and dtype; None where there is none of that name."""
         return self._tensors.get(name)
 
     def _inner(self, layer: Layer) -> nn.Module:

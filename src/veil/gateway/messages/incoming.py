@@ -106,7 +106,7 @@ class Thinking(Request):
 
 
 class Metadata(Request):
-    """Whom a request is for: turns in the line are by it."""
+    """Whom a request is for: turns in the queue are by it."""
 
     user_id: Text | None = None
 

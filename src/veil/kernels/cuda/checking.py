@@ -74,7 +74,10 @@ def residuals(
     bits: int,
     chunk: int,
 ) -> None:
-    """Launch `residual_rows`; ``scaling`` is target norm and fixed norm, ``chunk`` the most slots of one."""
+    """Launch `residual_rows`: data [R, bytes] uint8, x [R, width] float32 → out [R, chunks·J] float64.
+
+    ``scaling`` is target norm and fixed norm, ``chunk`` the most slots of one.
+    """
     rows, width = x.shape
     inputs = min(2048, max(32, 1 << max(width - 1, 0).bit_length()))
     block = max(32, 1 << max(chunk - 1, 0).bit_length())

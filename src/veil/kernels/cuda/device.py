@@ -24,7 +24,7 @@ def target() -> torch.device:
 
 
 def put(values: NDArray[np.generic]) -> Tensor:
-    """A copy of an array on the device, of the same type; for a small one the host does not wait for the device."""
+    """A copy of an array on the device, of its shape and dtype; for a small one the host does not wait for the device."""
     source = torch.from_numpy(np.require(values, requirements=["C", "W"]))
     if interpreted():
         return source.clone()
@@ -35,7 +35,7 @@ def put(values: NDArray[np.generic]) -> Tensor:
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.uint32) -> Tensor:
-    """Room on the device, not set."""
+    """Room of this shape and dtype on the device, not set."""
     return torch.empty(shape, dtype=dtype, device=target())
 
 

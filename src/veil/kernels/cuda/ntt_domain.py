@@ -214,7 +214,7 @@ def packed_ntt(values: Tensor, twiddles: Tensor, constants: Constants) -> Tensor
 
 
 def sums(points: Tensor, batches: Tensor, constants: Constants, out: Tensor, tile: SumTile | None = None) -> None:
-    """Launch `term_sums`: points [C, 2, terms, 3, N/4], batches [B, terms, 2, N] → out [B, C, 2, N]."""
+    """Launch `term_sums`: points [C, 2, terms, 3, N/4], batches [B, terms, 2, N] → out [B, C, 2, N], all uint32."""
     count, _, terms, _, part = points.shape
     some, degree = len(batches), 4 * part
     tile = tile or SumTile.choose(some, degree, terms)
@@ -226,7 +226,7 @@ def sums(points: Tensor, batches: Tensor, constants: Constants, out: Tensor, til
 
 
 def fill(rows: Tensor, out: Tensor, height: int, constants: Constants) -> None:
-    """Launch `hint_ntt`: H [slots, terms·T], T = ``height`` → out [blocks, 2, terms, 3, N/4]."""
+    """Launch `hint_ntt`: H [slots, terms·T] int32, T = ``height`` → out [blocks, 2, terms, 3, N/4] uint32."""
     blocks, _, terms, _, part = out.shape
     degree = 4 * part
     hint_ntt[(blocks, terms, 2)](
@@ -235,7 +235,7 @@ def fill(rows: Tensor, out: Tensor, height: int, constants: Constants) -> None:
 
 
 def mu_ntt(table: Tensor, degree: int, bits: int, constants: Constants) -> Tensor:
-    """Launch `public_ntt`: a' [T, slots], slots whole blocks → [blocks, degree]."""
+    """Launch `public_ntt`: a' [T, slots], slots whole blocks → points [blocks, degree], both uint32."""
     height, slots = table.shape
     out = empty(slots * height // degree, degree)
     if len(out):

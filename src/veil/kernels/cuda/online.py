@@ -106,7 +106,10 @@ def decrypt_rows(  # type: ignore[no-untyped-def]
 def encrypt(
     x: Tensor, divisors: Tensor | None, pads: Located, out: Tensor, scales: Tensor, scaling: tuple[float, float], bits: int
 ) -> None:
-    """Launch `encrypt_rows`; ``scaling`` is target norm and fixed norm."""
+    """Launch `encrypt_rows`: x [R, width] float32 → out [R, bytes] uint8, scales [R] float64.
+
+    ``scaling`` is target norm and fixed norm.
+    """
     rows, width = x.shape
     inputs = min(2048, max(32, 1 << max(width - 1, 0).bit_length()))
     span, (block, threads) = span_of(out), (256, 8) if rows < 32 else (1024, 4)
@@ -120,7 +123,7 @@ def encrypt(
 
 
 def decrypt(data: Tensor, shares: Located, scales: Tensor, scale: Tensor, bias: Tensor, out: Tensor, bits: int) -> None:
-    """Launch `decrypt_rows`."""
+    """Launch `decrypt_rows`: data [R, bytes] uint8, scales [R] float64 → out [R, rows] float32."""
     rows, count = out.shape
     block = 512
     base, offset, stride, table = shares.arguments

@@ -93,7 +93,7 @@ def mu_product(  # type: ignore[no-untyped-def]
 
 
 def switch(sums: Tensor, out: Tensor, first: int, bits: int, ring: Ring, constants: Constants) -> None:
-    """Launch `switched`: sums [B, C, 2, N] → out [B, T, slots] from block ``first``."""
+    """Launch `switched`: sums [B, C, 2, N] → out [B, T, slots] from block ``first``, both uint32."""
     switched[(sums.shape[1], len(sums))](
         sums, out, constants.outer, constants.words, constants.fractions, first, out.shape[2],
         bits, FRACTION_BITS, ring.T, log2(ring.N), num_warps=warps(ring.N),
@@ -101,14 +101,14 @@ def switch(sums: Tensor, out: Tensor, first: int, bits: int, ring: Ring, constan
 
 
 def lift(sums: Tensor, errors: Tensor, out: Tensor, ring: Ring, constants: Constants) -> None:
-    """Launch `lifted`: sums [1, C, 2, m], errors and out [T, C·r]."""
+    """Launch `lifted`: sums [1, C, 2, m] uint32, errors [T, C·r] int8 → out [T, C·r] uint32."""
     lifted[(sums.shape[1],)](
         sums, errors, out, constants.inner, constants.words, ring.T, log2(ring.m), num_warps=warps(ring.m)
     )
 
 
 def multiply_mu(public: Tensor, secret: Tensor, out: Tensor, ring: Ring, constants: Constants) -> None:
-    """Launch `mu_product`: points [C, N] and [N] → out [T, slots]."""
+    """Launch `mu_product`: points [C, N] and [N] → out [T, slots], all uint32."""
     mu_product[(len(public),)](
         public, secret, out, constants.mu, constants.words[MU], out.shape[1],
         ring.public_bits, ring.T, log2(ring.N), num_warps=warps(ring.N),

@@ -27,7 +27,7 @@ class Located(NamedTuple):
 
     @property
     def arguments(self) -> tuple[Tensor, int, int, bool]:
-        """What `row_start` takes besides the row."""
+        """What `row_start` takes besides the row: uint32 words or int64 addresses [R], offset, stride, whether addresses."""
         return (self.material, self.offset, self.stride, False) if self.table is None else (self.table, self.offset, 0, True)
 
 

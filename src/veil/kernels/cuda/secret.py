@@ -105,7 +105,7 @@ class DeviceErrors:
         self._left = 0
 
     def draw(self, *shape: int) -> Tensor:
-        """Samples, int8."""
+        """Samples of this shape, int8."""
         out = empty(*shape, dtype=torch.int8)
         flat, samples = out.view(-1), out.numel()
         entries, block = len(self._bounds), 128
@@ -160,7 +160,7 @@ def encrypted_terms(  # type: ignore[no-untyped-def]
 
 
 def encrypt_terms(a: Tensor, z: Tensor, secret: Tensor, errors: Tensor, ring: Ring, constants: Constants) -> Tensor:
-    """Launch `encrypted_terms`."""
+    """Launch `encrypted_terms`: points a [terms, 2, N], z [N], secret [k, m], errors [terms, N] → [terms, 2, N] uint32."""
     out = empty(ring.terms, 2, ring.N)
     encrypted_terms[(ring.terms, 2)](
         a, z, secret, errors, out, constants.outer, constants.words, ring.r, ring.T, log2(ring.N), num_warps=warps(ring.N)

@@ -22,7 +22,7 @@ CUT = 8
 """Slots are cut at multiples of this, so that packed results of any bits meet at whole bytes."""
 
 
-class OnCard:
+class OnGpu:
     """Kernels of one device, each call inside a context that chooses the device, one product at a time."""
 
     def __init__(self, kernels: Kernels, within: Callable[[], AbstractContextManager[object]]) -> None:
@@ -87,11 +87,11 @@ class SpreadKernels:
         self.name = f"{len(devices)} × {devices[0].name}"
 
     def asarray(self, values: NDArray[np.generic] | SpreadArray) -> SpreadArray:
-        """The same values on each device."""
+        """The same values, of any shape and dtype, on each device."""
         return values if isinstance(values, SpreadArray) else SpreadArray(tuple(own.asarray(values) for own in self.devices))
 
     def to_numpy(self, values: SpreadArray) -> NDArray[np.uint8]:
-        """Packed results of all devices side by side."""
+        """Packed results of all devices side by side: [R, bytes] uint8."""
         parts = [own.to_numpy(part) for own, part in zip(self.devices, values.parts, strict=True)]
         return np.concatenate(parts, axis=1)
 

@@ -12,12 +12,12 @@ import pytest
 from veil.bundle.manifest import Group, Layer, Manifest
 from veil.bundle.server_half import ServerModel
 from veil.kernels.backend import kernels_for
-from veil.kernels.cards import OnCard, cuts
+from veil.kernels.gpus import OnGpu, cuts
 from veil.kernels.reference import pack
 from veil.params import Params, packed_bytes
 from veil.seed import PublicSeed
-from veil.server.cards import Card, CardsEngine, card_bytes, engines
 from veil.server.engine import Engine
+from veil.server.gpus import ServerGpu, SpreadEngine, engines, gpu_bytes
 from veil.server.local import LocalServer
 from veil.server.store import SessionStore
 from veil.wire.messages import BatchUpload, Span
@@ -67,11 +67,11 @@ def answers(engine: Engine) -> list[bytes]:
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_several_devices_answer_as_one_does(name: str, count: int) -> None:
     kernels = kernels_for(name)
-    assert answers(CardsEngine.over(MODEL, [kernels] * count)) == answers(Engine.build(MODEL, kernels))
+    assert answers(SpreadEngine.over(MODEL, [kernels] * count)) == answers(Engine.build(MODEL, kernels))
 
 
 def test_rows_of_several_sessions_in_one_product_are_cut_apart_again() -> None:
-    one, several = (Engine.build(MODEL, kernels_for("cpu")), CardsEngine.over(MODEL, [kernels_for("cpu")] * 2))
+    one, several = (Engine.build(MODEL, kernels_for("cpu")), SpreadEngine.over(MODEL, [kernels_for("cpu")] * 2))
     replies = []
     for engine in (one, several):
         draw, claims, server = np.random.default_rng(5), [], LocalServer(engine)
@@ -101,7 +101,7 @@ def test_cuts_are_whole_and_near_equal() -> None:
 
 
 def test_memory_is_counted_for_every_gpu() -> None:
-    whole, cut = Engine.build(MODEL, kernels_for("cpu")), CardsEngine.over(MODEL, [kernels_for("cpu")] * 3)
+    whole, cut = Engine.build(MODEL, kernels_for("cpu")), SpreadEngine.over(MODEL, [kernels_for("cpu")] * 3)
     assert cut.batch_bytes(["body"]) >= whole.batch_bytes(["body"])
     shares = cut.hint.prepare(cut.kernels.asarray(np.zeros((1, PARAMS.terms, 2, PARAMS.N), np.uint32)), ("body",))
     held = sum(part.nbytes for part in shares["body"].parts)
@@ -109,8 +109,8 @@ def test_memory_is_counted_for_every_gpu() -> None:
 
 
 def test_a_model_that_fits_is_copied_and_a_larger_one_is_cut() -> None:
-    kernels, needed, store = kernels_for("cpu"), card_bytes(MODEL, 1 << 20), SessionStore()
-    roomy = [Card(kernels=kernels, free_bytes=needed)] * 2
+    kernels, needed, store = kernels_for("cpu"), gpu_bytes(MODEL, 1 << 20), SessionStore()
+    roomy = [ServerGpu(kernels=kernels, free_bytes=needed)] * 2
     copies, said = engines(MODEL, roomy, 1 << 20)
     assert len(copies) == 2 and "2 copies" in said
     chosen = []
@@ -118,8 +118,8 @@ def test_a_model_that_fits_is_copied_and_a_larger_one_is_cut() -> None:
         chosen.append(store.least_used(copies))
         store.open("", chosen[-1])
     assert [copies.index(engine) for engine in chosen] == [0, 1, 0, 1]
-    cut, said = engines(MODEL, [Card(kernels=kernels, free_bytes=needed - 1)] * 2, 1 << 20)
-    assert len(cut) == 1 and isinstance(cut[0], CardsEngine) and "cut by slots over 2" in said
+    cut, said = engines(MODEL, [ServerGpu(kernels=kernels, free_bytes=needed - 1)] * 2, 1 << 20)
+    assert len(cut) == 1 and isinstance(cut[0], SpreadEngine) and "cut by slots over 2" in said
 
 
 def test_a_gpu_is_chosen_for_each_call() -> None:
@@ -135,5 +135,5 @@ def test_a_gpu_is_chosen_for_each_call() -> None:
     kernels: Any = SimpleNamespace(
         name="cuda", asks_cheaply=False, joins_groups=True, zeros=lambda *shape: (list(entered), shape)
     )
-    gpu: Any = OnCard(kernels, Within)
+    gpu: Any = OnGpu(kernels, Within)
     assert gpu.zeros(2, 3) == (["in"], (2, 3)) and entered == ["in", "out"] and gpu.name == "cuda"

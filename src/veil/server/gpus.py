@@ -10,7 +10,7 @@ from veil.bundle.server_half import ServerModel
 from veil.crypto.hint import HintRows, ServerHint, hint_bytes, share_bytes
 from veil.errors import DeviceUnavailable
 from veil.kernels.backend import kernels_for
-from veil.kernels.cards import OnCard, SpreadArray, SpreadKernels, SpreadWeights, cuts
+from veil.kernels.gpus import OnGpu, SpreadArray, SpreadKernels, SpreadWeights, cuts
 from veil.kernels.interface import Array, Kernels
 from veil.progress import Progress
 from veil.server.engine import I8, Engine, record_bytes
@@ -20,43 +20,43 @@ _SPARE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class ServerGpu:
     """A device: its kernels, and the memory that is free on it; None for one that is not asked."""
 
     kernels: Kernels
     free_bytes: int | None = None
 
 
-def find_cards(device: str, count: int) -> list[Card]:
+def find_gpus(device: str, count: int) -> list[ServerGpu]:
     """The first ``count`` GPUs of a kind; on a processor they are parts of one, which is of use for trying it.
 
     `DeviceUnavailable` where there are fewer.
     """
     first = kernels_for(device)
     if first.name != "cuda":
-        return [Card(kernels=first) for _ in range(count)]
+        return [ServerGpu(kernels=first) for _ in range(count)]
     import torch
 
     found = torch.cuda.device_count()
     if count > found:
-        raise DeviceUnavailable(f"--cards {count}, but torch sees {found}; ask for {found} or fewer")
-    cards = []
+        raise DeviceUnavailable(f"--gpus {count}, but torch sees {found}; ask for {found} or fewer")
+    gpus = []
     for index in range(count):
-        on = OnCard(first, lambda index=index: torch.cuda.device(index))  # type: ignore[misc]
-        cards.append(Card(kernels=cast(Kernels, on), free_bytes=int(torch.cuda.mem_get_info(index)[0])))
-    return cards
+        on = OnGpu(first, lambda index=index: torch.cuda.device(index))  # type: ignore[misc]
+        gpus.append(ServerGpu(kernels=cast(Kernels, on), free_bytes=int(torch.cuda.mem_get_info(index)[0])))
+    return gpus
 
 
-def card_bytes(model: ServerModel, batches_bytes: int) -> int:
+def gpu_bytes(model: ServerModel, batches_bytes: int) -> int:
     """Memory that a whole model takes on a GPU, with its hint and so much for batches."""
     weights = sum(own.size for own in model.weights)
     return weights + hint_bytes(model.params, list(model.manifest.segments.values())) + batches_bytes + _SPARE_BYTES
 
 
-def fits_one(model: ServerModel, cards: Sequence[Card], batches_bytes: int) -> bool:
+def fits_one(model: ServerModel, gpus: Sequence[ServerGpu], batches_bytes: int) -> bool:
     """Whether each GPU has room for all of a model."""
-    needed = card_bytes(model, batches_bytes)
-    return all(gpu.free_bytes is None or needed <= gpu.free_bytes for gpu in cards)
+    needed = gpu_bytes(model, batches_bytes)
+    return all(gpu.free_bytes is None or needed <= gpu.free_bytes for gpu in gpus)
 
 
 class SpreadHint:
@@ -76,7 +76,7 @@ class SpreadHint:
         return {name: SpreadArray(tuple(shares[name] for shares in made)) for name in segments}
 
 
-class CardsEngine(Engine):
+class SpreadEngine(Engine):
     """An engine whose weights and hint are cut by slots over several GPUs."""
 
     @property
@@ -90,9 +90,9 @@ class CardsEngine(Engine):
         model: ServerModel,
         devices: Sequence[Kernels],
         progress: Progress | None = None,
-    ) -> CardsEngine:
+    ) -> SpreadEngine:
         """Build it: each device has its slots of every group and the hint of those."""
-        places = [CardSlots(model, place, len(devices)) for place in range(len(devices))]
+        places = [GpuSlots(model, place, len(devices)) for place in range(len(devices))]
         weights: list[list[Array]] = []
         hints: list[ServerHint] = []
         for own, kernels in zip(places, devices, strict=True):
@@ -108,7 +108,7 @@ class CardsEngine(Engine):
         made.places = tuple(places)
         return made
 
-    places: tuple[CardSlots, ...] = ()
+    places: tuple[GpuSlots, ...] = ()
 
     def batch_bytes(self, segments: Iterable[str]) -> int:
         """See `Engine.batch_bytes`; each device has whole blocks."""
@@ -117,7 +117,7 @@ class CardsEngine(Engine):
         return shares + record_bytes(model.params.T, len(model.manifest.groups))
 
 
-class CardSlots:
+class GpuSlots:
     """What one of ``count`` devices holds: slots of each group, and the hint's whole blocks that those lie in.
 
     A block's shares depend on all of its slots, so one that lies across a cut is on both sides of it.
@@ -149,11 +149,14 @@ class CardSlots:
                 self.slots[group.segment] += -(-(stop - begin) // w) * w
 
     def weights(self) -> list[I8]:
-        """Each group's rows that are multiplied here."""
+        """Each group's rows [rows, width] that are multiplied here."""
         return [own[first:last] for own, (first, last) in zip(self._model.weights, self.ranges, strict=True)]
 
     def hint_rows(self, loaded: Sequence[Array], kernels: Kernels) -> dict[str, list[HintRows]]:
-        """The rows of all groups that this device's blocks hold, in its slots' order; those ``loaded`` are not copied."""
+        """The int8 rows [rows, width] of all groups that this device's blocks hold, in its slots' order.
+
+        Those ``loaded`` are not copied.
+        """
         manifest, found = self._model.manifest, {name: list[HintRows]() for name in self._covers}
         for segment, covers in self._covers.items():
             for begin, stop in covers:
@@ -178,14 +181,14 @@ class CardSlots:
 
 def engines(
     model: ServerModel,
-    cards: Sequence[Card],
+    gpus: Sequence[ServerGpu],
     batches_bytes: int,
     progress: Progress | None = None,
 ) -> tuple[list[Engine], str]:
     """Copies of a model, one a GPU, where each GPU has room for it; else one engine over all. And what was chosen."""
-    needed = f"{card_bytes(model, batches_bytes) / 1e9:.1f} GB"
-    if fits_one(model, cards, batches_bytes) and cards[0].free_bytes is not None:
-        copies = [Engine.build(model, gpu.kernels, progress) for gpu in cards]
-        return copies, f"{len(cards)} copies, one a GPU: it takes {needed} of each"
-    whole = CardsEngine.over(model, [gpu.kernels for gpu in cards], progress)
-    return [whole], f"cut by slots over {len(cards)} GPUs: it takes {needed} in all"
+    needed = f"{gpu_bytes(model, batches_bytes) / 1e9:.1f} GB"
+    if fits_one(model, gpus, batches_bytes) and gpus[0].free_bytes is not None:
+        copies = [Engine.build(model, gpu.kernels, progress) for gpu in gpus]
+        return copies, f"{len(gpus)} copies, one a GPU: it takes {needed} of each"
+    whole = SpreadEngine.over(model, [gpu.kernels for gpu in gpus], progress)
+    return [whole], f"cut by slots over {len(gpus)} GPUs: it takes {needed} in all"
