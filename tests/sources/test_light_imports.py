@@ -8,8 +8,7 @@ import sys
 
 _PROGRAM = """
 import json, sys
-HEAVY = ("accelerate", "scipy.linalg", "scipy.optimize", "sympy", "torch._dynamo", "torch._refs",
-         "torch.distributed.tensor")
+HEAVY = ("accelerate", "scipy.linalg", "scipy.optimize", "sympy", "torch._dynamo", "torch.distributed.tensor")
 from veil.sources.light_imports import load_libraries
 load_libraries()
 import torch

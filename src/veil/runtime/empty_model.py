@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from veil.sources.light_imports import whole_torch
-
 if TYPE_CHECKING:
     from veil.typing import Config, LanguageModel
 
@@ -26,7 +24,6 @@ def model_without_weights(model_class: type[LanguageModel], config: Config) -> L
             with _FewMetaTensors():
                 return model_class._from_config(config)
         except (NotImplementedError, RuntimeError):  # a model that computes with both kinds of tensors while it is made
-            whole_torch()
             return model_class._from_config(config)
 
 

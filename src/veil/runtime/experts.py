@@ -18,7 +18,6 @@ from veil.bundle.terms import ExpertLeak as ExpertLeak
 from veil.bundle.terms import is_one_expert
 from veil.runtime.layers import RemoteLayer
 from veil.runtime.weights import RemoteWeight
-from veil.sources.light_imports import whole_torch
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -147,7 +146,6 @@ def _shares(chosen: torch.Tensor, weights: torch.Tensor, experts: int) -> torch.
 
 def _layers(name: str, original: nn.Module, part: str) -> list[RemoteLayer]:
     stacked, biases = getattr(original, part), getattr(original, f"{part}_bias", None)
-    whole_torch()
     layers = []
     for expert in range(len(stacked)):
         weight = stacked.data[expert].T if original.is_transposed else stacked.data[expert]

@@ -31,7 +31,6 @@ from veil.runtime.few_modules import few_modules
 from veil.runtime.layers import RemoteLayer, float_weight_shape, kind_of, remote_layer
 from veil.runtime.modules import replace_modules
 from veil.sources.generation_settings import generation_settings
-from veil.sources.light_imports import whole_torch
 from veil.sources.offline import without_hub
 from veil.sources.templates import bounded
 
@@ -159,7 +158,6 @@ def _said_name(config: Config) -> str:
 
 def _absent(model: LanguageModel) -> list[str]:
     """Parts that the configuration would make and this model does without: what no setting says, such as a pooler."""
-    whole_torch()
     with torch.device("meta"):
         made = type(model)._from_config(model.config)
     parents = ((name, *name.rpartition(".")[::2]) for name, _ in made.named_modules() if name)

@@ -17,7 +17,6 @@ from veil.disk import digest, whole_folder
 from veil.errors import ModelSourceError, one_line
 from veil.progress import Progress
 from veil.sources.gguf_facts import settle
-from veil.sources.light_imports import whole_torch
 from veil.sources.quiet import quiet
 
 _MAGIC = b"GGUF"
@@ -98,7 +97,6 @@ def convert(file: Path, folder: Path) -> None:
     try:
         with quiet(silence_streams=True):
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-            whole_torch()
             model, report = AutoModelForCausalLM.from_pretrained(
                 file.parent,
                 gguf_file=file.name,

@@ -12,7 +12,6 @@ from veil.sources.name_table import kept_names
 _UNUSED = (
     *("accelerate", "scipy.linalg", "scipy.optimize", "scipy.stats", "sklearn", "torch._dynamo", "torch.export"),
     *("torch.distributed._composable", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor"),
-    "torch._meta_registrations",
     "trio",
 )
 """What torch, transformers and numba import for training, compiling, tensors on many machines, and other people's tests."""
@@ -23,11 +22,6 @@ def light_imports() -> Iterator[None]:
     """Inside the block they are imported so; what was left out is loaded where it is used after all."""
     with deferred(*_UNUSED), kept_names(cache_folder()):
         yield
-
-
-def whole_torch() -> None:
-    """Load what torch computes by on tensors without values, before anything is made on ``meta``."""
-    import torch._meta_registrations  # noqa: F401
 
 
 def load_libraries() -> None:

@@ -19,7 +19,6 @@ from veil.errors import ModelSourceError, one_line
 from veil.given import path_given
 from veil.progress import Progress
 from veil.sources.gguf import converted_folder, require_complete
-from veil.sources.light_imports import whole_torch
 from veil.sources.quiet import quiet
 from veil.sources.templates import bounded
 
@@ -201,7 +200,6 @@ def _load(
 def _weights(
     place: str, task: Task, options: Mapping[str, object]
 ) -> tuple[PreTrainedModel, Mapping[str, Collection[object]]]:
-    whole_torch()
     config = AutoConfig.from_pretrained(
         place, local_files_only=options["local_files_only"], trust_remote_code=options["trust_remote_code"]
     )
