@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -360,8 +361,12 @@ def _recorded(method: str, original: Callable[..., Any], seen: list[Call]) -> Ca
 def interpreter() -> Iterator[None]:
     """Repairs of Triton 3.6's interpreter, where there is no GPU: a scalar as a loop's bound with NumPy 2.4, and speed.
 
-    No checks of overflow, as on a GPU, and no second patch of triton.language for a call inside a kernel.
+    No checks of overflow, as on a GPU, and no second patch of triton.language for a call inside a kernel. Nothing where
+    there is no Triton: it has packages for Linux only.
     """
+    if find_spec("triton") is None:
+        yield
+        return
     import triton.language as tl
     from triton.runtime import interpreter
 

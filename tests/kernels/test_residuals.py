@@ -22,6 +22,7 @@ PLACES = {"one": [(0, 7, 1)], "several batches": [(0, 5, 3), (1, 0, 2), (0, 2, 0
 @pytest.fixture(params=["reference", "cpu", "cuda"])
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     if request.param == "cuda":
+        pytest.importorskip("triton", reason="Triton has packages for Linux only")
         from veil.kernels.cuda.backend import CudaKernels
 
         return CudaKernels()

@@ -90,7 +90,7 @@ def test_what_the_torch_model_has_is_said_to_be_there() -> None:
         ):
             getattr(hybrid, name)
     with pytest.raises(AttributeError, match=r"has no attribute 'nothing'$"):
-        hybrid.nothing()
+        getattr(hybrid, "nothing")  # noqa: B009  types know that it is wrong
 
 
 UNFIT: list[tuple[Any, str]] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,8 +39,12 @@ class _FewMetaTensors(TorchFunctionMode):
         self._left = float(_MOST)
 
     def __torch_function__(
-        self, function: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         named = dict(kwargs or {})
         if getattr(function, "__module__", None) == "torch.nn.init":
             return args[0] if args else named["tensor"]
@@ -51,7 +56,7 @@ class _FewMetaTensors(TorchFunctionMode):
         return function(*args, **named)
 
 
-def _elements(function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> float:
+def _elements(function: object, args: tuple[Any, ...], named: dict[str, Any]) -> float:
     """How many elements a call makes; infinitely many where that is not plain."""
     try:
         if function is torch.arange:

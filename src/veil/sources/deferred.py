@@ -112,7 +112,7 @@ class _Later:
     def __init__(self, module: str, finder: _Finder, make: Callable[[], Any]) -> None:
         self._module, self._finder, self._make = module, finder, cache(make)
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
+    def __call__(self, *arguments: object, **named: object) -> Any:
         if self._finder.puts_off(self._module):
             return _Later(self._module, self._finder, lambda: self._make()(*arguments, **named))
         return self._make()(*arguments, **named)
