@@ -190,7 +190,7 @@ def test_a_tokenizer_that_grammars_cannot_use_is_said(running: Any) -> None:
 
 
 def test_masking_costs_little_at_fifty_thousand_tokens() -> None:
-    """SmolLM2's tokenizer, 49,152 tokens: at most 5 ms of the processor a token, median of a schema's answer."""
+    """SmolLM2's tokenizer, 49,152 tokens: at most 5 ms of the processor for 95 of 100 tokens of a schema's answer."""
     import torch
 
     from veil.gateway.grammar import Grammars
@@ -209,4 +209,4 @@ def test_masking_costs_little_at_fifty_thousand_tokens() -> None:
         assert scores[0, token] == 0
         matcher.take(token)
     assert matcher.over
-    assert sorted(spent)[len(spent) // 2] < 0.005
+    assert sorted(spent)[int(0.95 * len(spent))] < 0.005

@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache
 from typer.testing import CliRunner
 
+from veil.commands.gateway import Keep, states_of
 from veil.gateway.kept import KeptStates, key_from
 
 KEY = bytes(range(32))
@@ -106,6 +107,18 @@ def test_a_documents_rows_go_up_once_though_the_gateway_is_restarted(served: Any
     finally:
         served.kept = None
     assert rows[0] > 60 and max(rows[1:]) < 8, rows
+
+
+def test_states_are_of_one_compiled_model(served: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VEIL_CACHE_DIR", str(tmp_path))
+    kept = states_of(served, Keep(most_bytes=1 << 20, days=1.0), KEY)
+    kept.keep(list(range(50)), state(49), "anna")
+    kept.close()
+    again = states_of(served, Keep(most_bytes=1 << 20, days=1.0), KEY)
+    assert again.best([*range(40), 99], "anna", 0) is not None
+    again.close()
+    assert len(served.hybrid.fingerprint) == 64
+    assert opened(tmp_path / "states", model="another").best([*range(40), 99], "anna", 0) is None
 
 
 class Keyring:

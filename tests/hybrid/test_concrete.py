@@ -200,7 +200,7 @@ def test_attributes_that_are_not_here_say_where_to_look(hybrid: HybridFHEModel, 
         getattr(hybrid, name)
     assert "hybrid." in str(caught.value) or "connect" in str(caught.value)
     with pytest.raises(AttributeError, match=r"no attribute 'colour'$"):
-        hybrid.colour  # noqa: B018
+        hybrid.colour  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_init_client_names_veil_s_way(hybrid: HybridFHEModel) -> None:

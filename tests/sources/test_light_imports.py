@@ -25,6 +25,7 @@ for module in model.modules():
 hybrid = HybridFHEModel(model.eval(), ["lm_head"])
 said["tokens"] = hybrid.model.generate(input_ids=torch.tensor([[1, 2]]), max_new_tokens=2, do_sample=False).shape[1]
 said["loaded"] = [name for name in HEAVY if name in sys.modules]
+torch.Generator().manual_seed(1)
 from transformers.distributed import sharding_utils
 said["sharded"] = isinstance(torch.zeros(1), sharding_utils.DTensor)
 from transformers.loss import loss_for_object_detection as loss

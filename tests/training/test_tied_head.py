@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from veil import HybridFHEModel
 from veil.bundle.terms import Terms
+from veil.errors import BundleError
 from veil.params import Params
+from veil.runtime.tied_head import tied_head
 
 WEAK = Terms(no_cryptography=True)
 IDS = torch.tensor([[1, 7, 9, 30, 41, 12, 3, 5, 22], [1, 8, 50, 31, 11, 60, 6, 15, 33]])
@@ -75,3 +78,11 @@ def test_heads_that_are_not_tied_or_alone_or_whose_embedding_is_remote_are_asked
         hybrid.compile_model(IDS, device="cpu", params=Params.insecure_tiny(), trainable=True)
         head = next(index for index, group in enumerate(hybrid.manifest.groups) if group.segment == "head")
         assert hybrid.manifest.groups[hybrid.manifest.back[head]].words == 2
+
+
+def test_a_bundle_whose_embedding_is_not_here_is_refused(twins: Any) -> None:
+    hybrid = twins(name="gpt2").hybrid
+    assert tied_head(hybrid.model, hybrid.manifest) is not None
+    hybrid.model.config.tie_word_embeddings = False
+    with pytest.raises(BundleError, match="from an embedding that its model lacks"):
+        tied_head(hybrid.model, hybrid.manifest)

@@ -91,6 +91,8 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "fixed scales": ("llama", "linear", {"use_dynamic_quantization": False}),
     "experts": ("mixtral", "linear", {}),
     "an encoder": ("bert", "linear", {}),
+    "for training": ("llama", "linear", {"trainable": True}),
+    "for training, a tied head": ("gpt2", "linear", {"trainable": True}),
 }
 
 
@@ -99,6 +101,8 @@ def test_a_half_of_the_model_is_taken_and_its_vectors_are_of_the_servers_weights
     family: str, halves: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, modules, settings = FAMILIES[family]
+    if settings.get("trainable"):
+        monkeypatch.setattr("veil.checks.vectors.CHUNK", 21)  # so that chunks end between the words of an output
     model, half, hybrid = halves(name, modules, **settings)
     found, findings = check_half(half, str(model), WEAK, quiet)
     for group, weights, own in zip(hybrid.manifest.groups, hybrid.sides.compiled.weights, found.groups, strict=True):
@@ -235,6 +239,15 @@ def test_a_changed_half_is_refused(name: str, halves: Any, tmp_path: Path) -> No
     model, half, _ = halves("llama")
     with pytest.raises(HalfDiffers, match=words):
         check_half(forged(half, tmp_path, change), str(model), WEAK, quiet)
+
+
+@pytest.mark.parametrize("word", [0, 1])
+def test_a_half_for_training_is_refused_for_a_scale_of_either_word(word: int, halves: Any, tmp_path: Path) -> None:
+    model, half, hybrid = halves("llama", trainable=True)
+    assert hybrid.manifest.groups[0].words == 2
+    copy = forged(half, tmp_path, arrays(lambda found: found["scale.0"].__setitem__(word, 1.5 * found["scale.0"][word])))
+    with pytest.raises(HalfDiffers, match="other scales than the weights of"):
+        check_half(copy, str(model), WEAK, quiet)
 
 
 def test_a_ruinous_divisor_with_scales_to_fit_is_refused(halves: Any, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from veil.gateway.app import Settings, build_app
 from veil.gateway.guard import Access
 from veil.gateway.kept import KeptStates, key_from, model_mark
 from veil.gateway.listen import Listener
+from veil.gateway.served import ServedModel
 from veil.network.certificates import server_context
 from veil.network.listening import is_loopback, listening
 from veil.process import raise_file_limit
@@ -61,8 +62,7 @@ def run(request: GatewayRequest) -> None:
         served = [stack.enter_context(opened(choice)) for choice in request.choices]
         if request.keep is not None and key is not None:
             for one in served:
-                mark = model_mark(one.hybrid.fingerprint, one.name)
-                one.kept = KeptStates(states_folder(), key, mark, most_bytes=request.keep.most_bytes, days=request.keep.days)
+                one.kept = states_of(one, request.keep, key)
                 stack.callback(one.kept.close)
         app = build_app(served, request.access, request.settings, request.aliases)
         listener = Listener(app, opened_socket, request.tls)
@@ -72,6 +72,12 @@ def run(request: GatewayRequest) -> None:
         if request.open_page:
             webbrowser.open(url)
         listener.serve_until_told()
+
+
+def states_of(served: ServedModel, keep: Keep, key: bytes) -> KeptStates:
+    """The states of a model that are kept on disk."""
+    mark = model_mark(served.hybrid.fingerprint, served.name)
+    return KeptStates(states_folder(), key, mark, most_bytes=keep.most_bytes, days=keep.days)
 
 
 def warnings_of(request: GatewayRequest) -> list[str]:

@@ -62,8 +62,12 @@ def unbiased(bits: WireBits, matrix: I8, params: Params) -> WireBits:
     Words are rounded halves up, which adds 1/2 on average: ``Σ_i W_q[j, i]/2`` in slot j. Rows whose weights have a mean,
     such as an embedding's columns over a whole vocabulary, add it up; those whose signs are mixed do not.
     """
-    mean = 0.5 * np.abs(matrix.sum(axis=1, dtype=np.int64))
-    counts = bool((mean**2 > 0.1 * noise.result(params, row_norms(matrix), bits)).any())
+    return unbiased_for(bits, matrix.sum(axis=1, dtype=np.int64), row_norms(matrix), params)
+
+
+def unbiased_for(bits: WireBits, sums: NDArray[np.int64], norms: NDArray[np.float64], params: Params) -> WireBits:
+    """`unbiased` for the sums and norms of a matrix's rows [slots]."""
+    counts = bool(((0.5 * sums) ** 2 > 0.1 * noise.result(params, norms, bits)).any())
     return WireBits(INNER_MODULUS_BITS, bits.result) if counts else bits
 
 

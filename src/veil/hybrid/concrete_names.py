@@ -65,13 +65,15 @@ class ConcreteNames:
             "opens the model of a server, makes its keys and keeps them in memory"
         )
 
-    def __getattr__(self, name: str) -> NoReturn:
-        if name in HOOKS:
-            refuse_torchscript()
-        instead = concrete.ATTRIBUTES.get(name)
-        raise AttributeError(
-            f"{type(self).__name__!r} object has no attribute {name!r}" + (f": {instead}" if instead else "")
-        )
+    if not TYPE_CHECKING:  # whoever checks types is to see that a name is wrong
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name in HOOKS:
+                refuse_torchscript()
+            instead = concrete.ATTRIBUTES.get(name)
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}" + (f": {instead}" if instead else "")
+            )
 
 
 def takes_concrete_arguments(init: Callable[P, None]) -> Callable[P, None]:

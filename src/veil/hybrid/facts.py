@@ -33,7 +33,7 @@ class CompiledFacts:
         return self.sides.compiled.manifest
 
     @property
-    def fingerprint_of(self) -> str:
+    def fingerprint(self) -> str:
         """What tells this compiled model from others: its parameters, public seed and layers, as hexadecimal SHA-256."""
         from veil.bundle.fingerprint import fingerprint_of
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from veil.bundle.manifest import Manifest
 from veil.checks.candidates import tied_embedding
+from veil.errors import BundleError
 
 
 class TiedHead:
@@ -30,6 +31,14 @@ class TiedHead:
 
 
 def tied_head(model: object, manifest: Manifest) -> TiedHead | None:
-    """For a model compiled for training whose head has no transposed group; None for others."""
-    found = tied_embedding(model, manifest) if manifest.back else None
-    return None if found is None or found[0] in manifest.back else TiedHead(*found)
+    """For a model compiled for training whose head has no transposed group; None for others.
+
+    `BundleError` where such a head is not tied to an embedding that is here: nothing below it could train.
+    """
+    heads = [index for index, group in enumerate(manifest.groups) if group.segment == "head"]
+    if not manifest.back or all(index in manifest.back for index in heads):
+        return None
+    found = tied_embedding(model, manifest)
+    if found is None:
+        raise BundleError("the bundle takes its head's gradient from an embedding that its model lacks; compile it again")
+    return TiedHead(*found)

@@ -23,8 +23,10 @@ from veil.checks.vectors import GroupVectors, VectorMaker
 from veil.compile.compiler import with_bits
 from veil.compile.fused_weights import fused_matrix, fusion_parts
 from veil.compile.quantize import quantize_weight
+from veil.compile.transposed import unbiased_for
 from veil.compile.words import two_words
 from veil.errors import HalfDiffers
+from veil.noise import WireBits
 from veil.progress import Progress
 from veil.random import SecretRng
 from veil.runtime.norms import norm_of
@@ -101,19 +103,28 @@ class _Group:
 
     def __init__(self, group: Group, constants: GroupConstants, opened: Opened, weights: TrustedWeights) -> None:
         self._group, self._constants, self._opened, self._weights = group, constants, opened, weights
+        self._transpose: F32 | None = None
+        if group.transposed is not None:
+            layers = opened.compiled.manifest.groups[group.transposed].layers
+            self._transpose = np.concatenate([weights.rows(layer, 0, layer.out_features) for layer in layers]).T
 
     def vectors(self, rng: SecretRng, findings: Findings) -> GroupVectors:
-        maker, norms, largest = VectorMaker(self._group, rng), [], 0.0
+        maker, norms, sums, largest = VectorMaker(self._group, rng), [], [], 0.0
         chunks = iter(self._fused(maker.chunks) if self._group.fusion else self._plain(maker.chunks, findings))
         for matrix in chunks:
             maker.add(matrix)
             norms.append(row_norms(matrix))
+            sums.append(matrix.sum(axis=1, dtype=np.int64))
             largest = max(largest, float(np.abs(matrix.astype(np.int32)).max(initial=0)))
         longest = float(np.concatenate(norms).max(initial=0.0))
         one_hot = self._group.layers[0].kind == "embedding"
         self._same_number("norm", self._constants.bound, largest if one_hot else longest)
-        fitting = with_bits(self._group, max(longest, 1.0), self._opened.compiled.params)
-        if (fitting.input_bits, fitting.result_bits) != (self._group.input_bits, self._group.result_bits):
+        params = self._opened.compiled.params
+        fitting = with_bits(self._group, max(longest, 1.0), params)
+        bits = WireBits(fitting.input_bits, fitting.result_bits)
+        if self._transpose is not None:
+            bits = unbiased_for(bits, np.concatenate(sums), np.concatenate(norms), params)
+        if bits != (self._group.input_bits, self._group.result_bits):
             raise self._differs("has other bits of the wire than its weights need")
         return maker.done()
 
@@ -125,7 +136,7 @@ class _Group:
             for layer, own, own_first, own_last in self._pieces(first, last):
                 words, divisors = self._group.words, self._constants.divisors
                 outputs = slice(own_first // words, -(-own_last // words))
-                weight = self._weights.rows(layer, outputs.start, outputs.stop)
+                weight = self._rows(layer, outputs)
                 start = own.start - own_first % words
                 slots = slice(start, start + words * len(weight))  # whole outputs: a chunk may begin or end within one
                 integers, scale = self._quantized(weight, layer, slots)
@@ -159,6 +170,12 @@ class _Group:
                 yield layer, slice(low, high), low - start, high - start
             start += own
 
+    def _rows(self, layer: Layer, outputs: slice) -> F32:
+        """A layer's weights for some outputs [n, in_features]; of a transposed group, of the layers' transpose."""
+        if self._transpose is not None:
+            return self._transpose[outputs]
+        return self._weights.rows(layer, outputs.start, outputs.stop)
+
     def _quantized(self, weight: F32, layer: Layer, own: slice) -> tuple[I8, F32]:
         divisors = self._constants.divisors
         integers, scale = quantize_weight(weight, layer.bits, divisors)
@@ -170,7 +187,7 @@ class _Group:
 
     def _correction(self, layer: Layer, slots: slice, outputs: slice, size: F64) -> F64:
         """What the half adds to the biases beside what rounding loses of the rows."""
-        bias = self._weights.bias(layer)
+        bias = None if self._transpose is not None else self._weights.bias(layer)
         stored = self._group.whole(self._constants.bias[None, slots].astype(np.float64))[0]
         added = stored if bias is None else stored - bias[outputs]
         floor = 1e-6 * float(np.abs(stored).max(initial=0.0))

@@ -59,7 +59,7 @@ class CheckpointFiles:
 
     def has_all(self, manifest: Manifest, parameters: Sequence[str]) -> bool:
         """Whether every remote layer and every parameter of the client's is here under a name that says what it is."""
-        layers = [layer for group in manifest.groups for layer in group.layers]
+        layers = [layer for group in manifest.forward for layer in group.layers]
         for layer in layers:
             key = self._key(f"{layer.name}.weight")
             if key is None or layer.kind == "embedding":
@@ -109,7 +109,7 @@ class LoadedModel:
 
     def __init__(self, source: Source, manifest: Manifest, mixtures: dict[str, ExpertLeak]) -> None:
         self.origin = source.origin
-        names = [layer.name for group in manifest.groups for layer in group.layers]
+        names = [layer.name for group in manifest.forward for layer in group.layers]
         own = [name for name in names if not any(name.startswith(f"{mixture}.") for mixture in mixtures)]
         leak: ExpertLeak = "reveal" if "reveal" in mixtures.values() else "none"
         modules = find_modules(source.model, [*own, *mixtures], leak)

@@ -107,10 +107,11 @@ class Joined:
         self._widths: set[int] = set()
         self._launches: dict[tuple[int, bool, int], I64] = {}
         self._stream: torch.cuda.Stream | None = None
+        self._direct = False
         if not interpreted():
             self._stream = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
             torch.cuda.set_stream(self._stream)  # this thread's
-            launching.load_driver()
+            self._direct = launching.load_driver()
 
     def answer(self, asked: Sequence[GroupRows]) -> GroupResults:
         """See `interface.Kernels.answer_groups`; at most `MOST_ROWS` rows."""
@@ -188,13 +189,14 @@ class Joined:
         self._came[:end].copy_(self._out[:end], non_blocking=True)
         if self._stream is not None:
             self._stream.synchronize()
-            self._launches[variant] = self._words_of(compiled)
+            if self._direct:
+                self._launches[variant] = self._words_of(compiled, self._stream)
 
-    def _words_of(self, compiled: Any) -> I64:
+    def _words_of(self, compiled: Any, stream: torch.cuda.Stream) -> I64:
         """What `launching.round_trip` takes of a kernel that Triton compiled and loaded."""
         words = np.zeros(launching.ARGUMENTS + launching.MOST_ARGUMENTS, np.int64)
         words[launching.FUNCTION] = compiled.function
-        words[launching.STREAM] = self._stream.cuda_stream if self._stream is not None else 0
+        words[launching.STREAM] = stream.cuda_stream
         words[launching.THREADS] = 32 * compiled.metadata.num_warps
         words[launching.SHARED] = compiled.metadata.shared
         words[launching.SENT], words[launching.DATA] = self._sent.data_ptr(), self._data.data_ptr()

@@ -5,6 +5,7 @@ From Python each of the four gives the interpreter away and has to get it back f
 
 from __future__ import annotations
 
+import ctypes
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +23,8 @@ FUNCTION, STREAM, PROGRAMS, THREADS, SHARED, SENT, DATA, SENT_BYTES, CAME, OUT, 
 
 MOST_ARGUMENTS = 12
 """Of a launch; those that a kernel does not have are not read."""
+
+_NAMES = ("cuMemcpyHtoDAsync_v2", "cuLaunchKernel", "cuMemcpyDtoHAsync_v2", "cuStreamSynchronize")
 
 _put: Any = types.ExternalFunction(
     "cuMemcpyHtoDAsync_v2", types.intc(types.uint64, types.uint64, types.uint64, types.uint64)
@@ -41,11 +44,17 @@ _start: Any = types.ExternalFunction(
 
 @lru_cache(maxsize=1)
 def load_driver() -> bool:
-    """Have the driver's functions known before `round_trip` is compiled or called; whether there is a driver."""
+    """Have the driver's functions known before `round_trip` is compiled or called; whether they all are.
+
+    A name that is not known would end the process.
+    """
     try:
-        llvm.load_library_permanently("libcuda.so.1")
-    except RuntimeError:
+        driver = ctypes.CDLL("libcuda.so.1")
+        found = {name: ctypes.cast(getattr(driver, name), ctypes.c_void_p).value for name in _NAMES}
+    except (OSError, AttributeError):
         return False
+    for name, address in found.items():
+        llvm.add_symbol(name, address)
     return True
 
 
