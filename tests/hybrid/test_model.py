@@ -155,6 +155,18 @@ def test_greedy_tokens_are_those_of_the_clear_model(hybrid: HybridFHEModel) -> N
     assert generated(hybrid, "execute", do_sample=False) == clear
 
 
+def test_no_answer_asks_for_an_output_by_its_older_name(
+    new_model: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would say once, on standard error, that a name is deprecated that no user wrote."""
+    said: list[str] = []
+    monkeypatch.setattr("transformers.utils.generic.logger.warning_once", lambda text, *_: said.append(text))
+    model = new_model("llama")
+    hybrid = compiled(model, remote_names(model), PROMPT)
+    assert len(generated(hybrid, "execute", do_sample=False)[0]) == 9
+    assert said == []
+
+
 def test_beams_and_padded_batches_run(hybrid: HybridFHEModel) -> None:
     assert len(generated(hybrid, "execute", num_beams=2, do_sample=False)[0]) == 9
     ids = torch.tensor([[2, 2, 5, 6], [5, 6, 7, 8]])

@@ -263,7 +263,7 @@ class Traffic:
         results: list[object] = []
         self._rehearse(forward, inputs | {"use_cache": True}, results)
         result = results[0]
-        found = (result[own] for own in CACHES if own in result) if isinstance(result, Mapping) else iter(())
+        found = (kept for own, kept in result.items() if own in CACHES) if isinstance(result, Mapping) else iter(())
         return {name: next(found, None), "use_cache": True}
 
     def _rehearse(self, forward: Forward, inputs: dict[str, object], results: list[object] | None = None) -> list[Call]:
