@@ -186,3 +186,28 @@ def test_other_families_see_and_do_not_mix_their_callers_up(
         assert words(ask(gateway, *follow, **options)) == going, "the same as from the beginning"
         assert words(ask(gateway, red, **options)) == answers[0]
     served.hybrid.close()
+
+
+@pytest.mark.slow
+def test_memory_stays_level_over_many_pictures(llava_processor: Any, serve_model: Any, listen: Any) -> None:
+    """125 questions about pictures, each another one; after the first 25 nothing more is kept."""
+    from gateway.llava import make_llava
+    from situations.small import kept
+    from situations.test_gateway_memory import ROOM, resident
+
+    served = serve_model(
+        make_llava(llava_processor.tokenizer.convert_tokens_to_ids("<image>")), llava_processor.tokenizer, name="llava"
+    )
+    served.see(llava_processor)
+    before = (0, 0, 0)
+    with listen(served) as running:
+        for number in range(125):
+            red, green = divmod(number, 16)
+            assert words(ask(running, user(picture(data_url(f"rgb({16 * red},{16 * green},7)")), "Colour?")))
+            if number == 25:
+                before = (*kept(served.hybrid), resident())
+        own, others = kept(served.hybrid)
+        now = resident()
+    served.hybrid.close()
+    assert own <= before[0] + 2 and others <= before[1] + 2
+    assert now <= before[2] + ROOM
