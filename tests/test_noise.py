@@ -88,7 +88,7 @@ class Inside:
         return self.rows(self.whole(values) * (2.0**32 / params.outer_modulus))
 
     def public_error(self, number: int) -> Any:
-        """``(a' - Σ_v G_v·a_v·2^k_a/Q)·2^(32-k_a)`` times z, of one batch → [T, slots]."""
+        """``(a' - Σ_v G_v·a_v·2^ℓ_a/Q)·2^(32-ℓ_a)`` times z, of one batch → [T, slots]."""
         params, ring = self.params, self.ring
         a, values = public.outer_polynomials(self.scheme.seed, params), []
         for i, table in enumerate(ring.outer):

@@ -41,7 +41,7 @@ def test_the_primes_are_the_largest_that_there_are() -> None:
 
 
 def test_products_with_the_public_tables_are_exact_modulo_the_third_prime() -> None:
-    """``a'·z`` is at most N·2^(k_a - 1) in size, which is less than a half of its prime."""
+    """``a'·z`` is at most N·2^(ℓ_a - 1) in size, which is less than a half of its prime."""
     assert DEFAULT.N << (DEFAULT.spec.public_bits - 1) < 1 << 32
     assert 4 * DEFAULT.N * DEFAULT.N * 2 ** (2 * DEFAULT.spec.public_bits) > DEFAULT.mu_prime
 

@@ -33,7 +33,7 @@ TYPICAL_BITS = WireBits(23, 14)
 
 
 def outer_error(params: Params) -> float:
-    """Σ_v G_v·e_v: N·k·r uniform k_h-bit coefficients times errors (6.1), and H·s times what rounding Δ loses (6.2)."""
+    """Σ_v G_v·e_v: N·k·r uniform ℓ_h-bit coefficients times errors (6.1), and H·s times what rounding Δ loses (6.2)."""
     spec = params.spec
     hint = 4.0**spec.hint_bits * _ROUNDING
     errors = params.terms * params.N * hint * spec.outer_sigma**2 * (_WHOLE / params.outer_modulus) ** 2
@@ -42,12 +42,12 @@ def outer_error(params: Params) -> float:
 
 
 def hint_rounding(params: Params) -> float:
-    """The rounding of H to k_h bits, times s (6.3)."""
+    """The rounding of H to ℓ_h bits, times s (6.3)."""
     return params.n * _TERNARY * _ROUNDING * 4.0 ** (INNER_MODULUS_BITS - params.spec.hint_bits)
 
 
 def public_rounding(params: Params) -> float:
-    """The rounding of a' to k_a bits, times z (6.4)."""
+    """The rounding of a' to ℓ_a bits, times z (6.4)."""
     return params.N * _TERNARY * _ROUNDING * 4.0 ** (INNER_MODULUS_BITS - params.spec.public_bits)
 
 

@@ -181,7 +181,7 @@ class Params:
 
     @property
     def scale(self) -> int:
-        """Δ = round(Q / 2^k_h)."""
+        """Δ = round(Q / 2^ℓ_h)."""
         bits = self.spec.hint_bits
         return (self.outer_modulus + (1 << (bits - 1))) >> bits
 

@@ -71,7 +71,7 @@ def test_pads_are_the_inner_product_plus_a_gaussian_error(scheme: Any) -> None:
 
 
 def test_the_shares_are_the_public_table_times_z(tiny_scheme: Any, schoolbook: Any) -> None:
-    """``μ = (a'·z mod 2^k_a)·2^(32-k_a)``, block by block."""
+    """``μ = (a'·z mod 2^ℓ_a)·2^(32-ℓ_a)``, block by block."""
     params, bits = tiny_scheme.params, tiny_scheme.params.spec.public_bits
     table = tiny_scheme.tables["body"].astype(np.int64).reshape(params.T, -1, params.w)
     for number, own in enumerate(tiny_scheme.batches):

@@ -34,7 +34,7 @@ class Plain:
         self.rows = np.concatenate([self.inner_hint(group, own) for group, own in enumerate(weights)])
 
     def inner_hint(self, group: int, weights: Any) -> Any:
-        """``round(h_j/2^(32-k_h))``, h_j = Σ_{c,v} W[j, c·r+v]·Y^(-v)·a_c, for each rank: [slots, k, m]."""
+        """``round(h_j/2^(32-ℓ_h))``, h_j = Σ_{c,v} W[j, c·r+v]·Y^(-v)·a_c, for each rank: [slots, k, m]."""
         params, bits = self.params, self.params.spec.hint_bits
         a = public.inner_polynomials(SEED, params, group, weights.shape[1]).astype(object)
         total = np.zeros((len(weights), params.k, params.m), dtype=object)
@@ -46,7 +46,7 @@ class Plain:
         return (rounded + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
 
     def block(self, first: int) -> list[Any]:
-        """``G_{k,v} = Σ_j X^j·g_{kw+j,v}(X^w)``, with g_0 = h_0 and g_v = Z·h_{r-v}: k·r polynomials of degree N."""
+        """``G_{β,v} = Σ_j X^j·g_{βw+j,v}(X^w)``, with g_0 = h_0 and g_v = Z·h_{r-v}: k·r polynomials of degree N."""
         params, made = self.params, []
         for i in range(params.k):
             for v in range(params.r):
@@ -69,7 +69,7 @@ class Plain:
         return total % self.Q
 
     def product(self, first: int, points: Any) -> Any:
-        """Σ_v G_{k,v}·b_v of the block that begins at slot ``first`` [N], modulo Q."""
+        """Σ_v G_{β,v}·b_v of the block that begins at slot ``first`` [N], modulo Q."""
         total: Any = 0
         for own, ciphertext in zip(self.block(first), points, strict=True):
             full = np.convolve(own, self.coefficients(ciphertext))

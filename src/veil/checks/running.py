@@ -1,9 +1,9 @@
 """A running test of the residuals' squares, for deviations that one row hides: chunk by chunk, valid at every moment.
 
-A chunk's J whitened residuals of an honest row have q = Σ z² of mean J, and E exp(λ·q) = (1 - 2λ)^(-J/2). So with
-``L = exp(λ·q)·(1 - 2λ)^(J/2)``, and weights w_n = 1/(n(n + 1)), which sum to 1, for a deviation that begins at row n,
+A chunk's J whitened residuals of an honest row have q = Σ z² of mean J, and E exp(λ·χ) = (1 - 2λ)^(-J/2). So with
+``L = exp(λ·χ)·(1 - 2λ)^(J/2)``, and weights ω_ν = 1/(ν(ν + 1)), which sum to 1, for a deviation that begins at row ν,
 
-    S_n = (S_{n-1} + w_n)·L_n
+    S_ν = (S_{ν-1} + ω_ν)·L_ν
 
 plus the weights that are left is a martingale that starts at 1. An honest server makes it reach 1/α with probability α at
 most, over all rows together, however many they are (Ville's inequality).

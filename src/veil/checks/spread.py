@@ -1,8 +1,8 @@
 """How far honest answers are from what is expected: the covariance of a chunk's residuals, from the predicted noise.
 
-    Σ_ab = input_error·c_a·c_b + (shares + rounding)·overlap_ab
+    Σ_{u,u'} = input_error·γ_u·γ_u' + (shares + rounding)·overlap_{u,u'}
 
-The error of the inputs is common to all slots, and c says what it becomes; the rest is each slot's own.
+The error of the inputs is common to all slots, and γ says what it becomes; the rest is each slot's own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def covariance(vectors: GroupVectors, group: Group, params: Params) -> F64:
 
 
 def whitening(spread: F64) -> F64:
-    """M [chunks, J, J] that makes residuals in deviations independent, of variance 1: ``M·z`` has as many free squares."""
+    """M [chunks, J, J] that makes residuals in deviations independent, of variance 1: ``M·ε`` has as many free squares."""
     deviations = np.sqrt(np.diagonal(spread, axis1=1, axis2=2))
     correlation = spread / (deviations[:, :, None] * deviations[:, None, :])
     correlation += 1e-9 * np.eye(spread.shape[1])

@@ -1,6 +1,6 @@
 """The secret sign vectors of a group, and what they make of weights that the user trusts.
 
-    c = Σ_{j in chunk} r_j·W_q[j, ·]        r_j = ±1, secret
+    γ = Σ_{j in chunk} ρ_j·W_q[j, ·]        ρ_j = ±1, secret
 
 A group's slots are cut into chunks: over more slots the noise of the sum hides more. See docs/protocol.md.
 """
@@ -34,7 +34,7 @@ class GroupVectors:
     """``signs`` int8 [J, slots]; ``sums`` int16 [chunks, J, width]; ``overlap`` int32 [chunks, J, J].
 
     ``overlap`` are the products of the vectors' sums over equal rows of weights: those have the same noise, zero rows none.
-    Of slots of weights that all differ it is r_a·r_b.
+    Of slots of weights that all differ it is ρ_u·ρ_u'.
     """
 
     signs: I8

@@ -81,7 +81,7 @@ class ServerHint:
         return {name: hint.arrays() for name, hint in self._segments.items()}
 
     def public_tables(self, seed: PublicSeed, params: Params) -> dict[str, U32]:
-        """The client's a' of each segment: [T, blocks·w] of k_a-bit words."""
+        """The client's a' of each segment: [T, blocks·w] of ℓ_a-bit words."""
         batch = self._kernels.asarray(public.outer_polynomials(seed, params)[None])
         bits = params.spec.public_bits
         return {

@@ -188,7 +188,7 @@ class Kernels(Protocol):
     def inner_hint(self, weights: Array, a: U32, ring: Ring) -> Array:
         """H of some slots, in the order of G: weights [slots, width] int8, a [elements, k, m] → [slots, n] int32.
 
-        Entry ``(i·r + v)·T + t`` is the centred ``round(W·A / 2^(32 - k_h))`` that multiplies coefficient ``u·r + v`` of
+        Entry ``(i·r + v)·T + t`` is the centred ``round(W·A / 2^(32 - ℓ_h))`` that multiplies coefficient ``u·r + v`` of
         the secret's element i in the subring, u + t' = t.
         """
 
@@ -202,10 +202,10 @@ class Kernels(Protocol):
         """A hint from arrays as `Hint.arrays` gave them; they may be maps of a file, and are not written to."""
 
     def prepare(self, hint: Hint, batches: Array, bits: int, ring: Ring) -> Array:
-        """``D_k = Σ_v G_{k,v}·b_v`` of all blocks for B batches, switched to ``bits`` bits; one pass over G.
+        """``D_β = Σ_v G_{β,v}·b_v`` of all blocks for B batches, switched to ``bits`` bits; one pass over G.
 
         ``batches`` [B, terms, 2, N] are points of both primes → [B, T, blocks·w] uint32, ``round(D·2^bits/Q)`` modulo
-        2^bits: with 32 bits the shares h, with k_a bits and the a_v for the b_v the public a'.
+        2^bits: with 32 bits the shares h, with ℓ_a bits and the a_v for the b_v the public a'.
         """
 
     def decode_batches(self, data: Array, ring: Ring) -> Array:
@@ -232,10 +232,10 @@ class Kernels(Protocol):
         """
 
     def load_public(self, table: U32, ring: Ring) -> Array:
-        """The public a' [T, slots] of k_a-bit words, slots whole blocks, in the form that `shares` multiplies with."""
+        """The public a' [T, slots] of ℓ_a-bit words, slots whole blocks, in the form that `shares` multiplies with."""
 
     def shares(self, public: Array, z: I8, slots: int, ring: Ring) -> Array:
-        """``μ = (a'·z mod 2^k_a)·2^(32 - k_a)`` → [T, slots] uint32."""
+        """``μ = (a'·z mod 2^ℓ_a)·2^(32 - ℓ_a)`` → [T, slots] uint32."""
 
     # A row, online -------------------------------------------------------------------------------------------------------
 
@@ -289,7 +289,7 @@ class Kernels(Protocol):
     ) -> tuple[Array, SupportsFloat]:
         """What `decrypt` gives, and how far it is from the weights that ``vectors`` know, in deviations of the noise.
 
-        For each chunk and vector ``Σ_j r_j·y_j - c·x_q`` modulo 2^32, centred, times ``inverse``, goes to ``out``
+        For each chunk and vector ``Σ_j ρ_j·y_j - γ·x_q`` modulo 2^32, centred, times ``inverse``, goes to ``out``
         [R, chunks·J] float64; returned is the largest size, for which a GPU is waited when it is read. The rows x [R, width]
         are those that were sent; 0 for one that is not finite.
         """

@@ -84,7 +84,7 @@ def inner_matrix(a: U32, ring: Ring) -> U32:
 
 
 def rounded_hint(products: U32, ring: Ring) -> I32:
-    """``round(H / 2^(32 - k_h))`` of words modulo 2^32, centred."""
+    """``round(H / 2^(32 - ℓ_h))`` of words modulo 2^32, centred."""
     bits = ring.hint_bits
     rounded = (products + np.uint32(1 << (31 - bits))) >> np.uint32(32 - bits)
     centred = rounded.astype(np.int32)
