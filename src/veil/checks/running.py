@@ -1,6 +1,6 @@
 """A running test of the residuals' squares, for deviations that one row hides: chunk by chunk, valid at every moment.
 
-A chunk's J whitened residuals of an honest row have q = Σ z² of mean J, and E exp(λ·χ) = (1 - 2λ)^(-J/2). So with
+The squares of a chunk's J whitened residuals of an honest row add up to χ of mean J, E exp(λ·χ) = (1 - 2λ)^(-J/2). So with
 ``L = exp(λ·χ)·(1 - 2λ)^(J/2)``, and weights ω_ν = 1/(ν(ν + 1)), which sum to 1, for a deviation that begins at row ν,
 
     S_ν = (S_{ν-1} + ω_ν)·L_ν
