@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -41,6 +43,14 @@ def require_peft() -> ModuleType:
     return peft
 
 
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    """Without the warning that peft asks for a name that transformers will drop: no user can do anything about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
+
+
 def add_lora(model: nn.Module, settings: LoraSettings, name: str = "default", base: str | None = None) -> LanguageModel:
     """The model with a fresh LoRA adapter, as a PeftModel; ``base`` is the name of the model that its file will mention.
 
@@ -55,7 +65,8 @@ def add_lora(model: nn.Module, settings: LoraSettings, name: str = "default", ba
         task_type="SEQ_2_SEQ_LM" if getattr(getattr(model, "config", None), "is_encoder_decoder", False) else "CAUSAL_LM",
     )
     try:
-        adapted = peft.get_peft_model(model, config, adapter_name=name)
+        with _as_it_is():
+            adapted = peft.get_peft_model(model, config, adapter_name=name)
     except ValueError as error:
         raise ValueError(f"the adapter does not fit the model: {one_line(error)}") from None
     if base is not None:
@@ -113,10 +124,11 @@ class Adapters:
             config = peft.PeftConfig.from_pretrained(str(folder))
             if config.is_prompt_learning:
                 raise ModelSourceError(f"{folder} is an adapter of prompts ({config.peft_type.value}); use it from Python")
-            if self._around is None:
-                self._around = peft.PeftModel.from_pretrained(self.model, str(folder), adapter_name=name)
-            else:
-                self._around.load_adapter(str(folder), adapter_name=name)
+            with _as_it_is():
+                if self._around is None:
+                    self._around = peft.PeftModel.from_pretrained(self.model, str(folder), adapter_name=name)
+                else:
+                    self._around.load_adapter(str(folder), adapter_name=name)
         except ModelSourceError:
             raise
         except Exception as error:  # a folder that somebody else made surfaces as errors of every kind
