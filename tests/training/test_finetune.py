@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -214,10 +215,11 @@ def test_batches_are_the_same_each_time_and_each_example_comes_once_a_round() ->
     assert divided(examples, 0, seed=1).validation == ()
 
 
-@pytest.mark.filterwarnings("error")
 def test_an_adapter_is_made_and_loaded_without_a_warning(new_model: Any, tmp_path: Path) -> None:
     """peft 0.19 asks a name of transformers 5 that is deprecated; users of the command line saw it."""
-    made: Any = add_lora(new_model("llama"), LoraSettings(rank=2, targets=("q_proj",)), base="tiny")
-    made.save_pretrained(tmp_path / "mine")
-    adapters = load_adapters(new_model("llama"), [str(tmp_path / "mine")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made: Any = add_lora(new_model("llama"), LoraSettings(rank=2, targets=("q_proj",)), base="tiny")
+        made.save_pretrained(tmp_path / "mine")
+        adapters = load_adapters(new_model("llama"), [str(tmp_path / "mine")])
     assert adapters.names == ["mine"]
