@@ -220,6 +220,6 @@ def test_an_adapter_is_made_and_loaded_without_a_warning(new_model: Any, tmp_pat
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made: Any = add_lora(new_model("llama"), LoraSettings(rank=2, targets=("q_proj",)), base="tiny")
-        made.save_pretrained(tmp_path / "mine")
+        made.save_pretrained(tmp_path / "mine", save_embedding_layers=False)
         adapters = load_adapters(new_model("llama"), [str(tmp_path / "mine")])
     assert adapters.names == ["mine"]
