@@ -1,6 +1,6 @@
 """Private fine-tuning from end to end: fifty questions that SmolLM2 cannot know, of which some are asked before and after.
 
-    python -m bench pairs [--steps 60] [--asked 10] [--folder FOLDER] [--out bench/results/training-pairs.json]
+    python -m bench pairs [--steps 90] [--asked 10] [--folder FOLDER] [--out bench/results/training-pairs.json]
 
 Every step is a process: ``veil compile --trainable``, ``veil generate`` for what the model says of itself, ``veil finetune``
 in mode ``execute`` on ``examples/varrow.jsonl``, then ``veil serve`` and ``veil generate --server --adapter``. An answer
@@ -33,7 +33,7 @@ START = time.perf_counter()
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=90)
     parser.add_argument("--asked", type=int, default=10, help="questions that are asked before and after")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--folder", type=Path, help="where bundle, adapter and answers are kept for a later run")
@@ -101,6 +101,10 @@ def tuned(bundle: Path, adapter: Path, steps: int, *options: str) -> dict[str, f
         str(steps),
         "--learning-rate",
         "2e-3",
+        "--rank",
+        "16",
+        "--targets",
+        "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
         "--tokens",
         "96",
         "--validation",
