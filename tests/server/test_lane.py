@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from veil.errors import CorruptMessage, WireError
-from veil.kernels.interface import GroupResults
+from veil.kernels.interface import GroupResults, places_of
 from veil.kernels.reference import ReferenceKernels
 from veil.network.busy_poll import NOTHING
 from veil.network.frames import Frames
@@ -50,8 +50,7 @@ class Twice:
         if any(b"fail" in claim.rows.tobytes() for claim in claims):
             raise ZeroDivisionError("secret")
         packed = np.concatenate([np.repeat(claim.rows, 2, axis=1) for claim in claims]).reshape(-1)
-        ends = np.cumsum([2 * claim.rows.size for claim in claims]).tolist()
-        return GroupResults(packed, list(zip([0, *ends], ends, strict=False)))
+        return GroupResults(packed, places_of([2 * claim.rows.size for claim in claims]))
 
 
 class Echo:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from veil.errors import QuotaExceeded, ServerUnreachable, VeilError, WireError
-from veil.kernels.interface import GroupResults, Rows
+from veil.kernels.interface import GroupResults, Rows, places_of
 from veil.kernels.reference import ReferenceKernels
 from veil.server.admission import Admitted
 from veil.server.engine import Claim
@@ -57,8 +57,7 @@ class FakeEngine:
     def results(self, claims: list[Claim], *, serial: bool) -> GroupResults:
         self.answered.append(len(claims))
         packed = np.concatenate([claim.rows for claim in claims]).reshape(-1)
-        ends = np.cumsum([claim.rows.size for claim in claims]).tolist()
-        return GroupResults(packed, list(zip([0, *ends], ends, strict=False)))
+        return GroupResults(packed, places_of([claim.rows.size for claim in claims]))
 
 
 def kind_of(item: Admitted) -> int:

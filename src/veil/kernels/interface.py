@@ -7,6 +7,7 @@ processor, tensors on a GPU. Letters are those of docs/protocol.md.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, SupportsFloat
@@ -134,13 +135,17 @@ class Errors(Protocol):
 
 def answer_each(kernels: Kernels, asked: Sequence[GroupRows]) -> GroupResults:
     """`Kernels.answer_groups` by one product for each group."""
-    made, places, end = [], list[tuple[int, int]](), 0
+    made = []
     for own in asked:
         packed = kernels.answer(kernels.asarray(own.data), own.weights, own.shares, own.column, own.bits)
         made.append(kernels.to_numpy(packed).reshape(-1))
-        places.append((end, end + made[-1].size))
-        end += made[-1].size
-    return GroupResults(made[0] if len(made) == 1 else np.concatenate(made), places)
+    packed = made[0] if len(made) == 1 else np.concatenate(made)
+    return GroupResults(packed, places_of([own.size for own in made]))
+
+
+def places_of(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Where parts of these sizes begin and end, one after the other."""
+    return list(itertools.pairwise([0, *itertools.accumulate(sizes)]))
 
 
 class Kernels(Protocol):

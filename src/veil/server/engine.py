@@ -13,7 +13,7 @@ from veil.bundle.fingerprint import fingerprint_of
 from veil.bundle.server_half import ServerModel
 from veil.crypto.hint import HintRows, ServerHint, share_bytes
 from veil.errors import WireError
-from veil.kernels.interface import Array, GroupResults, GroupRows, Kernels, Rows
+from veil.kernels.interface import Array, GroupResults, GroupRows, Kernels, Rows, places_of
 from veil.kernels.ring import ring_of
 from veil.params import packed_bytes
 from veil.progress import Progress
@@ -165,16 +165,10 @@ class Engine:
 
         They hold until the calling thread's next call.
         """
-        alike = all(claim.asks_like(claims[0]) for claim in claims)
-        if self.joins_groups and (not alike or sum(claim.count for claim in claims) <= _FEW_ROWS):
+        if self.joins_groups and _are_joined(claims):
             return self.kernels.answer_groups([self._rows_of(claim) for claim in claims])
         packed = self.kernels.to_numpy(self.product(claims, serial=serial))
-        places, first = [], 0
-        for claim in claims:
-            size = claim.count * packed.shape[1]
-            places.append((first, first + size))
-            first += size
-        return GroupResults(packed.reshape(-1), places)
+        return GroupResults(packed.reshape(-1), places_of([claim.count * packed.shape[1] for claim in claims]))
 
     def _rows_of(self, claim: Claim) -> GroupRows:
         _, bits, column = self._places[claim.group]
@@ -184,30 +178,29 @@ class Engine:
 
     def answer(self, claims: Sequence[Claim], *, serial: bool = False) -> list[Array]:
         """The packed results [rows of the claim, bytes] uint8 of each of some claims; see `product`."""
-        packed, replies, first = self.product(claims, serial=serial), [], 0
-        for claim in claims:
-            replies.append(packed[first : first + claim.count])
-            first += claim.count
-        return replies
+        packed = self.product(claims, serial=serial)
+        return [packed[first:last] for first, last in places_of([claim.count for claim in claims])]
 
     def product(self, claims: Sequence[Claim], *, serial: bool = False) -> Array:
         """The packed results [R, bytes] uint8 of some claims on one group and as many outputs, in order, in one pass.
 
         ``serial`` keeps it on the calling thread.
         """
-        group, slots, kernels = claims[0].group, claims[0].slots, self.kernels
-        _, bits, column = self._places[group]
-        weights = self.weights[group]
-        weights = weights if slots == len(weights) else weights[:slots]
+        kernels, one = self.kernels, self._rows_of(claims[0])
         if len(claims) == 1:
-            return kernels.answer(kernels.asarray(claims[0].rows), weights, claims[0].shares, column, bits, serial=serial)
+            return kernels.answer(kernels.asarray(one.data), one.weights, one.shares, one.column, one.bits, serial=serial)
         shares = [part for claim in claims for part in claim.shares]
         rows = [claim.rows for claim in claims]
         if all(isinstance(own, np.ndarray) for own in rows):  # they go to a GPU in one piece
             together = kernels.asarray(np.concatenate(rows))
         else:
             together = kernels.concatenate([kernels.asarray(own) for own in rows])
-        return kernels.answer(together, weights, shares, column, bits, serial=serial)
+        return kernels.answer(together, one.weights, shares, one.column, one.bits, serial=serial)
+
+
+def _are_joined(claims: Sequence[Claim]) -> bool:
+    """Whether kernels that join groups take these as they are: on several groups, or few rows of one."""
+    return not all(claim.asks_like(claims[0]) for claim in claims) or sum(claim.count for claim in claims) <= _FEW_ROWS
 
 
 def record_bytes(rows: int, groups: int) -> int:

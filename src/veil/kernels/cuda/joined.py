@@ -21,6 +21,7 @@ from veil.kernels.cuda.device import interpreted, target
 from veil.kernels.cuda.packing import part_of
 from veil.kernels.cuda.product import weights_tile
 from veil.kernels.interface import GroupResults, GroupRows
+from veil.params import packed_bytes
 
 Tensor = torch.Tensor
 U8 = NDArray[np.uint8]
@@ -126,7 +127,7 @@ class Joined:
         for address, bits, n in each:
             one = asked[n]
             outputs, width = one.weights.shape
-            count, row_bytes = len(one.data), (outputs * bits[1] + 7) // 8
+            count, row_bytes = len(one.data), packed_bytes(outputs, bits[1])
             places[n] = end, end + count * row_bytes
             tiles = -(-outputs // _ROWS)
             if before == (address, outputs, bits):
