@@ -25,13 +25,22 @@ def deferred(*libraries: str) -> Iterator[None]:
     After it whoever imports them loads them. A module that is not installed stays absent.
     """
     finder = _Finder(libraries)
+    try:
+        with asked_first(finder):
+            yield
+    finally:
+        finder.libraries.clear()
+        finder.forget()
+
+
+@contextmanager
+def asked_first(finder: MetaPathFinder) -> Iterator[None]:
+    """Inside the block imports ask this finder before all others."""
     sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
-        finder.libraries.clear()
-        finder.forget()
 
 
 class _Finder(MetaPathFinder):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.abc import Loader, MetaPathFinder
@@ -14,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from veil.disk import write_whole
+from veil.sources.deferred import asked_first
 
 NameTable = dict[frozenset[str], dict[str, set[str]]]
 """By the libraries that names need: module → names."""
@@ -27,12 +27,8 @@ def kept_names(folder: Path) -> Iterator[None]:
 
     A table is of one release: of a version that is under development none is kept.
     """
-    finder = _Finder(folder)
-    sys.meta_path.insert(0, finder)
-    try:
+    with asked_first(_Finder(folder)):
         yield
-    finally:
-        sys.meta_path.remove(finder)
 
 
 class _Finder(MetaPathFinder):
