@@ -180,7 +180,8 @@ class RowPool:
     def take(self, group: int, rows: int, prompt_rows: int) -> tuple[str, list[Part]] | None:
         """The session and the next rows for a group, spent for it, from the prompt line first; None if short."""
         with self._lock:  # that of ``changed``, which takes twice as long to enter
-            self._expire()
+            if self.keep_s != _FOR_EVER:
+                self._expire()
             if group in self._back_groups:
                 return (self.session, self._back.take(group, rows)) if self._back.ready(group) >= rows else None
             if rows == 1 and not prompt_rows:  # the step of decoding, a hundred times a token

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from veil.checks.candidates import ExactCandidates
 
 Tensor = torch.Tensor
+_FLOAT = np.dtype(np.float32)
 Observer = Callable[[int, Tensor, Tensor], None]
 """Told of each evaluation: (group, inputs [R, width], outputs [R, outputs])."""
 
@@ -209,8 +210,8 @@ class Router:
                 values = x.numpy()
             except (RuntimeError, TypeError):
                 return None
-            shape = values.shape
-            if values.dtype != np.float32 or values.size != place.info.width or shape[-1:] != (values.size,):
+            shape, width = values.shape, place.info.width
+            if values.dtype != _FLOAT or values.size != width or not shape or shape[-1] != width:
                 return None
             sighting = None if len(place.parts) == 1 else Sighting(x)
             self._ask_whether_to_go_on()
