@@ -82,10 +82,7 @@ class Passes:
     def here(self) -> tuple[Router | None, bool]:
         """`router` and `is_inside`, asked at once by every layer."""
         inside = self._owner == threading.get_ident()
-        if inside and _CHOSEN.get() is self._pass_chosen:
-            mode = self._pass_mode
-        else:
-            mode = self._mode_of(inside)
+        mode = self._pass_mode if inside and _CHOSEN.get() is self._pass_chosen else self._mode_of(inside)
         return None if mode == "torch" else self.current, inside
 
     @property

@@ -282,7 +282,11 @@ class CpuKernels:
     def encrypt(self, x: F32, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int) -> tuple[U8, F64]:
         rows, width = x.shape
         data, tau, shown = np.empty((rows, packed_bytes(width, bits)), np.uint8), np.empty(rows), np.empty(rows)
-        divisors, target, fixed = _NO_DIVISORS if scaling.divisors is None else scaling.divisors, scaling.target, scaling.fixed
+        divisors, target, fixed = (
+            _NO_DIVISORS if scaling.divisors is None else scaling.divisors,
+            scaling.target,
+            scaling.fixed,
+        )
         for part, (x_, data_, tau_, shown_) in _cut(pads, x, data, tau, shown):
             threads = threads_for(part.count * width)
             online.encrypt(
