@@ -75,7 +75,8 @@ def test_a_tied_head_is_computed_here_and_others_are_not(
     torch.testing.assert_close(seen["outputs"].gather(1, best[:, None])[:, 0], (seen["x"] * table[best]).sum(dim=1))
     assert exact.shape[-1] == seen["outputs"].shape[1]
     assert exact_candidates(tiny_llama, checked(tiny_llama).manifest) is None
-    hybrid.sides.router.observer, alone = None, {}
+    alone: dict[str, Any] = {}
+    hybrid.sides.router.observer = None
     monkeypatch.setattr(ExactCandidates, "refine_row", lambda own, x, outputs: alone.update(x=x, outputs=outputs))
     model(IDS[:, :1])
     assert alone["outputs"].shape == (exact.shape[-1],), "one row is refined where it is decrypted"

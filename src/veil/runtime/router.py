@@ -166,7 +166,7 @@ class Router:
         A token's step asks a hundred times: torch is called as rarely as can be.
         """
         course, candidates = self.course, self.candidates
-        refines = candidates is not None and candidates.group == place.group
+        likely = candidates if candidates is not None and candidates.group == place.group else None
         if (
             self._kernels.name != "cpu"
             or x.numel() != place.info.width
@@ -178,7 +178,7 @@ class Router:
             or self.rehearsed is not None
             or self.cancel_check is not None
             or self.way is not None
-            or (refines and not candidates.at_hand)
+            or (likely is not None and not likely.at_hand)
             or (course is not None and course.fills)
         ):
             return None
@@ -186,8 +186,8 @@ class Router:
             course.rows(place.group, 1, None)
         row = np.ascontiguousarray(x.numpy().reshape(1, -1))
         outputs, lead = self._sent(place.group, row, None, self.evaluator), x.shape[:-1]
-        if candidates is not None and refines:
-            candidates.refine_row(row[0], outputs[0])
+        if likely is not None:
+            likely.refine_row(row[0], outputs[0])
         return [torch.from_numpy(outputs[0, part].reshape(*lead, -1)) for part in place.parts]
 
     def _whole(self, group: int, x: Tensor) -> Tensor:

@@ -364,8 +364,30 @@ class CpuKernels:
     ) -> tuple[F32, float]:
         scale: F32 = scaling.scale
         data, y = _received(data), np.empty((len(x), len(scale)), np.float32)
+        assert isinstance(vectors, checking.BlockVectors)
+        if len(x) == 1 == len(shares):
+            if not vectors.held:
+                vectors.hold(scaling)
+            if vectors.held[0] is scaling:
+                part = shares[0]
+                found = checking.decrypt_checked_row(
+                    data,
+                    x,
+                    part.material,
+                    part.first,
+                    column,
+                    bits,
+                    scales,
+                    scaling.target,
+                    scaling.fixed,
+                    vectors.block,
+                    vectors.shape,
+                    y,
+                    out,
+                )
+                return y, found
         divisors = _NO_DIVISORS if scaling.divisors is None else scaling.divisors
-        block, shape, largest, first = vectors.block, vectors.shape, 0.0, 0  # type: ignore[attr-defined]
+        largest, first = 0.0, 0
         for part in shares:
             last = first + part.count
             call = checking.decrypt_checked if part.count == 1 else checking.decrypt_checked_together
@@ -382,8 +404,8 @@ class CpuKernels:
                 scales,
                 scale,
                 scaling.bias,
-                block,
-                shape,
+                vectors.block,
+                vectors.shape,
                 first,
                 last,
                 y,

@@ -6,7 +6,8 @@ caches, which costs more than the check's arithmetic. See `ReferenceKernels.decr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
 import numpy as np
 from numba import prange
@@ -18,7 +19,7 @@ from veil.kernels.cpu.packing import unpack_words
 from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.sign_sums import STEP, TOGETHER, ask_ahead, four_products, signed_sum, take_halves
 from veil.kernels.cpu.threads import all_threads
-from veil.kernels.interface import SignVectors
+from veil.kernels.interface import Scaling, SignVectors
 from veil.kernels.memory import LINE_BYTES, aligned
 
 F32 = NDArray[np.float32]
@@ -66,7 +67,7 @@ def _residuals(words, halves, block, shape, out):  # type: ignore[no-untyped-def
     """A row's residuals, in deviations, to out [chunks·J]; returns the largest."""
     chunks, vectors, width = shape
     count, slots = chunks * vectors, words.size
-    at_edges, at_sums, at_signs = _places(chunks, vectors, width)
+    at_edges, at_sums, at_signs, _ = _places(chunks, vectors, width, slots)
     inverse = block[: 8 * count].view(np.float64)
     edges = block[at_edges : at_edges + 4 * (chunks + 1)].view(np.int32)
     sums = block[at_sums : at_sums + 2 * count * width].view(np.int16)
@@ -96,7 +97,7 @@ def decrypt_checked(  # type: ignore[no-untyped-def]
     `ReferenceKernels.decrypt_checked`.
     """
     width = shape[2]
-    ask_ahead(block, _places(shape[0], shape[1], width)[1] + 2 * TOGETHER * width)
+    ask_ahead(block, _places(shape[0], shape[1], width, y.shape[1])[1] + 2 * TOGETHER * width)
     row, sent, words = np.empty(width, np.float32), np.empty(width, np.uint32), np.empty(y.shape[1], np.uint32)
     halves, largest = np.empty(2 * ((width + STEP - 1) // STEP * STEP), np.int16), 0.0
     for t in range(start, end):
@@ -111,6 +112,19 @@ def decrypt_checked(  # type: ignore[no-untyped-def]
             take_halves(sent, halves)
             largest = max(largest, _residuals(words, halves, block, shape, out[t]))
     return largest
+
+
+@jitted(nogil=True, error_model="numpy")
+def decrypt_checked_row(data, x, mu, row, col0, bits, shown, target, fixed, block, shape, y, out):  # type: ignore[no-untyped-def]
+    """`decrypt_checked` of one row, with the scaling that `BlockVectors.hold` put into the block: few arguments."""
+    chunks, vectors, width = shape
+    slots = y.shape[1]
+    at_scaling = _places(chunks, vectors, width, slots)[3]
+    scaling = block[at_scaling : at_scaling + 8 * slots + 4 * width].view(np.float32)
+    scale, bias, divisors = scaling[:slots], scaling[slots : 2 * slots], scaling[2 * slots :]
+    return decrypt_checked(
+        data, x, divisors, target, fixed, mu, row, col0, bits, shown, scale, bias, block, shape, ZERO, ZERO + 1, y, out
+    )
 
 
 @parallel(error_model="numpy")
@@ -141,31 +155,37 @@ def decrypt_checked_together(
 
 
 @jitted()
-def _places(chunks, vectors, width):  # type: ignore[no-untyped-def]
-    """Where edges, sums and signs begin in the block of `BlockVectors`; the inverses are at its beginning."""
-    line = LINE_BYTES - 1
-    at_edges = (8 * chunks * vectors + line) // LINE_BYTES * LINE_BYTES
-    at_sums = at_edges + (4 * (chunks + 1) + line) // LINE_BYTES * LINE_BYTES
-    at_signs = at_sums + (2 * chunks * vectors * width + line) // LINE_BYTES * LINE_BYTES
-    return at_edges, at_sums, at_signs
+def _whole_lines(size):  # type: ignore[no-untyped-def]
+    return (size + LINE_BYTES - 1) // LINE_BYTES * LINE_BYTES
+
+
+@jitted()
+def _places(chunks, vectors, width, slots):  # type: ignore[no-untyped-def]
+    """Where edges, sums, signs and scaling begin in the block of `BlockVectors`; the inverses are at its beginning."""
+    at_edges = _whole_lines(8 * chunks * vectors)
+    at_sums = at_edges + _whole_lines(4 * (chunks + 1))
+    at_signs = at_sums + _whole_lines(2 * chunks * vectors * width)
+    return at_edges, at_sums, at_signs, at_signs + _whole_lines(vectors * slots)
 
 
 @dataclass(frozen=True, eq=False)
 class BlockVectors(SignVectors):
     """Sign vectors one after the other in one block of bytes, which is one argument of a kernel and one stretch of memory.
 
-    ``shape`` is (chunks, J, width).
+    ``shape`` is (chunks, J, width). The scaling of the results is there too, once it is known: ``held`` has it.
     """
 
     block: U8
     shape: tuple[int, int, int]
+    held: list[Scaling] = field(default_factory=list)
 
     @classmethod
     def of(cls, edges: I32, signs: I8, sums: I16, inverse: F64) -> BlockVectors:
         """A copy of the vectors in a block of their own."""
         chunks, vectors, width = sums.shape
-        at_edges, at_sums, at_signs = _places.py_func(chunks, vectors, width)
-        block = aligned((at_signs + max(signs.size, 2 * STEP),), np.uint8)  # a turn reads beyond the sums
+        slots = signs.shape[1]
+        at_edges, at_sums, at_signs, at_scaling = _layout(chunks, vectors, width, slots)
+        block = aligned((at_scaling + 8 * slots + 4 * width + 2 * STEP,), np.uint8)  # a turn reads beyond the sums
         views = []
         for start, array in ((0, inverse), (at_edges, edges), (at_sums, sums), (at_signs, signs)):
             view = block[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -173,3 +193,18 @@ class BlockVectors(SignVectors):
             views.append(view)
         longest = int(np.diff(edges).max())
         return cls(views[1], views[3], views[2], views[0], longest, block, (chunks, vectors, width))
+
+    def hold(self, scaling: Scaling) -> None:
+        """Put the scaling into the block, if none is there yet."""
+        with _holding:
+            if not self.held:
+                slots, width = self.signs.shape[1], self.shape[2]
+                start = _layout(*self.shape, slots)[3]
+                here = self.block[start : start + 8 * slots + 4 * width].view(np.float32)
+                here[:slots], here[slots : 2 * slots] = scaling.scale, scaling.bias
+                here[2 * slots :] = 1.0 if scaling.divisors is None else scaling.divisors
+                self.held.append(scaling)
+
+
+_holding = threading.Lock()
+_layout = _places.py_func

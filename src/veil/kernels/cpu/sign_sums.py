@@ -110,7 +110,7 @@ def four_products(typing_context, sums, width, first, last, halves, out):  # typ
             starts.append(builder.gep(sums.data, [builder.mul(places[row], width)]))
         following = builder.mul(width, I64(TOGETHER))
         with Loop(builder, count, STEP, [_WORDS] * (2 * TOGETHER)) as loop:
-            for row, start in enumerate(starts):
+            for start in starts:
                 prefetch(builder, builder.gep(start, [builder.add(loop.index, following)]))
             for step in range(0, STEP, 16):
                 at = plus(builder, loop.index, step)
@@ -145,7 +145,10 @@ def ask_ahead(typing_context, data, size):  # type: ignore[no-untyped-def]
 
 @vector_code
 def signed_sum(typing_context, signs, begin, words, first, count):  # type: ignore[no-untyped-def]
-    """``Σ_i signs[begin + i]·words[first + i]`` modulo 2^32 of ``count`` words, a multiple of 32; signs flat int8, words uint32."""
+    """``Σ_i signs[begin + i]·words[first + i]`` modulo 2^32 of ``count`` words, whole `STEP`.
+
+    signs is flat int8, words uint32.
+    """
 
     def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         signs, words = (array(context, builder, signature, args, place) for place in (0, 2))
