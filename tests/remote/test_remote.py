@@ -21,6 +21,7 @@ from veil.network.tokens import Tokens, digest_of
 from veil.server.offer import Offer
 from veil.server.store import Limits
 from veil.wire import methods
+from waiting import until
 
 WEAK = Terms(no_cryptography=True)
 
@@ -82,10 +83,7 @@ def test_a_warm_pool_has_every_row_ready(llama: Any, serve: Any, generated: Any,
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=12, prompt_rows=12))
         background = remote.sides.remote.background
-        end = time.monotonic() + 60
-        while not background.full and time.monotonic() < end:
-            time.sleep(0.02)
-        assert background.full
+        until(lambda: background.full)
         assert generated(remote) == expected
         assert remote.stats.rows_ready == remote.stats.rows == 9 + len(expected) - 1
         assert remote.stats.seconds["wait"] == 0.0
@@ -224,10 +222,7 @@ def test_an_announced_generation_finds_every_row_ready(llama: Any, serve: Any, g
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
         assert (remote.rows_ready.prompt_rows, remote.rows_ready.tokens) == (0, 0)
         remote.expect(prompt_rows=9, new_tokens=len(expected))
-        end = time.monotonic() + 60
-        while (remote.rows_ready.prompt_rows, remote.rows_ready.tokens) != (8, 8):
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        until(lambda: (remote.rows_ready.prompt_rows, remote.rows_ready.tokens) == (8, 8))
         assert generated(remote) == expected
         assert remote.stats.rows_ready == remote.stats.rows
         assert remote.stats.rows_made == 16, "none was made that nobody asked for"
