@@ -91,7 +91,7 @@ def test_without_the_rule_they_do(llama: Any, serve: Any, monkeypatch: pytest.Mo
 
         monkeypatch.setattr(OpenCalls, "first", first)
         with header_only(server.port):
-            until(lambda: len(waiting) >= server._pool._max_workers)
+            until(lambda: len(waiting) >= server.threads)
             with pytest.raises(ServerUnreachable):
                 describe(server.port)
 

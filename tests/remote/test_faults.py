@@ -225,16 +225,13 @@ def test_a_forgotten_session_in_mid_forward_is_survived(llama: Any, serve: Any, 
 def test_expired_batches_are_made_anew(llama: Any, serve: Any, undisturbed: list[int]) -> None:
     from veil.server.store import Limits
 
-    with serve(llama, limits=Limits(batch_ttl_s=600.0)) as server:
+    now = [0.0]
+    with serve(llama, limits=Limits(batch_ttl_s=600.0, session_ttl_s=6000.0), clock=lambda: now[0]) as server:
         remote = llama.connect(server.port, timeouts=TIMEOUTS, offline_rows=OfflineRows(tokens=4, prompt_rows=8))
         Record(remote)
         warm(remote)
-        store = server.store
-        with store._lock:
-            batches = [batch for session in store.sessions.values() for batch in session.batches.values()]
-            for batch in batches:
-                batch.expires = 0.0
-        assert len(batches) == 2
+        assert server.store.batch_count == 2
+        now[0] = 601.0
         assert _tokens(remote) == undisturbed
         assert remote.stats.sessions_lost >= 1
         remote.close()
@@ -244,8 +241,7 @@ def test_an_expired_session_says_so_and_is_replaced(llama: Any, serve: Any, undi
     from veil.server.store import Limits
 
     now = [0.0]
-    with serve(llama, limits=Limits(session_ttl_s=300.0)) as server:
-        server.store._clock = lambda: now[0]
+    with serve(llama, limits=Limits(session_ttl_s=300.0), clock=lambda: now[0]) as server:
         remote = llama.connect(server.port, timeouts=TIMEOUTS, offline_rows=OfflineRows(tokens=1, prompt_rows=0))
         warm(remote)
         assert server.store.count == 1

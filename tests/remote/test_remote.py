@@ -64,18 +64,17 @@ def test_a_server_without_the_other_half_says_so(bundle: Any, serve: Any) -> Non
 def test_prompt_rows_do_not_prepare_the_head(llama: Any, serve: Any, generated: Any) -> None:
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
-        seen: list[tuple[str, ...]] = []
-        maker = remote.sides.remote.maker
-        original = maker._send
+        body: list[int] = []
+        transport = remote.sides.remote.transport
+        original = transport.prepare
 
-        def send(session: Any, count: int, segments: tuple[str, ...]) -> Any:
-            seen.append((*segments, str(count)))
-            return original(session, count, segments)
+        def prepare(session: str, uploads: Any, segments: tuple[str, ...]) -> Any:
+            body.extend(upload.number for upload in uploads if "head" not in segments)
+            return original(session, uploads, segments)
 
-        maker._send = send
+        transport.prepare = prepare
         generated(remote, 1)
-        body = sum(int(entry[-1]) for entry in seen if "head" not in entry)
-        assert body == 1, "a batch of eight rows"
+        assert len(body) == 1, "a batch of eight rows"
         remote.close()
 
 
@@ -93,12 +92,10 @@ def test_a_warm_pool_has_every_row_ready(llama: Any, serve: Any, generated: Any,
 def test_the_pool_respects_its_memory_limit(llama: Any, serve: Any) -> None:
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=1 << 20, prompt_rows=1 << 20, memory_mib=1))
-        background, maker, rows = (
-            remote.sides.remote.background,
-            remote.sides.remote.maker,
-            remote.sides.remote.model.params.T,
-        )
-        assert -(-(background._tokens + background._prompt_rows) // rows) * maker.batches.batch_bytes <= 1 << 20
+        session = remote.sides.remote
+        until(lambda: session.background.full)
+        batches = (session.ready.tokens + session.ready.prompt_rows) // session.model.params.T
+        assert 1 << 19 < batches * session.maker.batches.batch_bytes <= 1 << 20
         remote.close()
 
 
