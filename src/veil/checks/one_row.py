@@ -47,7 +47,7 @@ def add_row(residuals: F64, whitening: F64, sizes: I64, tilts: F64, decay: F64, 
 
 @jitted(nogil=True)
 def refine_likely(x: F32, table: F32, likely: int, outputs: F32) -> None:
-    """Replace the ``likely`` largest outputs [slots] by the products of x [width] with their rows of ``table`` [slots, width]."""
+    """Replace the ``likely`` largest outputs [slots] by x [width] times their rows of ``table`` [slots, width]."""
     places, values = np.zeros(likely, np.intp), np.full(likely, -np.inf, np.float32)
     least = 0
     for slot in range(outputs.size):

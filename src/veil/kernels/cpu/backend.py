@@ -46,7 +46,7 @@ F64 = NDArray[np.float64]
 
 _HINT_ROWS = 256
 """Rows of A that are multiplied at once when a hint is built."""
-_STEP_BYTES = 128 << 10
+STEP_BYTES = 128 << 10
 """Some 3 µs of reading."""
 _PREFETCHED_BYTES = 8 << 20
 """Of one group's weights: caches have room for no more."""
@@ -420,8 +420,8 @@ class CpuKernels:
     def prefetch(self, weights: I8) -> Iterator[object]:
         """The beginning comes last, because it is wanted first."""
         most = min(weights.size, _PREFETCHED_BYTES)
-        for first in reversed(range(0, most, _STEP_BYTES)):
-            yield online.read_lines(weights, first, min(most, first + _STEP_BYTES))
+        for first in reversed(range(0, most, STEP_BYTES)):
+            yield online.read_lines(weights, first, min(most, first + STEP_BYTES))
 
     # Pieces of the above -------------------------------------------------------------------------------------------------
 
