@@ -37,6 +37,9 @@ class _Line:
         self._leading = [group for group in leading if group in self._groups] or self._groups
         self._batches: deque[tuple[float, RowBatch]] = deque()
 
+    def __len__(self) -> int:
+        return len(self._batches)
+
     def _each(self) -> Iterator[RowBatch]:
         return (batch for _, batch in self._batches)
 
@@ -157,6 +160,12 @@ class RowPool:
         with self.changed:
             self._expire()
             return (self._full if full else self._prompt).unused()
+
+    @property
+    def batch_count(self) -> int:
+        """Batches that are kept, of all lines."""
+        with self.changed:
+            return sum(len(line) for line in (self._prompt, self._full, self._back))
 
     @property
     def unused_back(self) -> int:

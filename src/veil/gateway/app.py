@@ -57,6 +57,7 @@ class Gateway:
         self.settings = settings
         self.created = int(time.time())
         self.queue = FairQueue(settings.at_once, settings.most_waiting)
+        self.clock = time.monotonic
         self._expected: dict[str, float] = {}
 
     @property
@@ -83,7 +84,7 @@ class Gateway:
     def expect(self, characters: int, new_tokens: int, model: str | None = None) -> bool:
         """Have rows made for a prompt that is being written; False if that was said a moment ago."""
         served = self.served if model is None else self.models.find(model).served
-        now = time.monotonic()
+        now = self.clock()
         if now - self._expected.get(served.name, -_EXPECT_EVERY_S) < _EXPECT_EVERY_S:
             return False
         self._expected[served.name] = now

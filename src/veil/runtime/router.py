@@ -192,6 +192,7 @@ class Router:
             ):
                 return self._claimed(group, number, pending)
             course, candidates, evaluator = self.course, self.candidates, self.evaluator
+            likely = candidates if candidates is not None and candidates.group == group else None
             if (
                 type(x) is not Tensor
                 or not x.is_cpu
@@ -202,7 +203,7 @@ class Router:
                 or self.observer is not None
                 or self.rehearsed is not None
                 or self.way is not None
-                or (candidates is not None and candidates.group == group)
+                or (likely is not None and not likely.at_hand)
                 or (course is not None and course.fills)
             ):
                 return None
@@ -217,7 +218,10 @@ class Router:
             self._ask_whether_to_go_on()
             if course is not None:
                 course.rows(group, 1, None)
-            outputs = self._sent(group, np.ascontiguousarray(values).reshape(1, -1), None, evaluator)
+            inputs = np.ascontiguousarray(values).reshape(1, -1)
+            outputs = self._sent(group, inputs, None, evaluator)
+            if likely is not None:
+                likely.refine_row(inputs[0], outputs[0])
             outputs = outputs.reshape((*shape[:-1], -1))
             if sighting is None:
                 return torch.from_numpy(outputs)

@@ -47,7 +47,7 @@ F64 = NDArray[np.float64]
 
 _HINT_ROWS = 256
 """Rows of A that are multiplied at once when a hint is built."""
-_STEP_BYTES = 128 << 10
+STEP_BYTES = 128 << 10
 """Some 3 µs of reading."""
 _PREFETCHED_BYTES = 8 << 20
 """Of one group's weights: caches have room for no more."""
@@ -282,11 +282,8 @@ class CpuKernels:
     def encrypt(self, x: F32, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int) -> tuple[U8, F64]:
         rows, width = x.shape
         data, tau, shown = np.empty((rows, packed_bytes(width, bits)), np.uint8), np.empty(rows), np.empty(rows)
-        divisors, target, fixed = (
-            _NO_DIVISORS if scaling.divisors is None else scaling.divisors,
-            scaling.target,
-            scaling.fixed,
-        )
+        divisors = _NO_DIVISORS if scaling.divisors is None else scaling.divisors
+        target, fixed = scaling.target, scaling.fixed
         for part, (x_, data_, tau_, shown_) in _cut(pads, x, data, tau, shown):
             threads = threads_for(part.count * width)
             online.encrypt(
@@ -344,8 +341,30 @@ class CpuKernels:
     ) -> tuple[F32, float]:
         scale: F32 = scaling.scale
         data, y = _received(data), np.empty((len(x), len(scale)), np.float32)
+        assert isinstance(vectors, checking.BlockVectors)
+        if len(x) == 1 == len(shares):
+            if not vectors.held:
+                vectors.hold(scaling)
+            if vectors.held[0] is scaling:
+                part = shares[0]
+                found = checking.decrypt_checked_row(
+                    data,
+                    x,
+                    part.material,
+                    part.first,
+                    column,
+                    bits,
+                    scales,
+                    scaling.target,
+                    scaling.fixed,
+                    vectors.block,
+                    vectors.shape,
+                    y,
+                    out,
+                )
+                return y, found
         divisors = _NO_DIVISORS if scaling.divisors is None else scaling.divisors
-        block, shape, largest, first = vectors.block, vectors.shape, 0.0, 0  # type: ignore[attr-defined]
+        largest, first = 0.0, 0
         for part in shares:
             last = first + part.count
             call = checking.decrypt_checked if part.count == 1 else checking.decrypt_checked_together
@@ -362,8 +381,8 @@ class CpuKernels:
                 scales,
                 scale,
                 scaling.bias,
-                block,
-                shape,
+                vectors.block,
+                vectors.shape,
                 first,
                 last,
                 y,
@@ -378,8 +397,8 @@ class CpuKernels:
     def prefetch(self, weights: I8) -> Iterator[object]:
         """The beginning comes last, because it is wanted first."""
         most = min(weights.size, _PREFETCHED_BYTES)
-        for first in reversed(range(0, most, _STEP_BYTES)):
-            yield online.read_lines(weights, first, min(most, first + _STEP_BYTES))
+        for first in reversed(range(0, most, STEP_BYTES)):
+            yield online.read_lines(weights, first, min(most, first + STEP_BYTES))
 
     # Pieces of the above -------------------------------------------------------------------------------------------------
 
