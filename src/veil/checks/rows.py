@@ -58,6 +58,7 @@ class AnswerChecks:
             self.vectors.append({count: on_kernels(own, group, spread, count, kernels) for count in slots})
             self._whitening.append(whitening(spread))
         self._row = _OneRow(self._whitening, kernels)
+        self._places = self._row.places
         self._whole = [own[max(own)] for own in self.vectors]
         self.running = RunningTest(self._row.freedom)
         self._has_passed = [False] * len(self._slots)
@@ -105,12 +106,12 @@ class AnswerChecks:
 
         Raises `WrongAnswer` if they do not.
         """
-        if slots == self._slots[group] and len(x) == 1:
+        if len(x) == 1 and slots == self._slots[group]:
             if self._has_passed[group]:
                 self._keep_apart()
             self._has_passed[group] = True
             self._passed += 1
-            vectors, residuals = self._whole[group], self._row.places[group]
+            vectors, residuals = self._whole[group], self._places[group]
         else:
             vectors = self.vectors[group][slots]
             residuals = self._kernels.asarray(np.empty((len(x), vectors.count)))
