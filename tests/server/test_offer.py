@@ -39,9 +39,7 @@ def test_a_file_comes_in_pieces(half: Path) -> None:
     assert b"".join(pieces) == LARGE and max(map(len, pieces)) == FILE_CHUNK
 
 
-@pytest.mark.parametrize(
-    "path", ["link", "../secret", "tokenizer", "", "/etc/hostname", "./bundle.json", "later"]
-)
+@pytest.mark.parametrize("path", ["link", "../secret", "tokenizer", "", "/etc/hostname", "./bundle.json", "later"])
 def test_nothing_else_is_read(half: Path, path: str) -> None:
     offer = Offer(half)
     (half / "later").write_text("added after the start")
