@@ -93,7 +93,8 @@ class RemoteLayer(nn.Module):
     def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
         """Input [..., in] (or token ids [...]) → output [..., out] in the input's dtype (the weight's for token ids)."""
         x = args[0] if len(args) == 1 and not kwargs else self._input(args, kwargs)
-        inner = self.inner
+        held = self._held
+        inner = held[0] if held else None
         if inner is None or not (inner._forward_hooks or inner._forward_pre_hooks):
             return self._answer(x)
         if self.router is None and not self.observers:

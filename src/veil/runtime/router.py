@@ -195,8 +195,6 @@ class Router:
             likely = candidates if candidates is not None and candidates.group == group else None
             if (
                 type(x) is not Tensor
-                or not x.is_cpu
-                or x.requires_grad
                 or self._kernels.name != "cpu"
                 or not place.whole
                 or evaluator is None
