@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -136,19 +135,6 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_llama().save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def until() -> Callable[..., None]:
-    """Waits for what other threads bring about, 30 s at most unless told otherwise."""
-
-    def wait(condition: Callable[[], Any], within_s: float = 30.0) -> None:
-        end = time.monotonic() + within_s
-        while not condition():
-            assert time.monotonic() < end, "it did not come about"
-            time.sleep(0.001)
-
-    return wait
 
 
 @pytest.fixture

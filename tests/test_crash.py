@@ -6,6 +6,7 @@ the next start is run on each.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -228,10 +229,10 @@ def test_a_cache_that_cannot_be_written_is_one_line(
 
 def test_kernels_that_were_cut_off_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels_for("cpu").pack(kernels_for("cpu").zeros(1, 8), 8)
-    (place,) = (own for own in kept_kernels._folders if own and any(Path(own).glob("packing._pack*")))
-    for file in [*Path(place).glob("packing._pack*.nb[ic]")][:6]:
+    (place,) = (own for own in kept_kernels.folders if own and any(Path(own).glob("packing.*")))
+    for file in [*Path(place).glob("packing.*.nb[ic]")][:6]:
         shutil.copy(file, tmp_path)
-    monkeypatch.setattr(kept_kernels, "_folders", {str(tmp_path)})
+    monkeypatch.setattr(kept_kernels, "folders", {str(tmp_path)})
     assert kept_kernels.mend() == [] and len(list(tmp_path.iterdir())) >= 2
     for name, at in places_of(tmp_path):
         whole = (tmp_path / name).read_bytes()
@@ -252,7 +253,7 @@ def test_kernels_without_a_folder_are_compiled_each_time(
         return compiled
 
     monkeypatch.setattr(kept_kernels, "njit", njit)
-    monkeypatch.setattr(kept_kernels, "_folders", set())
+    monkeypatch.setattr(kept_kernels, "folders", set())
     with caplog.at_level(logging.WARNING, logger="veil"):
         assert [kept_kernels.jitted()(len)("ab"), kept_kernels.jitted(nogil=True)(len)("abc")] == [2, 3]
     assert [record.getMessage().count("NUMBA_CACHE_DIR") for record in caplog.records] == [1]
@@ -291,7 +292,8 @@ def test_killed_for_real_at_twenty_moments(llama_folder: Path, tmp_path: Path) -
     for moment in range(PLACES):
         shutil.rmtree(tmp_path / "cache")
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(whole_s * (0.4 + moment / PLACES))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(whole_s * (0.4 + moment / PLACES))
         process.send_signal(signal.SIGKILL)
         process.wait()
         again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

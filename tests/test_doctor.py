@@ -24,10 +24,10 @@ def test_this_machine_has_no_problem() -> None:
     assert all(finding["remedy"] for finding in found.values() if finding["state"] != "ok")
 
 
-def test_a_remedy_is_shown_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
-    finding = checkup.Finding(name="extras", state="note", found="none", remedy="pip install 'veil-llm[server]'")
-    doctor._show([finding])
-    assert "veil-llm[server]" in capsys.readouterr().out
+def test_a_remedy_is_shown_as_it_is_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = ("extras", lambda: ("note", "none", "pip install 'veil-llm[server]'"))
+    monkeypatch.setattr(doctor, "checkups", lambda server: [check])
+    assert "veil-llm[server]" in runner.invoke(app, ["doctor"]).stdout
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from veil.server.unproven import Unproven, address_of
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal
+from waiting import until
 
 SOURCE = Path(__file__).parents[2] / "src"
 BRIEF = Timeouts(connect_s=2.0, retry_s=1.0, reply_s=2.0)
@@ -68,7 +69,7 @@ def describe(port: int, timeouts: Timeouts = BRIEF, **options: Any) -> None:
 
 @pytest.mark.parametrize("method", ["Evaluate", "Describe", "Prepare"])
 def test_calls_without_a_message_do_not_stop_others(
-    method: str, llama: Any, serve: Any, generated: Any, expected: list[int], until: Any
+    method: str, llama: Any, serve: Any, generated: Any, expected: list[int]
 ) -> None:
     with serve(llama) as server:
         unproven = server.service.calls.unproven
@@ -80,7 +81,7 @@ def test_calls_without_a_message_do_not_stop_others(
         until(lambda: len(unproven) == 0)
 
 
-def test_without_the_rule_they_do(llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch, until: Any) -> None:
+def test_without_the_rule_they_do(llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve(llama) as server:
         waiting: list[int] = []
 
@@ -90,7 +91,7 @@ def test_without_the_rule_they_do(llama: Any, serve: Any, monkeypatch: pytest.Mo
 
         monkeypatch.setattr(OpenCalls, "first", first)
         with header_only(server.port):
-            until(lambda: len(waiting) >= server._pool._max_workers)
+            until(lambda: len(waiting) >= server.threads)
             with pytest.raises(ServerUnreachable):
                 describe(server.port)
 
@@ -122,7 +123,7 @@ def test_who_calls_is_asked_before_a_message_is_read(
         assert len(read) == 1
 
 
-def test_the_health_service_is_no_other_door(llama: Any, serve: Any, until: Any) -> None:
+def test_the_health_service_is_no_other_door(llama: Any, serve: Any) -> None:
     """``Watch`` stays open by its nature, and is not there; ``Check`` is bounded like every call."""
     health = "/grpc.health.v1.Health/"
     with serve(llama) as server:
@@ -210,7 +211,7 @@ def test_where_a_peer_comes_from(peer: str, address: str) -> None:
 # Connections without a hello ------------------------------------------------------------------------------------------
 
 
-def test_silent_lane_connections_make_room(llama: Any, serve: Any, until: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_lane_connections_make_room(llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from veil.client.stream import LaneStream
 
     def stream_of(remote: Any) -> type:

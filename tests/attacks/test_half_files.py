@@ -97,7 +97,7 @@ def test_a_pattern_that_never_ends_is_one_error(
     for attempt in (lambda: tokenizer(WORD), lambda: tokenizer.apply_chat_template(turns)):
         with pytest.raises(ModelSourceError, match="tokenizer's own code fails for this text; use a model with another"):
             attempt()
-    monkeypatch.setattr(templates, "_THAT_PANIC", frozenset())
+    monkeypatch.setattr(templates, "THAT_PANIC", frozenset())
     unruled = load_client(bad.path / "client", WEAK).tokenizer
     assert unruled is not None
     with pytest.raises(BaseException, match="retry-limit") as caught:

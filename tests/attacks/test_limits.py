@@ -21,6 +21,7 @@ from veil.errors import BundleError, IncompatibleServer
 from veil.server.offer import Offer
 from veil.server.store import Limits, Session, SessionStore
 from veil.wire.methods import FILE_CHUNK
+from waiting import until
 
 SOURCE = Path(__file__).parents[2] / "src"
 WEAK = Terms(no_cryptography=True)
@@ -31,7 +32,7 @@ WEAK = Terms(no_cryptography=True)
 
 @pytest.mark.parametrize("rule", [True, False])
 def test_a_batch_that_is_given_back_twice_is_given_back(
-    rule: bool, llama: Any, serve: Any, generated: Any, expected: list[int], until: Any, monkeypatch: pytest.MonkeyPatch
+    rule: bool, llama: Any, serve: Any, generated: Any, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not rule:
 
@@ -126,9 +127,7 @@ def test_without_the_rule_a_file_fills_the_disk(
 # Rows that do not last -----------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_forgets_rows_at_once_is_refused(
-    llama: Any, serve: Any, until: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_forgets_rows_at_once_is_refused(llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve(llama, limits=Limits(batch_ttl_s=0.0)) as server:
         with pytest.raises(IncompatibleServer, match="forgets rows after 0 s: a client would make them for ever"):
             llama.connect(server.port)

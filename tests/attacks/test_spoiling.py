@@ -77,7 +77,7 @@ def at_top(engine: Engine, group: int, size: float) -> np.uint32:
 
 def one_slot(cheat: Cheat, bundle: Any, checks: Any) -> None:
     """Twice the bound: what no honest noise hides."""
-    size = 2 * BOUND / float(checks._vectors[2][bundle.engine.model.manifest.groups[2].rows].inverse.min())
+    size = 2 * BOUND / float(checks.vectors[2][bundle.engine.model.manifest.groups[2].rows].inverse.min())
 
     def change(engine: Engine, group: int, words: Any) -> Any:
         words[:, 3] += at_top(engine, 2, size) if group == 2 else np.uint32(0)

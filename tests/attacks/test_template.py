@@ -20,6 +20,7 @@ from remote.commands import veil
 from veil import Terms
 from veil.commands.ahead import begin_rendering
 from veil.errors import ModelSourceError
+from veil.random import ProcessMark
 from veil.runtime import saved_model as bundles
 from veil.sources import templates
 from veil.sources.templates import Renderer, bounded
@@ -118,11 +119,12 @@ def test_it_is_rendered_by_another_when_the_process_was_killed(renderer: Rendere
     assert renderer.render(conversations=[TURNS], chat_template="three") == ["three"]
 
 
-def test_a_fork_begins_a_process_of_its_own(renderer: Renderer) -> None:
+def test_a_fork_begins_a_process_of_its_own(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
     renderer.begin()
     first = renderer.process
-    renderer._mark._made = (-1, -1)
-    renderer.begin()
+    with monkeypatch.context() as patch:
+        patch.setattr(ProcessMark, "here", False)
+        renderer.begin()
     assert first is not None and renderer.process is not first and first.poll() is None
     first.kill()
     first.communicate()
@@ -216,7 +218,7 @@ def test_a_text_takes_moments(renderer: Renderer) -> None:
 
 def test_the_process_is_begun_before_the_libraries(monkeypatch: pytest.MonkeyPatch, renderer: Renderer) -> None:
     """`veil generate` begins it first, and it is the one that renders."""
-    monkeypatch.setattr(templates, "_renderer", lambda: renderer)
+    monkeypatch.setattr(templates, "renderer", lambda: renderer)
     begin_rendering()
     begun = renderer.process
     assert begun is not None

@@ -54,7 +54,7 @@ def test_a_server_does_not_speak_to_other_services_through_its_client(
 
     monkeypatch.setattr(Connection, "unary", bent)
     if not rule:
-        monkeypatch.setattr(remote_module, "_NAME", re.compile(r"[\s\S]*"))
+        monkeypatch.setattr(remote_module, "NAME", re.compile(r"[\s\S]*"))
     with serve(llama) as server:
         if rule:
             with pytest.raises(IncompatibleServer, match="no session's name; distrust it"):

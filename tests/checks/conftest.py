@@ -92,7 +92,7 @@ class Simulated:
 
     def residuals(self, checks: AnswerChecks, x: Any, results: Any) -> Any:
         """Residuals in deviations, and each row's largest."""
-        signs = checks._vectors[0][self.group.rows]
+        signs = checks.vectors[0][self.group.rows]
         bits = self.group.result_bits
         data, shares, scales = self.packed(results), self.shares(len(x)), np.ones(len(x))
         residuals = np.empty((len(x), signs.count))

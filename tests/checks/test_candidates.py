@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from veil import HybridFHEModel
@@ -30,6 +31,22 @@ def test_what_is_added_to_a_likely_logit_is_gone() -> None:
     assert int((refined != forged).sum(dim=1).max()) <= LIKELY
 
 
+def test_a_row_alone_is_refined_as_several_are() -> None:
+    torch.manual_seed(3)
+    table, x = torch.randn(200, 8), torch.randn(1, 8)
+    candidates, outputs = ExactCandidates(0, table), torch.randn(1, 200)
+    outputs[0, 5] = float("nan")
+    expected = candidates.refined(x, outputs.nan_to_num(-9.0))
+    candidates.refine_row(x[0].numpy(), outputs[0].numpy())
+    assert outputs.isnan().nonzero().tolist() == [[0, 5]]
+    outputs[0, 5] = expected[0, 5]
+    torch.testing.assert_close(outputs, expected)
+    few = torch.randn(1, 3)
+    ExactCandidates(0, table[:3]).refine_row(x[0].numpy(), few[0].numpy())
+    torch.testing.assert_close(few, x @ table[:3].T)
+    assert not ExactCandidates(0, table.to(torch.bfloat16)).at_hand
+
+
 def checked(model: Any) -> HybridFHEModel:
     hybrid = HybridFHEModel(model, select_modules(model, "linear"))
     hybrid.compile_model(IDS, params=Params.insecure_tiny(signal_db=52.0), device="cpu")
@@ -37,7 +54,9 @@ def checked(model: Any) -> HybridFHEModel:
     return hybrid
 
 
-def test_a_tied_head_is_computed_here_and_others_are_not(tiny_gpt2: Any, tiny_llama: Any) -> None:
+def test_a_tied_head_is_computed_here_and_others_are_not(
+    tiny_gpt2: Any, tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with torch.no_grad():
         exact = tiny_gpt2(IDS).logits
     hybrid = checked(tiny_gpt2)
@@ -56,6 +75,11 @@ def test_a_tied_head_is_computed_here_and_others_are_not(tiny_gpt2: Any, tiny_ll
     torch.testing.assert_close(seen["outputs"].gather(1, best[:, None])[:, 0], (seen["x"] * table[best]).sum(dim=1))
     assert exact.shape[-1] == seen["outputs"].shape[1]
     assert exact_candidates(tiny_llama, checked(tiny_llama).manifest) is None
+    alone: dict[str, Any] = {}
+    hybrid.sides.router.observer = None
+    monkeypatch.setattr(ExactCandidates, "refine_row", lambda own, x, outputs: alone.update(x=x, outputs=outputs))
+    model(IDS[:, :1])
+    assert alone["outputs"].shape == (exact.shape[-1],), "one row is refined where it is decrypted"
     hybrid.close()
 
 

@@ -28,7 +28,7 @@ def one_slot(own: Any, x: Any, size: float) -> Any:
 
 
 def largest_bound(own: Any, checks: Any) -> float:
-    return BOUND / float(checks._vectors[0][own.group.rows].inverse.min())
+    return BOUND / float(checks.vectors[0][own.group.rows].inverse.min())
 
 
 def another(own: Any, x: Any) -> Any:

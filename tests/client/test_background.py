@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +15,7 @@ from veil.client.background import BackgroundMaker, OfflineRows
 from veil.client.pool import RowPool
 from veil.crypto.batch import RowBatch
 from veil.errors import QuotaExceeded, ServerUnreachable
+from waiting import until
 
 Q = 0
 ROWS = 4
@@ -61,17 +61,12 @@ def background_of(pair: Any) -> Iterator[Callable[..., tuple[BackgroundMaker, Ma
         background.stop()
 
 
-@pytest.fixture
-def until(until: Any) -> Any:
-    return partial(until, within_s=5.0)
-
-
 def counts(pool: RowPool) -> tuple[int, int]:
     """Rows that nobody has used: a prompt's, and those with the head."""
     return pool.unused(full=False), pool.unused(full=True)
 
 
-def test_the_pool_is_kept_filled_with_whole_batches(background_of: Any, until: Any) -> None:
+def test_the_pool_is_kept_filled_with_whole_batches(background_of: Any) -> None:
     background, maker, pool = background_of(tokens=5, prompt_rows=3)
     until(lambda: background.full and counts(pool) == (4, 8))
     assert maker.made == [(ROWS, True), (ROWS, True), (ROWS, False)], "tokens come first"
@@ -80,7 +75,7 @@ def test_the_pool_is_kept_filled_with_whole_batches(background_of: Any, until: A
     until(lambda: pool.unused(full=True) == 7)
 
 
-def test_an_announced_generation_is_prepared_prompt_first(background_of: Any, until: Any) -> None:
+def test_an_announced_generation_is_prepared_prompt_first(background_of: Any) -> None:
     background, maker, pool = background_of(tokens=0, prompt_rows=0)
     until(lambda: background.full)
     assert maker.made == []
@@ -101,7 +96,7 @@ def test_expecting_returns_at_once(background_of: Any) -> None:
     maker.gate.set()
 
 
-def test_the_last_announcement_counts(background_of: Any, until: Any) -> None:
+def test_the_last_announcement_counts(background_of: Any) -> None:
     background, maker, pool = background_of(tokens=0, prompt_rows=0)
     maker.gate.clear()
     background.expect(400, 0)
@@ -112,7 +107,7 @@ def test_the_last_announcement_counts(background_of: Any, until: Any) -> None:
     assert 8 <= pool.unused(full=False) <= 12, "one batch may have been under way"
 
 
-def test_what_was_announced_is_not_prepared_twice(background_of: Any, until: Any) -> None:
+def test_what_was_announced_is_not_prepared_twice(background_of: Any) -> None:
     """As a generation uses its rows, what is still to come of it shrinks to nothing."""
     background, maker, pool = background_of(tokens=0, prompt_rows=0)
     background.expect(9, 4)
@@ -129,7 +124,7 @@ def test_what_was_announced_is_not_prepared_twice(background_of: Any, until: Any
     assert (counts(pool), len(maker.made)) == ((0, 0), made)
 
 
-def test_rows_of_a_running_generation_leave_the_next_ones_prompt(background_of: Any, until: Any) -> None:
+def test_rows_of_a_running_generation_leave_the_next_ones_prompt(background_of: Any) -> None:
     background, _, pool = background_of(tokens=4, prompt_rows=0)
     until(lambda: background.full)
     background.expect(30, 4)
@@ -138,7 +133,7 @@ def test_rows_of_a_running_generation_leave_the_next_ones_prompt(background_of: 
     until(lambda: pool.unused(full=False) == 32)
 
 
-def test_an_announcement_stays_within_the_memory(background_of: Any, until: Any) -> None:
+def test_an_announcement_stays_within_the_memory(background_of: Any) -> None:
     """Of five batches, whatever they are for."""
     background, maker, pool = background_of(tokens=4, prompt_rows=0, memory_mib=5)
     background.expect(1000, 1000)
@@ -150,13 +145,13 @@ def test_an_announcement_stays_within_the_memory(background_of: Any, until: Any)
 
 @pytest.mark.parametrize("tokens", [0, 1, 7, 1 << 30])
 @pytest.mark.parametrize("prompt_rows", [0, 1, 7, 1 << 30])
-def test_what_is_kept_ready_stays_within_the_memory(background_of: Any, until: Any, tokens: int, prompt_rows: int) -> None:
+def test_what_is_kept_ready_stays_within_the_memory(background_of: Any, tokens: int, prompt_rows: int) -> None:
     background, _, pool = background_of(tokens=tokens, prompt_rows=prompt_rows, memory_mib=3)
     until(lambda: background.full)
     assert sum(counts(pool)) <= 3 * ROWS
 
 
-def test_a_long_answer_is_prepared_piece_by_piece(background_of: Any, until: Any) -> None:
+def test_a_long_answer_is_prepared_piece_by_piece(background_of: Any) -> None:
     background, _, pool = background_of(tokens=0, prompt_rows=0)
     background.expect(2, 4000)
     until(lambda: background.full)
@@ -164,7 +159,7 @@ def test_a_long_answer_is_prepared_piece_by_piece(background_of: Any, until: Any
 
 
 def test_while_an_announced_generation_runs_only_its_rows_are_made(
-    background_of: Any, monkeypatch: pytest.MonkeyPatch, until: Any
+    background_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest of what should be ready waits until the answer is there, for it would slow that down."""
     background, _, pool = background_of(tokens=20, prompt_rows=0)
@@ -181,7 +176,7 @@ def test_while_an_announced_generation_runs_only_its_rows_are_made(
     until(lambda: pool.unused(full=True) == 20)
 
 
-def test_who_waits_is_served_before_the_pool_is_filled(background_of: Any, until: Any) -> None:
+def test_who_waits_is_served_before_the_pool_is_filled(background_of: Any) -> None:
     """Whole batches of prompt rows without the head; what is left of the prompt, and the last row, with it."""
     background, maker, _ = background_of(tokens=0, prompt_rows=0)
     session, parts = background.wait_for(Q, 11, 10)
@@ -202,7 +197,7 @@ def test_what_goes_wrong_is_raised_where_rows_are_waited_for(background_of: Any,
     assert background.wait_for(Q, 1, 0)[1][0].count == 1
 
 
-def test_who_waits_for_rows_is_told_that_the_session_was_closed(background_of: Any, until: Any) -> None:
+def test_who_waits_for_rows_is_told_that_the_session_was_closed(background_of: Any) -> None:
     """Also who begins to wait after that."""
     background, maker, _ = background_of(tokens=0, prompt_rows=0)
     maker.gate.clear()

@@ -14,6 +14,7 @@ from veil.network.timeouts import Timeouts
 from veil.server.local import LocalServer
 from veil.server.store import Limits, SessionStore
 from veil.wire.messages import BatchUpload
+from waiting import until
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 20])
@@ -251,7 +252,7 @@ def test_a_quota_is_an_error_and_not_tried_again(pair: Any, calls: Any) -> None:
     session.close()
 
 
-def test_rows_are_made_in_the_background(pair: Any, until: Any) -> None:
+def test_rows_are_made_in_the_background(pair: Any) -> None:
     session = pair.session(offline_rows=OfflineRows(tokens=9, prompt_rows=9), timeouts=Timeouts(retry_s=0.1))
     until(lambda: (session.ready.tokens, session.ready.prompt_rows) == (16, 16))
     x = pair.inputs(1, 12)

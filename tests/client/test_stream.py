@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ from veil.network.frames import Frames
 from veil.network.timeouts import Timeouts
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal
+from waiting import until
 
 LIMIT = 1 << 20
 TIMEOUTS = Timeouts(reply_s=1.0)
@@ -24,15 +26,17 @@ SOON_S = 20.0
 
 
 def drip(connection: socket.socket) -> None:
-    """Announce a long message and send a byte of it now and then, for twice as long as a test waits."""
+    """Announce a long message and send a byte of it now and then, until the other side leaves."""
     connection.sendall((1 << 16).to_bytes(4, "little"))
-    end = time.monotonic() + 2 * SOON_S
-    try:
-        while time.monotonic() < end:
-            connection.sendall(b"x")
-            time.sleep(0.02)
-    except OSError:
-        pass
+    connection.settimeout(0.02)
+    for _ in range(1 << 15):
+        with contextlib.suppress(TimeoutError):
+            try:
+                connection.sendall(b"x")
+                if not connection.recv(1):
+                    return
+            except ConnectionError:
+                return
 
 
 def hello_then_drip(connection: socket.socket) -> None:
@@ -44,14 +48,16 @@ def hello_then_drip(connection: socket.socket) -> None:
 
 
 @pytest.fixture
-def lane_to() -> Iterator[Callable[[Callable[[socket.socket], None]], Callable[[], LaneStream]]]:
+def lane_to() -> Iterator[Callable[..., Callable[[], LaneStream]]]:
     """Streams to a server that treats its one connection as it is told."""
     ended: list[Callable[[], None]] = []
 
-    def serve(treat: Callable[[socket.socket], None]) -> Callable[[], LaneStream]:
+    def serve(
+        treat: Callable[[socket.socket], None], timeouts: Timeouts = TIMEOUTS, clock: Callable[[], float] = time.monotonic
+    ) -> Callable[[], LaneStream]:
         listener = socket.create_server(("127.0.0.1", 0))
         port = int(listener.getsockname()[1])
-        connection = Connection(Address(target=f"127.0.0.1:{port}"), TIMEOUTS)
+        connection = Connection(Address(target=f"127.0.0.1:{port}"), timeouts)
 
         def run() -> None:
             near, _ = listener.accept()
@@ -61,7 +67,7 @@ def lane_to() -> Iterator[Callable[[Callable[[socket.socket], None]], Callable[[
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         ended.extend((connection.close, lambda: thread.join(10), listener.close))
-        return lambda: LaneStream(connection, "session", (port, "ticket"), TIMEOUTS, LIMIT)
+        return lambda: LaneStream(connection, "session", (port, "ticket"), timeouts, LIMIT, clock)
 
     yield serve
     for end in ended:
@@ -95,8 +101,17 @@ def test_a_stream_that_rests_longer_than_a_reply_may_take_goes_on(lane_to: Calla
             frames.send(seal(pb.EvaluateReply(sequence=sequence, rows=b"r")))
             sequence += 1
 
-    stream = lane_to(answer)()
+    now, looks = [0.0], [0]
+
+    def clock() -> float:
+        looks[0] += 1
+        return now[0]
+
+    patient = Timeouts(connect_s=60.0, reply_s=60.0)
+    stream = lane_to(answer, patient, clock)()
     for sequence in (1, 2):
-        time.sleep(1.2)
+        now[0] += 1000.0
+        looks[0] = 0
+        until(lambda: looks[0] > 1, what="two looks at the clock")
         assert stream.exchange([b"rows"], [sequence]) == [b"r"]
     stream.close()

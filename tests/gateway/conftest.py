@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from veil.network.listening import listening as free_socket
 from veil.params import Params
 from veil.runtime.modules import select_modules
 from veil.runtime.padding import Padding
+from waiting import until
 
 BYTE_TEMPLATE = (
     "{% for m in messages %}<|user|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|reply|>{% endif %}"
@@ -79,6 +81,14 @@ def make_served(model: Any, tokenizer: Any, name: str = "tiny", mode: str = "exe
     return ServedModel(name, hybrid, tokenizer)
 
 
+class Hold(threading.Event):
+    """Set, it lets answers go on; ``reached`` says that one has stopped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = threading.Event()
+
+
 @dataclass
 class Running:
     """A gateway that listens."""
@@ -92,22 +102,27 @@ class Running:
 
     def idle(self, within_s: float = 60.0) -> bool:
         """Wait until everything has ended; whether it did, within a time that is long for busy machines too."""
-        end = time.monotonic() + within_s
-        while time.monotonic() < end:
-            if self.gateway.queue.running == self.gateway.queue.waiting == 0:
-                return True
-            time.sleep(0.01)
-        return False
+        until(lambda: self.gateway.queue.running == self.gateway.queue.waiting == 0, within_s)
+        return True
+
+    def post(self, path: str, body: object) -> socket.socket:
+        """A connection on which a request went; it leaves when the socket is closed."""
+        content = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        talk = socket.create_connection(("127.0.0.1", self.port))
+        talk.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        return talk
 
     @contextmanager
-    def held(self, after: int = 0) -> Iterator[threading.Event]:
+    def held(self, after: int = 0) -> Iterator[Hold]:
         """Answers stop after so many remote layers until the event is set, at the latest at the block's end."""
         router = self.gateway.served.hybrid.sides.router
         assert router is not None
-        go_on, passed = threading.Event(), itertools.count()
+        go_on, passed = Hold(), itertools.count()
 
         def hold(*_: object) -> None:
             if next(passed) >= after:
+                go_on.reached.set()
                 go_on.wait(120)
 
         router.observer = hold
@@ -118,14 +133,24 @@ class Running:
             router.observer = None
 
     @contextmanager
-    def slowed(self, layer_s: float) -> Iterator[None]:
-        """Every remote layer takes so much longer."""
-        router = self.gateway.served.hybrid.sides.router
+    def held_until_left(self, after: int) -> Iterator[None]:
+        """Answers stop after so many remote layers until their clients are gone, at the latest at the block's end."""
+        router, queue = self.gateway.served.hybrid.sides.router, self.gateway.queue
         assert router is not None
-        router.observer = lambda *_: time.sleep(layer_s)
+        over, passed = threading.Event(), itertools.count()
+
+        def left() -> bool:
+            return over.is_set() or any(job.cancelled.is_set() for job in list(queue._active))
+
+        def hold(*_: object) -> None:
+            if next(passed) >= after:
+                until(left, 120)
+
+        router.observer = hold
         try:
             yield
         finally:
+            over.set()
             router.observer = None
 
 
@@ -137,10 +162,7 @@ def listening(served: ServedModel, access: Access | None = None, settings: Setti
         thread = threading.Thread(target=listener.serve_until_told)
         thread.start()
         try:
-            end = time.monotonic() + 60
-            while not listener.started:
-                assert time.monotonic() < end, "the gateway does not begin to listen"
-                time.sleep(0.01)
+            until(lambda: listener.started, what="a gateway that listens")
             yield Running(opened.getsockname()[1], app.state.gateway)
         finally:
             listener.should_exit = True

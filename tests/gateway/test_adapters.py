@@ -15,6 +15,7 @@ import torch
 
 from veil.errors import ModelSourceError
 from veil.training.adapters import Adapters, load_adapters
+from waiting import until
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -71,15 +72,17 @@ def test_several_at_once_do_not_mix(adapted: Any) -> None:
     alone = {name: ask(adapted, name, "w9 w8 w7 w6") for name in names[:3]}
     adapted.gateway.generator.forget()
     together: list[tuple[str, str]] = []
-    with adapted.slowed(0.001):
+    with adapted.held() as go_on:
         threads = [
             threading.Thread(target=lambda name=name: together.append((name, ask(adapted, name, "w9 w8 w7 w6"))))
             for name in names
         ]
         for thread in threads:
             thread.start()
+        until(lambda: adapted.gateway.queue.running + adapted.gateway.queue.waiting == 6)
+        go_on.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
     assert len(together) == 6 and all(alone[name] == answer for name, answer in together)
 
 

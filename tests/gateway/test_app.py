@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import struct
-import time
+import threading
 from typing import Any
 
 import httpx
@@ -14,6 +14,7 @@ import pytest
 from veil.errors import ServerUnreachable
 from veil.gateway.guard import Access
 from veil.params import packed_bytes
+from waiting import until
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "w23 w6 w7"}], "temperature": 0, "max_tokens": 4}
 
@@ -35,18 +36,24 @@ def test_status(http: Any, running: Any) -> None:
     assert status["totals"]["rows"] > 0 and status["totals"]["bytes_up_online"] > 0
 
 
-def test_an_announced_prompt_finds_its_rows_ready(http: Any, running: Any) -> None:
-    time.sleep(0.6)
+def test_an_announced_prompt_finds_its_rows_ready(http: Any, running: Any, monkeypatch: Any) -> None:
+    now = [1e9]
+    monkeypatch.setattr(running.gateway, "clock", lambda: now[0])
+    monkeypatch.setattr(running.gateway, "_expected", {})
     assert http.post("/veil/expect", json={"characters": 100, "new_tokens": 12}).json() == {"heeded": True}
     assert http.post("/veil/expect", json={"characters": 100}).json() == {"heeded": False}, "once in a while is enough"
-    end = time.monotonic() + 30
-    while (status := http.get("/veil/status").json())["rows_ready"] < 12 or status["prompt_rows_ready"] < 30:
-        assert time.monotonic() < end, status
-        time.sleep(0.05)
+
+    def ready() -> bool:
+        status = http.get("/veil/status").json()
+        return bool(status["rows_ready"] >= 12 and status["prompt_rows_ready"] >= 30)
+
+    until(ready)
     used = http.post("/v1/chat/completions", json=BODY | {"messages": [{"role": "user", "content": "w8 " * 30}]}).json()[
         "usage"
     ]
     assert used["veil"]["rows_ready"] == used["veil"]["rows"] >= 30
+    now[0] += 1
+    assert http.post("/veil/expect", json={"characters": 1}).json() == {"heeded": True}
     for wrong in ({"characters": -1}, {"characters": 1 << 40}, {}, {"characters": 1, "new_tokens": -1}):
         assert http.post("/veil/expect", json=wrong).status_code == 400
 
@@ -114,17 +121,28 @@ def test_a_failure_in_the_middle_of_a_stream_is_an_event(http: Any, running: Any
 
 
 def test_a_long_answer_leaves_turns_to_a_short_one(http: Any, running: Any) -> None:
-    with running.slowed(0.005), httpx.Client(base_url=running.url, headers={"User-Agent": "other"}, timeout=20) as other:
-        with other.stream("POST", "/v1/chat/completions", json=BODY | {"max_tokens": 100, "stream": True}) as long:
-            lines = long.iter_lines()
-            next(lines)
-            before = running.gateway.generator.totals.rows
-            short = http.post("/v1/chat/completions", json=BODY | {"max_tokens": 3}).json()
-            between = running.gateway.generator.totals.rows - before
-            assert short["usage"]["completion_tokens"] == 3
-            assert between < 25, "the short answer did not wait for the long one"
-            assert running.gateway.queue.running == 1
-        assert running.idle()
+    """The long one stops in its tenth forward pass until the short one waits, and for good a few passes later."""
+    short: list[Any] = []
+
+    def ask() -> None:
+        short.append(http.post("/v1/chat/completions", json=BODY | {"max_tokens": 3}, timeout=60).json())
+
+    asking, long = threading.Thread(target=ask), BODY | {"max_tokens": 100, "stream": True}
+    with (
+        running.held(after=90) as go_on,
+        httpx.Client(base_url=running.url, headers={"User-Agent": "other"}, timeout=60) as other,
+        other.stream("POST", "/v1/chat/completions", json=long) as stream,
+    ):
+        assert go_on.reached.wait(60)
+        asking.start()
+        until(lambda: running.gateway.generator._lock.wanted)
+        with running.held_until_left(after=120):
+            go_on.set()
+            asking.join(60)
+            assert short and short[0]["usage"]["completion_tokens"] == 3, "it does not wait for the long one"
+            until(lambda: running.gateway.queue.running == 1)
+            stream.close()
+            assert running.idle()
 
 
 def test_the_same_callers_jobs_are_bounded_in_the_body(http: Any) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import Any
 
 import pytest
 
 from veil.gateway.failures import ApiError
 from veil.gateway.fair_queue import FairQueue, Job, TurnLock
+from waiting import until
 
 
 def waits(event: threading.Event) -> None:
     event.wait()
 
 
-def test_callers_take_turns_and_each_is_served_in_order(until: Any) -> None:
+def test_callers_take_turns_and_each_is_served_in_order() -> None:
     line, gate = FairQueue(1, 20), threading.Event()
     order: list[str] = []
     line.submit(Job("first", partial(waits, gate)))
@@ -30,7 +30,7 @@ def test_callers_take_turns_and_each_is_served_in_order(until: Any) -> None:
     line.close()
 
 
-def test_one_caller_leaves_a_thread_to_the_others(until: Any) -> None:
+def test_one_caller_leaves_a_thread_to_the_others() -> None:
     line, gate, started = FairQueue(3, 20), threading.Event(), []
 
     def work(name: str) -> None:
@@ -48,7 +48,7 @@ def test_one_caller_leaves_a_thread_to_the_others(until: Any) -> None:
     line.close()
 
 
-def test_it_is_bounded_and_leaving_makes_room(until: Any) -> None:
+def test_it_is_bounded_and_leaving_makes_room() -> None:
     line, gate = FairQueue(1, 2), threading.Event()
     line.submit(Job("a", partial(waits, gate)))
     until(lambda: line.running == 1)
@@ -76,7 +76,7 @@ def test_closing_tells_what_runs() -> None:
     assert job.cancelled.is_set()
 
 
-def test_a_turn_goes_to_who_waited_longest(until: Any) -> None:
+def test_a_turn_goes_to_who_waited_longest() -> None:
     lock, order = TurnLock(), []
     lock.acquire()
     threads = []
@@ -89,7 +89,7 @@ def test_a_turn_goes_to_who_waited_longest(until: Any) -> None:
 
         threads.append(threading.Thread(target=work, daemon=True))
         threads[-1].start()
-        until(lambda name=name: len(lock._queue) == name + 1)
+        until(lambda: len(lock._queue) == len(threads))
     assert lock.wanted
     lock.release()
     for thread in threads:

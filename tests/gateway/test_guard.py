@@ -125,14 +125,16 @@ def test_nothing_else_is_served(http: Any, path: str) -> None:
 def test_a_request_that_is_cancelled_is_told_that_the_gateway_stops(begun: bool) -> None:
     """What had begun only ends; nothing is raised into the web server, which would print it."""
     sent: list[Any] = []
+    runs = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if begun:
             await send({"type": "http.response.start", "status": 200, "headers": []})
-        await asyncio.sleep(60)
+        runs.set()
+        await receive()
 
     async def receive() -> Any:
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -140,7 +142,7 @@ def test_a_request_that_is_cancelled_is_told_that_the_gateway_stops(begun: bool)
     async def call() -> None:
         scope = {"type": "http", "path": "/v1/models", "headers": [(b"host", b"127.0.0.1")]}
         task = asyncio.create_task(Guard(app, Access())(scope, receive, send))
-        await asyncio.sleep(0.01)
+        await runs.wait()
         task.cancel()
         await task
 

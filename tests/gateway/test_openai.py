@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
-import time
 from typing import Any
 
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+
+from waiting import until
 
 PROMPT = "w23 w6 w7"  # no greedy choice is close
 MESSAGES: list[Any] = [{"role": "user", "content": PROMPT}]
@@ -250,7 +250,7 @@ def test_many_at_once_each_get_their_own_answer(running: Any) -> None:
 
 def test_a_closed_stream_ends_its_generation(client: OpenAI, running: Any) -> None:
     before = running.gateway.generator.totals.rows
-    with running.slowed(0.01):
+    with running.held_until_left(after=90):
         stream = chat(client, max_tokens=100, stream=True)
         for count, _ in enumerate(stream):
             if count == 3:
@@ -262,7 +262,8 @@ def test_a_closed_stream_ends_its_generation(client: OpenAI, running: Any) -> No
 
 def test_a_closed_connection_ends_a_reply_that_is_not_a_stream(running: Any) -> None:
     before = running.gateway.generator.totals.rows
-    with running.slowed(0.01), OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0, timeout=0.3) as client:
+    hasty = OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0, timeout=0.3)
+    with running.held_until_left(after=90), hasty as client:
         with pytest.raises(openai.APITimeoutError):
             chat(client, max_tokens=100)
         assert running.idle()
@@ -272,31 +273,22 @@ def test_a_closed_connection_ends_a_reply_that_is_not_a_stream(running: Any) -> 
 def test_a_full_line_is_429_and_leaving_it_makes_room(served: Any, listen: Any) -> None:
     from veil.gateway.app import Settings
 
-    with listen(served, settings=Settings(at_once=1, most_waiting=1)) as running, running.slowed(0.02):
+    settings = Settings(at_once=1, most_waiting=1)
+    with listen(served, settings=settings) as running, running.held_until_left(after=90):
         client = OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0)
         first = chat(client, stream=True, max_tokens=100)
         next(iter(first))
-        impatient = OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0, timeout=0.5)
-
-        def give_up() -> None:
-            with pytest.raises(openai.APITimeoutError):
-                chat(impatient)
-
-        waiting = threading.Thread(target=give_up)
-        waiting.start()
-        while running.gateway.queue.waiting == 0:
-            time.sleep(0.01)
+        second = running.post("/v1/chat/completions", {"model": "tiny", "messages": MESSAGES})
+        until(lambda: running.gateway.queue.waiting == 1)
         with pytest.raises(openai.RateLimitError) as caught:
             chat(client)
         assert caught.value.code == "queue_full"
         assert caught.value.response.headers["retry-after"] == "5"
-        waiting.join()
-        while running.gateway.queue.waiting:
-            time.sleep(0.01)
+        second.close()
+        until(lambda: running.gateway.queue.waiting == 0)
         first.close()
         assert chat(client, max_tokens=1).choices[0].finish_reason == "length"
         client.close()
-        impatient.close()
 
 
 def test_an_api_key(served: Any, listen: Any) -> None:

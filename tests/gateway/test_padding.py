@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 from veil.runtime.padding import Padding
 from veil.runtime.router import Router
+from waiting import until
 
 
 def body(tokens: int, **options: Any) -> dict[str, Any]:
@@ -64,15 +64,8 @@ def test_who_goes_away_does_not_end_the_answer(padded: Any, listen: Callable[...
                 next(reply.iter_bytes())
 
         def leaves_at_once() -> None:
-            data = httpx.Request("POST", url, json=body(8))
-            with socket.create_connection(("127.0.0.1", running.port)) as talk:
-                head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                content = data.read()
-                talk.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
-                while not running.gateway.queue.running:
-                    threading.Event().wait(0.005)
-                while not padded.hybrid.stats.trips > before:
-                    threading.Event().wait(0.001)
+            with running.post("/v1/completions", body(8)):
+                until(lambda: padded.hybrid.stats.trips > before)
 
         views = []
         for use in (stays, leaves, leaves_at_once):

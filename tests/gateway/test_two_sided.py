@@ -112,7 +112,7 @@ def test_every_request_is_answered_not_the_first_alone(running: Any) -> None:
 
 def test_after_an_answer_that_was_broken_off_the_next_is_whole(running: Any) -> None:
     url = f"{running.url}/v1/completions"
-    with running.slowed(0.02), pytest.raises(httpx.ReadTimeout):
+    with running.held_until_left(after=90), pytest.raises(httpx.ReadTimeout):
         httpx.post(url, json=BODY | {"max_tokens": 20}, timeout=0.3)
     assert running.idle()
     (choice,) = httpx.post(url, json=BODY, timeout=30).json()["choices"]

@@ -83,6 +83,30 @@ def test_residuals(
         assert float(largest) == worst == np.abs(expected).max()
 
 
+def test_vectors_that_hold_one_scaling_check_rows_of_another(kernels: Kernels, draw: np.random.Generator) -> None:
+    """One row takes a shorter way where its scaling is the first one that these vectors were used with."""
+    weights, ones = draw.integers(-127, 128, (40, 24), dtype=np.int64).astype(np.int8), np.ones(40, np.float32)
+    own = vectors(draw, weights, [0, 40], 3)
+    there, x = held(kernels, own), draw.standard_normal((1, 24)).astype(np.float32)
+    mu, data = (
+        draw.integers(0, 1 << 32, (2, 40), dtype=np.uint32),
+        pack(draw.integers(0, 1 << 16, (1, 40), dtype=np.uint32), 16),
+    )
+    first = Scaling(None, ones, ones, TARGET, 0.0)
+    second = Scaling(np.full(24, 2.0, np.float32), 3 * ones, -ones, TARGET / 2, 20.0)
+    for scaling in (first, second, first):
+        wanted = REFERENCE.decrypt_checked(data, x, scaling, [Rows(mu, 1, 1)], 0, 16, np.ones(1), own, np.empty((1, 3)))
+        divisors = None if scaling.divisors is None else kernels.asarray(scaling.divisors)
+        scale, bias = kernels.asarray(scaling.scale), kernels.asarray(scaling.bias)
+        on_gpu = Scaling(divisors, scale, bias, scaling.target, scaling.fixed)
+        on_kernels = on_gpu if kernels.name == "cuda" else scaling
+        rows, out = [Rows(kernels.asarray(mu), 1, 1)], kernels.asarray(np.empty((1, 3)))
+        packed, x_here, scales = (kernels.asarray(array) for array in (data, x, np.ones(1)))
+        y, worst = kernels.decrypt_checked(packed, x_here, on_kernels, rows, 0, 16, scales, there, out)
+        np.testing.assert_array_equal(kernels.to_numpy(y), wanted[0])
+        assert float(worst) == wanted[1]
+
+
 def test_exact_results_leave_nothing_and_a_changed_slot_what_it_was_changed_by(draw: np.random.Generator) -> None:
     """The reference itself, against the integers' product."""
     weights = draw.integers(-127, 128, (12, 7), dtype=np.int64).astype(np.int8)

@@ -114,7 +114,7 @@ def test_one_process_at_a_time_writes_a_functions_kernels(tmp_path: Path) -> Non
 
 def test_what_is_compiled_is_noted_for_these_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "_own", {str(tmp_path)})
-    monkeypatch.setattr(kept, "_folders", {str(tmp_path)})
+    monkeypatch.setattr(kept, "folders", {str(tmp_path)})
     called: list[object] = []
     monkeypatch.setattr(warm, "_compile_all", lambda parts, progress: called.append(parts))
     warm.warm_up()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -106,9 +107,15 @@ def expected(bundle: Callable[[str], Bundle]) -> list[int]:
 
 
 @contextmanager
-def running(*bundles: Bundle, limits: Limits | None = None, offer: bool = False, **options: Any) -> Iterator[Server]:
+def running(
+    *bundles: Bundle,
+    limits: Limits | None = None,
+    offer: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+    **options: Any,
+) -> Iterator[Server]:
     """A server on a free port of the loopback interface."""
-    store = SessionStore(limits or server_limits())
+    store = SessionStore(limits or server_limits(), clock)
     settings: dict[str, Any] = {"port": 0, "limits": store.limits, "sweep_s": 0.2}
     config = ServerConfig(**(settings | options))
     server = Server({bundle.name: bundle.served(offer) for bundle in bundles}, store, config)

@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from veil.client import remote as remote_module
 from veil.client.session import OfflineRows
 from veil.errors import ServerUnreachable
 from veil.network.timeouts import Timeouts
+from waiting import until
 
 LONG = Timeouts(connect_s=5.0, reply_s=60.0, prepare_s=60.0, retry_s=60.0, pause_s=5.0)
 SOON_S = 15.0
@@ -26,11 +26,6 @@ SOON_S = 15.0
 @pytest.fixture(autouse=True)
 def short_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_module, "GOODBYE_S", 0.2)
-
-
-@pytest.fixture
-def until(until: Any) -> Any:
-    return partial(until, within_s=10.0)
 
 
 def closes_soon(remote: Any) -> None:
@@ -74,7 +69,7 @@ def test_within_an_upload(llama: Any, serve: Any, proxy_to: Callable[[int], Prox
 
 
 @pytest.mark.parametrize("lane", [True, False])
-def test_within_an_exchange_of_rows(lane: bool, llama: Any, serve: Any, proxy_to: Callable[..., Proxy], until: Any) -> None:
+def test_within_an_exchange_of_rows(lane: bool, llama: Any, serve: Any, proxy_to: Callable[..., Proxy]) -> None:
     """The thread that waits for the reply is told; no other stream is tried."""
     with serve(llama, rows_port=0 if lane else None) as server:
         proxy = proxy_to(server.service.rows_port if lane else server.port, plain=lane)
@@ -104,7 +99,7 @@ def test_within_an_exchange_of_rows(lane: bool, llama: Any, serve: Any, proxy_to
         assert said == ["the session was closed"]
 
 
-def test_a_session_that_was_closed_makes_no_other(llama: Any, serve: Any, until: Any) -> None:
+def test_a_session_that_was_closed_makes_no_other(llama: Any, serve: Any) -> None:
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
         session = remote.sides.remote
@@ -144,7 +139,7 @@ def test_an_interrupted_generation_ends_though_the_server_is_gone(
         )
         try:
             assert gone.wait(60), process.communicate(timeout=5)
-            time.sleep(1.0)  # it tries again
+            until(lambda: proxy.refused > 1)  # it tries again
             process.send_signal(signal.SIGINT)
             start = time.monotonic()
             _, said = process.communicate(timeout=40)

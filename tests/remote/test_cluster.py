@@ -20,6 +20,7 @@ from veil.cluster.on_ray import RayReplicas, ReplicaPlan
 from veil.cluster.placement import Scale
 from veil.network.timeouts import Timeouts
 from veil.server.listen import ServerConfig, server_limits
+from waiting import until
 
 pytest.importorskip("ray")
 
@@ -70,10 +71,9 @@ def test_every_text_is_the_undisturbed_one(
             thread.start()
 
         def until_each_wrote(more: int) -> None:
-            goal, end = [len(own) + more for own in texts], time.monotonic() + 120.0
-            while any(len(own) < wanted for own, wanted in zip(texts, goal, strict=True)):
-                assert not failures and time.monotonic() < end, failures
-                time.sleep(0.05)
+            goal = [len(own) + more for own in texts]
+            until(lambda: failures or all(len(own) >= wanted for own, wanted in zip(texts, goal, strict=True)), 120)
+            assert not failures
 
         until_each_wrote(1)
         before = frozenset(controller.addresses())

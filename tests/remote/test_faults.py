@@ -5,7 +5,6 @@ After each fault the client's record shows that no row of a batch was used twice
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +15,7 @@ from remote.proxy import DATA, Cut, Direction, Proxy
 from veil.client.session import OfflineRows
 from veil.errors import ServerUnreachable, VeilError
 from veil.network.timeouts import Timeouts
+from waiting import until
 
 TIMEOUTS = Timeouts(connect_s=3.0, reply_s=0.6, prepare_s=2.0, retry_s=8.0, pause_s=0.01, keepalive_s=5.0)
 TOKENS = 3
@@ -103,9 +103,14 @@ def cut(frame: bytes) -> bytes:
     raise Cut
 
 
-def slow(frame: bytes) -> bytes:
-    time.sleep(0.3)
-    return frame
+def delayed(line: Proxy) -> Callable[[bytes], bytes]:
+    """Send a frame when the client has given it up and connected anew."""
+
+    def harm(frame: bytes) -> bytes:
+        line.until_another_connection()
+        return frame
+
+    return harm
 
 
 def flip(position: int) -> Callable[[bytes], bytes]:
@@ -124,7 +129,6 @@ def swap_payload(frame: bytes) -> bytes:
 
 
 HARMS: dict[str, Callable[[bytes], bytes]] = {
-    "delayed": slow,
     "duplicated": lambda frame: frame + frame,
     "truncated": lambda frame: frame[: 9 + (len(frame) - 9) // 2],
     "swallowed": lambda frame: b"",
@@ -140,10 +144,7 @@ HARMS: dict[str, Callable[[bytes], bytes]] = {
 
 def warm(remote: Any) -> None:
     """Wait until the pool is full."""
-    end = time.monotonic() + 60
-    while not remote.sides.remote.background.full and time.monotonic() < end:
-        time.sleep(0.01)
-    assert remote.sides.remote.background.full
+    until(lambda: remote.sides.remote.background.full)
 
 
 def frames_of_a_generation(llama: Any, line: Proxy) -> dict[Direction, int]:
@@ -169,12 +170,12 @@ def test_the_connection_drops_at_every_message(llama: Any, line: Proxy, undistur
     assert survived > 20
 
 
-@pytest.mark.parametrize("name", HARMS)
+@pytest.mark.parametrize("name", ["delayed", *HARMS])
 def test_one_frame_is_harmed(name: str, llama: Any, line: Proxy, undisturbed: list[int]) -> None:
     counts = frames_of_a_generation(llama, line)
     for direction in DIRECTIONS:
         for index in range(4, counts[direction], max(1, counts[direction] // 4)):
-            line.harm = at(direction, index, HARMS[name])
+            line.harm = at(direction, index, delayed(line) if name == "delayed" else HARMS[name])
             result, _ = generate_through(llama, line)
             assert result == undisturbed or isinstance(result, VeilError), f"{direction} {index}: {result!r}"
             if name in ("delayed", "bit of the payload", "bit of the check", "other payload"):
@@ -224,16 +225,13 @@ def test_a_forgotten_session_in_mid_forward_is_survived(llama: Any, serve: Any, 
 def test_expired_batches_are_made_anew(llama: Any, serve: Any, undisturbed: list[int]) -> None:
     from veil.server.store import Limits
 
-    with serve(llama, limits=Limits(batch_ttl_s=600.0)) as server:
+    now = [0.0]
+    with serve(llama, limits=Limits(batch_ttl_s=600.0, session_ttl_s=6000.0), clock=lambda: now[0]) as server:
         remote = llama.connect(server.port, timeouts=TIMEOUTS, offline_rows=OfflineRows(tokens=4, prompt_rows=8))
         Record(remote)
         warm(remote)
-        store = server.store
-        with store._lock:
-            batches = [batch for session in store.sessions.values() for batch in session.batches.values()]
-            for batch in batches:
-                batch.expires = 0.0
-        assert len(batches) == 2
+        assert server.store.batch_count == 2
+        now[0] = 601.0
         assert _tokens(remote) == undisturbed
         assert remote.stats.sessions_lost >= 1
         remote.close()
@@ -243,16 +241,12 @@ def test_an_expired_session_says_so_and_is_replaced(llama: Any, serve: Any, undi
     from veil.server.store import Limits
 
     now = [0.0]
-    with serve(llama, limits=Limits(session_ttl_s=300.0)) as server:
-        server.store._clock = lambda: now[0]
+    with serve(llama, limits=Limits(session_ttl_s=300.0), clock=lambda: now[0]) as server:
         remote = llama.connect(server.port, timeouts=TIMEOUTS, offline_rows=OfflineRows(tokens=1, prompt_rows=0))
         warm(remote)
         assert server.store.count == 1
         now[0] = 301.0
-        end = time.monotonic() + 60
-        while server.store.count and time.monotonic() < end:
-            time.sleep(0.01)
-        assert server.store.count == 0
+        until(lambda: server.store.count == 0)
         assert _tokens(remote) == undisturbed
         assert remote.stats.sessions_lost == 1
         remote.close()
@@ -265,8 +259,7 @@ def test_a_half_open_connection_is_noticed(llama: Any, line: Proxy, undisturbed:
 
     def go_silent(count: int) -> None:
         if count == 1:
-            line.silent = True
-            threading.Timer(1.5, line.reset).start()
+            line.half_open()
 
     assert _tokens(remote, go_silent) == undisturbed
     assert remote.stats.reconnects >= 1
@@ -289,12 +282,10 @@ def test_a_server_that_never_comes_back_is_an_error(llama: Any, line: Proxy, fre
     remote.close()
 
 
-def test_a_slow_network_gives_the_same_answer(llama: Any, line: Proxy, undisturbed: list[int]) -> None:
-    def harm(direction: Direction, index: int, frame: bytes) -> bytes:
-        time.sleep(0.005)
-        return frame
-
-    line.harm = harm
+def test_a_network_that_gives_frames_piece_by_piece_gives_the_same_answer(
+    llama: Any, line: Proxy, undisturbed: list[int]
+) -> None:
+    line.piece_bytes = 50
     result, stats = generate_through(llama, line)
     assert result == undisturbed
     assert stats.reconnects == 0

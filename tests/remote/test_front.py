@@ -20,6 +20,7 @@ from veil.errors import AccessDenied, BundleError, IncompatibleServer, QuotaExce
 from veil.network.timeouts import Timeouts
 from veil.network.tokens import Tokens, digest_of
 from veil.server.listen import ServerConfig
+from waiting import until
 
 QUICK = Timeouts(connect_s=3.0, reply_s=3.0, prepare_s=5.0, retry_s=10.0, pause_s=0.01, keepalive_s=1.0)
 
@@ -130,9 +131,14 @@ def test_clients_go_on_when_a_replica_is_killed_one_drained_and_one_added(
 
     def until_each_wrote(more: int) -> None:
         goal = [len(own) + more for own in texts]
-        while any(len(own) < wanted for own, wanted in zip(texts, goal, strict=True)):
-            assert all(thread.is_alive() for thread in threads)
-            over.wait(0.01)
+        until(
+            lambda: (
+                all(len(own) >= wanted for own, wanted in zip(texts, goal, strict=True))
+                or not all(thread.is_alive() for thread in threads)
+            ),
+            120,
+        )
+        assert all(thread.is_alive() for thread in threads)
 
     until_each_wrote(1)
     first, second, _ = controller.names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from veil.network.tokens import Tokens, digest_of
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
+from waiting import until
 
 TIMEOUTS = Timeouts(connect_s=3.0, reply_s=0.5, prepare_s=3.0, retry_s=6.0, pause_s=0.01, keepalive_s=5.0)
 TOKENS = 3
@@ -150,17 +150,19 @@ def test_a_hello_that_trickles_is_ended(llama: Any, serve: Any) -> None:
         serve(llama, silent_s=0.3, sweep_s=0.05) as server,
         socket.create_connection(("127.0.0.1", server.service.rows_port), 3) as connection,
     ):
-        end = time.monotonic() + 60
-        with pytest.raises(OSError):  # noqa: PT011
-            while time.monotonic() < end:
-                connection.sendall(b"\x20")
-                time.sleep(0.05)
-                connection.setblocking(False)
-                try:
-                    if connection.recv(1) == b"":
-                        raise ConnectionResetError
-                except BlockingIOError:
-                    connection.setblocking(True)
+        connection.sendall((4096).to_bytes(4, "little"))
+        connection.settimeout(0.02)
+
+        def over() -> bool:
+            try:
+                connection.sendall(b"x")
+                return connection.recv(1) == b""
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+
+        until(over)
 
 
 def test_a_flood_of_connections_stops_at_the_limit_and_others_go_on(
@@ -169,10 +171,7 @@ def test_a_flood_of_connections_stops_at_the_limit_and_others_go_on(
     with serve(llama) as server:
         lane = server.lane
         flood = [socket.create_connection(("127.0.0.1", lane.port), 3) for _ in range(lane.most)]
-        end = time.monotonic() + 60
-        while lane.count != lane.most // 2 and time.monotonic() < end:
-            time.sleep(0.01)
-        assert lane.count == lane.most // 2
+        until(lambda: lane.count == lane.most // 2)
         remote = llama.connect(server.port)
         assert generated(remote) == expected
         assert isinstance(stream_of(remote), LaneStream), "the oldest that says nothing makes room"
@@ -262,14 +261,8 @@ def cut(frame: bytes) -> bytes:
     raise Cut
 
 
-def late(frame: bytes) -> bytes:
-    time.sleep(0.1)
-    return frame
-
-
 HARMS: dict[str, Callable[[bytes], bytes]] = {
     "cut": cut,
-    "late": late,
     "twice": lambda frame: frame + frame,
     "half": lambda frame: frame[: 4 + (len(frame) - 4) // 2],
     "swallowed": lambda frame: b"",
@@ -280,7 +273,7 @@ HARMS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", HARMS)
+@pytest.mark.parametrize("name", [*HARMS, "late"])
 def test_one_message_is_harmed(name: str, llama: Any, damaged: tuple[Any, Proxy]) -> None:
     """Each message in turn for a cut, two of them otherwise: the answer is always the undisturbed one."""
     server, proxy = damaged
@@ -293,7 +286,12 @@ def test_one_message_is_harmed(name: str, llama: Any, damaged: tuple[Any, Proxy]
         for index in range(0, count) if name == "cut" else (0, count // 2):
 
             def harm(way: Direction, at: int, frame: bytes, direction: str = direction, index: int = index) -> bytes:
-                return HARMS[name](frame) if (way, at) == (direction, index) else frame
+                if (way, at) != (direction, index):
+                    return frame
+                if name == "late":  # it comes when the client has given it up
+                    proxy.until_another_connection()
+                    return frame
+                return HARMS[name](frame)
 
             proxy.harm = harm
             assert generate(llama, server, proxy)[0] == undisturbed, f"{direction} {index}"
@@ -305,8 +303,8 @@ def test_a_half_open_lane_is_noticed(llama: Any, damaged: tuple[Any, Proxy]) -> 
 
     def harm(way: Direction, at: int, frame: bytes) -> bytes:
         if (way, at) == ("up", 10):
-            proxy.silent = True
-            threading.Timer(1.0, proxy.reset).start()
+            proxy.half_open()
+            proxy.until_another_connection()
         return frame
 
     proxy.harm = harm

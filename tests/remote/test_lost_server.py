@@ -15,17 +15,9 @@ from veil.commands.model_choice import health_of
 from veil.gateway import served as served_module
 from veil.gateway.app import build_app
 from veil.gateway.served import ServedModel
+from waiting import until
 
 BODY = {"model": "llama", "messages": [{"role": "user", "content": "w1 w2"}], "temperature": 0, "logit_bias": {"2": -100}}
-
-
-def until(holds: Any, within_s: float) -> float:
-    """Seconds until it holds."""
-    start = time.monotonic()
-    while not holds():
-        assert time.monotonic() - start < within_s
-        time.sleep(0.01)
-    return time.monotonic() - start
 
 
 def test_a_lost_server_is_said_and_the_next_request_works(
@@ -46,9 +38,9 @@ def test_a_lost_server_is_said_and_the_next_request_works(
         )
         hybrid.cancel_check, begun = None, hybrid.stats.trips
         asking.start()
-        until(lambda: hybrid.stats.trips > begun + 20, 60)
+        until(lambda: hybrid.stats.trips > begun + 20)
     stopped = time.monotonic()
-    until(lambda: served.lost_s is not None, 60)
+    until(lambda: served.lost_s is not None)
     assert http.get("/veil/status").json()["server_lost_s"] >= 0
     asking.join(60)
     assert not asking.is_alive() and time.monotonic() - stopped < 60
@@ -58,7 +50,7 @@ def test_a_lost_server_is_said_and_the_next_request_works(
     refused = http.post("/v1/chat/completions", json=BODY | {"max_tokens": 2})
     assert refused.status_code == 503 and time.monotonic() - start < 30
     with serve(llama, port=free_port):
-        until(lambda: served.lost_s is None, 20)
+        until(lambda: served.lost_s is None)
         assert http.post("/v1/chat/completions", json=BODY | {"max_tokens": 2}).status_code == 200
         said = capfd.readouterr().err
         assert "does not answer" in said and "answers again" in said

@@ -6,7 +6,6 @@ import json
 import signal
 import socket
 import threading
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from remote import processes
 from remote.commands import veil
+from waiting import until
 
 WEAK = "--allow-no-cryptography"
 PROMPT = "w23 w6 w7"
@@ -140,14 +140,12 @@ def test_health_and_metrics(llama: Any, serve: Any, generated: Any, free_port: i
         assert float(values["veil_sessions"]) == 1
         assert float(values['veil_calls_total{method="Open",result="ok"}']) == 1
         remote.close()
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
+
+        def counted() -> bool:
             with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/metrics", timeout=5) as page:
-                if 'veil_calls_total{method="Rows",result="ok"} 1.0' in page.read().decode():
-                    break
-            time.sleep(0.05)
-        else:
-            raise AssertionError("the row lane's stream was not counted")
+                return 'veil_calls_total{method="Rows",result="ok"} 1.0' in page.read().decode()
+
+        until(counted, what="the row lane's stream among the calls")
 
 
 def test_smollm2_answers_over_the_network(start: Any, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from veil.network.tokens import Tokens, digest_of
 from veil.server.offer import Offer
 from veil.server.store import Limits
 from veil.wire import methods
+from waiting import until
 
 WEAK = Terms(no_cryptography=True)
 
@@ -63,18 +64,17 @@ def test_a_server_without_the_other_half_says_so(bundle: Any, serve: Any) -> Non
 def test_prompt_rows_do_not_prepare_the_head(llama: Any, serve: Any, generated: Any) -> None:
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
-        seen: list[tuple[str, ...]] = []
-        maker = remote.sides.remote.maker
-        original = maker._send
+        body: list[int] = []
+        transport = remote.sides.remote.transport
+        original = transport.prepare
 
-        def send(session: Any, count: int, segments: tuple[str, ...]) -> Any:
-            seen.append((*segments, str(count)))
-            return original(session, count, segments)
+        def prepare(session: str, uploads: Any, segments: tuple[str, ...]) -> Any:
+            body.extend(upload.number for upload in uploads if "head" not in segments)
+            return original(session, uploads, segments)
 
-        maker._send = send
+        transport.prepare = prepare
         generated(remote, 1)
-        body = sum(int(entry[-1]) for entry in seen if "head" not in entry)
-        assert body == 1, "a batch of eight rows"
+        assert len(body) == 1, "a batch of eight rows"
         remote.close()
 
 
@@ -82,10 +82,7 @@ def test_a_warm_pool_has_every_row_ready(llama: Any, serve: Any, generated: Any,
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=12, prompt_rows=12))
         background = remote.sides.remote.background
-        end = time.monotonic() + 60
-        while not background.full and time.monotonic() < end:
-            time.sleep(0.02)
-        assert background.full
+        until(lambda: background.full)
         assert generated(remote) == expected
         assert remote.stats.rows_ready == remote.stats.rows == 9 + len(expected) - 1
         assert remote.stats.seconds["wait"] == 0.0
@@ -95,12 +92,10 @@ def test_a_warm_pool_has_every_row_ready(llama: Any, serve: Any, generated: Any,
 def test_the_pool_respects_its_memory_limit(llama: Any, serve: Any) -> None:
     with serve(llama) as server:
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=1 << 20, prompt_rows=1 << 20, memory_mib=1))
-        background, maker, rows = (
-            remote.sides.remote.background,
-            remote.sides.remote.maker,
-            remote.sides.remote.model.params.T,
-        )
-        assert -(-(background._tokens + background._prompt_rows) // rows) * maker.batches.batch_bytes <= 1 << 20
+        session = remote.sides.remote
+        until(lambda: session.background.full)
+        batches = (session.ready.tokens + session.ready.prompt_rows) // session.model.params.T
+        assert 1 << 19 < batches * session.maker.batches.batch_bytes <= 1 << 20
         remote.close()
 
 
@@ -224,10 +219,7 @@ def test_an_announced_generation_finds_every_row_ready(llama: Any, serve: Any, g
         remote = llama.connect(server.port, offline_rows=OfflineRows(tokens=0, prompt_rows=0))
         assert (remote.rows_ready.prompt_rows, remote.rows_ready.tokens) == (0, 0)
         remote.expect(prompt_rows=9, new_tokens=len(expected))
-        end = time.monotonic() + 60
-        while (remote.rows_ready.prompt_rows, remote.rows_ready.tokens) != (8, 8):
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        until(lambda: (remote.rows_ready.prompt_rows, remote.rows_ready.tokens) == (8, 8))
         assert generated(remote) == expected
         assert remote.stats.rows_ready == remote.stats.rows
         assert remote.stats.rows_made == 16, "none was made that nobody asked for"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typer.testing import CliRunner
 from veil import HybridFHEModel
 from veil.bundle.terms import Terms
 from veil.cli import app
-from veil.client.connection import Address
+from veil.client.connection import Address, Connection
 from veil.client.link import measure_link
 from veil.client.remote import RemoteTransport
 from veil.commands.choice import ModelChoice
@@ -82,37 +81,49 @@ def test_draft_tokens_share_their_trips(fused: Any, serve: Any, generated: Any, 
 
 
 def test_the_link_is_measured(llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With 30 ms added to every reply of the server, the round-trip time is 30 ms and a little."""
-    from veil.server.service import Service
+    """On a link of 30 ms and 1 MB/s, of which the clock alone knows."""
+    now = [0.0]
+    unary = Connection.unary
 
-    original = Service._owner
-
-    def slow(self: Any, context: Any) -> str:
-        time.sleep(0.03)
-        return original(self, context)
+    def call(self: Connection, name: str, *args: Any) -> Any:
+        reply = unary(self, name, *args) if name != "Close" else None
+        now[0] += 0.03 + (reply.ByteSize() / 1e6 if reply is not None else 0.0)
+        return reply
 
     with serve(llama) as server:
         address, timeouts = Address(target=f"127.0.0.1:{server.port}"), Timeouts()
         near = measure_link(address, timeouts)
-        monkeypatch.setattr(Service, "_owner", slow)
-        far = measure_link(address, timeouts)
-    assert 0 < near.rtt_s < far.rtt_s
-    assert 0.03 <= far.rtt_s < 0.2
-    assert far.bytes_per_s > 0
+        monkeypatch.setattr(Connection, "unary", call)
+        far = measure_link(address, timeouts, lambda: now[0])
+    assert near.rtt_s > 0
+    assert far.rtt_s == pytest.approx(0.03), "as the call says: connecting took no time, so a relay stands between"
+    assert far.bytes_per_s == pytest.approx(1e6)
     assert far.transfer_s(far.bytes_per_s) == pytest.approx(1.0)
 
 
 def test_a_trip_is_without_the_time_of_a_call(llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from veil.client import link
 
-    monkeypatch.setattr(link, "_empty", lambda connection, timeouts: 5.0)
+    now, connect = [0.0], socket.socket.connect
+    unary = Connection.unary
+
+    def call(self: Connection, *args: Any) -> Any:
+        now[0] += 5.0
+        return unary(self, *args)
+
+    def connected(self: socket.socket, *args: Any) -> None:
+        now[0] += 4.5
+        connect(self, *args)
+
+    monkeypatch.setattr(Connection, "unary", call)
+    monkeypatch.setattr(socket.socket, "connect", connected)
     with serve(llama) as server:
         address, timeouts = Address(target=f"localhost:{server.port}"), Timeouts()
-        assert measure_link(address, timeouts).rtt_s == 5.0, "a relay: what connected is not what answers"
+        assert measure_link(address, timeouts, lambda: now[0]).rtt_s == 5.0, "a relay: what connected is not what answers"
         monkeypatch.setattr(link, "OF_GRPC_S", 10.0)
-        assert 0 < measure_link(address, timeouts).rtt_s < 1.0
+        assert measure_link(address, timeouts, lambda: now[0]).rtt_s == 4.5
         monkeypatch.setattr(socket, "create_connection", refuse)
-        assert measure_link(address, timeouts).rtt_s == 5.0
+        assert measure_link(address, timeouts, lambda: now[0]).rtt_s == 5.0
 
 
 def refuse(*_: Any) -> None:
@@ -183,14 +194,24 @@ def test_generate_says_what_a_token_cost(fused: Any, serve: Any) -> None:
     assert "tokens a pass" in shown.stderr
 
 
-def test_what_goes_up_while_the_link_is_measured_is_counted(llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_announced_after_the_link_was_measured_and_all_are_counted(
+    llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from veil.network.link import Link
 
-    def slow(address: Any, timeouts: Any) -> Link:
-        time.sleep(0.5)
+    order: list[str] = []
+    expect = HybridFHEModel.expect
+
+    def measure(address: Any, timeouts: Any) -> Link:
+        order.append("measured")
         return Link(rtt_s=0.001, bytes_per_s=1e9)
 
-    monkeypatch.setattr("veil.client.link.measure_link", slow)
+    def announce(hybrid: HybridFHEModel, *args: Any, **options: Any) -> None:
+        order.append("announced")
+        expect(hybrid, *args, **options)
+
+    monkeypatch.setattr("veil.client.link.measure_link", measure)
+    monkeypatch.setattr(HybridFHEModel, "expect", announce)
     with serve(llama) as server:
         options = [
             "--bundle",
@@ -204,6 +225,7 @@ def test_what_goes_up_while_the_link_is_measured_is_counted(llama: Any, serve: A
         ]
         found = CliRunner().invoke(app, ["generate", "w3 w4 w5", *options])
     assert found.exit_code == 0, found.output
+    assert order == ["measured", "announced"], "counters begin between the two"
     params = llama.engine.model.params
     offline_rows = (params.batch_bytes + 5) / params.T
     assert json.loads(found.stdout)["bytes_per_token"]["up_offline"] == pytest.approx(offline_rows, rel=0.02)

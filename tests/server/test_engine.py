@@ -527,7 +527,7 @@ def test_the_weights_that_come_next_are_read_whole_their_beginning_last(pair: An
     """A pass takes groups in their order, and the first again after the last."""
     read: list[tuple[int, int, int]] = []
     monkeypatch.setattr(online, "read_lines", lambda own, first, last: read.append((id(own), first, last)))
-    monkeypatch.setattr(cpu_backend, "_STEP_BYTES", 1000)
+    monkeypatch.setattr(cpu_backend, "STEP_BYTES", 1000)
     groups, loaded = len(pair.weights), pair.engine.weights
     for group, weights in enumerate(loaded):
         read.clear()

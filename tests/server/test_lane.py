@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,7 @@ from veil.server.row_seat import Seat
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
 from veil.wire.envelope import seal, unseal
+from waiting import until
 
 needs_places = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each message is read by itself")
 
@@ -126,7 +128,7 @@ def listening(request: pytest.FixtureRequest) -> Iterator[Listening]:
     listening.lane.close()
 
 
-def test_a_connection_that_ended_is_not_kept(listening: Listening, until: Any) -> None:
+def test_a_connection_that_ended_is_not_kept(listening: Listening) -> None:
     with listening.connect() as connection:
         frames = listening.greet(connection)
         frames.send(b"ro")
@@ -145,7 +147,7 @@ def test_messages_that_do_not_wait_for_their_replies_are_answered_in_order(liste
         frames.close()
 
 
-def test_a_reply_that_nobody_reads_keeps_no_thread_and_comes_whole(listening: Listening, until: Any) -> None:
+def test_a_reply_that_nobody_reads_keeps_no_thread_and_comes_whole(listening: Listening) -> None:
     large = bytes(range(256)) * (1 << 14)
     with listening.connect() as stalled, listening.connect() as other:
         slow = Frames(stalled, 1 << 24)
@@ -163,7 +165,7 @@ def test_a_reply_that_nobody_reads_keeps_no_thread_and_comes_whole(listening: Li
     until(lambda: listening.ended == ["ok", "ok"])
 
 
-def test_what_cannot_be_answered_ends_its_connection_alone(listening: Listening, until: Any) -> None:
+def test_what_cannot_be_answered_ends_its_connection_alone(listening: Listening) -> None:
     with listening.connect() as first, listening.connect() as second, listening.connect() as third:
         good = listening.greet(first)
         bad = listening.greet(second)
@@ -180,7 +182,7 @@ def test_what_cannot_be_answered_ends_its_connection_alone(listening: Listening,
     until(lambda: sorted(listening.ended) == ["internal", "ok", "wire"])
 
 
-def test_no_more_connections_than_allowed(listening: Listening, until: Any) -> None:
+def test_no_more_connections_than_allowed(listening: Listening) -> None:
     with contextlib.ExitStack() as held:
         frames = [listening.greet(held.enter_context(listening.connect())) for _ in range(8)]
         with listening.connect() as one_more:
@@ -249,7 +251,7 @@ def test_usual_messages_that_do_not_wait_keep_their_order(together: Listening) -
 
 
 @needs_places
-def test_a_usual_reply_that_nobody_reads_comes_whole_and_others_go_on(together: Listening, until: Any) -> None:
+def test_a_usual_reply_that_nobody_reads_comes_whole_and_others_go_on(together: Listening) -> None:
     large = bytes(range(256)) * 900
     with together.connect() as stalled, together.connect() as other:
         slow, quick = Sealed(together, stalled), Sealed(together, other)
@@ -267,7 +269,7 @@ def test_a_usual_reply_that_nobody_reads_comes_whole_and_others_go_on(together: 
 
 
 @needs_places
-def test_a_usual_message_at_fault_ends_its_connection_alone(together: Listening, until: Any) -> None:
+def test_a_usual_message_at_fault_ends_its_connection_alone(together: Listening) -> None:
     with contextlib.ExitStack() as held:
         good, bad, failing, left = (Sealed(together, held.enter_context(together.connect())) for _ in range(4))
         bad.send(b"refuse")
@@ -284,20 +286,24 @@ def test_a_usual_message_at_fault_ends_its_connection_alone(together: Listening,
     until(lambda: sorted(together.ended) == ["internal", "ok", "ok", "wire"])
 
 
+def ended(listening: Listening, count: int) -> bool:
+    return len(listening.ended) == count
+
+
 @needs_places
-def test_places_of_connections_that_ended_are_used_again(together: Listening, until: Any) -> None:
-    for number in range(20):
+def test_places_of_connections_that_ended_are_used_again(together: Listening) -> None:
+    for number in range(1, 21):
         with together.connect() as connection:
             client = Sealed(together, connection)
             client.send(bytes([number]))
             client.hear(bytes([number]))
             client.frames.close()
-        until(lambda number=number: len(together.ended) == number + 1)
+        until(partial(ended, together, number))
     assert Echo.usual == 20
 
 
 @needs_places
-def test_a_connection_that_is_there_twice_is_read_once(until: Any) -> None:
+def test_a_connection_that_is_there_twice_is_read_once() -> None:
     """Its lock is held while it is read: to wait for it twice would be for ever."""
     loop = RowLoop(threads=1, arrivals=Arrivals(2, 1 << 12))
     mine, its = socket.socketpair()

@@ -55,8 +55,7 @@ def kept(hybrid: HybridFHEModel) -> tuple[int, int]:
     assert session is not None
     server = session.transport
     assert isinstance(server, LocalServer)
-    own = len(session.pool._prompt._batches) + len(session.pool._full._batches)
-    return own, server.store.batch_count
+    return session.pool.batch_count, server.store.batch_count
 
 
 SIZES = {

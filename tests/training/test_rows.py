@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +17,7 @@ from veil.kernels.backend import kernels_for
 from veil.params import Params
 from veil.random import SecretRng
 from veil.seed import PublicSeed
+from waiting import until
 
 ROWS = 4
 Q, HEAD, BACK_HEAD, BACK_Q = 0, 1, 2, 3
@@ -65,7 +65,7 @@ def test_a_pass_that_starts_lets_used_batches_go(pool: RowPool) -> None:
     assert taken is not None and taken[1][0].first == 1
 
 
-def test_the_next_step_is_made_ready_both_ways(pool: RowPool, until: Callable[..., None]) -> None:
+def test_the_next_step_is_made_ready_both_ways(pool: RowPool) -> None:
     class Maker:
         batches = SimpleNamespace(batch_bytes=1 << 20)
 

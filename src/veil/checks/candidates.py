@@ -6,10 +6,15 @@ back. The others keep what was answered, and checked.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from veil.bundle.manifest import Manifest
+from veil.checks.one_row import refine_likely
+
+F32 = NDArray[np.float32]
 
 LIKELY = 16
 """Tokens of each row whose logits are computed here."""
@@ -21,6 +26,18 @@ class ExactCandidates:
     def __init__(self, group: int, table: torch.Tensor) -> None:
         self.group = group
         self._table = table
+        plain = table.is_cpu and table.dtype is torch.float32 and table.is_contiguous()
+        self._rows = table.numpy() if plain else None
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether the table is where `refine_row` can read it."""
+        return self._rows is not None
+
+    def refine_row(self, x: F32, outputs: F32) -> None:
+        """What `refined` does, to one row's outputs [slots] themselves, for x [width]; where the table is `at_hand`."""
+        assert self._rows is not None
+        refine_likely(x, self._rows, min(LIKELY, outputs.size), outputs)
 
     def refined(self, x: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
         """Outputs [R, slots] float32 with the likeliest exact, for inputs x [R, width]."""

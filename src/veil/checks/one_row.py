@@ -1,4 +1,7 @@
-"""The running test of a pass of one row, in one kernel: what numpy does in thirty calls costs as much as a group's check."""
+"""What a pass of one row needs besides its groups' checks, in a kernel each: the running test, the likely tokens' logits.
+
+What numpy does in thirty calls costs as much as a group's check; torch's threads wait for a core where others compute.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from numpy.typing import NDArray
 
 from veil.kernels.cpu.kept import jitted
 
+F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
@@ -39,3 +43,25 @@ def add_row(residuals: F64, whitening: F64, sizes: I64, tilts: F64, decay: F64, 
                 if found < 0 or beyond > largest:
                     found, largest = chunk, beyond
     return found
+
+
+@jitted(nogil=True)
+def refine_likely(x: F32, table: F32, likely: int, outputs: F32) -> None:
+    """Replace the ``likely`` largest outputs [slots] by x [width] times their rows of ``table`` [slots, width]."""
+    places, values = np.zeros(likely, np.intp), np.full(likely, -np.inf, np.float32)
+    least = 0
+    for slot in range(outputs.size):
+        if outputs[slot] > values[least]:
+            places[least], values[least] = slot, outputs[slot]
+            least = int(values.argmin())
+    for place in range(likely):
+        if values[place] > -np.inf:
+            outputs[places[place]] = _product(x, table[places[place]])
+
+
+@jitted(fastmath={"reassoc", "contract"})
+def _product(a: F32, b: F32) -> np.float32:
+    total = np.float32(0.0)
+    for i in range(a.size):
+        total += a[i] * b[i]
+    return total

@@ -48,15 +48,18 @@ class AnswerChecks:
         self._kernels = kernels
         self._tell = caught
         self.found: str | None = None
-        self._vectors: list[dict[int, SignVectors]] = []
+        self.vectors: list[dict[int, SignVectors]] = []
+        """Of each group, by the slots of an answer."""
+
         self._whitening: list[F64] = []
         for group, own in zip(manifest.groups, vectors, strict=True):
             spread = covariance(own, group, params)
             slots = {group.rows, group.prompt_rows} - {0}
-            self._vectors.append({count: on_kernels(own, group, spread, count, kernels) for count in slots})
+            self.vectors.append({count: on_kernels(own, group, spread, count, kernels) for count in slots})
             self._whitening.append(whitening(spread))
         self._row = _OneRow(self._whitening, kernels)
-        self._whole = [own[max(own)] for own in self._vectors]
+        self._places = self._row.places
+        self._whole = [own[max(own)] for own in self.vectors]
         self.running = RunningTest(self._row.freedom)
         self._has_passed = [False] * len(self._slots)
         self._passed = 0
@@ -66,7 +69,7 @@ class AnswerChecks:
     @property
     def residuals_per_row(self) -> int:
         """Residuals of a row through all groups."""
-        return sum(own[max(own)].count for own in self._vectors)
+        return sum(own[max(own)].count for own in self.vectors)
 
     @property
     def residuals(self) -> list[tuple[int, F64]]:
@@ -103,14 +106,14 @@ class AnswerChecks:
 
         Raises `WrongAnswer` if they do not.
         """
-        if slots == self._slots[group] and len(x) == 1:
+        if len(x) == 1 and slots == self._slots[group]:
             if self._has_passed[group]:
                 self._keep_apart()
             self._has_passed[group] = True
             self._passed += 1
-            vectors, residuals = self._whole[group], self._row.places[group]
+            vectors, residuals = self._whole[group], self._places[group]
         else:
-            vectors = self._vectors[group][slots]
+            vectors = self.vectors[group][slots]
             residuals = self._kernels.asarray(np.empty((len(x), vectors.count)))
             self._pending.append((group, residuals))
         y, worst = self._kernels.decrypt_checked(

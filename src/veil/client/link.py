@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections.abc import Callable
 
 from veil.client.connection import Address, Connection
 from veil.errors import UnknownSession
@@ -19,7 +20,7 @@ OF_GRPC_S = 0.001
 """The most that a call takes beyond its round trip where nothing stands between; 0.2 to 0.5 ms on a loopback interface."""
 
 
-def measure_link(address: Address, timeouts: Timeouts) -> Link:
+def measure_link(address: Address, timeouts: Timeouts, clock: Callable[[], float] = time.perf_counter) -> Link:
     """Measure over connections of its own, in about twelve round trips.
 
     The round-trip time is the least that TCP took to connect: rows go over the row lane, without a call's own time. Where
@@ -31,31 +32,31 @@ def measure_link(address: Address, timeouts: Timeouts) -> Link:
     connection = Connection(address, timeouts)
     try:
         connection.describe()
-        called_s = min(_empty(connection, timeouts) for _ in range(_TRIES))
+        called_s = min(_empty(connection, timeouts, clock) for _ in range(_TRIES))
         longest, size = 0.0, 0
         for _ in range(_TRIES):
-            start = time.perf_counter()
+            start = clock()
             reply = connection.unary(
                 "Describe", pb.DescribeRequest(protocol=methods.PROTOCOL), pb.DescribeReply, timeouts.connect_s
             )
-            taken, size = time.perf_counter() - start, reply.ByteSize()
+            taken, size = clock() - start, reply.ByteSize()
             longest = taken if not longest else min(longest, taken)
     finally:
         connection.close()
     extra = longest - called_s
-    connected_s = min(called_s, _connected(address, timeouts.connect_s))
+    connected_s = min(called_s, _connected(address, timeouts.connect_s, clock))
     rtt_s = connected_s if called_s - connected_s < OF_GRPC_S else called_s
     return Link(rtt_s=rtt_s, bytes_per_s=min(_FAST_BYTES_PER_S, size / extra) if extra > 0 else _FAST_BYTES_PER_S)
 
 
-def _empty(connection: Connection, timeouts: Timeouts) -> float:
-    start = time.perf_counter()
+def _empty(connection: Connection, timeouts: Timeouts, clock: Callable[[], float]) -> float:
+    start = clock()
     with contextlib.suppress(UnknownSession):
         connection.unary("Close", pb.CloseRequest(session=""), pb.CloseReply, timeouts.connect_s)
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def _connected(address: Address, within_s: float) -> float:
+def _connected(address: Address, within_s: float, clock: Callable[[], float]) -> float:
     """The least time that TCP takes to connect; infinite where it cannot, as behind a proxy that gRPC was told of."""
     host, _, port = address.target.rpartition(":")
     least = float("inf")
@@ -65,7 +66,7 @@ def _connected(address: Address, within_s: float) -> float:
         for _ in range(_TRIES):
             with socket.socket(family, socket.SOCK_STREAM) as another:
                 another.settimeout(within_s)
-                start = time.perf_counter()
+                start = clock()
                 another.connect(place)
-                least = min(least, time.perf_counter() - start)
+                least = min(least, clock() - start)
     return least

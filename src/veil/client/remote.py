@@ -30,7 +30,7 @@ GOODBYE_S = 4.0
 SHORTEST_TTL_S = 60
 """Seconds that a server has to keep batches, so that making them offline is worth its while and ends."""
 
-_NAME = re.compile("[0-9a-f]{32}")
+NAME = re.compile("[0-9a-f]{32}")
 """What a server chooses of the first bytes to a port that it chooses, perhaps of another service: 32 digits, no command."""
 
 _LANE_TRIES = 2
@@ -207,7 +207,7 @@ class RemoteTransport:
         reply = connection.unary("Open", request, pb.OpenReply, self._timeouts.connect_s)
         if reply.server:
             return reply
-        if not (_NAME.fullmatch(reply.session) and (not reply.rows_port or _NAME.fullmatch(reply.rows_ticket))):
+        if not (NAME.fullmatch(reply.session) and (not reply.rows_port or NAME.fullmatch(reply.rows_ticket))):
             raise IncompatibleServer("the server names a session by something that is no session's name; distrust it")
         if reply.batch_ttl_s < SHORTEST_TTL_S:
             raise IncompatibleServer(

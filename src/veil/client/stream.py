@@ -37,8 +37,9 @@ class RowStream(Protocol):
 class _Deadline:
     """Calls ``end`` from a thread of its own, and is ``late``, when what was begun is not done in time."""
 
-    def __init__(self, end: Callable[[], object], shortest_s: float) -> None:
+    def __init__(self, end: Callable[[], object], shortest_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.late = False
+        self._clock = clock
         self._end, self._look_s = end, min(1.0, shortest_s / 4)
         self._at = float("inf")
         self._over = threading.Event()
@@ -46,7 +47,7 @@ class _Deadline:
 
     def begin(self, within_s: float) -> None:
         """Something begins that may take so long."""
-        self._at = time.monotonic() + within_s
+        self._at = self._clock() + within_s
 
     def done(self) -> None:
         """It is done."""
@@ -58,7 +59,7 @@ class _Deadline:
 
     def _watch(self) -> None:
         while not self._over.wait(self._look_s):
-            if time.monotonic() > self._at:
+            if self._clock() > self._at:
                 self.late = True
                 self._end()
                 return
@@ -109,12 +110,20 @@ class GrpcStream:
 class LaneStream:
     """The server's row lane: a plain connection that the calling thread reads and writes itself."""
 
-    def __init__(self, connection: Connection, session: str, lane: tuple[int, str], timeouts: Timeouts, limit: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        session: str,
+        lane: tuple[int, str],
+        timeouts: Timeouts,
+        limit: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         port, ticket = lane
         self._connection = connection
         self._within_s = min(timeouts.connect_s, _REACH_S)
         self._frames = Frames(connection.address.socket(port, self._within_s), limit)
-        self._deadline = _Deadline(self.end, min(self._within_s, timeouts.reply_s))
+        self._deadline = _Deadline(self.end, min(self._within_s, timeouts.reply_s), clock)
         try:
             hello = pb.LaneHello(protocol=methods.PROTOCOL, session=session, ticket=ticket)
             self.exchange([seal(hello)], [0])

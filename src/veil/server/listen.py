@@ -215,6 +215,7 @@ class Server:
             )
         )
         self._health = health.HealthServicer()
+        self.threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="veil-call")
         self._grpc = grpc.server(
             self._pool,

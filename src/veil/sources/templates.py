@@ -28,7 +28,7 @@ RENDER_S = 5.0
 _BEGIN_S = 60.0
 _AS_IT_IS = "{{ messages[0]['content'] }}"
 _OF_TOKENS = frozenset({"padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"})
-_THAT_PANIC = frozenset({"_encode_plus", "_decode"})
+THAT_PANIC = frozenset({"_encode_plus", "_decode"})
 """Where texts and tokens go through tokenizers' Rust code, whose patterns and tables come with a model."""
 _NOT_HERE = frozenset({"sanitize_control_tokens", "return_assistant_tokens_mask"})
 
@@ -122,13 +122,14 @@ class Renderer:
 
 
 @functools.cache
-def _renderer() -> Renderer:
+def renderer() -> Renderer:
+    """The one that renders for this process."""
     return Renderer()
 
 
 def begin_rendering() -> None:
     """Begin the process that renders while the libraries are loaded: where a template is as good as sure to come."""
-    _renderer().begin()
+    renderer().begin()
 
 
 def bounded(tokenizer: T) -> T:
@@ -139,9 +140,9 @@ def bounded(tokenizer: T) -> T:
     if tokenizer is None or not callable(getattr(tokenizer, "apply_chat_template", None)):
         return tokenizer
     if getattr(tokenizer, "chat_template", None):
-        _renderer().begin()
+        renderer().begin()
     tokenizer.apply_chat_template = functools.partial(_apply, tokenizer)  # type: ignore[method-assign]
-    for name in _THAT_PANIC & set(dir(tokenizer)):
+    for name in THAT_PANIC & set(dir(tokenizer)):
         setattr(tokenizer, name, functools.partial(_unless_it_panics, tokenizer, name))
     return tokenizer
 
@@ -179,7 +180,7 @@ def _apply(
     own = type(tokenizer).apply_chat_template
     several = not isinstance(conversation[0], dict)
     values = {name: value for name, value in options.items() if name not in _OF_TOKENS | _NOT_HERE}
-    texts = _renderer().render(
+    texts = renderer().render(
         conversations=conversation if several else [conversation],
         tools=None if tools is None else [tool if isinstance(tool, dict) else _schema(tool) for tool in tools],
         documents=documents,

@@ -9,6 +9,7 @@ import httpx
 from veil.errors import ServerUnreachable
 from veil.gateway.app import Settings
 from veil.gateway.guard import Access
+from waiting import until
 
 
 def expected(running: Any, words: str, count: int) -> str:
@@ -63,7 +64,7 @@ def test_a_long_answer_is_stopped_and_gone_on_with(person: Any, running: Any) ->
     person.find("#open-panel").click()
     person.find("#set-max_tokens").fill("100")
     before = running.gateway.generator.totals.rows
-    with running.slowed(0.02):
+    with running.held_until_left(after=90):
         person.ask("w23 w6 w7")
         person.until("() => document.querySelector('.turn.writing .text')?.textContent.split(' ').length > 3")
         person.find("#stop").click()
@@ -78,7 +79,7 @@ def test_a_long_answer_is_stopped_and_gone_on_with(person: Any, running: Any) ->
     more = person.answer()
     assert more.startswith(kept) and len(more.split()) <= len(kept.split()) + 4
     assert person.find(".turn").count() == 2
-    with running.slowed(0.01):
+    with running.held_until_left(after=90):
         person.find("#set-max_tokens").fill("100")
         person.ask("w9")
         person.until("() => document.querySelector('.turn.writing .text')?.textContent")
@@ -188,7 +189,7 @@ def test_a_call_that_is_not_complete_is_not_sent(writer: Any, bytes_running: Any
     script(bytes_running, call, "Fine.")
     writer.find("#open-panel").click()
     writer.find("#set-tools").fill('[{"name": "weather", "parameters": {"type": "object"}}]')
-    with bytes_running.slowed(0.02):
+    with bytes_running.held_until_left(after=1000):
         writer.ask("Weather?")
         writer.until("() => document.querySelector('.call pre')?.textContent.includes('Oslo')")
         with writer.tab.expect_response("**/tokenize") as counted:
@@ -219,7 +220,7 @@ def test_the_dot_shows_a_lost_server(person: Any, running: Any, monkeypatch: Any
     person.complaints.clear()  # the browser's own words about the aborted requests
 
 
-def test_writing_announces_the_prompt(person: Any, running: Any, monkeypatch: Any, until: Any) -> None:
+def test_writing_announces_the_prompt(person: Any, running: Any, monkeypatch: Any) -> None:
     told: list[tuple[int, int]] = []
     monkeypatch.setattr(running.gateway.served, "expect", lambda *sizes: told.append(sizes))
     running.gateway._expected.clear()
@@ -257,7 +258,7 @@ def test_a_page_elsewhere_gets_nothing(people: Any, running: Any, served: Any, l
         person.tab.close()
 
 
-def test_finished_words_go_up_while_one_types(people: Any, served: Any, listen: Any, until: Any) -> None:
+def test_finished_words_go_up_while_one_types(people: Any, served: Any, listen: Any) -> None:
     with listen(served, settings=Settings(eager=True)) as running:
         person = people(running.url).visit()
         person.status("Ready")

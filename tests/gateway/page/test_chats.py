@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from waiting import until
+
 WORDS = "[...document.querySelectorAll('.turn .text')].map((node) => node.innerText)"
 
 
@@ -59,9 +61,10 @@ def test_two_tabs_lose_nothing(people: Any, person: Any, running: Any) -> None:
     assert titles(person) == titles(other) == ["w2", "w1"]
     person.find("#chat-list .open").first.click()
     person.until("() => document.getElementById('title').textContent === 'w2'")
-    with running.slowed(0.01):  # both write in the same chat
+    with running.held(after=10) as go_on:  # both write in the same chat
         other.ask("w3")
         person.count(".turn", 4)
+        go_on.set()
         other.answer()
     person.until("() => document.querySelectorAll('.turn.assistant .tools').length === 2")
     person.ask("w4").answer()
@@ -89,12 +92,20 @@ def test_an_answer_goes_on_while_another_chat_is_read(person: Any, running: Any)
     assert person.find(".turn").count() == 4
 
 
+KEPT = """async () => {
+  const { allChats, messagesOf } = await import("/page/database.js");
+  const [chat] = await allChats();
+  return (await messagesOf(chat.id)).some((one) => one.role === "assistant" && one.content);
+}"""
+
+
 def test_an_answer_whose_tab_was_closed_can_be_gone_on_with(people: Any, person: Any, running: Any) -> None:
     person.find("#open-panel").click()
     person.find("#set-max_tokens").fill("100")
-    with running.slowed(0.02):
+    with running.held_until_left(after=90):
         person.ask("w23 w6 w7")
         person.until("() => document.querySelector('.turn.writing .text')?.textContent.split(' ').length > 3")
+        until(lambda: person.tab.evaluate(KEPT), what="a kept part of the answer")
         person.reload()
         assert running.idle()
     person.button("Go on").wait_for()

@@ -26,9 +26,9 @@ ZERO = np.intp(0)
 """An argument of kernels that call each other: for a plain 0 Numba compiles the called one once more."""
 
 _MARK = "veil-whole-"
-_folders: set[str] = set()
+folders: set[str] = set()
 _own: set[str] = set()
-"""Those of `_folders` with this package's kernels: one."""
+"""Those of `folders` with this package's kernels: one."""
 _log = logging.getLogger("veil")
 
 
@@ -105,16 +105,16 @@ def jitted(**options: Any) -> Callable[[Callable[P, R]], Kernel[P, R]]:
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise
-            if not _folders:
+            if not folders:
                 _log.warning(
                     "compiled kernels cannot be kept, so every start takes a minute: set NUMBA_CACHE_DIR to a folder that "
                     "can be written"
                 )
-            _folders.add("")
+            folders.add("")
             return njit(**options)(function)
         kernel._cache = _SharedCache(kernel.py_func)  # type: ignore[no-untyped-call]
         folder: str = kernel.stats.cache_path
-        _folders.add(folder)
+        folders.add(folder)
         if function.__module__.startswith(f"{__package__}."):
             _own.add(folder)
         return kernel
@@ -125,7 +125,7 @@ def jitted(**options: Any) -> Callable[[Callable[P, R]], Kernel[P, R]]:
 def mend() -> list[str]:
     """Remove files of kernels that were cut off, which Numba then makes again; their names."""
     removed = []
-    for folder in _folders - {""}:
+    for folder in folders - {""}:
         for file in Path(folder).glob("*.nb[ic]"):
             if not _is_whole(file):
                 file.unlink(missing_ok=True)

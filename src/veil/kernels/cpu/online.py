@@ -119,7 +119,7 @@ def read_lines(weights: I8, first: int, last: int) -> int:
 
 
 @jitted(fastmath={"reassoc"})
-def _square_sum(x):  # type: ignore[no-untyped-def]
+def square_sum(x):  # type: ignore[no-untyped-def]
     total = 0.0
     for j in range(x.size):
         v = np.float64(x[j])
@@ -128,7 +128,7 @@ def _square_sum(x):  # type: ignore[no-untyped-def]
 
 
 @jitted(error_model="numpy")
-def _scale(total, target, fixed):  # type: ignore[no-untyped-def]
+def scale_of(total, target, fixed):  # type: ignore[no-untyped-def]
     """τ of a row with this sum of squares: NaN where it is not finite."""
     if not np.isfinite(total):
         return np.nan
@@ -139,13 +139,20 @@ def _scale(total, target, fixed):  # type: ignore[no-untyped-def]
 
 
 @jitted(error_model="numpy")
-def _divide(x, divisors, out):  # type: ignore[no-untyped-def]
+def divide(x, divisors, out):  # type: ignore[no-untyped-def]
     if divisors.size:
         for j in range(out.size):
             out[j] = x[j] / divisors[j]
     else:
         for j in range(out.size):
             out[j] = x[j]
+
+
+@jitted()
+def scaled(x, scale, words):  # type: ignore[no-untyped-def]
+    """``round(x·scale)`` modulo 2^32."""
+    for j in range(words.size):
+        words[j] = low_bits(np.float64(x[j]) * scale + _ROUND)
 
 
 @jitted()
@@ -162,8 +169,8 @@ def _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, start, end, out
     half, down = np.uint32((1 << (32 - bits)) >> 1), np.uint32(32 - bits)
     row, words = np.empty(width, np.float32), np.empty(width, np.uint32)
     for t in range(start, end):
-        _divide(x[t], divisors, row)
-        scale = _scale(_square_sum(row), target, fixed)
+        divide(x[t], divisors, row)
+        scale = scale_of(square_sum(row), target, fixed)
         tau[t] = scale
         shown[t] = scale if fixed == 0.0 or np.isnan(scale) else target / fixed
         if np.isnan(scale):
