@@ -183,7 +183,7 @@ def test_many_clients_get_what_each_would_alone(joining: House, plain: Guest) ->
             reply = guest.ask(*where, **options)
             assert (reply.error, reply.sequence, reply.rows) == ("", guest.sequence, rows)
 
-    at_once(*(lambda guest=guest: pass_through(guest) for guest in guests))  # type: ignore[misc]
+    at_once(*(lambda guest=guest: pass_through(guest) for guest in guests))
     assert sum(rounds_of(joining)) >= 4 * len(asked) - 8  # all but those that woke the loop
     for guest in guests:
         guest.close()
@@ -198,7 +198,7 @@ def test_more_rows_than_a_round_takes_wait_for_the_next(few: House, plain: Guest
         for (where, options), rows in zip(asked, wanted, strict=True):
             assert guest.ask(*where, **options).rows == rows
 
-    at_once(*(lambda guest=guest: pass_through(guest) for guest in guests))  # type: ignore[misc]
+    at_once(*(lambda guest=guest: pass_through(guest) for guest in guests))
     for guest in guests:
         guest.close()
 
