@@ -85,6 +85,9 @@ class Echo:
         rows = np.frombuffer(data, np.uint8)[None]
         return Twice(), Claim(0, rows, [], 2), "somebody"
 
+    def reply_parts(self, claim: Claim, parts: list[bytes]) -> list[bytes]:
+        return [self.reply(claim, b"".join(parts))]
+
     def reply(self, claim: Claim, rows: bytes) -> bytes:
         Echo.apart += 1
         return seal(pb.EvaluateReply(sequence=self.sequence, rows=rows)) if self.sequence else rows

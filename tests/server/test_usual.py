@@ -149,3 +149,20 @@ def test_a_session_that_was_closed_is_left_to_be_read_by_itself(sides: list[Side
     together = sides[1]
     together.store.close(together.session)
     assert outcome(together, {}) is None
+
+
+@pytest.mark.parametrize("sequence", [1, 127, 128, 1 << 40])
+@pytest.mark.parametrize(
+    "parts", [[b"a"], [b"abc", b"", b"defg"], [b"x" * 127], [b"x" * 100, b"y" * 28], [b"z" * 70_000] * 3]
+)
+def test_a_reply_in_parts_has_the_bytes_of_a_whole_one(sides: list[Side], sequence: int, parts: list[bytes]) -> None:
+    side = sides[0]
+    _, claim, _ = side.ask()
+    for _ in range(2):
+        side.stream._sequence = sequence
+        whole = side.stream.reply(claim, b"".join(parts))
+        assert (
+            b"".join(side.stream.reply_parts(claim, parts))
+            == whole
+            == seal(pb.EvaluateReply(sequence=sequence, rows=b"".join(parts)))
+        )

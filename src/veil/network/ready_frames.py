@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+from collections import deque
+from collections.abc import Sequence
 
 from veil.errors import CorruptMessage
 from veil.network.frames import LENGTH_BYTES
@@ -25,12 +27,12 @@ class ReadyFrames:
         self.connection = connection
         self.limit = limit
         self._in = bytearray()
-        self._out = memoryview(b"")
+        self._out: deque[memoryview] = deque()
 
     @property
     def unsent(self) -> int:
         """Bytes of replies that the other side has not taken yet."""
-        return len(self._out)
+        return sum(map(len, self._out))
 
     @property
     def held(self) -> bool:
@@ -63,14 +65,14 @@ class ReadyFrames:
 
     def send_rest(self, data: bytes, sent: int) -> bool:
         """Go on with a message of which ``sent`` bytes, its length included, went elsewhere; see `send`."""
-        self._out = memoryview(len(data).to_bytes(LENGTH_BYTES, "little") + data)[sent:]
+        self._out.append(memoryview(len(data).to_bytes(LENGTH_BYTES, "little") + data)[sent:])
         return self.flush()
 
     def send(self, data: bytes) -> bool:
         """Send a message, or keep what the socket does not take; whether all of it went."""
         whole = len(data).to_bytes(LENGTH_BYTES, "little") + data
         if self._out:
-            self._out = memoryview(bytes(self._out) + whole)
+            self._out.append(memoryview(whole))
             return self.flush()
         try:
             sent = self.connection.send(whole)
@@ -78,16 +80,26 @@ class ReadyFrames:
             sent = 0
         if sent == len(whole):
             return True
-        self._out = memoryview(whole)[sent:]
+        self._out.append(memoryview(whole)[sent:])
+        return self.flush()
+
+    def send_parts(self, parts: Sequence[bytes]) -> bool:
+        """As `send`, for a message in parts: large ones are not copied once more."""
+        self._out.append(memoryview(sum(map(len, parts)).to_bytes(LENGTH_BYTES, "little") + parts[0]))
+        self._out.extend(memoryview(part) for part in parts[1:] if part)
         return self.flush()
 
     def flush(self) -> bool:
         """Send more of what is kept; whether nothing is left."""
         while self._out:
             try:
-                self._out = self._out[self.connection.send(self._out) :]
+                sent = self.connection.send(self._out[0])
             except _NOT_NOW:
                 return False
+            if sent == len(self._out[0]):
+                self._out.popleft()
+            else:
+                self._out[0] = self._out[0][sent:]
         return True
 
     def end(self) -> None:

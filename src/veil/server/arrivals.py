@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -135,9 +138,11 @@ class Arrivals:
         with self._lock:
             self._free.append(place)
 
-    def session(self, place: int) -> int:
-        """The number of a connection's session in a `veil.server.batch_table`, -1 where rounds do not serve it."""
-        return int(self.table[place, SESSION])
+    def end(self, place: int) -> None:
+        """Have a connection end, by whoever receives from it next."""
+        copy = socket.socket(fileno=os.dup(int(self.table[place, FILE])))
+        with contextlib.suppress(OSError), copy:
+            copy.shutdown(socket.SHUT_RDWR)
 
     def receive_at(self, places: I64) -> None:
         """Receive what is there; it is noted in the table."""

@@ -56,7 +56,7 @@ LOOP, FRONT, ARRIVED, ROUND, REPLY, UNSENT = range(6)
 replies; part of a reply did not go."""
 
 RESTING, STOPPING = range(2)
-"""Words that all share: whether the serving loop sleeps, or may, and has to be woken; whether fronts return."""
+"""Words that all share: whether rounds rest, or may, and have to be rung for; whether fronts return."""
 
 MOST_EVENTS = 256
 """Connections that one look finds."""
@@ -109,7 +109,7 @@ def front(which, fronts, epoll, events, files, table, arena, hands, shared, wake
     """Receive from, and reply to, each connection of the front ``which`` of ``fronts``, while there is something to do.
 
     ``epoll`` is the file of the front's connections, ``files`` int64 their places and one, ``events`` int32
-    [MOST_EVENTS * EVENT_WORDS]; ``wake`` is the file that wakes the serving loop. Back when nothing is under way after
+    [MOST_EVENTS * EVENT_WORDS]; ``wake`` is the file that rings for rounds. Back when nothing is under way after
     ``looks`` without anything, True, or when fronts have to return.
     """
     idle, room = 0, np.empty(2, np.int64)
@@ -138,7 +138,7 @@ def front(which, fronts, epoll, events, files, table, arena, hands, shared, wake
 
 @jitted(nogil=True)
 def _receive(place, table, arena, hands, shared, wake, key, room):  # type: ignore[no-untyped-def]
-    """Receive what came; a message, or what is none, is handed to the serving loop, which is woken if it sleeps."""
+    """Receive what came; a message, or what is none, is handed over, with a ring if rounds rest."""
     own, start = table[place], now_ns(room)
     receive_one(arena, table, place, key)
     if own[STATE] == PART:
@@ -164,10 +164,10 @@ def _reply(place, own, hands, room):  # type: ignore[no-untyped-def]
 
 @jitted(nogil=True)
 def look(epoll, events, hands, found, looks):  # type: ignore[no-untyped-def]
-    """Look up to ``looks`` times, at least once, until a message is there: how many are in ``found``, and whether there is
-    anything else for the serving loop, whose own file of what may send is ``epoll``.
+    """Look up to ``looks`` times, at least once, until a message is there: how many are in ``found``, and whether the bell
+    was rung, whose poll is the file ``epoll``.
     """
-    some, others = 0, False
+    some, rung = 0, False
     for turn in range(max(1, looks)):
         for place in range(len(hands)):
             hand = hand_of(hands, place)
@@ -175,15 +175,15 @@ def look(epoll, events, hands, found, looks):  # type: ignore[no-untyped-def]
                 found[some] = place
                 some += 1
         if some > 0 or turn % 8 == 0:
-            others = _wait(types.intc(epoll), types.uintp(events.ctypes.data), types.intc(1), types.intc(0)) > 0
-        if some > 0 or others:
+            rung = _wait(types.intc(epoll), types.uintp(events.ctypes.data), types.intc(1), types.intc(0)) > 0
+        if some > 0 or rung:
             break
         if turn > _POLITE:
             _yield()
-    return some, others
+    return some, rung
 
 
-@jitted(nogil=True)
+@jitted()
 def claim(  # type: ignore[no-untyped-def]
     table, arena, hands, found, groups, batches, expires, heads, names, now, most, rows, turns, left
 ):
@@ -248,7 +248,7 @@ def _claimed(own, data, groups, batches, expires, heads, names, now, out):  # ty
     return True
 
 
-@jitted(nogil=True)
+@jitted()
 def hand_out(table, hands, turns, results):  # type: ignore[no-untyped-def]
     """Give the fronts a round's results [bytes] to send."""
     room = np.empty(2, np.int64)
@@ -261,7 +261,7 @@ def hand_out(table, hands, turns, results):  # type: ignore[no-untyped-def]
         give(hands, turns[n, row.PLACE], REPLY)
 
 
-@jitted(nogil=True)
+@jitted()
 def waited_ns(table, turns):  # type: ignore[no-untyped-def]
     """Nanoseconds since the messages of a round came, together."""
     room = np.empty(2, np.int64)

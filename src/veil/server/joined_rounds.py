@@ -7,6 +7,11 @@ rule of `veil.server.spending`, as all are.
 
 from __future__ import annotations
 
+import logging
+import select
+import socket
+import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +25,7 @@ from veil.server import front_io, row_io
 from veil.server.arrivals import Arrivals
 from veil.server.batch_table import MOST_SEGMENTS, BatchTable
 from veil.server.engine import Engine
-from veil.server.front_io import LOOP, RESTING, UNSENT
+from veil.server.front_io import FRONT, LOOP, RESTING, ROUND, UNSENT
 from veil.server.fronts import Fronts
 from veil.server.row_io import BYTES_IN, BYTES_OUT, CHECK_NS, COLUMNS, MESSAGES, REPLY_NS, ROWS_SUM
 from veil.server.stages import Stages
@@ -32,6 +37,11 @@ _LOOKS = 3000
 """Without a message for so many looks, some milliseconds, the loop goes to sleep."""
 
 _TELL_S = 0.05
+_REST_S = 1.0
+_INTERPRETER_S = 5e-4
+"""A thread with a prompt gives the interpreter to a round after so long, of this process; it would be ten times that."""
+
+_LOG = logging.getLogger("veil.server")
 
 
 _SUMS = [MESSAGES, ROWS_SUM, BYTES_IN, BYTES_OUT, CHECK_NS, REPLY_NS]
@@ -49,10 +59,10 @@ class Answered:
 
 
 class JoinedRounds:
-    """Serves what fronts received, in one thread; ``epoll`` is the file of what else may have something for the loop.
+    """Serves what fronts received, in a thread of its own.
 
-    ``rest(place)`` is called for a connection that did not take its whole reply at once, ``told`` now and then with what was
-    answered.
+    ``left(places)`` gets connections whose message is to be read by itself, ``rest(place)`` is called for one that did not
+    take its whole reply at once, ``told`` now and then with what was answered.
     """
 
     def __init__(
@@ -60,56 +70,112 @@ class JoinedRounds:
         engine: Engine,
         store: SessionStore,
         arrivals: Arrivals,
-        fronts: Fronts,
         stages: Stages,
-        epoll: int,
+        left: Callable[[list[int]], object],
         rest: Callable[[int], object],
         told: Callable[[list[Answered]], object],
     ) -> None:
-        self._store, self._arrivals, self._stages, self._epoll = store, arrivals, stages, epoll
-        self._shared, self._rest, self._told = fronts.shared, rest, told
-        product = engine.kernels.joined()
-        assert product is not None
-        self._product: JoinedProduct = product
-        self._most = product.most_rows
+        self._engine, self._store, self._arrivals, self._stages = engine, store, arrivals, stages
+        self._left_to, self._rest, self._told = left, rest, told
+        self._bell, self._ring = socket.socketpair()
+        for end in (self._bell, self._ring):
+            end.setblocking(False)
+        self._poll = select.epoll()
+        self._poll.register(self._bell, select.EPOLLIN)
+        self._fronts = Fronts(arrivals, self._ring)
+        self._shared = self._fronts.shared
         self._groups = groups_of(engine)
-        product.take_widths(group.width for group in engine.model.manifest.groups)
+        count = len(arrivals.table)
         self._events = np.zeros(front_io.EVENT_WORDS, np.int32)
-        self._found = np.zeros(2 * len(arrivals.table), np.int64)
-        self._left = np.zeros(len(self._found), np.int64)
-        self._rows = np.zeros((self._most, row.COLUMNS), np.int64)
-        self._turns = [np.zeros((self._most, 4), np.int64) for _ in range(2)]
+        self._found = np.zeros(2 * count, np.int64)
+        self._left = np.zeros(2 * count, np.int64)
         self._results = [np.zeros(0, np.uint8), np.zeros(0, np.uint8)]
         self._counts = [0, 0]
-        self._which = 0
-        self._waiting = 0
+        self._which = self._waiting = 0
+        self._telling = threading.Lock()
         self._told_at = time.perf_counter()
-        self._before = np.zeros((len(arrivals.table), len(_SUMS)), np.int64)
+        self._before = np.zeros((count, len(_SUMS)), np.int64)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._work, name="veil-rounds", daemon=True)
 
-    def serve(self, once: bool) -> tuple[list[int], bool, bool]:
-        """Rounds until there is something else to do, or nothing for some milliseconds; one round with ``once``.
+    def start(self) -> None:
+        """Begin to serve."""
+        sys.setswitchinterval(_INTERPRETER_S)
+        compile_kernels()
+        self._fronts.start()
+        self._thread.start()
 
-        The places of messages that are to be read by themselves, whether there may be something else, and whether anything
-        was answered. Otherwise the loop may sleep: fronts wake it.
-        """
+    def stop(self) -> None:
+        """End the threads; connections are the serving loop's from then on."""
+        self._stopping = True
+        self._ring.send(b"\0")
+        if self._thread.is_alive():
+            self._thread.join()
+        self._fronts.stop()
+        self._poll.close()
+        self._bell.close()
+        self._ring.close()
+
+    def add(self, place: int, file: int) -> None:
+        """Know a connection, which is the serving loop's until it is given."""
+        self._fronts.add(place, file)
+
+    def give(self, place: int) -> None:
+        """Have a connection's next message received by its front."""
+        self._fronts.give(place)
+
+    def _work(self) -> None:
+        product = self._engine.kernels.joined()
+        assert product is not None
+        product.take_widths(group.width for group in self._engine.model.manifest.groups)
+        self._product: JoinedProduct = product
+        self._rows = np.zeros((product.most_rows, row.COLUMNS), np.int64)
+        self._turns = [np.zeros((product.most_rows, 4), np.int64) for _ in range(2)]
+        while not self._stopping:
+            self._poll.poll(_REST_S, 1)
+            try:
+                self._serve()
+            except Exception:
+                _LOG.exception("a round failed; its connections end")
+                self._fail()
+
+    def _serve(self) -> None:
+        """Rounds until nothing came for some milliseconds."""
         shared, hands, found = self._shared, self._arrivals.hands, self._found
         shared[RESTING] = 0
-        busy = False
-        while True:
-            looks = 1 if once or self._waiting else _LOOKS
-            count, others = front_io.look(self._epoll, self._events, hands, found[self._waiting :], looks)
+        while not self._stopping:
+            looks = 1 if self._waiting else _LOOKS
+            count, rung = front_io.look(self._poll.fileno(), self._events, hands, found[self._waiting :], looks)
+            if rung:
+                self._drain()
             here = self._waiting + count
-            left = self._round(here) if here else []
-            busy |= here > len(left)
-            if once or left or others:
-                return left, True, busy
-            if not here and self._rests():
-                return [], False, busy
+            if here:
+                self._round(here)
+            elif not rung and self._rests():
+                return
             if time.perf_counter() - self._told_at > _TELL_S:
                 self.tell()
 
+    def _drain(self) -> None:
+        try:
+            self._bell.recv(4096)
+        except OSError:
+            return
+
+    def _fail(self) -> None:
+        """End the connections of a round that could not be answered."""
+        hands = self._arrivals.hands
+        for place in np.flatnonzero(hands == ROUND).tolist():
+            self._arrivals.end(place)
+            hands[place] = FRONT
+        self._waiting = 0
+
     def tell(self) -> None:
         """Say what was answered since the last time."""
+        with self._telling:
+            self._tell()
+
+    def _tell(self) -> None:
         self._told_at = time.perf_counter()
         sums = self._arrivals.table[:, _SUMS]
         new = sums - self._before
@@ -121,9 +187,11 @@ class JoinedRounds:
         self._told([Answered(place, *own) for place, own in zip(which.tolist(), new[which, :-2].tolist(), strict=True)])
 
     def forget(self, place: int) -> None:
-        """Count what a connection that ends had, and know that its row of the table begins anew."""
-        self.tell()
-        self._before[place] = 0
+        """Count what a connection that ends had; its sums begin anew."""
+        with self._telling:
+            self._tell()
+            self._arrivals.table[place, _SUMS] = 0
+            self._before[place] = 0
 
     def _rests(self) -> bool:
         """Have fronts wake the loop from now on; whether nobody has sent anything meanwhile."""
@@ -132,19 +200,20 @@ class JoinedRounds:
             self._await_sent(which)
         self._store.in_table(BatchTable.forget)
         self._shared[RESTING] = 1
-        count, others = front_io.look(self._epoll, self._events, self._arrivals.hands, self._found[:1], 1)
-        if count or others:
+        count, _ = front_io.look(self._poll.fileno(), self._events, self._arrivals.hands, self._found[:1], 1)
+        if count:
             self._shared[RESTING] = 0
-        return not (count or others)
+        return not count
 
-    def _round(self, here: int) -> list[int]:
-        """Claim, multiply and answer the first messages found; the places of those that are left."""
+    def _round(self, here: int) -> None:
+        """Claim, multiply and answer the first messages found; hand on those that are left."""
         which = self._which = 1 - self._which
         self._await_sent(which)
         turns = self._turns[which]
         count, left, self._waiting = self._claim(self._found[:here], turns)
         self._counts[which] = count
-        places: list[int] = self._left[:left].tolist()
+        if left:
+            self._left_to([place for place in self._left[:left].tolist() if not self._unsent(place)])
         if count:
             turns, begun = turns[:count], time.perf_counter()
             waited = front_io.waited_ns(self._arrivals.table, turns) / 1e9
@@ -154,7 +223,6 @@ class JoinedRounds:
             front_io.hand_out(self._arrivals.table, self._arrivals.hands, turns, packed)
             rows = int(self._rows[:count, row.COUNT].sum())
             self._stages.answered((0.0, waited, (done - begun) * count, 0.0), count, rows, done - begun)
-        return [place for place in places if not self._unsent(place)]
 
     def _await_sent(self, which: int) -> None:
         """Wait until the results of the round before the last were sent: their memory is used again."""
@@ -179,7 +247,7 @@ class JoinedRounds:
             batches.forget(now)  # the last round is over
             return front_io.claim(
                 arrivals.table, arrivals.arena, arrivals.hands, found, self._groups, batches.batches, batches.expires,
-                batches.heads, batches.names, now, self._most, self._rows, turns, self._left,
+                batches.heads, batches.names, now, len(self._rows), self._rows, turns, self._left,
             )  # fmt: skip
 
         return self._store.in_table(use)

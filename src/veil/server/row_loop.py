@@ -23,8 +23,7 @@ from veil.network.busy_poll import NOTHING, BusyPoll
 from veil.priority import cores
 from veil.server.arrivals import U8, Arrivals
 from veil.server.engine import Claim, Engine
-from veil.server.fronts import Fronts
-from veil.server.joined_rounds import Answered, JoinedRounds, compile_kernels
+from veil.server.joined_rounds import Answered, JoinedRounds
 from veil.server.row_io import PART, STATE, WHOLE
 from veil.server.row_seat import Seat
 from veil.server.stages import Stages
@@ -58,12 +57,10 @@ class RowLoop:
         joins: tuple[Engine, SessionStore] | None = None,
     ) -> None:
         self._arrivals = arrivals or Arrivals(0, 0)
-        self._joins = joins
-        self._fronts: Fronts | None = None
-        self._rounds: JoinedRounds | None = None
         self._placed: dict[int, Seat] = {}
-        """Those whose messages fronts receive."""
+        """Those whose messages may be answered in rounds, by their places."""
 
+        self._handed: list[int] = []
         self._stages = stages or Stages()
         self._turns = turns or FairTurns()
         self._selector = selectors.DefaultSelector()
@@ -71,8 +68,12 @@ class RowLoop:
         for end in (self._wake_in, self._wake_out):
             end.setblocking(False)
         self._selector.register(self._wake_in, selectors.EVENT_READ, None)
+        self._joins = None if joins is None else joins[0]
+        self._rounds: JoinedRounds | None = None
         if joins is not None:
-            self._fronts = Fronts(self._arrivals, self._wake_out)
+            self._rounds = JoinedRounds(
+                *joins, self._arrivals, self._stages, self._take_back, self._rest_of, self._answered_in_rounds
+            )
         self._eager = BusyPoll(_file_of(self._selector))
         self._lead = threading.Lock()
         self._lock = threading.Lock()  # of the turns, and of what follows
@@ -87,21 +88,20 @@ class RowLoop:
     def start(self) -> None:
         """Begin to serve."""
         self._arrivals.compile()
-        if self._fronts is not None:
-            compile_kernels()
-            self._fronts.start()
+        if self._rounds is not None:
+            self._rounds.start()
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
         """End the threads; what waits is told that the server stops."""
         self._stopping = True
+        if self._rounds is not None:
+            self._rounds.stop()
         self._wake()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
-        if self._fronts is not None:
-            self._fronts.stop()
         with self._lock:
             waiting = [piece.asked for _ in range(len(self._turns)) if len(self._turns) for piece in self._turns.take(0.0)]
         for asked in waiting:
@@ -116,22 +116,22 @@ class RowLoop:
     def add(self, seat: Seat) -> None:
         """Serve a connection that has shown its ticket."""
         if not isinstance(seat.frames.connection, ssl.SSLSocket):
-            session = -1 if self._joins is None else seat.stream.joins(self._joins[0])
+            session = -1 if self._joins is None else seat.stream.joins(self._joins)
             file = seat.frames.connection.fileno()
             seat.place = self._arrivals.add(file, seat.stream.name, session)
-            if seat.place is not None and self._fronts is not None and session >= 0:
+            if seat.place is not None and self._rounds is not None and session >= 0:
                 self._placed[seat.place] = seat
-                self._fronts.add(seat.place, file)
+                self._rounds.add(seat.place, file)
                 if self._to_front(seat):
                     return
         self._go_on(seat)
 
     def _to_front(self, seat: Seat) -> bool:
         """Have a connection's front receive its next message, if nothing is under way with it and rounds may answer it."""
-        if self._fronts is None or seat.place not in self._placed or not seat.joins or seat.frames.unsent:
+        if self._rounds is None or seat.place not in self._placed or not seat.joins or seat.frames.unsent:
             return False
         self._look_away(seat)
-        self._fronts.give(seat.place)
+        self._rounds.give(seat.place)
         return True
 
     def _go_on(self, seat: Seat) -> None:
@@ -175,14 +175,6 @@ class RowLoop:
 
     def _work(self) -> None:
         self._arrivals.limit_threads()
-        if self._joins is not None:
-            engine, store = self._joins
-            epoll = _file_of(self._selector)
-            assert epoll is not None
-            assert self._fronts is not None
-            self._rounds = JoinedRounds(
-                engine, store, self._arrivals, self._fronts, self._stages, epoll, self._rest_of, self._told
-            )
         while not self._stopping:
             self._lead.acquire()
             leading = True
@@ -204,15 +196,10 @@ class RowLoop:
     def gather(self) -> list[RowPiece]:
         """Read what has come; the next product, nothing when it is time to look whether the loop stops."""
         alone, turns = self._alone, self._turns
-        came: list[Asked] = []
-        due, sleeps = True, not len(turns) and not self._again
-        if self._rounds is not None:
-            others, due = self._serve_rounds(self._rounds, came)
-            sleeps = sleeps and not (came or others)
-        elif alone and not len(turns):
+        if alone and not len(turns):
             latest = self._latest
             self._eager.look(latest.meanwhile if isinstance(latest, Seat) else NOTHING)
-        came += self._read(_IDLE_S if sleeps else 0.0)
+        came = self._read(0.0 if len(turns) or self._again else _IDLE_S)
         if alone:
             self._eager.came()
             if len(came) == 1 and not len(turns) and not self._stopping:
@@ -226,45 +213,45 @@ class RowLoop:
                 pieces = turns.alone(came[0], came[0].since)
             else:
                 self._wait_for(came)
-                pieces = turns.take(time.perf_counter()) if len(turns) and (due or turns.is_due) else []
+                pieces = turns.take(time.perf_counter()) if len(turns) else []
             self._running += bool(pieces)
         return pieces
 
-    def _serve_rounds(self, rounds: JoinedRounds, came: list[Asked]) -> tuple[bool, bool]:
-        """Answer what is usual; whether there is anything else, and whether it is others' turn whatever they had."""
-        turns = self._turns
-        once, start = len(turns) > 0 or len(self._again) > 0, time.perf_counter()
-        places, others, busy = rounds.serve(once)
-        if once:
-            with self._lock:
-                turns.others_took(time.perf_counter() - start)
+    def _take_back(self, places: list[int]) -> None:
+        """Messages that rounds leave are read by the loop."""
+        with self._lock:
+            self._handed += places
+        self._wake()
+
+    def _take_handed(self, came: list[Asked]) -> None:
+        with self._lock:
+            places, self._handed = self._handed, []
         for place in places:
-            if (seat := self._placed.get(place)) is not None:
-                self._look_for(seat, selectors.EVENT_READ)
-                self._taken(seat, place, self._arrivals.known(place), came)
-                if not seat.busy and not seat.closing and not seat.over:
-                    self._to_front(seat)
-        now = time.perf_counter()
-        for asked in came:
-            asked.since = now
-        return others or busy, not busy
+            if (seat := self._placed.get(place)) is None:
+                continue
+            start, before = time.perf_counter(), len(came)
+            self._look_for(seat, selectors.EVENT_READ)
+            self._taken(seat, place, self._arrivals.known(place), came)
+            for asked in came[before:]:
+                asked.since = time.perf_counter()
+                asked.checked_s = asked.since - start
+                self._heard_from(seat)
+            if not (seat.busy or seat.closing or seat.over):
+                self._to_front(seat)
 
     def _rest_of(self, place: int) -> None:
         """A connection did not take all of its reply."""
         seat = self._placed[place]
         self._answered([(seat, seat.send_rest(*self._arrivals.unsent(place)))])
 
-    def _told(self, answered: list[Answered]) -> None:
-        """Rounds answered some connections."""
+    def _answered_in_rounds(self, answered: list[Answered]) -> None:
+        """Count what rounds answered, and have prompts know that they have company."""
         now = time.perf_counter()
         for own in answered:
             if (seat := self._placed.get(own.place)) is not None:
                 seat.answered(own)
                 with self._lock:
                     self._turns.saw(seat.stream.flow, now)
-        for own in answered[-2:]:
-            if (seat := self._placed.get(own.place)) is not None:
-                self._heard_from(seat)
 
     def _wait_for(self, came: list[Asked]) -> None:
         for asked in came:
@@ -285,6 +272,8 @@ class RowLoop:
             else:
                 seats.append(key.data)
         came: list[Asked] = []
+        if self._handed:
+            self._take_handed(came)
         together: dict[Seat, None] = {}  # one that had a rest to read and now has more is there twice
         for seat in seats:
             if seat.joins:
@@ -463,7 +452,7 @@ class RowLoop:
             for seat, _ in seats:
                 seat.busy = False
             after = [own for own in seats if own[0].parked or own[0].over or not own[1] or own[0].frames.held]
-        for seat, sent in seats if self._fronts is not None else ():
+        for seat, sent in seats if self._rounds is not None else ():
             if sent and not seat.over and not seat.parked:
                 self._to_front(seat)
         for seat, sent in after:

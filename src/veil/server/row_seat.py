@@ -134,9 +134,10 @@ class Seat:
                 return self._refuse(asked.failed)
             if asked.failed is not None:
                 raise asked.failed
-            data = self.stream.reply(asked.claim, asked.reply)
+            parts = self.stream.reply_parts(asked.claim, asked.pieces)
             self.heard = time.monotonic()
-            return self._send(data)
+            with self.lock:
+                return self.gone or self.frames.send_parts(parts)
         except Exception as error:
             self._fail(error)
         return False

@@ -17,7 +17,7 @@ from veil.server.row_io import BATCH, COUNT, DIGEST, FIRST, GROUP, RECEIVED, SEQ
 from veil.server.store import Session
 from veil.wire import codec
 from veil.wire import veil_pb2 as pb
-from veil.wire.envelope import seal, unseal
+from veil.wire.envelope import seal, sealed_parts, unseal
 from veil.wire.messages import Span, rows_of
 
 _TELL_BYTES = 1 << 18
@@ -125,6 +125,13 @@ class RowAnswers:
         self.replied(claim, len(reply))
         return reply
 
+    def reply_parts(self, claim: Claim, parts: Sequence[bytes]) -> list[bytes]:
+        """As `reply`, for rows in parts and in as many, which are not joined."""
+        self.look_ahead(claim)
+        sealed = sealed_parts(_head_of(self._sequence, sum(map(len, parts))), parts)
+        self.replied(claim, sum(map(len, sealed)))
+        return sealed
+
     def replied(self, claim: Claim, nbytes: int) -> None:
         """Count a reply."""
         self._sent += nbytes
@@ -173,3 +180,14 @@ class RowAnswers:
             return self.adopt(name)
         self._store.touch(session)
         return session
+
+
+def _head_of(sequence: int, nbytes: int) -> bytes:
+    """The bytes of an `EvaluateReply` before its rows, which are its last field."""
+    head = bytearray(pb.EvaluateReply(sequence=sequence).SerializeToString())
+    head.append(pb.EvaluateReply.ROWS_FIELD_NUMBER << 3 | 2)
+    while nbytes > 127:
+        head.append(nbytes & 127 | 128)
+        nbytes >>= 7
+    head.append(nbytes)
+    return bytes(head)

@@ -162,15 +162,6 @@ class FairTurns:
                 self._tag(piece.asked)
                 self._wait(piece.asked)
 
-    @property
-    def is_due(self) -> bool:
-        """Whether a product is next, where somebody else is served too: prompts have half of the time."""
-        return self._prompts < len(self._waiting) or self._spent[True] <= self._spent[False]
-
-    def others_took(self, seconds: float) -> None:
-        """Note how long rows of others were served while some wait here."""
-        self._spent[False] += seconds
-
     def saw(self, flow: str, now: float) -> None:
         """Note that somebody is served elsewhere."""
         self._hear(flow, now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -21,6 +22,14 @@ def seal(message: Message) -> bytes:
     """The message's bytes and, as its field ``check``, their CRC-32."""
     data: bytes = message.SerializeToString()
     return data + bytes((CHECK_TAG,)) + zlib.crc32(data).to_bytes(4, "little")
+
+
+def sealed_parts(head: bytes, parts: Sequence[bytes]) -> list[bytes]:
+    """What `seal` makes of a message whose bytes are ``head`` and then ``parts``, without joining them."""
+    check = zlib.crc32(head)
+    for part in parts:
+        check = zlib.crc32(part, check)
+    return [head, *parts, bytes((CHECK_TAG,)) + check.to_bytes(4, "little")]
 
 
 def unseal(data: bytes | None, kind: type[M]) -> M:
