@@ -60,6 +60,7 @@ def main() -> None:
         light.locator(".saw summary").last.click()
         light.evaluate("() => document.activeElement.blur()")
         to_end(light)
+        light.wait_for_timeout(2000)  # the counter of tokens is asked for when nothing was typed for a while
         light.screenshot(path=args.out / "chat-dark.png")
         phone = opened(browser, args.url, "dark", **PHONE)
         imported(phone)
