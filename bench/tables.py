@@ -50,11 +50,11 @@ def cpu(results: Path) -> Rows:
     """The main figures of each model."""
     records = _records(results)
     lines: list[tuple[str, Callable[[Record], str]]] = [
-        ("plaintext float32 `generate`, a token", lambda r: _ms(r.token_s.plaintext)),
-        ("encrypted, a token, everything", lambda r: f"**{_ms(r.token_s.total)}**"),
+        ("plaintext float32 `generate`, per token", lambda r: _ms(r.token_s.plaintext)),
+        ("encrypted, per token, total", lambda r: f"**{_ms(r.token_s.total)}**"),
         ("of which offline, server and client", lambda r: _ms(r.token_s.offline)),
         ("of which online, server and client", lambda r: _ms(r.token_s.online)),
-        ("everything / plaintext", lambda r: f"**{_times(r.ratio.plaintext_total)}**"),
+        ("total / plaintext", lambda r: f"**{_times(r.ratio.plaintext_total)}**"),
         ("offline / plaintext", lambda r: _times(r.ratio.plaintext_offline)),
         ("online / plaintext", lambda r: _times(r.ratio.plaintext_online)),
     ]
@@ -65,9 +65,9 @@ def cpu(results: Path) -> Rows:
             ("encrypted / plaintext", partial(_prompt, rows, lambda p: f"**{_times(p.ratio)}**")),
         ]
     lines += [
-        ("bytes a token, everything", lambda r: f"{r.bytes_per_token.total:,.0f}"),
+        ("bytes per token, total", lambda r: f"{r.bytes_per_token.total:,.0f}"),
         ("bytes / the same tensors in clear float32", lambda r: _times(r.ratio.clear_bytes)),
-        ("round trips a token", lambda r: f"{r.model.round_trips}"),
+        ("round trips per token", lambda r: f"{r.model.round_trips}"),
         ("memory, server", lambda r: _gb(r.memory.server_bytes)),
         ("memory, client", lambda r: _gb(r.memory.client_bytes)),
     ]
@@ -76,7 +76,7 @@ def cpu(results: Path) -> Rows:
 
 def token_bytes(results: Path) -> Rows:
     """Bytes a token by direction and moment, against clear float32."""
-    rows = [["", "up, offline", "down, offline", "up, online", "down, online", "everything", "clear float32, up and down"]]
+    rows = [["", "up, offline", "down, offline", "up, online", "down, online", "total", "clear float32, up and down"]]
     for r in _records(results):
         size = r.bytes_per_token
         parts = (size.up_offline, size.down_offline, size.up_online, size.down_online, size.total)
@@ -90,9 +90,9 @@ def busy(results: Path) -> Rows:
     rows = [
         [
             "busy processes beside it",
-            "plaintext, a token",
-            "encrypted, a token",
-            "everything / plaintext",
+            "plaintext, per token",
+            "encrypted, per token",
+            "total / plaintext",
             "online / plaintext",
         ]
     ]
@@ -160,7 +160,7 @@ def limits(results: Path) -> Rows:
         rows.append([limit.name, "" if limit.share is None else limit.bound, *cells])
     rows.append(["read bandwidth", "", *(f"{r.machine.read_bytes_per_s / 1e9:.1f} GB/s" for r in records)])
     rows.append(["multiply-add peak", "", *(f"{(r.machine.multiply_adds_per_s or 0) / 1e9:.0f} G/s" for r in records)])
-    floor = "everything / reading what must be read"
+    floor = "total / time to read the required bytes once"
     rows.append([floor, "", *(_times(r.ratio.floor) for r in records)])
     return rows
 
@@ -206,7 +206,7 @@ def draft_tokens(results: Path) -> Rows:
 
 def widths(results: Path) -> Rows:
     """Cost by model width."""
-    rows = [["hidden size", "encrypted, everything", "online", "plaintext", "everything / plaintext", "online / plaintext"]]
+    rows = [["hidden size", "encrypted, total", "online", "plaintext", "total / plaintext", "online / plaintext"]]
     for point in files.read(results / "widths.json", WidthSeries).points:
         token, ratio = point.token_s, point.ratio
         times = [_ms(seconds) for seconds in (token.total, token.online, token.plaintext)]
@@ -246,11 +246,11 @@ def gpu_models(results: Path) -> Rows:
     """`veil bench --device cuda`: both halves and plaintext on one GPU."""
     records = [files.read(results / f"gpu-{name}.json", Record) for name in ("gpt2", "llama-1b")]
     lines: list[tuple[str, Callable[[Record], str]]] = [
-        ("plaintext float32 `generate`, a token", lambda r: _ms(r.token_s.plaintext)),
-        ("encrypted, a token, everything", lambda r: f"**{_ms(r.token_s.total)}**"),
+        ("plaintext float32 `generate`, per token", lambda r: _ms(r.token_s.plaintext)),
+        ("encrypted, per token, total", lambda r: f"**{_ms(r.token_s.total)}**"),
         ("of which its row, offline", lambda r: _ms(r.token_s.offline)),
         ("of which the pass", lambda r: _ms(r.token_s.online)),
-        ("everything / plaintext", lambda r: f"**{_times(r.ratio.plaintext_total)}**"),
+        ("total / plaintext", lambda r: f"**{_times(r.ratio.plaintext_total)}**"),
         *(
             (f"a row of a {rows}-row prompt, offline rows included", partial(_prompt, rows, lambda p: _ms(p.row_s)))
             for rows in PROMPT_ROWS
@@ -285,7 +285,7 @@ def remote(results: Path) -> Rows:
         value = found * (1000 if unit == "ms" else 1)
         return f"{value:.0f} {unit}" if unit in ("ms", "%") else f"{value:.2f} {unit}"
 
-    trips = [f"SmolLM2-135M, {one.parameters['round_trips']} round trips a token" for one in found]
+    trips = [f"SmolLM2-135M, {one.parameters['round_trips']} round trips per token" for one in found]
     return [["", *trips], *([text, *(cell(one.get(name), unit) for one in rows)] for text, name, unit in lines)]
 
 

@@ -52,7 +52,7 @@ def test_the_main_table_has_every_ratio(tiny_record: Record, tmp_path: Path) -> 
     files.write(record, tmp_path / "cpu-smollm2.json")
     lines = dict(tables.cpu(tmp_path))
     for name, value in (
-        ("everything / plaintext", record.ratio.plaintext_total),
+        ("total / plaintext", record.ratio.plaintext_total),
         ("offline / plaintext", record.ratio.plaintext_offline),
         ("online / plaintext", record.ratio.plaintext_online),
         ("bytes / the same tensors in clear float32", record.ratio.clear_bytes),

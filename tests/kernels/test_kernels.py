@@ -215,6 +215,10 @@ def test_pads(kernels: Kernels, params: Params, elements: int, draw: np.random.G
     errors = source.draw(ring.T, elements * ring.r)
     a = words(draw, elements, ring.k, ring.m)
     a[0], a[-1, :, 0] = 0x80000000, 0x7FFFFFFF
+    for place, table in enumerate(ring.inner):  # what a prime divides, and what is beside that
+        most = (1 << 31) // table.prime
+        near = draw.integers(-most, most, ring.m) * table.prime + draw.integers(-1, 2, ring.m)
+        a[-1, place % ring.k] = near.astype(np.int32).view(np.uint32)
     pads = kernels.pads(kernels.load_inner(a, ring), secret, kernels.asarray(errors), ring)
     same(kernels, pads, REFERENCE.pads(REFERENCE.load_inner(a, ring), secret, errors, ring))
 

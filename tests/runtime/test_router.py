@@ -62,6 +62,11 @@ class Desk:
         self.seen.append((group, len(x)))
         return outputs
 
+    def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """As a layer asks."""
+        row = self.router.row(name, x)
+        return self.router.linear(name, x) if row is None else row
+
     def ones(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.ones(shape, dtype=dtype, device=self.place)
 
@@ -88,7 +93,7 @@ Q, K = slice(0, 3), slice(3, 5)
 
 def test_a_group_is_evaluated_once_for_one_tensor(desk: Desk) -> None:
     x = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1)).to(desk.place)
-    q, k = desk.router.linear("q", x), desk.router.linear("k", x)
+    q, k = desk.linear("q", x), desk.linear("k", x)
     assert desk.seen == [(0, 6)]
     assert (q.shape, k.shape) == ((2, 3, 3), (2, 3, 2))
     torch.testing.assert_close(q.double(), desk.expected(0, Q, x), atol=1e-4, rtol=1e-4)
@@ -101,11 +106,11 @@ def test_another_tensor_is_another_evaluation(desk: Desk, change: str, inference
     """An equal copy, a view, and above all the same tensor with new values in it, under ``inference_mode`` as well."""
     with torch.inference_mode(inference):
         x = desk.ones(1, 6)
-        desk.router.linear("q", x)
+        desk.linear("q", x)
         if change == "in place":
             x.mul_(-2)
         other = x.clone() if change == "copy" else x[:] if change == "view" else x
-        k = desk.router.linear("k", other)
+        k = desk.linear("k", other)
     assert len(desk.seen) == 2
     torch.testing.assert_close(k.double(), desk.expected(0, K, other), atol=1e-4, rtol=1e-4)
 
@@ -113,26 +118,69 @@ def test_another_tensor_is_another_evaluation(desk: Desk, change: str, inference
 def test_a_layer_that_is_called_twice_is_evaluated_twice(desk: Desk) -> None:
     x = desk.ones(1, 6)
     for _ in range(2):
-        desk.router.linear("q", x)
+        desk.linear("q", x)
     assert len(desk.seen) == 2
-    desk.router.linear("k", x)
+    desk.linear("k", x)
     assert len(desk.seen) == 2
-    desk.router.linear("k", x)
+    desk.linear("k", x)
     assert len(desk.seen) == 3
 
 
 def test_results_that_nobody_claimed_are_forgotten(desk: Desk) -> None:
     x = desk.ones(1, 6)
-    desk.router.linear("q", x)
+    desk.linear("q", x)
     desk.router.begin_forward()
-    desk.router.linear("k", x)
+    desk.linear("k", x)
     assert len(desk.seen) == 2
 
 
 def test_writing_to_one_layer_s_output_leaves_the_other_s(desk: Desk) -> None:
     x = desk.ones(1, 6)
-    desk.router.linear("q", x).zero_()
-    torch.testing.assert_close(desk.router.linear("k", x).double(), desk.expected(0, K, x), atol=1e-4, rtol=1e-4)
+    desk.linear("q", x).zero_()
+    torch.testing.assert_close(desk.linear("k", x).double(), desk.expected(0, K, x), atol=1e-4, rtol=1e-4)
+
+
+def test_one_row_is_answered_as_rows_are(desk: Desk) -> None:
+    x = torch.randn(1, 1, 6, generator=torch.Generator().manual_seed(1)).to(desk.place)
+    row = desk.router.row("q", x)
+    assert (row is not None) == (desk.kernels.name == "cpu")
+    k = desk.linear("k", x)
+    assert len(desk.seen) == 1
+    desk.router.begin_forward()
+    assert torch.equal(desk.router.linear("k", x), k)
+    if row is not None:
+        assert torch.equal(desk.router.linear("q", x), row) and row.shape == (1, 1, 3)
+
+
+ODD = {
+    "rows": torch.ones(2, 6),
+    "another width": torch.ones(6, 1),
+    "float64": torch.ones(1, 6, dtype=torch.float64),
+    "bfloat16": torch.ones(1, 6, dtype=torch.bfloat16),
+    "trained": torch.ones(1, 6, requires_grad=True),
+    "negated": torch._neg_view(torch.ones(1, 6)),
+    "sparse": torch.ones(1, 6).to_sparse(),
+    "meta": torch.ones(1, 6, device="meta"),
+    "parameter": torch.nn.Parameter(torch.ones(1, 6), requires_grad=False),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_plain_row_is_left_to_the_checks(kind: str) -> None:
+    desk = Desk(kernels_for("cpu"))
+    assert desk.router.row("q", ODD[kind]) is None
+    assert not desk.seen
+
+
+def test_a_row_of_functorch_is_left_to_the_checks() -> None:
+    desk, found = Desk(kernels_for("cpu")), []
+
+    def mapped(x: torch.Tensor) -> torch.Tensor:
+        found.append(desk.router.row("q", x))
+        return x
+
+    torch.func.vmap(mapped)(torch.ones(2, 1, 6))
+    assert found == [None] and not desk.seen
 
 
 def test_an_embedding_is_the_product_with_a_one_hot_row(desk: Desk) -> None:
@@ -148,7 +196,7 @@ def test_an_embedding_is_the_product_with_a_one_hot_row(desk: Desk) -> None:
 @pytest.mark.parametrize("shape", [(0, 6), (2, 0, 6), (6,)])
 def test_rows_of_any_shape(desk: Desk, shape: tuple[int, ...]) -> None:
     """No rows at all (an expert without a token), and a single row without a batch."""
-    out = desk.router.linear("q", desk.ones(*shape))
+    out = desk.linear("q", desk.ones(*shape))
     assert out.shape == (*shape[:-1], 3)
 
 
@@ -160,11 +208,11 @@ def test_no_ids(desk: Desk) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_float_types(desk: Desk, dtype: torch.dtype) -> None:
     x = desk.ones(1, 6, dtype=dtype)
-    torch.testing.assert_close(desk.router.linear("q", x).double(), desk.expected(0, Q, x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(desk.linear("q", x).double(), desk.expected(0, Q, x), atol=1e-4, rtol=1e-4)
 
 
 def test_a_row_of_zeros_gives_the_bias(desk: Desk) -> None:
-    out = desk.router.linear("q", 0 * desk.ones(2, 6))
+    out = desk.linear("q", 0 * desk.ones(2, 6))
     torch.testing.assert_close(out.cpu(), torch.from_numpy(desk.constants[0].bias[Q]).expand(2, 3))
 
 
@@ -173,21 +221,21 @@ def test_an_activation_that_is_not_finite_stops_here(desk: Desk, bad: float) -> 
     x = desk.ones(3, 6)
     x[1, 2] = bad
     with pytest.raises(NotFiniteActivation, match=r"NaN or infinity reached q\+k"):
-        desk.router.linear("q", x)
+        desk.linear("q", x)
     assert desk.seen == []
 
 
 def test_without_a_mode_nothing_runs(desk: Desk) -> None:
     desk.router.evaluator = None
     with pytest.raises(NotCompiled, match="set_fhe_mode"):
-        desk.router.linear("q", desk.ones(1, 6))
+        desk.linear("q", desk.ones(1, 6))
 
 
 def test_an_observer_sees_every_evaluation(desk: Desk) -> None:
     seen: list[Any] = []
     desk.router.observer = lambda group, x, outputs: seen.append((group, x, outputs))
     x = desk.ones(2, 6)
-    q = desk.router.linear("q", x)
+    q = desk.linear("q", x)
     ((group, inputs, outputs),) = seen
     assert group == 0
     assert torch.equal(inputs, x)
@@ -195,13 +243,14 @@ def test_an_observer_sees_every_evaluation(desk: Desk) -> None:
     assert torch.equal(outputs[:, Q], q)
 
 
-def test_a_cancel_check_ends_a_pass_before_anything_is_sent(desk: Desk) -> None:
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_cancel_check_ends_a_pass_before_anything_is_sent(desk: Desk, rows: int) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
     desk.router.cancel_check = stop
     with pytest.raises(KeyboardInterrupt):
-        desk.router.linear("q", desk.ones(1, 6))
+        desk.linear("q", desk.ones(rows, 6))
     assert desk.seen == []
 
 
@@ -209,7 +258,7 @@ def test_a_fixed_scale_is_one_for_all_rows_and_clips_longer_ones(kernels: Kernel
     desk = Desk(kernels, fixed_norm=2.0)
     x = 0 * desk.ones(4, 6)
     x[0, 0], x[1, 0], x[2, 0] = 1.0, 2.0, 6.0
-    out = desk.router.linear("q", x)
+    out = desk.linear("q", x)
     clipped = x.clone()
     clipped[2, 0] = 2.0
     torch.testing.assert_close(out.double(), desk.expected(0, Q, clipped), atol=1e-4, rtol=1e-4)

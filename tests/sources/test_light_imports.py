@@ -11,6 +11,8 @@ import json, sys
 HEAVY = ("accelerate", "scipy.linalg", "scipy.optimize", "sympy", "torch._dynamo", "torch.distributed.tensor")
 from veil.sources.light_imports import load_libraries
 load_libraries()
+import gc
+said = {"collects": gc.isenabled(), "modules are garbage": any(own is vars(sys) for own in gc.get_objects())}
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from veil import HybridFHEModel
@@ -18,7 +20,7 @@ from veil.runtime.empty_model import model_without_weights
 config = LlamaConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=20,
                      bos_token_id=0, eos_token_id=5, pad_token_id=0)
 model = model_without_weights(LlamaForCausalLM, config)
-said = {"device": str(model.lm_head.weight.device)}
+said |= {"device": str(model.lm_head.weight.device)}
 for module in model.modules():
     for name, tensor in module.named_parameters(recurse=False):
         setattr(module, name, torch.nn.Parameter(torch.full(tuple(tensor.shape), 0.01)))
@@ -42,6 +44,8 @@ def test_a_generation_loads_none_of_it_and_a_use_loads_it() -> None:
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert said == {
+        "collects": True,
+        "modules are garbage": False,
         "device": "meta",
         "tokens": 4,
         "loaded": [],

@@ -120,7 +120,7 @@ def rows(records: Sequence[Record]) -> Figure:
     for axes, record in zip(panels, records, strict=True):
         prompts = sorted(record.prompts, key=lambda prompt: prompt.rows)
         counts = [prompt.rows for prompt in prompts]
-        axes.plot(counts, [p.row_s * 1e3 for p in prompts], "o-", color=_TOTAL, label="encrypted, everything")
+        axes.plot(counts, [p.row_s * 1e3 for p in prompts], "o-", color=_TOTAL, label="encrypted, total")
         axes.plot(counts, [p.online_s * 1e3 for p in prompts], "s-", color=_ONLINE, label="encrypted, online")
         clear = [(p.rows, p.plaintext_s * 1e3) for p in prompts if p.plaintext_s is not None]
         if clear:
@@ -166,7 +166,7 @@ def widths(series: WidthSeries) -> Figure:
     fine = np.geomspace(min(sizes), max(sizes), 60)
     curves = [predicted(series.points, width) for width in fine]
     for name, label, colour, marker in (
-        ("total", "veil, everything", _TOTAL, "o"),
+        ("total", "veil, total", _TOTAL, "o"),
         ("online", "veil, online", _ONLINE, "s"),
         ("plaintext", "plaintext float32", _PLAIN, "^"),
     ):
@@ -178,7 +178,7 @@ def widths(series: WidthSeries) -> Figure:
     left.set_ylabel("milliseconds a token")
     left.set_yscale("log")
     for name, label, colour, marker in (
-        ("total", "everything / plaintext", _TOTAL, "o"),
+        ("total", "total / plaintext", _TOTAL, "o"),
         ("online", "online / plaintext", _ONLINE, "s"),
     ):
         if any(point.token_s.plaintext is None for point in series.points):

@@ -41,7 +41,7 @@ def summary(record: Record) -> Table:
     load = f" · beside {record.settings.busy} busy processes" if record.settings.busy else ""
     table = _table(f"{record.model.name} · {where}, {machine.cores} cores · {record.commit}{load}")
     rows = [
-        ("a token, everything", milliseconds(token.total), _times(ratio.plaintext_total, "plaintext")),
+        ("per token, total", milliseconds(token.total), _times(ratio.plaintext_total, "plaintext")),
         ("  offline, both sides", milliseconds(token.offline), _times(ratio.plaintext_offline, "plaintext")),
         ("  online", milliseconds(token.online), _times(ratio.plaintext_online, "plaintext")),
     ]
@@ -49,7 +49,7 @@ def summary(record: Record) -> Table:
         rows.append(("  plaintext float32", milliseconds(token.plaintext), f"{record.settings.threads} threads"))
     if token.peer is not None and ratio.peer is not None:
         rows.append(("  the peer", f"{token.peer:,.0f} s", f"veil is {ratio.peer:,.0f} times faster"))
-    floor = f"{ratio.floor:.1f} × reading what it must at {machine.read_bytes_per_s / 1e9:.1f} GB/s"
+    floor = f"{ratio.floor:.1f} × the time to read the required bytes once, at {machine.read_bytes_per_s / 1e9:.1f} GB/s"
     rows.append(("  bandwidth floor", milliseconds(record.floor.seconds), floor))
     for prompt in record.prompts:
         parts = f"{milliseconds(prompt.offline_s)} offline, {milliseconds(prompt.online_s)} online"
@@ -123,7 +123,7 @@ def peer(record: Record) -> Table:
 def widths(series: WidthSeries) -> Table:
     """Cost by width."""
     title = f"widths · {series.machine.processor}, {series.machine.cores} cores · {series.commit}"
-    table = _table(title, "hidden size", "everything", "offline", "online", "plaintext", "everything / plaintext")
+    table = _table(title, "hidden size", "total", "offline", "online", "plaintext", "total / plaintext")
     for point in series.points:
         token, ratio = point.token_s, point.ratio.plaintext_total
         times = [milliseconds(seconds) for seconds in (token.total, token.offline, token.online)]

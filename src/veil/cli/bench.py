@@ -116,14 +116,14 @@ def command(
 ) -> None:
     """Measure what encryption costs on this machine: plaintext, veil and a peer in one run.
 
-    A token's time is what is done offline, on both sides, while nobody waits, and what is done online; each is split into
-    phases and compared with the memory bandwidth and multiply-add peak that are measured in the same run. So are rows of
-    prompts, with their offline part in them, against plaintext's. A table says what network links make of a token: it makes
-    one round trip for each group of layers, so at 20 ms those are what people wait for.
+    A token's time has an offline part (before the input is known, nobody waits) and an online part, of both sides. Each is
+    split into phases and compared with the memory bandwidth and the multiply-add peak measured in the same run. Prompts are
+    measured by the row, offline part included, against plaintext. A last table predicts a token's time over network links:
+    there is one round trip for each group of layers, so at 20 ms the round trips are most of it.
 
     The record has `token_s` with `total`, `offline`, `online`, `plaintext`, `peer`; `ratio` with `plaintext_total`,
     `plaintext_offline`, `plaintext_online`, `peer` (how many times faster than it), `floor` (total over the time that
-    reading what must be read takes) and `clear_bytes`; `prompts`, each with its `ratio`; `bytes_per_token`; phases, limits,
+    to read the required bytes once) and `clear_bytes`; `prompts`, each with its `ratio`; `bytes_per_token`; phases, limits,
     memory, machine, commit, versions.
 
     Nothing else should run meanwhile. `gpt2` takes about three minutes, its peer two more.

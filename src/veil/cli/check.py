@@ -32,9 +32,9 @@ def command(
     from its weights, some 3 % of their size, and kept in your data folder. With them each row that a server answers is
     checked before it is used; a server that computes with other weights is caught, and not asked again.
 
-    With `--json`: `model`, `origin`, `half`, `digest`, `bits`, `path`, `vector_bytes`, `residuals`, `least_change` (of one
-    slot that is surely caught, in root mean squares of the group's largest), `loss` (of the half's divisors, beside plain
-    rounding), `on_trust`, `seconds`.
+    With `--json`: `model`, `origin`, `half`, `digest`, `bits`, `path`, `vector_bytes`, `residuals`, `least_change` (the
+    smallest change of one output that is surely caught, as a share of the largest output RMS of its group), `loss` (what the
+    half's divisors lose of the weights, over what plain rounding loses), `on_trust` (what could not be checked), `seconds`.
     """
     if forgive is not None:
         if (model, half) != (None, None):

@@ -39,7 +39,7 @@ def command(
     tls_ca: Annotated[Path | None, typer.Option(help="PEM file that the front checks replicas' certificate with.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="File of accepted tokens' SHA-256 digests, one a line.")] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen on an address that others reach without TLS or tokens.")
+        bool, typer.Option("--insecure", help="Allow an address that other machines reach, without TLS and tokens.")
     ] = False,
     max_sessions: Annotated[int, typer.Option(min=1, help="The most sessions of one replica.")] = 64,
     memory_gib: Annotated[float, typer.Option(min=0.01, help="A replica's memory for batches of rows.")] = 4.0,

@@ -32,7 +32,7 @@ def command(
         ),
     ] = FuseNorms.auto,
     task: Annotated[
-        Task, typer.Option(help="`auto` takes the class that the checkpoint names, `embed` the model without a head.")
+        Task, typer.Option(help="`auto`: the model class that the checkpoint names, `embed`: without its head, for vectors.")
     ] = Task.auto,
     expert_leak: Annotated[
         ExpertLeak,
@@ -44,7 +44,8 @@ def command(
     trainable: Annotated[
         bool,
         typer.Option(
-            "--trainable", help="For `veil finetune` as well: the server keeps the weights twice, and more hint. Norms stay."
+            "--trainable",
+            help="Make what `veil finetune` needs: transposed weights and their hint, twice the memory. No norm is fused.",
         ),
     ] = False,
     checks: Annotated[

@@ -77,7 +77,9 @@ def command(
         list[str] | None,
         typer.Option(metavar="https://HOST", help="A page elsewhere that may use the API; may be repeated. `*` is any."),
     ] = None,
-    at_once: Annotated[int, typer.Option(min=1, max=64, help="Answers that take turns, a token each.")] = 4,
+    at_once: Annotated[
+        int, typer.Option(min=1, max=64, help="Answers generated at once; they take turns token by token.")
+    ] = 4,
     queue: Annotated[int, typer.Option(min=0, help="Requests that wait; more are refused with status 429.")] = 32,
     answer_tokens: Annotated[
         int, typer.Option(min=1, help="The most tokens of an answer whose request sets no limit.")

@@ -86,10 +86,10 @@ def command(
         str,
         typer.Option(
             metavar="auto|lookup|MODEL|off",
-            help="Check several draft tokens in one set of round trips: `lookup` drafts what followed the same words "
-            "before, MODEL is a small model with the same tokenizer that runs here. The text is the same; the server sees "
-            "how many are drafted, which follows how often that went well. `auto` looks up if there is a server, as much as "
-            "its distance is worth.",
+            help="Draft several tokens and check them in one set of round trips (speculative decoding). `lookup` drafts "
+            "what followed the same words before; MODEL is a small model with the same tokenizer, run here; `auto` is "
+            "`lookup` with a server, as many tokens as its round-trip time makes worthwhile. The text does not change. The "
+            "server sees how many tokens are drafted, and that number depends on how many were accepted before.",
         ),
     ] = "off",
     fuse_norms: WhichFusion = FuseNorms.auto,

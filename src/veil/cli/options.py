@@ -99,8 +99,8 @@ ServerBundle = Annotated[str | None, typer.Option(help="Which of the server's bu
 WhichFusion = Annotated[
     FuseNorms,
     typer.Option(
-        help="Which of a server's bundles of one model to fetch: `on` the one with fused norms (half the round trips), "
-        "`off` the other, `auto` what the distance to the server makes faster."
+        help="Which of a server's bundles of one model to fetch. `on`: the one with fused norms (half the round trips), "
+        "`off`: the other, `auto`: the one that is faster at the round-trip time to the server."
     ),
 ]
 Token = Annotated[
@@ -117,7 +117,7 @@ TlsCa = Annotated[
 ]
 NoTls = Annotated[
     bool,
-    typer.Option("--allow-no-tls", help="Reach a server on another machine without TLS: the network is yours alone."),
+    typer.Option("--allow-no-tls", help="Allow a server on another machine without TLS, on a network that only you use."),
 ]
 NoCryptography = Annotated[
     bool,
@@ -137,8 +137,8 @@ Digest = Annotated[
     str | None,
     typer.Option(
         metavar="HEX",
-        help="Take only the client half with this digest, as `veil pull` shows it; also takes one that a server you know "
-        "offers in place of another.",
+        help="Accept only the client half with this digest, as `veil pull` shows it, and accept it where a known server "
+        "offered another one before.",
         show_default="any from a new server, the same from a known one",
     ),
 ]
@@ -147,8 +147,8 @@ WhichChecked = Annotated[
     Checked,
     typer.Option(
         "--checked",
-        help="Check every answer of the server against weights that you trust: `auto` where `veil check` made vectors "
-        "for the half, `require` fails without them, `off` never.",
+        help="Check every answer of the server against weights that you trust. `auto`: if `veil check` made vectors for "
+        "the half, `require`: fail without them, `off`: check nothing.",
     ),
 ]
 
@@ -158,8 +158,9 @@ Pad = Annotated[
     typer.Option(
         "--pad",
         metavar="off|STEP|powers[,whole]",
-        help="Hide lengths in steps: prompts take rows in multiples of STEP (64, say) or powers of two, and answers go on, "
-        "unseen, to a multiple of tokens, or with `,whole` to the most they may have. Also where they fail or you go away.",
+        help="Hide lengths in steps. The rows of a prompt are filled up to a multiple of STEP (64, say) or a power of two; "
+        "after an answer's end passes go on, unseen, to such a number of tokens, or with `,whole` to the most that it may "
+        "have. That holds too where an answer fails or its client disconnects.",
     ),
 ]
 

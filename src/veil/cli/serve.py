@@ -35,12 +35,15 @@ def command(
         Path | None, typer.Option(help="File of accepted tokens' SHA-256 digests, one a line; `veil token` makes them.")
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen on an address that others reach without TLS or tokens.")
+        bool, typer.Option("--insecure", help="Allow an address that other machines reach, without TLS and tokens.")
     ] = False,
     rows_port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65535, help="The port for rows, which saves gRPC's time; 0 for none.", show_default="port + 1"
+            min=0,
+            max=65535,
+            help="The row lane's port: rows over plain TCP or TLS, faster than gRPC; 0: over gRPC.",
+            show_default="port + 1",
         ),
     ] = None,
     max_sessions: Annotated[int, typer.Option(min=1, help="The most sessions at once.")] = 64,

@@ -6,7 +6,7 @@ import typer
 
 
 def command() -> None:
-    """Make a token: itself on standard output, the lines for the server's `--tokens` file on standard error."""
+    """Make a bearer token, on standard output; its lines for the server's `--tokens` file go to standard error."""
     from veil.network.tokens import digest_of, fresh_token
 
     made = fresh_token()

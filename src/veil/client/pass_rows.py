@@ -32,6 +32,7 @@ class PassRows:
         background: BackgroundMaker | None = None,
     ) -> None:
         self._manifest = manifest
+        self._segments = [group.segment for group in manifest.groups]
         self._pool = pool
         self._maker = maker
         self._stats = stats
@@ -81,12 +82,14 @@ class PassRows:
 
     def count(self, group: int, rows: int, *, prompt: bool = False) -> int:
         """Count a call's rows; how many of them may use rows without the head: all but the last, or all of a ``prompt``."""
-        segment = self._manifest.groups[group].segment
+        segment = self._segments[group]
         if segment == "back":
             return 0
         head = segment == "head"
-        self._body_rows = max(self._body_rows, 0 if head else rows)
-        self._head_rows += rows if head else 0
+        if head:
+            self._head_rows += rows
+        elif rows > self._body_rows:
+            self._body_rows = rows
         if group == 0:
             self._stats.rows += rows
             self._stats.rows_ready += rows

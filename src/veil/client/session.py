@@ -38,6 +38,8 @@ class _Place:
     input_bits: int
     result_bits: int
     row_bytes: int
+    reply_bytes: int
+    """Of a row, with the results for all slots."""
 
 
 class ClientSession:
@@ -81,6 +83,7 @@ class ClientSession:
                 input_bits=info.input_bits,
                 result_bits=info.result_bits,
                 row_bytes=packed_bytes(info.width, info.input_bits),
+                reply_bytes=packed_bytes(info.rows, info.result_bits),
             )
             for group, (info, scaling) in enumerate(zip(model.manifest.groups, scalings, strict=True))
         ]
@@ -223,4 +226,5 @@ class ClientSession:
         place, stats = self._places[group], self.stats
         stats.trips += 1
         stats.bytes_up_online += rows * place.row_bytes
-        stats.bytes_down_online += rows * packed_bytes(slots, place.result_bits)
+        each = place.reply_bytes if slots == place.slots else packed_bytes(slots, place.result_bits)
+        stats.bytes_down_online += rows * each

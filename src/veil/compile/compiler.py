@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -21,22 +19,21 @@ from veil.compile.balance import Inputs, bias_correction, divisors_for
 from veil.compile.fused_weights import quantize_fused
 from veil.compile.last_rows import last_row_layers
 from veil.compile.norm_fusion import Fusions, StreamWatch, fuse_groups
+from veil.compile.observing import SeenInputs, calibrate
 from veil.compile.quantize import quantize_weight
 from veil.compile.transposed import gradients_seen, transposed
-from veil.errors import ModelChanged, RemoteWeightError
 from veil.kernels.memory import side_by_side
 from veil.noise import wire_bits
 from veil.params import Params
 from veil.progress import Progress
 from veil.runtime.experts import RemoteExperts, calibrating
-from veil.runtime.layers import Observer, RemoteLayer, float_bias, float_weight
+from veil.runtime.layers import RemoteLayer, float_bias, float_weight
 from veil.runtime.modules import output_head
 from veil.seed import PublicSeed
 
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
 FUSE_NORMS = ("auto", "on", "off")
-_KEPT_ROWS = 512
 
 
 def compile_layers(
@@ -67,7 +64,7 @@ def compile_layers(
     bits = _bits_by_name(layers, n_bits)
     watch = StreamWatch(model, layers)
     with calibrating(model), nullcontext() if fuse_norms == "off" else watch:
-        seen = _calibrate(layers, run)
+        seen = calibrate(layers, run)
     apart = last_row_layers(model, layers, list(seen), sample) if fuse_norms == "off" else set()
     described = {
         name: Layer(
@@ -155,49 +152,8 @@ def with_bits(group: Group, largest: float, params: Params) -> Group:
     return replace(group, input_bits=bits.input, result_bits=bits.result)
 
 
-@dataclass(eq=False)
-class _Seen:
-    """What calibration saw a layer read: the first tensor's id, the largest row norm, and some rows."""
-
-    tensor: int
-    largest: float = 0.0
-    rows: F32 | None = None
-
-    def add(self, x: torch.Tensor) -> None:
-        """Note rows [..., width]; token ids leave no rows, and count as one of norm 1."""
-        if not x.is_floating_point():
-            self.largest = max(self.largest, 1.0)
-            return
-        rows = x.detach().reshape(-1, x.shape[-1])
-        if not len(rows):
-            return
-        largest = float(rows.float().norm(dim=1).max())
-        if not math.isfinite(largest):
-            raise ValueError("NaN or infinity")
-        self.largest = max(self.largest, largest)
-        kept = _thinned(rows).to(device="cpu", dtype=torch.float32)
-        if self.rows is not None:
-            kept = _thinned(torch.cat([torch.from_numpy(self.rows), kept]))
-        self.rows = kept.numpy()
-
-    def norm(self, divisors: F32 | None) -> float:
-        """The largest norm of a row over ``divisors`` [width], of the rows that were kept: the longest is one of them."""
-        if divisors is None or self.rows is None:
-            return self.largest
-        return float(np.linalg.norm(self.rows / divisors, axis=1).max())
-
-
-def _thinned(rows: torch.Tensor) -> torch.Tensor:
-    """A copy of up to `_KEPT_ROWS` rows, evenly spread, and the longest."""
-    if len(rows) <= _KEPT_ROWS:
-        return rows.clone()
-    places = torch.linspace(0, len(rows) - 1, _KEPT_ROWS, dtype=torch.float64, device="cpu").long()
-    places[-1] = int(rows.float().norm(dim=1).argmax())
-    return rows[places.to(rows.device)]
-
-
 def _quantize_group(
-    group: Group, modules: Mapping[str, nn.Module], read: _Seen | None, params: Params
+    group: Group, modules: Mapping[str, nn.Module], read: SeenInputs | None, params: Params
 ) -> tuple[I8, GroupConstants]:
     floats, biases = [], []
     for layer in group.layers:
@@ -228,80 +184,6 @@ def _quantize_group(
     scales = np.concatenate([scale for _, scale in pieces])
     bound = float(np.abs(matrix.astype(np.int32)).max(initial=0) if one_hot else row_norms(matrix).max(initial=0.0))
     return matrix, GroupConstants(scales, np.concatenate(biases), bound, divisors=divisors)
-
-
-def _check_finite(layers: dict[str, RemoteLayer]) -> None:
-    """`ValueError` that names a layer whose weight is not finite: what comes out of it reaches others in calibration."""
-    for name, layer in layers.items():
-        weight = getattr(layer.inner, "weight", None)
-        if isinstance(weight, torch.Tensor) and not bool(torch.isfinite(weight).all()):
-            raise ValueError(f"{name}: the weight holds NaN or infinity")
-
-
-def _calibrate(layers: dict[str, RemoteLayer], run: Callable[[], object]) -> dict[str, _Seen]:
-    """What each layer read, in calling order."""
-    seen: dict[str, _Seen] = {}
-    rows: dict[int, _Seen] = {}
-    alive: list[torch.Tensor] = []
-
-    def watch(name: str) -> Observer:
-        def observe(x: torch.Tensor, out: torch.Tensor) -> None:
-            alive.append(x)
-            first = name not in seen
-            if first and id(x) in rows:  # a layer of the same group has noted it
-                seen[name] = replace(rows[id(x)])
-                return
-            own = seen.setdefault(name, _Seen(id(x)))
-            try:
-                own.add(x)
-            except ValueError:
-                _check_finite(layers)
-                raise ValueError(
-                    f"NaN or infinity reached {name!r} in calibration; give inputs that the float model can compute with"
-                ) from None
-            if first:
-                rows[id(x)] = replace(own)
-
-        return observe
-
-    with _observed(layers, watch), torch.no_grad():
-        try:
-            with _withheld(layers):
-                run()
-        except (
-            ModelChanged,
-            RemoteWeightError,
-        ):  # it may change weights once, at its first pass, and not use them in every one
-            run()
-            for kept in (seen, rows, alive):
-                kept.clear()
-            with _withheld(layers):
-                run()
-    return seen
-
-
-@contextmanager
-def _withheld(layers: dict[str, RemoteLayer]) -> Iterator[None]:
-    """Weights cannot be read inside the block, so that a model calls its layers where it could go around them."""
-    try:
-        for layer in layers.values():
-            layer.withholds = True
-        yield
-    finally:
-        for layer in layers.values():
-            layer.withholds = False
-
-
-@contextmanager
-def _observed(layers: dict[str, RemoteLayer], watch: Callable[[str], Observer]) -> Iterator[None]:
-    observers = {name: watch(name) for name in layers}
-    try:
-        for name, layer in layers.items():
-            layer.observers.append(observers[name])
-        yield
-    finally:
-        for name, layer in layers.items():
-            layer.observers.remove(observers[name])
 
 
 def compiled_modules(model: nn.Module, layers: dict[str, RemoteLayer], manifest: Manifest) -> dict[str, nn.Module]:

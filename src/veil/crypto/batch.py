@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from veil.crypto import public
 from veil.errors import RowReused
 from veil.kernels.interface import Array, Kernels
+from veil.kernels.memory import room
 from veil.kernels.ring import ring_of
 from veil.params import Params
 from veil.random import ProcessMark, SecretRng
@@ -91,7 +92,7 @@ class BatchMaker:
         sides = {False: polynomials[:there], True: polynomials[there:]}
         self._starts = [start * params.r for side in sides.values() for start in _before([len(part) for part in side])]
         self._elements = {which: sum(len(part) for part in side) for which, side in sides.items()}
-        self._inner = {which: kernels.load_inner(np.concatenate(side), self._ring) for which, side in sides.items() if side}
+        self._inner = {which: kernels.load_inner(_joined(side), self._ring) for which, side in sides.items() if side}
         self._outer = kernels.asarray(public.outer_polynomials(seed, params))
         self._public = {name: kernels.load_public(table, self._ring) for name, table in tables.items()}
         self._inner_errors = kernels.errors(rng, params.spec.inner_sigma)
@@ -133,6 +134,12 @@ class BatchMaker:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("what makes secrets cannot be pickled or copied")
+
+
+def _joined(parts: Sequence[U32]) -> U32:
+    """Arrays [elements, k, m] one after the other, in memory that the first batch's shares have next."""
+    whole = room((sum(map(len, parts)), *parts[0].shape[1:]), np.uint32)
+    return np.concatenate(parts, out=whole)
 
 
 def _before(counts: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: routes, and errors in the shape of the API that they belong to."""
+"""The gateway as an ASGI application: what its routes share, and the OpenAI routes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
 
 from veil import __version__
-from veil.gateway import eager, incoming, metrics, page, schemas, vectors
+from veil.gateway import eager, incoming, metrics, page, problems, schemas, vectors
 from veil.gateway.answers import Answers, texts
-from veil.gateway.failures import ApiError
 from veil.gateway.fair_queue import FairQueue
 from veil.gateway.generation import Generator
 from veil.gateway.guard import Access, Guard
@@ -26,7 +21,7 @@ from veil.gateway.models import Models, Offered
 from veil.gateway.replies import Replies
 from veil.gateway.requests import chat_prompt, completion_prompts, goes_on, sampling_of, tokens_asked, tools_of
 from veil.gateway.responses import routes as responses
-from veil.gateway.sending import Gone, caller_of, owner_of, streamed, whole
+from veil.gateway.sending import caller_of, owner_of, streamed, whole
 from veil.gateway.served import ServedModel
 from veil.gateway.statuses import ERRORS
 from veil.gateway.tokens import shown
@@ -150,7 +145,7 @@ def build_app(
         lifespan=lifespan,
     )
     app.state.gateway = gateway
-    _add_errors(app)
+    problems.add_to(app)
     _add_openai(app, gateway)
     _add_own(app, gateway)
     _add_tokens(app, gateway)
@@ -160,7 +155,7 @@ def build_app(
     messages.add_to(app, gateway)
     page.add_to(app)
     metrics.add_to(app, gateway)
-    app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
+    app.openapi = lambda: problems.schema_of(app)  # type: ignore[method-assign]
     app.add_middleware(Guard, access=access)
     return app
 
@@ -275,71 +270,3 @@ async def _reply(request: Request, answers: Answers, replies: Replies, *, stream
     if stream:
         return await streamed(request, answers, replies.events())
     return await whole(request, answers, replies.whole)
-
-
-# Errors --------------------------------------------------------------------------------------------------------------
-
-
-def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(ApiError)
-    async def known(request: Request, error: ApiError) -> JSONResponse:
-        return _error(error, request)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _error(_first_problem(error, request.headers.get("content-type", "")), request)
-
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        code = "not_found" if error.status_code == 404 else None
-        reply = _error(ApiError(error.status_code, str(error.detail), code=code), request)
-        reply.headers.update(error.headers or {})
-        return reply
-
-    @app.exception_handler(Gone)
-    async def gone(_: Request, __: Gone) -> Response:
-        return Response(status_code=499)
-
-
-def _error(error: ApiError, request: Request) -> JSONResponse:
-    return JSONResponse(error.body_at(request.url.path), status_code=error.status, headers=error.headers)
-
-
-def _first_problem(error: RequestValidationError, content_type: str) -> ApiError:
-    """The first thing that is wrong, without the value that was sent: it may be a prompt."""
-    problem = error.errors()[0]
-    kind, context = problem["type"], problem.get("ctx", {})
-    if kind == "json_invalid":
-        return ApiError(400, "the body is not JSON")
-    if isinstance(error.body, bytes) and "json" not in content_type:
-        return ApiError(400, "the body has to be JSON, said to be so; send the header Content-Type: application/json")
-    place = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
-    message = problem["msg"]
-    if kind == "not_json":
-        place, message = context["place"].split("."), context["message"]
-    pairs = zip(place, [None, *place], strict=False)
-    place = [part for part, before in pairs if part != before or part.isdecimal()]  # a kind may be called as its field
-    where = ".".join(part for part in place if part.isidentifier() or part.isdecimal()) or "the body"
-    param = place[0] if place and place[0].isidentifier() else None
-    if kind == "extra_forbidden":
-        name = ascii(place[-1][:64])
-        return ApiError(400, f"{where}: the gateway has no parameter {name}", param=param, code="unknown_parameter")
-    return ApiError(400, f"{where}: {message}", param=param)
-
-
-_EVENT = {"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": {"type": "string"}}}
-_STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
-
-
-def _schema(app: FastAPI) -> dict[str, object]:
-    """The OpenAPI document, with 400 where FastAPI says 422, and the streams beside the whole replies."""
-    if app.openapi_schema:
-        return app.openapi_schema
-    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    for path, methods in schema["paths"].items():
-        for method in methods.values():
-            method["responses"].pop("422", None)
-            if path in _STREAMS:
-                method["responses"]["200"]["content"]["text/event-stream"] = {"itemSchema": _EVENT}
-    app.openapi_schema = schema
-    return schema

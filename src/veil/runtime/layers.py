@@ -93,7 +93,8 @@ class RemoteLayer(nn.Module):
     def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
         """Input [..., in] (or token ids [...]) → output [..., out] in the input's dtype (the weight's for token ids)."""
         x = args[0] if len(args) == 1 and not kwargs else self._input(args, kwargs)
-        inner = self.inner
+        held = self._held
+        inner = held[0] if held else None
         if inner is None or not (inner._forward_hooks or inner._forward_pre_hooks):
             return self._answer(x)
         if self.router is None and not self.observers:
@@ -122,6 +123,13 @@ class RemoteLayer(nn.Module):
             raise TypeError(f"{self.name} was given a {type(x).__name__}, expected a torch.Tensor")
         passes = self.passes
         router, inside = (None, False) if passes is None else passes.here
+        if inside and router is not None and passes is not None:
+            row = router.row(self.name, x)
+            if row is not None:
+                passes.asked.add(self.name)
+                for observe in self.observers:
+                    observe(x, row)
+                return row
         if not inside:
             refuse_tracers()
         if router is None or passes is None:

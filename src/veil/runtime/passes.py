@@ -54,6 +54,7 @@ class Passes:
         self.lock = threading.RLock()
         self._owner: int | None = None
         self._pass_mode = "torch"  # noqa: S105
+        self._pass_chosen = _CHOSEN.get()
         self._failed = False
         self._around, self._plan, self._entries = around, plan, entries
         for layer in layers.values():
@@ -80,8 +81,9 @@ class Passes:
     @property
     def here(self) -> tuple[Router | None, bool]:
         """`router` and `is_inside`, asked at once by every layer."""
-        inside = self.is_inside
-        return None if self._mode_of(inside) == "torch" else self.current, inside
+        inside = self._owner == threading.get_ident()
+        mode = self._pass_mode if inside and _CHOSEN.get() is self._pass_chosen else self._mode_of(inside)
+        return None if mode == "torch" else self.current, inside
 
     @property
     def is_chosen(self) -> bool:
@@ -119,6 +121,7 @@ class Passes:
                 self.entered.clear()
             self.count += 1
             self._owner, self._pass_mode, self._failed = threading.get_ident(), mode, False
+            self._pass_chosen = _CHOSEN.get()
             try:
                 with self._around(mode, fresh):
                     yield

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from veil.bundle.manifest import Manifest
@@ -68,12 +69,12 @@ class Plan:
     """For each step, by its place: whether a gradient is asked for on the way back, as the first pass had it."""
     _known: tuple[Shape | None, list[Call]] | None = None
 
-    @property
+    @cached_property
     def by_rule(self) -> bool:
         """Whether it holds for every length of its kind."""
         return not any(isinstance(step.rows, int) for step in self.steps)
 
-    @property
+    @cached_property
     def grows(self) -> bool:
         """Whether a call has the rows of all passes so far, as where keys are computed anew from what a cache holds."""
         return any(step.rows == "context" for step in self.steps)

@@ -28,27 +28,33 @@ if TYPE_CHECKING:
     from veil.checks.candidates import ExactCandidates
 
 Tensor = torch.Tensor
+_FLOAT = np.dtype(np.float32)
 Observer = Callable[[int, Tensor, Tensor], None]
 """Told of each evaluation: (group, inputs [R, width], outputs [R, outputs])."""
 
 
 class _Place(NamedTuple):
-    """A remote layer's group and which of the group's layers it is."""
+    """A remote layer's group and which of the group's layers it is; ``whole`` if nothing but the group makes its outputs."""
 
     group: int
     info: Group
     number: int
     parts: tuple[slice, ...]
+    whole: bool
 
 
 @dataclass(eq=False, slots=True)
 class _Pending:
-    """Each layer's part of a group's outputs until it is claimed, the input that they are of, and whether they train."""
+    """Each layer's part of a group's outputs until it is claimed, the input that they are of, and whether they train.
+
+    Those of ``one_row`` are the layers' answers as they are.
+    """
 
     source: Sighting
     trains: bool
     parts: list[Tensor | None]
     left: int
+    one_row: bool = False
 
 
 @dataclass(eq=False)
@@ -95,7 +101,13 @@ class Router:
         """Whether of the last layers nothing but the last row of each sequence matters in this pass."""
         self._kernels = kernels
         self._places = {
-            layer.name: _Place(index, group, number, tuple(manifest.by_layer[own.name][1] for own in group.layers))
+            layer.name: _Place(
+                index,
+                group,
+                number,
+                tuple(manifest.by_layer[own.name][1] for own in group.layers),
+                group.fusion is None and layer.kind != "embedding",
+            )
             for index, group in enumerate(manifest.forward)
             for number, layer in enumerate(group.layers)
         }
@@ -139,8 +151,7 @@ class Router:
         """A layer's outputs [R, out] for a tensor: of an evaluation that waits for it, or of a new one."""
         group, number = place.group, place.number
         if len(place.parts) == 1:
-            alone = self._one_row(place, source)
-            return evaluate(group, source) if alone is None else alone[0]
+            return evaluate(group, source)
         pending = self._pending.get(group)
         if (
             pending is None
@@ -148,11 +159,12 @@ class Router:
             or not pending.source.holds(source)
             or pending.trains != self._trains(group, source)
         ):
-            sighting, parts = Sighting(source), self._one_row(place, source)
-            if parts is None:
-                outputs = evaluate(group, source)
-                parts = [_columns(outputs, part) for part in place.parts]
-            pending = self._pending[group] = _Pending(sighting, parts[0].requires_grad, [*parts], len(parts))
+            sighting, outputs = Sighting(source), evaluate(group, source)
+            parts: list[Tensor | None] = [_columns(outputs, part) for part in place.parts]
+            pending = self._pending[group] = _Pending(sighting, outputs.requires_grad, parts, len(parts))
+        return self._claimed(group, number, pending)
+
+    def _claimed(self, group: int, number: int, pending: _Pending) -> Tensor:
         part, pending.parts[number] = pending.parts[number], None
         pending.left -= 1
         if not pending.left:
@@ -160,35 +172,60 @@ class Router:
         assert part is not None
         return part
 
-    def _one_row(self, place: _Place, x: Tensor) -> list[Tensor] | None:
-        """Each layer's output for one row x [..., width] on this processor, in its shape; None where there is more to it.
+    def row(self, name: str, x: Tensor) -> Tensor | None:
+        """`linear` of one float32 row x [..., in] on this processor; None where there is more to it, or x is not plain.
 
-        A token's step asks a hundred times: torch is called as rarely as can be.
+        A token's step asks two hundred times, between other code that fills the caches: each call of torch saved here, and
+        each check that another implies, counts four times what it takes in a loop of its own. NumPy gives no array of a
+        tensor without values, of another device, layout or kind, or one that gradients come back to.
         """
-        course, candidates = self.course, self.candidates
-        likely = candidates if candidates is not None and candidates.group == place.group else None
-        if (
-            self._kernels.name != "cpu"
-            or x.numel() != place.info.width
-            or x.dtype is not torch.float32
-            or not x.is_cpu
-            or x.requires_grad
-            or self.evaluator is None
-            or self.observer is not None
-            or self.rehearsed is not None
-            or self.cancel_check is not None
-            or self.way is not None
-            or (likely is not None and not likely.at_hand)
-            or (course is not None and course.fills)
-        ):
-            return None
-        if course is not None:
-            course.rows(place.group, 1, None)
-        row = np.ascontiguousarray(x.numpy().reshape(1, -1))
-        outputs, lead = self._sent(place.group, row, None, self.evaluator), x.shape[:-1]
-        if likely is not None:
-            likely.refine_row(row[0], outputs[0])
-        return [torch.from_numpy(outputs[0, part].reshape(*lead, -1)) for part in place.parts]
+        place = self._places[name]
+        group, number = place.group, place.number
+        with self._lock:
+            pending = self._pending.get(group)
+            if (
+                pending is not None
+                and pending.one_row
+                and pending.parts[number] is not None
+                and pending.source.holds(x)
+                and not x.requires_grad
+            ):
+                return self._claimed(group, number, pending)
+            course, candidates, evaluator = self.course, self.candidates, self.evaluator
+            likely = candidates if candidates is not None and candidates.group == group else None
+            if (
+                type(x) is not Tensor
+                or self._kernels.name != "cpu"
+                or not place.whole
+                or evaluator is None
+                or self.observer is not None
+                or self.rehearsed is not None
+                or self.way is not None
+                or (likely is not None and not likely.at_hand)
+                or (course is not None and course.fills)
+            ):
+                return None
+            try:
+                values = x.numpy()
+            except (RuntimeError, TypeError):
+                return None
+            shape, width = values.shape, place.info.width
+            if values.dtype != _FLOAT or values.size != width or not shape or shape[-1] != width:
+                return None
+            sighting = None if len(place.parts) == 1 else Sighting(x)
+            self._ask_whether_to_go_on()
+            if course is not None:
+                course.rows(group, 1, None)
+            inputs = np.ascontiguousarray(values).reshape(1, -1)
+            outputs = self._sent(group, inputs, None, evaluator)
+            if likely is not None:
+                likely.refine_row(inputs[0], outputs[0])
+            outputs = outputs.reshape((*shape[:-1], -1))
+            if sighting is None:
+                return torch.from_numpy(outputs)
+            parts: list[Tensor | None] = [torch.from_numpy(outputs[..., part]) for part in place.parts]
+            pending = self._pending[group] = _Pending(sighting, False, parts, len(parts), True)
+            return self._claimed(group, number, pending)
 
     def _whole(self, group: int, x: Tensor) -> Tensor:
         """A group's outputs for every row of x [..., width]."""
@@ -247,13 +284,7 @@ class Router:
         if self.evaluator is None:
             raise NotCompiled("call set_fhe_mode first")
         course = self.course
-        if self.cancel_check is not None:
-            try:
-                self.cancel_check()
-            except BaseException:
-                if course is not None and not self.goes_on:
-                    course.broken = True
-                raise
+        self._ask_whether_to_go_on()
         rows = x.shape[0] if course is None else course.rows(group, x.shape[0], slots)
         if not rows:
             if course is not None:
@@ -273,6 +304,17 @@ class Router:
                 back = partial(ask, self.manifest.back[group])
             return encrypted_product(x, partial(ask, group, slots=slots, rows=rows), back)
         return self._ask(group, x, slots, rows)
+
+    def _ask_whether_to_go_on(self) -> None:
+        """Call the cancel check, if there is one; what it raises ends the pass."""
+        if self.cancel_check is None:
+            return
+        try:
+            self.cancel_check()
+        except BaseException:
+            if self.course is not None and not self.goes_on:
+                self.course.broken = True
+            raise
 
     def _nothing(self, group: int, x: Tensor, slots: int | None) -> Tensor:
         """Zeros as a rehearsal's outputs; gradients come back as zeros, if any do."""

@@ -179,6 +179,8 @@ class Engine:
     def answer(self, claims: Sequence[Claim], *, serial: bool = False) -> list[Array]:
         """The packed results [rows of the claim, bytes] uint8 of each of some claims; see `product`."""
         packed = self.product(claims, serial=serial)
+        if len(claims) == 1:
+            return [packed]
         return [packed[first:last] for first, last in places_of([claim.count for claim in claims])]
 
     def product(self, claims: Sequence[Claim], *, serial: bool = False) -> Array:

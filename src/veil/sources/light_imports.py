@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,11 +26,25 @@ def light_imports() -> Iterator[None]:
 
 
 def load_libraries() -> None:
-    """Load torch and transformers, with what any model is loaded and runs by, and Numba, with what kernels are read by."""
-    with light_imports():
+    """Load torch and transformers, with what any model is loaded and runs by, and Numba, with what kernels are read by.
+
+    For a command, whose process is its own: what is loaded by now stays as long as that, and is never looked at as garbage.
+    """
+    with _uncollected(), light_imports():
         import torch  # noqa: F401
         from numba.core.registry import cpu_target
         from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: F401
         from transformers.generation import GenerationMixin  # noqa: F401
 
         cpu_target.target_context.refresh()
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Inside the block nothing is looked for garbage, and what it made is not afterwards either."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()

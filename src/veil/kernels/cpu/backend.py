@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -279,27 +280,15 @@ class CpuKernels:
     # A row, online -------------------------------------------------------------------------------------------------------
 
     def encrypt(self, x: F32, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int) -> tuple[U8, F64]:
-        data = np.empty((len(x), packed_bytes(x.shape[1], bits)), dtype=np.uint8)
-        tau, shown = np.empty(len(x)), np.empty(len(x))
+        rows, width = x.shape
+        data, tau, shown = np.empty((rows, packed_bytes(width, bits)), np.uint8), np.empty(rows), np.empty(rows)
         divisors = _NO_DIVISORS if scaling.divisors is None else scaling.divisors
-        first = 0
-        for part in pads:
-            last = first + part.count
+        target, fixed = scaling.target, scaling.fixed
+        for part, (x_, data_, tau_, shown_) in _cut(pads, x, data, tau, shown):
+            threads = threads_for(part.count * width)
             online.encrypt(
-                x[first:last],
-                divisors,
-                scaling.target,
-                scaling.fixed,
-                part.material,
-                part.first,
-                column,
-                bits,
-                threads_for(part.count * x.shape[1]),
-                data[first:last],
-                tau[first:last],
-                shown[first:last],
+                x_, divisors, target, fixed, part.material, part.first, column, bits, threads, data_, tau_, shown_
             )
-            first = last
         return data, shown
 
     def answer(
@@ -328,23 +317,11 @@ class CpuKernels:
         return answer_each(self, asked)
 
     def decrypt(self, data: U8, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: F64) -> F32:
-        data, y = _received(data), np.empty((len(data), len(scaling.scale)), dtype=np.float32)
-        first = 0
-        for part in shares:
-            last = first + part.count
-            online.decrypt(
-                data[first:last],
-                part.material,
-                part.first,
-                column,
-                bits,
-                scales[first:last],
-                scaling.scale,
-                scaling.bias,
-                threads_for(part.count * len(scaling.scale)) if part.count > 1 else 1,
-                y[first:last],
-            )
-            first = last
+        data, scale, bias = _received(data), scaling.scale, scaling.bias
+        y = np.empty((len(data), len(scale)), np.float32)
+        for part, (data_, scales_, y_) in _cut(shares, data, scales, y):
+            threads = threads_for(y_.size) if part.count > 1 else 1
+            online.decrypt(data_, part.material, part.first, column, bits, scales_, scale, bias, threads, y_)
         return y
 
     def load_vectors(self, edges: NDArray[np.int32], signs: I8, sums: NDArray[np.int16], inverse: F64) -> SignVectors:
@@ -445,11 +422,18 @@ class CpuKernels:
         return out
 
 
+def _cut(parts: Sequence[Rows], *arrays: Array) -> Iterable[tuple[Rows, Sequence[Array]]]:
+    """Each part, and its rows of the arrays; a token's one part has them as they are."""
+    if len(parts) == 1:
+        return ((parts[0], arrays),)
+    edges = [0, *itertools.accumulate(part.count for part in parts)]
+    return ((part, [own[first : first + part.count] for own in arrays]) for part, first in zip(parts, edges, strict=False))
+
+
 def _received(data: U8) -> U8:
     """Bytes as those off the wire are, read-only: kernels are compiled for no other array of them."""
-    if data.flags.writeable:
-        data = data.view()
-        data.flags.writeable = False
+    data = data.view()
+    data.setflags(write=False)
     return data
 
 

@@ -295,6 +295,17 @@ def fill_hint(rows, low, high, primes, factors):  # type: ignore[no-untyped-def]
         _split(strip, low[tile, prime, :, term], high[tile, prime, :, term])
 
 
+@jitted()
+def _residues(words, p, inverse, strip):  # type: ignore[no-untyped-def]
+    """Words int32 modulo p, at least 2^10, into a column of a strip. Where p divides, the quotient may be one too low:
+    elsewhere it is further from an integer than ``2^21·2^-52``.
+    """
+    for x in range(words.size):
+        quotient = np.int32(np.floor(np.float64(words[x]) * inverse))
+        rest = np.int32(words[x] - np.int32(quotient * p))
+        strip[x * COLUMNS] = np.uint32(rest - p if rest >= p else rest)
+
+
 @parallel()
 def load_inner(a, low, high, primes, factors):  # type: ignore[no-untyped-def]
     """Inner polynomials [elements, k, m] int32 → low and high [tiles, 2, m, k, 16]; factors [2, 2, m]."""
@@ -304,9 +315,7 @@ def load_inner(a, low, high, primes, factors):  # type: ignore[no-untyped-def]
         p = primes[prime]
         strip = np.zeros(degree * COLUMNS, np.uint32)
         for column in range(min(COLUMNS, a.shape[0] - tile * COLUMNS)):
-            for x in range(degree):
-                v = np.int64(a[tile * COLUMNS + column, term, x]) % np.int64(p)
-                strip[x * COLUMNS + column] = np.uint32(v)
+            _residues(a[tile * COLUMNS + column, term], np.int32(p), 1.0 / np.float64(p), strip[column:])
         forward(strip, factors[prime], p)
         _split(strip, low[tile, prime, :, term], high[tile, prime, :, term])
 

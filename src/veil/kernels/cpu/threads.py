@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from numba import config
 
@@ -35,7 +36,7 @@ class ProductThreads:
     """Chooses one thread or all for products of rows, by the median of what a multiply-add took lately with each.
 
     The slower way is tried again after a while, `_SAMPLES` times in a row, and after twice as long each time that it is
-    still the slower one.
+    still the slower one; at once where the chosen way has become slower than the other was when it was tried last.
     """
 
     def __init__(self) -> None:
@@ -63,23 +64,33 @@ class ProductThreads:
         else:
             self._seen[alone].append(seconds / work)
         self._left -= 1
-        if self._left <= 0:
+        if self._left <= 0 or (not self._trying and self._left % _SAMPLES == 0 and self._is_slower_now()):
             self._turn()
+
+    def _is_slower_now(self) -> bool:
+        """Whether the chosen way took longer lately than the other when it was tried last."""
+        other, own = self._seen[not self._alone], self._seen[self._alone]
+        return len(own) == len(other) == _SAMPLES and _median(own) > _median(other)
 
     def _turn(self) -> None:
         """The end of a time of trying, or of using, one way."""
         if not self._trying:
             self._trying, self._left = True, _SAMPLES
             return
-        self._trying, self._left = False, self._after
+        self._trying = False
         other, own = (self._seen[alone] for alone in (not self._alone, self._alone))
         if not own:  # only the first way that was tried is known: now the other, as long
             self._left = _SAMPLES + _FIRST
-        elif sorted(other)[len(other) // 2] < sorted(own)[len(own) // 2]:
+            return
+        if _median(other) < _median(own):
             self._alone, self._after = not self._alone, _TRY_AFTER
         else:
             self._after = min(2 * self._after, _TRY_AFTER_MOST)
-            self._left = self._after
+        self._left = self._after
+
+
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
 
 
 def clock() -> float:
