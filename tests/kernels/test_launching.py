@@ -73,7 +73,7 @@ def test_there_is_no_driver(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a GPU's server runs on Linux")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver: the kernels' own tests use it")
 @pytest.mark.usefixtures("undone")
-def test_a_round_trip_is_four_calls_in_their_order(monkeypatch: pytest.MonkeyPatch, driver: Any) -> None:
+def test_a_launch_and_its_wait_are_four_calls_in_their_order(monkeypatch: pytest.MonkeyPatch, driver: Any) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
     assert launching.load_driver()
     calls: list[tuple[object, ...]] = driver.seen
@@ -92,7 +92,7 @@ def test_a_round_trip_is_four_calls_in_their_order(monkeypatch: pytest.MonkeyPat
         4,
     )
     words[ARGUMENTS : ARGUMENTS + 2] = data.ctypes.data, out.ctypes.data
-    assert launching.round_trip(words) == 0
+    assert launching.launch(words) == 0 and launching.wait(words) == 0
     assert came.tolist() == [1, 2, 3, 4, 0, 0, 0, 0]
     assert [call[0] for call in calls] == [
         "put",
@@ -104,5 +104,5 @@ def test_a_round_trip_is_four_calls_in_their_order(monkeypatch: pytest.MonkeyPat
     assert calls[1][1:10] == (77, 12, 1, 1, 32, 1, 1, 640, 5)
     calls.clear()
     words[launching.PROGRAMS] = 13
-    assert launching.round_trip(words) == 700
+    assert launching.launch(words) == 700
     assert [call[0] for call in calls] == ["put", "launch"], "nothing is done after an error"

@@ -8,7 +8,7 @@ processor, tensors on a GPU. Letters are those of docs/protocol.md.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, SupportsFloat
 
@@ -148,6 +148,24 @@ def places_of(sizes: Sequence[int]) -> list[tuple[int, int]]:
     return list(itertools.pairwise([0, *itertools.accumulate(sizes)]))
 
 
+class JoinedProduct(Protocol):
+    """The product of rows of several groups that a table of `veil.kernels.joined_rows` describes; for one thread."""
+
+    most_rows: int
+
+    def take_widths(self, widths: Iterable[int]) -> None:
+        """Know the inputs of all groups whose rows `begin` gets."""
+
+    def begin(self, rows: NDArray[np.int64], turns: NDArray[np.int64]) -> None:
+        """Begin a product of ``rows`` [n, columns], `most_rows` at most, and note in ``turns`` [n, 4] where results will be.
+
+        What the rows' addresses name is read before this returns; weights and shares until `finish`.
+        """
+
+    def finish(self) -> NDArray[np.uint8]:
+        """The packed results [bytes] uint8 of what was begun, which hold until the next `begin` but one."""
+
+
 class Kernels(Protocol):
     """A processor's kernels. Methods take and return arrays of the backend, unless their types say otherwise."""
 
@@ -265,6 +283,12 @@ class Kernels(Protocol):
 
         ``bits`` are those of inputs and of results; ``serial`` keeps the work on the calling thread.
         """
+
+    def joined(self) -> JoinedProduct | None:
+        """What answers rows by their addresses, for the calling thread; None where groups are not joined."""
+
+    def address(self, values: Array) -> int:
+        """Where a device has an array that lies in one piece."""
 
     def answer_groups(self, asked: Sequence[GroupRows]) -> GroupResults:
         """What `answer` gives for each; it holds until the calling thread's next call. There is at least one.

@@ -20,6 +20,7 @@ from veil.kernels.interface import (
     GroupResults,
     GroupRows,
     Hint,
+    JoinedProduct,
     Rows,
     Scaling,
     SignVectors,
@@ -343,6 +344,12 @@ class ReferenceKernels:
         up, down = bits
         rows = unpack(data, weights.shape[1], up) << np.uint32(32 - up)
         return pack(top_bits(matmul(weights, rows) - gathered(shares, column, len(weights)), down), down)
+
+    def joined(self) -> JoinedProduct | None:
+        return None
+
+    def address(self, values: NDArray[np.generic]) -> int:
+        return values.ctypes.data
 
     def answer_groups(self, asked: Sequence[GroupRows]) -> GroupResults:
         return answer_each(self, asked)

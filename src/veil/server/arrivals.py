@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 from collections.abc import Sequence
 
@@ -21,22 +23,39 @@ from veil.server.row_io import (
     NAME,
     NAME_BYTES,
     RECEIVED,
+    RESULT_BYTES,
+    RESULTS,
     ROWS_AT,
     ROWS_BYTES,
+    SENT,
+    SEQUENCE,
+    SESSION,
     STATE,
     WHOLE,
 )
 
 U8 = NDArray[np.uint8]
+I64 = NDArray[np.int64]
 
 _LEAST, _MOST = 32 << 10, 256 << 10
 _SOME = 4
 _THREADS = 8
+_FILES = 1 << 20
 
 
 def room_for(row_bytes: int) -> int:
     """Bytes for a connection's messages where a row takes so many at most: some rows, and what stands beside them."""
     return min(max(4 * row_bytes + 256, _LEAST), _MOST)
+
+
+def _most_files() -> int:
+    """Files that this process may have open at most."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return min(_FILES, hard) if hard > 0 else _FILES
 
 
 class Arrivals:
@@ -50,8 +69,14 @@ class Arrivals:
 
     def __init__(self, places: int, room: int, *, together: bool = False) -> None:
         count = places if row_io.AVAILABLE else 0
-        self._arena: U8 = np.empty((count, room), np.uint8)
-        self._table = np.zeros((count, COLUMNS), np.int64)
+        self.arena: U8 = np.empty((count, room), np.uint8)
+        self.table = np.zeros((count, COLUMNS), np.int64)
+        self.hands = np.zeros(count, np.int64)
+        """Whose each connection is, see `veil.server.front_io`: the serving loop's, if there are no fronts."""
+
+        self.files = np.zeros(_most_files() if count else 0, np.int64)
+        """The place of each open file and one, 0 for those that have none."""
+
         self._single = np.zeros(1, np.int64)
         self._free = list(range(count))
         self._together = together
@@ -64,66 +89,98 @@ class Arrivals:
 
     def compile_receiving(self) -> None:
         """Have the kernel ready that receives."""
-        if len(self._arena):
+        if len(self.arena):
             nobody = np.empty(0, np.int64)
-            row_io.receive(self._arena, self._table, nobody, KEY)
+            row_io.receive(self.arena, self.table, nobody, KEY)
             if self._together:
-                row_io.receive_together(self._arena, self._table, nobody, KEY)
+                row_io.receive_together(self.arena, self.table, nobody, KEY)
 
     def compile_answering(self) -> None:
         """Have the kernel ready that replies."""
-        if len(self._arena):
+        if len(self.arena):
             packed, turns = np.empty(0, np.uint8), np.empty((0, 4), np.int64)
-            row_io.reply(packed, self._table, turns)
+            row_io.reply(packed, self.table, turns)
             if self._together:
-                row_io.reply_together(packed, self._table, turns)
+                row_io.reply_together(packed, self.table, turns)
 
     def limit_threads(self) -> None:
         """Have the calling thread's kernels wake few others."""
         if self._together:
             numba.set_num_threads(min(_THREADS, all_threads()))
 
-    def add(self, file: int, name: str) -> int | None:
-        """A place for a connection of a session; None if there is none."""
+    def add(self, file: int, name: str, session: int = -1) -> int | None:
+        """A place for a connection of a session; None if there is none.
+
+        ``session`` is the session's number in a `veil.server.batch_table`, for what is answered in rounds.
+        """
         known = name.encode()
         with self._lock:
             if len(known) != NAME_BYTES or not self._free:
                 return None
             place = self._free.pop()
-        own = self._table[place]
-        own[:] = 0
+        own = self.table[place]
         own[FILE] = file
+        own[SESSION] = session
         own[NAME:] = np.frombuffer(known, np.int64)
+        if file < len(self.files):
+            self.files[file] = place + 1
         return place
 
     def free(self, place: int) -> None:
         """Give a place back; nobody uses it any more."""
+        file = self.table[place, FILE]
+        if file < len(self.files) and self.files[file] == place + 1:  # not another connection's by now
+            self.files[file] = 0
+        self.table[place] = 0
         with self._lock:
             self._free.append(place)
+
+    def session(self, place: int) -> int:
+        """The number of a connection's session in a `veil.server.batch_table`, -1 where rounds do not serve it."""
+        return int(self.table[place, SESSION])
+
+    def receive_at(self, places: I64) -> None:
+        """Receive what is there; it is noted in the table."""
+        receive = row_io.receive_together if self._together and len(places) >= _SOME else row_io.receive
+        receive(self.arena, self.table, places, KEY)
+
+    def reply_at(self, packed: U8, turns: I64) -> None:
+        """Answer usual messages; see `veil.server.row_io.reply`."""
+        reply = row_io.reply_together if self._together and len(turns) >= _SOME else row_io.reply
+        reply(packed, self.table, turns)
 
     def receive(self, places: Sequence[int]) -> list[list[int]]:
         """Receive what is there, by one thread at a time; each connection's columns of `row_io`."""
         if len(places) == 1:
             self._single[0] = places[0]
-            row_io.receive(self._arena, self._table, self._single, KEY)
-            return [self._table[places[0]].tolist()]
+            row_io.receive(self.arena, self.table, self._single, KEY)
+            return [self.table[places[0]].tolist()]
         which = np.array(places, np.int64)
-        receive = row_io.receive_together if self._together and len(places) >= _SOME else row_io.receive
-        receive(self._arena, self._table, which, KEY)
-        found: list[list[int]] = self._table[which, :NAME].tolist()
+        self.receive_at(which)
+        found: list[list[int]] = self.table[which, :NAME].tolist()
         return found
+
+    def unsent(self, place: int) -> tuple[int, bytes, int]:
+        """Of a reply that a front sent a part of: the message's sequence, the packed results, and the bytes that went."""
+        own = self.table[place].tolist()
+        return own[SEQUENCE], ctypes.string_at(own[RESULTS], own[RESULT_BYTES]), -1 - own[SENT]
+
+    def known(self, place: int) -> list[int]:
+        """A connection's columns of `row_io`."""
+        own: list[int] = self.table[place, :NAME].tolist()
+        return own
 
     def rows(self, place: int, own: Sequence[int]) -> U8:
         """The rows [count, bytes] of a usual message, until the next one is received; one row where they are not alike."""
         at, size, count = own[ROWS_AT], own[ROWS_BYTES], own[COUNT]
-        rows = self._arena[place : place + 1, at : at + size]
+        rows = self.arena[place : place + 1, at : at + size]
         return rows if count == 1 or size % count else rows.reshape(count, size // count)
 
     def take(self, place: int, own: Sequence[int]) -> memoryview:
         """Everything that is there, to be read by itself; it is forgotten here."""
         there = LENGTH_BYTES + own[RECEIVED] if own[STATE] == WHOLE else own[HAVE]
-        self._table[place, HAVE] = 0
-        return self._arena[place, :there].data
+        self.table[place, HAVE] = 0
+        return self.arena[place, :there].data
 
     def reply(self, packed: U8, turns: Sequence[tuple[int, int, int]]) -> list[int]:
         """Answer the usual messages of some (place, first byte, end) with their parts of the results [bytes].
@@ -132,7 +189,6 @@ class Arrivals:
         """
         table = np.array([(*turn, 0) for turn in turns], np.int64)
         fit = packed.flags.c_contiguous and packed.flags.writeable
-        reply = row_io.reply_together if self._together and len(turns) >= _SOME else row_io.reply
-        reply(packed if fit else packed.copy(), self._table, table)
+        self.reply_at(packed if fit else packed.copy(), table)
         sent: list[int] = table[:, 3].tolist()
         return sent

@@ -22,7 +22,7 @@ from veil.wire.messages import BatchUpload
 
 I8 = NDArray[np.int8]
 
-_RECORD_BYTES = 192  # of Python objects for each group and row
+_RECORD_BYTES = 12  # for each group and row
 _FEW_ROWS = 8  # of one group: for more a GPU has its matrix units
 
 MOST_BATCHES = 8

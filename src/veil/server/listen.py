@@ -29,9 +29,11 @@ from veil.process import raise_file_limit
 from veil.progress import Progress
 from veil.server.admission import Admission
 from veil.server.arrivals import Arrivals, room_for
+from veil.server.batch_table import BatchTable
 from veil.server.budget import RowBudget
 from veil.server.engine import Engine
 from veil.server.gpus import ServerGpu, engines
+from veil.server.joined_rounds import can_join
 from veil.server.lane import RowLane
 from veil.server.logs import event
 from veil.server.metrics import Metrics
@@ -180,13 +182,22 @@ class Server:
         on_gpu = any(served.engine.on_gpu for served in bundles.values())
         self._stages = Stages(self.metrics.staged)
         self.metrics.before_reading(self._stages.flush)
+        engines = [engine for served in bundles.values() for engine in (served.engine, *served.copies)]
+        joins = engines[0] if len(engines) == 1 and config.rows_port is not None and can_join(engines[0]) else None
+        if joins is not None:
+            store.table = BatchTable(joins.kernels.address)
         row_bytes = max(packed_bytes(own.width, own.input_bits) for model in models for own in model.manifest.groups)
         self._loop = RowLoop(
             self._stages,
-            threads=max(1 + len(served.copies) for served in bundles.values()) if on_gpu else None,
+            threads=1
+            if joins is not None
+            else max(1 + len(served.copies) for served in bundles.values())
+            if on_gpu
+            else None,
             arrivals=Arrivals(
                 threads if config.rows_port is not None else 0, min(room_for(row_bytes), message_bytes), together=on_gpu
             ),
+            joins=None if joins is None else (joins, store),
         )
         self.service = Service(
             Shared(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
+from veil.kernels.cpu.addresses import copy_bytes
 from veil.kernels.cpu.checksum import crc32
 from veil.kernels.cpu.kept import jitted
 from veil.kernels.cpu.parallel import parallel
@@ -22,11 +23,18 @@ from veil.wire.envelope import CHECK_BYTES, CHECK_TAG
 NAME_BYTES = 32
 """Of a session's name."""
 
-FILE, HAVE, STATE, SEQUENCE, GROUP, BATCH, FIRST, COUNT, SLOTS, ROWS_AT, ROWS_BYTES, DIGEST, RECEIVED, NAME = range(14)
+FILE, HAVE, STATE, SEQUENCE, GROUP, BATCH, FIRST, COUNT, SLOTS, ROWS_AT, ROWS_BYTES, DIGEST, RECEIVED = range(13)
 """Columns of a table with a row for each connection: its file, the bytes that are there; then what its message says.
 
 The digest is the message's rows' `siphash`.
 """
+
+SESSION, RESULTS, RESULT_BYTES, SENT, GIVEN, CAME, MESSAGES, ROWS_SUM, BYTES_IN, BYTES_OUT, CHECK_NS, REPLY_NS, NAME = range(
+    13, 26
+)
+"""More, for `veil.server.fronts`: its session's number in a `veil.server.batch_table`; where its reply's results are, how
+many bytes, how many of the reply went; when it was given them and when its message came, in ns; and sums of what was
+answered."""
 
 COLUMNS = NAME + NAME_BYTES // 8
 
@@ -134,7 +142,8 @@ def _read(data, own, key):  # type: ignore[no-untyped-def]
 
 
 @jitted(nogil=True)
-def _receive_one(arena, table, place, key):  # type: ignore[no-untyped-def]
+def receive_one(arena, table, place, key):  # type: ignore[no-untyped-def]
+    """`receive` from one connection."""
     own = table[place]
     own[STATE] = _read(arena[place], own, key)
     if own[STATE] == WHOLE:
@@ -148,14 +157,14 @@ def receive(arena, table, places, key):  # type: ignore[no-untyped-def]
     ``key`` is that of the digests. A whole message is forgotten here: its bytes stay until the next call for its connection.
     """
     for place in places:
-        _receive_one(arena, table, place, key)
+        receive_one(arena, table, place, key)
 
 
 @parallel()
 def receive_together(arena, table, places, key):  # type: ignore[no-untyped-def]
     """`receive` by several threads."""
     for n in prange(len(places)):
-        _receive_one(arena, table, places[n], key)
+        receive_one(arena, table, places[n], key)
 
 
 @jitted(nogil=True)
@@ -176,7 +185,9 @@ def _form(sequence, rows, out):  # type: ignore[no-untyped-def]
     at = _put_varint(out, LENGTH_BYTES + 1, sequence)
     out[at] = 18
     at = _put_varint(out, at + 1, size)
-    out[at : at + size] = rows
+    copy_bytes(
+        types.uintp(out.ctypes.data + at), types.uintp(rows.ctypes.data), types.uintp(size)
+    )  # a slice goes byte by byte
     at += size
     check = np.int64(crc32(out, LENGTH_BYTES, at))
     out[at] = CHECK_TAG
@@ -191,10 +202,16 @@ def _form(sequence, rows, out):  # type: ignore[no-untyped-def]
 @jitted(nogil=True)
 def _reply_one(packed, table, turn):  # type: ignore[no-untyped-def]
     own = table[turn[0]]
-    out = np.empty(_HEAD + turn[2] - turn[1], np.uint8)
-    size = _form(own[SEQUENCE], packed[turn[1] : turn[2]], out)
+    turn[3] = send_results(own, packed[turn[1] : turn[2]])
+
+
+@jitted(nogil=True)
+def send_results(own, rows):  # type: ignore[no-untyped-def]
+    """Reply to a connection's message with these packed rows: the bytes that went, ``-1 - n`` where only n of them did."""
+    out = np.empty(_HEAD + rows.size, np.uint8)
+    size = _form(own[SEQUENCE], rows, out)
     sent = _send(types.intc(own[FILE]), types.uintp(out.ctypes.data), types.uintp(size), types.intc(_NOW | _QUIET))
-    turn[3] = size if sent == size else -1 - max(0, sent)
+    return size if sent == size else -1 - max(0, sent)
 
 
 @jitted(nogil=True)

@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,9 +23,12 @@ from veil.network.busy_poll import NOTHING, BusyPoll
 from veil.priority import cores
 from veil.server.arrivals import U8, Arrivals
 from veil.server.engine import Claim, Engine
+from veil.server.fronts import Fronts
+from veil.server.joined_rounds import Answered, JoinedRounds, compile_kernels
 from veil.server.row_io import PART, STATE, WHOLE
 from veil.server.row_seat import Seat
 from veil.server.stages import Stages
+from veil.server.store import SessionStore
 from veil.server.turns import Asked, FairTurns, RowPiece
 
 _LOG = logging.getLogger("veil.server")
@@ -40,7 +44,8 @@ _NONE = GroupResults(np.empty(0, np.uint8), [])
 class RowLoop:
     """Serves seats and `answer`. ``threads`` is as many as there are cores, 4 at most, or 1 for a GPU.
 
-    What has a place in ``arrivals`` is received and answered together; without, each message is read by itself.
+    What has a place in ``arrivals`` is received and answered together; without, each message is read by itself. With
+    ``joins``, an engine that joins groups and the store of its sessions, one thread serves what is usual in rounds.
     """
 
     def __init__(
@@ -50,8 +55,15 @@ class RowLoop:
         threads: int | None = None,
         turns: FairTurns | None = None,
         arrivals: Arrivals | None = None,
+        joins: tuple[Engine, SessionStore] | None = None,
     ) -> None:
         self._arrivals = arrivals or Arrivals(0, 0)
+        self._joins = joins
+        self._fronts: Fronts | None = None
+        self._rounds: JoinedRounds | None = None
+        self._placed: dict[int, Seat] = {}
+        """Those whose messages fronts receive."""
+
         self._stages = stages or Stages()
         self._turns = turns or FairTurns()
         self._selector = selectors.DefaultSelector()
@@ -59,6 +71,8 @@ class RowLoop:
         for end in (self._wake_in, self._wake_out):
             end.setblocking(False)
         self._selector.register(self._wake_in, selectors.EVENT_READ, None)
+        if joins is not None:
+            self._fronts = Fronts(self._arrivals, self._wake_out)
         self._eager = BusyPoll(_file_of(self._selector))
         self._lead = threading.Lock()
         self._lock = threading.Lock()  # of the turns, and of what follows
@@ -73,6 +87,9 @@ class RowLoop:
     def start(self) -> None:
         """Begin to serve."""
         self._arrivals.compile()
+        if self._fronts is not None:
+            compile_kernels()
+            self._fronts.start()
         for thread in self._threads:
             thread.start()
 
@@ -83,6 +100,8 @@ class RowLoop:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
+        if self._fronts is not None:
+            self._fronts.stop()
         with self._lock:
             waiting = [piece.asked for _ in range(len(self._turns)) if len(self._turns) for piece in self._turns.take(0.0)]
         for asked in waiting:
@@ -97,8 +116,23 @@ class RowLoop:
     def add(self, seat: Seat) -> None:
         """Serve a connection that has shown its ticket."""
         if not isinstance(seat.frames.connection, ssl.SSLSocket):
-            seat.place = self._arrivals.add(seat.frames.connection.fileno(), seat.stream.name)
+            session = -1 if self._joins is None else seat.stream.joins(self._joins[0])
+            file = seat.frames.connection.fileno()
+            seat.place = self._arrivals.add(file, seat.stream.name, session)
+            if seat.place is not None and self._fronts is not None and session >= 0:
+                self._placed[seat.place] = seat
+                self._fronts.add(seat.place, file)
+                if self._to_front(seat):
+                    return
         self._go_on(seat)
+
+    def _to_front(self, seat: Seat) -> bool:
+        """Have a connection's front receive its next message, if nothing is under way with it and rounds may answer it."""
+        if self._fronts is None or seat.place not in self._placed or not seat.joins or seat.frames.unsent:
+            return False
+        self._look_away(seat)
+        self._fronts.give(seat.place)
+        return True
 
     def _go_on(self, seat: Seat) -> None:
         self._look_for(seat, selectors.EVENT_READ)
@@ -113,10 +147,13 @@ class RowLoop:
             if self._latest is seat:
                 self._latest = None
         self._look_away(seat)
+        if self._rounds is not None and seat.place is not None:
+            self._rounds.forget(seat.place)
         seat.drop()
         with self._lock:
             place, seat.place = seat.place, None
         if place is not None:
+            self._placed.pop(place, None)
             self._arrivals.free(place)
 
     def answer(self, engine: Engine, claim: Claim, flow: str = "") -> bytes:
@@ -138,6 +175,14 @@ class RowLoop:
 
     def _work(self) -> None:
         self._arrivals.limit_threads()
+        if self._joins is not None:
+            engine, store = self._joins
+            epoll = _file_of(self._selector)
+            assert epoll is not None
+            assert self._fronts is not None
+            self._rounds = JoinedRounds(
+                engine, store, self._arrivals, self._fronts, self._stages, epoll, self._rest_of, self._told
+            )
         while not self._stopping:
             self._lead.acquire()
             leading = True
@@ -159,10 +204,15 @@ class RowLoop:
     def gather(self) -> list[RowPiece]:
         """Read what has come; the next product, nothing when it is time to look whether the loop stops."""
         alone, turns = self._alone, self._turns
-        if alone and not len(turns):
+        came: list[Asked] = []
+        due, sleeps = True, not len(turns) and not self._again
+        if self._rounds is not None:
+            others, due = self._serve_rounds(self._rounds, came)
+            sleeps = sleeps and not (came or others)
+        elif alone and not len(turns):
             latest = self._latest
             self._eager.look(latest.meanwhile if isinstance(latest, Seat) else NOTHING)
-        came = self._read(0.0 if len(turns) or self._again else _IDLE_S)
+        came += self._read(_IDLE_S if sleeps else 0.0)
         if alone:
             self._eager.came()
             if len(came) == 1 and not len(turns) and not self._stopping:
@@ -176,9 +226,45 @@ class RowLoop:
                 pieces = turns.alone(came[0], came[0].since)
             else:
                 self._wait_for(came)
-                pieces = turns.take(time.perf_counter()) if len(turns) else []
+                pieces = turns.take(time.perf_counter()) if len(turns) and (due or turns.is_due) else []
             self._running += bool(pieces)
         return pieces
+
+    def _serve_rounds(self, rounds: JoinedRounds, came: list[Asked]) -> tuple[bool, bool]:
+        """Answer what is usual; whether there is anything else, and whether it is others' turn whatever they had."""
+        turns = self._turns
+        once, start = len(turns) > 0 or len(self._again) > 0, time.perf_counter()
+        places, others, busy = rounds.serve(once)
+        if once:
+            with self._lock:
+                turns.others_took(time.perf_counter() - start)
+        for place in places:
+            if (seat := self._placed.get(place)) is not None:
+                self._look_for(seat, selectors.EVENT_READ)
+                self._taken(seat, place, self._arrivals.known(place), came)
+                if not seat.busy and not seat.closing and not seat.over:
+                    self._to_front(seat)
+        now = time.perf_counter()
+        for asked in came:
+            asked.since = now
+        return others or busy, not busy
+
+    def _rest_of(self, place: int) -> None:
+        """A connection did not take all of its reply."""
+        seat = self._placed[place]
+        self._answered([(seat, seat.send_rest(*self._arrivals.unsent(place)))])
+
+    def _told(self, answered: list[Answered]) -> None:
+        """Rounds answered some connections."""
+        now = time.perf_counter()
+        for own in answered:
+            if (seat := self._placed.get(own.place)) is not None:
+                seat.answered(own)
+                with self._lock:
+                    self._turns.saw(seat.stream.flow, now)
+        for own in answered[-2:]:
+            if (seat := self._placed.get(own.place)) is not None:
+                self._heard_from(seat)
 
     def _wait_for(self, came: list[Asked]) -> None:
         for asked in came:
@@ -221,23 +307,27 @@ class RowLoop:
             for seat in seats:
                 seat.lock.release()
         for (seat, place), own in zip(there, found, strict=True):
-            state = own[STATE]
-            if state == PART:
-                continue
-            asked = seat.taken(own, arrivals.rows(place, own), self._reply) if state == WHOLE else None
-            if asked is not None:
-                came.append(asked)
-            elif seat.over or seat.closing:
-                self._settle(seat)
-            else:
-                seat.put_back(arrivals.take(place, own))
-                self._take(seat, came)
+            self._taken(seat, place, own, came)
         for asked in came[asked_before:][-2:]:
             self._heard_from(asked.seat)
         if count := len(came) - asked_before:
             end = time.perf_counter()
             for asked in came[asked_before:]:
                 asked.since, asked.checked_s = end, (end - start) / count
+
+    def _taken(self, seat: Seat, place: int, own: Sequence[int], came: list[Asked]) -> None:
+        """What was received for a connection, as its columns of `veil.server.row_io` say."""
+        arrivals, state = self._arrivals, own[STATE]
+        if state == PART:
+            return
+        asked = seat.taken(own, arrivals.rows(place, own), self._reply) if state == WHOLE else None
+        if asked is not None:
+            came.append(asked)
+        elif seat.over or seat.closing:
+            self._settle(seat)
+        else:
+            seat.put_back(arrivals.take(place, own))
+            self._take(seat, came)
 
     def _take(self, seat: Seat, came: list[Asked]) -> None:
         """Read a message by itself."""
@@ -373,6 +463,9 @@ class RowLoop:
             for seat, _ in seats:
                 seat.busy = False
             after = [own for own in seats if own[0].parked or own[0].over or not own[1] or own[0].frames.held]
+        for seat, sent in seats if self._fronts is not None else ():
+            if sent and not seat.over and not seat.parked:
+                self._to_front(seat)
         for seat, sent in after:
             if seat.over:
                 self._end(seat)
@@ -392,7 +485,8 @@ class RowLoop:
                 self._end(seat)
             else:
                 self._look_away(seat)
-                self._back(seat)
+                if not self._to_front(seat):
+                    self._back(seat)
 
     def _look_for(self, seat: Seat, events: int) -> None:
         try:

@@ -11,6 +11,7 @@ from veil.errors import VeilError
 from veil.network.frames import LENGTH_BYTES
 from veil.network.ready_frames import ReadyFrames
 from veil.server.arrivals import U8
+from veil.server.joined_rounds import Answered
 from veil.server.logs import event
 from veil.server.rows import RowAnswers
 from veil.server.turns import Asked
@@ -108,6 +109,20 @@ class Seat:
             data = self.stream.reply(asked.claim, asked.reply)
             with self.lock:
                 return self.gone or self.frames.send_rest(data, -1 - sent)
+        except Exception as error:
+            self._fail(error)
+        return False
+
+    def answered(self, own: Answered) -> None:
+        """Note what rounds answered."""
+        self.heard = time.monotonic()
+        self.stream.answered(own.rows, own.received, own.sent)
+
+    def send_rest(self, sequence: int, rows: bytes, sent: int) -> bool:
+        """Go on with a reply of which ``sent`` bytes went by its front; whether all of it did."""
+        try:
+            data = seal(pb.EvaluateReply(sequence=sequence, rows=rows))
+            return self.frames.send_rest(data, sent)
         except Exception as error:
             self._fail(error)
         return False

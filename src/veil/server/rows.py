@@ -72,6 +72,26 @@ class RowAnswers:
         self._received += len(data)
         return session.engine, claim, self._owner or session.name
 
+    def joins(self, engine: Engine) -> int:
+        """The number of its session in the store's table if rounds of an engine may answer it, else -1."""
+        session = self._session
+        return -1 if session is None or session.engine is not engine or self._budget is not None else session.number
+
+    @property
+    def flow(self) -> str:
+        """Who asks."""
+        return self._owner or self.name
+
+    def answered(self, rows: int, received: int, sent: int) -> None:
+        """Count what rounds answered."""
+        self._received += received
+        self._sent += sent
+        self._rows += rows
+        if self._session is not None:
+            self._store.touch(self._session)
+        if self._received + self._sent > _TELL_BYTES:
+            self._tell()
+
     @property
     def name(self) -> str:
         """The session's name; empty where there is none yet."""

@@ -46,6 +46,11 @@ class Stages:
         if time.monotonic() - self._told > _TELL_S:
             self.flush()
 
+    def fronted(self, check_s: float, reply_s: float) -> None:
+        """Fronts checked and sent for so long, for messages that were counted when their product was."""
+        self._seconds["check"] += check_s
+        self._seconds["reply"] += reply_s
+
     def flush(self) -> None:
         """Tell what was counted."""
         with self._lock:

@@ -9,11 +9,16 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from veil.errors import QuotaExceeded, RowReused, ServerUnreachable, UnknownBatch, UnknownSession, WireError
+from veil.errors import QuotaExceeded, ServerUnreachable, UnknownBatch, UnknownSession, WireError
 from veil.kernels.interface import Array, Rows
+from veil.server.batch_table import BatchTable
 from veil.server.engine import Engine
+from veil.server.spending import SpentRows
 from veil.wire.messages import Span
+
+R = TypeVar("R")
 
 _REMEMBERED = 1024
 
@@ -30,25 +35,6 @@ class Limits:
     batch_ttl_s: float = float("inf")
 
 
-class _Claimed:
-    """Which rows of a batch came for one group: spans in their order, each with a digest of its bytes."""
-
-    __slots__ = ("_spans", "_upto")
-
-    def __init__(self) -> None:
-        self._upto = 0
-        self._spans: dict[int, tuple[int, int | None]] = {}
-
-    def claim(self, span: Span, digest: int | None) -> None:
-        """Note that a span came; the same again is allowed where it has a digest, anything else raises `RowReused`."""
-        first, count = span.first, span.count
-        if first >= self._upto:
-            self._upto = first + count
-            self._spans[first] = count, digest
-        elif digest is None or self._spans.get(first) != (count, digest):
-            raise RowReused(f"rows from {first} of batch {span.batch} were used before, with other bytes")
-
-
 @dataclass(eq=False)
 class Batch:
     """A prepared batch: its shares h [T, slots] by segment, which rows came for each group, and its size."""
@@ -56,14 +42,9 @@ class Batch:
     shares: dict[str, Array]
     expires: float
     nbytes: int
-    claimed: dict[int, _Claimed] = field(default_factory=dict)
-
-    def spend(self, group: int, span: Span, digest: int | None) -> None:
-        """Note that rows came for a group; see `_Claimed.claim`."""
-        claimed = self.claimed.get(group)
-        if claimed is None:
-            claimed = self.claimed[group] = _Claimed()
-        claimed.claim(span, digest)
+    spent: SpentRows
+    place: int = -1
+    """In the store's table, where it has one."""
 
 
 @dataclass(eq=False)
@@ -85,6 +66,9 @@ class Session:
     nbytes: int = 0
     closed: bool = False
     on_close: Callable[[], object] | None = None
+    number: int = -1
+    """Its name in the store's table, where there is one."""
+
     ticket: str = field(default_factory=lambda: secrets.token_hex(16))
 
 
@@ -99,6 +83,8 @@ class SessionStore:
         self._expired: OrderedDict[str, None] = OrderedDict()
         self._used_bytes = 0
         self._draining = False
+        self.table: BatchTable | None = None
+        """The batches for kernels that claim rows without the interpreter; set before the first session opens."""
 
     @property
     def used_bytes(self) -> int:
@@ -135,6 +121,8 @@ class SessionStore:
                 raise QuotaExceeded(f"your token has its most sessions ({mine}); close one, or try again later")
             name = secrets.token_hex(16)
             session = self.sessions[name] = Session(name, owner, engine, self._clock())
+            if self.table is not None:
+                session.number = self.table.open()
             return session
 
     def drain(self) -> None:
@@ -226,11 +214,18 @@ class SessionStore:
 
     def keep(self, session: Session, shares: dict[int, dict[str, Array]], nbytes: int) -> None:
         """Keep an upload's batches, of ``nbytes`` each, that memory was promised for: all, or none if this raises."""
-        expires = self._clock() + self.limits.batch_ttl_s
-        batches = {number: Batch(share, expires, nbytes) for number, share in shares.items()}
+        expires, groups = self._clock() + self.limits.batch_ttl_s, session.engine.groups
+        batches = {
+            number: Batch(share, expires, nbytes, SpentRows(groups, max(map(len, share.values()), default=0)))
+            for number, share in shares.items()
+        }
+        segments = session.engine.model.manifest.segments
         with self._lock:
             if not session.closed:
                 session.batches.update(batches)
+                if self.table is not None:
+                    for number, own in batches.items():
+                        own.place = self.table.put(session.number, number, own.shares, own.spent, segments, expires)
             session.waiting -= len(batches)
 
     def release(self, session: Session, batches: Iterable[int]) -> None:
@@ -250,12 +245,18 @@ class SessionStore:
         with self._lock:
             if len(spans) == 1:
                 batch = self._batch(session, spans[0], segment, now)
-                batch.spend(group, spans[0], digests[0])
+                batch.spent.claim(group, spans[0], digests[0])
                 return [Rows(batch.shares[segment], spans[0].first, spans[0].count)]
             found = [self._batch(session, span, segment, now) for span in spans]
             for span, batch, digest in zip(spans, found, digests, strict=True):
-                batch.spend(group, span, digest)
+                batch.spent.claim(group, span, digest)
             return [Rows(batch.shares[segment], span.first, span.count) for span, batch in zip(spans, found, strict=True)]
+
+    def in_table(self, use: Callable[[BatchTable, float], R]) -> R:
+        """What ``use(table, now)`` gives, which reads and spends rows as `claim` does, while nobody else does."""
+        assert self.table is not None
+        with self._lock:
+            return use(self.table, self._clock())
 
     def _batch(self, session: Session, span: Span, segment: str, now: float) -> Batch:
         """The batch that has these rows."""
@@ -289,12 +290,17 @@ class SessionStore:
     def _forget(self, session: Session) -> None:
         if self.sessions.pop(session.name, None) is not None:
             session.closed = True
-            session.batches.clear()
+            self._drop(session, list(session.batches))
             self._free(session, session.nbytes)
+            if self.table is not None:
+                self.table.close(session.number)
 
     def _drop(self, session: Session, numbers: Iterable[int]) -> None:
         for number in numbers:
-            self._free(session, session.batches.pop(number).nbytes)
+            batch = session.batches.pop(number)
+            self._free(session, batch.nbytes)
+            if self.table is not None:
+                self.table.drop(session.number, batch.place, batch.shares)
 
     def _free(self, session: Session, nbytes: int) -> None:
         nbytes = min(nbytes, session.nbytes)

@@ -162,15 +162,31 @@ class FairTurns:
                 self._tag(piece.asked)
                 self._wait(piece.asked)
 
+    @property
+    def is_due(self) -> bool:
+        """Whether a product is next, where somebody else is served too: prompts have half of the time."""
+        return self._prompts < len(self._waiting) or self._spent[True] <= self._spent[False]
+
+    def others_took(self, seconds: float) -> None:
+        """Note how long rows of others were served while some wait here."""
+        self._spent[False] += seconds
+
+    def saw(self, flow: str, now: float) -> None:
+        """Note that somebody is served elsewhere."""
+        self._hear(flow, now)
+
     def _wait(self, asked: Asked) -> None:
         self._waiting.append(asked)
         self._prompts += asked.prompt
 
     def _note(self, asked: Asked) -> None:
+        self._hear(asked.flow, asked.since)
+
+    def _hear(self, flow: str, when: float) -> None:
         """When somebody else than the last asked: a prompt in company is cut."""
-        if asked.flow != self._latest:
-            self._mixed = self._mixed if self._latest is None else asked.since
-            self._latest = asked.flow
+        if flow != self._latest:
+            self._mixed = self._mixed if self._latest is None else when
+            self._latest = flow
 
     def _begin_anew(self) -> None:
         """Nobody waits: what anybody had before counts no more."""

@@ -24,6 +24,7 @@ from veil.kernels.interface import (
     GroupResults,
     GroupRows,
     Hint,
+    JoinedProduct,
     Rows,
     Scaling,
     SignVectors,
@@ -312,6 +313,12 @@ class CpuKernels:
             if not serial:
                 self._products.took(work, threads, clock() - start)
         return out
+
+    def joined(self) -> JoinedProduct | None:
+        return None
+
+    def address(self, values: NDArray[np.generic]) -> int:
+        return values.ctypes.data
 
     def answer_groups(self, asked: Sequence[GroupRows]) -> GroupResults:
         return answer_each(self, asked)

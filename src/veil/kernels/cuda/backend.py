@@ -15,10 +15,21 @@ from veil.kernels import reference
 from veil.kernels.cuda import checking, ntt_domain, online, packing, product, results
 from veil.kernels.cuda.constants import MU, Constants, constants
 from veil.kernels.cuda.device import empty, interpreted, put, target
-from veil.kernels.cuda.joined import MOST_ROWS, JoinedThreads
+from veil.kernels.cuda.joined import MOST_ROWS, Joined, JoinedThreads
 from veil.kernels.cuda.rows import located
 from veil.kernels.cuda.secret import DeviceErrors, encrypt_terms
-from veil.kernels.interface import Errors, GroupResults, GroupRows, Hint, Rows, Scaling, SignVectors, Words, answer_each
+from veil.kernels.interface import (
+    Errors,
+    GroupResults,
+    GroupRows,
+    Hint,
+    JoinedProduct,
+    Rows,
+    Scaling,
+    SignVectors,
+    Words,
+    answer_each,
+)
 from veil.kernels.ring import Ring
 from veil.params import packed_bytes
 
@@ -204,6 +215,12 @@ class CudaKernels:
             words = product.multiply(weights, packing.limbs_of(data, weights.shape[1], bits[0]))
             packing.finish(words, places, bits[1], out)
         return out
+
+    def joined(self) -> JoinedProduct | None:
+        return Joined()
+
+    def address(self, values: Tensor) -> int:
+        return values.data_ptr()
 
     def answer_groups(self, asked: Sequence[GroupRows]) -> GroupResults:
         if sum(len(own.data) for own in asked) > MOST_ROWS:

@@ -7,21 +7,25 @@ and a table of where everything is, go to the GPU in one copy; the results come 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
+from numba import types
 from numpy.typing import NDArray
 
+from veil.kernels import joined_rows as row
+from veil.kernels.cpu.addresses import copy_bytes
+from veil.kernels.cpu.kept import jitted
 from veil.kernels.cuda import launching
 from veil.kernels.cuda.device import interpreted, target
 from veil.kernels.cuda.packing import part_of
 from veil.kernels.cuda.product import weights_tile
 from veil.kernels.interface import GroupResults, GroupRows
-from veil.params import packed_bytes
 
 Tensor = torch.Tensor
 U8 = NDArray[np.uint8]
@@ -35,6 +39,7 @@ _SET = 9  # words of a set in the table
 _ROW = 3  # and of a row
 _TABLE_WORDS = MOST_ROWS * (_SET + _ROW)
 _ALIGNED = 16
+_AFTER = 4  # bytes that are read behind the last row
 
 
 @triton.jit(do_not_specialize=["sets"])
@@ -95,126 +100,202 @@ def _top_of_word(words, j, inside, bits):  # type: ignore[no-untyped-def]
     return word << (32 - bits).to(tl.uint32)
 
 
+@jitted(nogil=True)
+def lay_out(rows, sent, table, room, anchor, unit, order, turns, launch):  # type: ignore[no-untyped-def]
+    """Write rows of several groups and their table where they are sent from, and what a launch of them takes to its words.
+
+    ``rows`` [n, columns] are of `veil.kernels.joined_rows`; ``turns`` [n, 4] get where the results of each are. ``sent``
+    uint8 begins with ``table`` int64; ``room`` are the bytes for results. False, and nothing is written, where there is too
+    little.
+    """
+    count, at, end = len(rows), 8 * _TABLE_WORDS, 0
+    for n in range(count):
+        at += rows[n, row.COUNT] * ((rows[n, row.ROW_BYTES] + _ALIGNED - 1) // _ALIGNED * _ALIGNED)
+        end += rows[n, row.COUNT] * ((rows[n, row.OUTPUTS] * rows[n, row.DOWN] + 7) // 8)
+    launch[launching.SENT_BYTES], launch[launching.CAME_BYTES] = at, end
+    if at + _AFTER > len(sent) or end > room:
+        return False
+    for n in range(count):
+        place = n
+        while place > 0 and _follows(rows, order[place - 1], n):
+            order[place] = order[place - 1]
+            place -= 1
+        order[place] = n
+    sets, placed, programs, at, end, before = -1, 0, 0, 8 * _TABLE_WORDS, 0, -1
+    for turn in range(count):
+        own = rows[order[turn]]
+        outputs, number = own[row.OUTPUTS], own[row.COUNT]
+        if before < 0 or own[row.WEIGHTS] != rows[before, row.WEIGHTS] or outputs != rows[before, row.OUTPUTS]:
+            sets += 1
+            entry = table[_SET * sets : _SET * sets + _SET]
+            entry[1], entry[2], entry[3] = programs, placed, 0
+            entry[4], entry[5] = (own[row.WEIGHTS] - anchor) // _ALIGNED, outputs
+            entry[6], entry[7], entry[8] = own[row.WIDTH] // unit, own[row.UP], own[row.DOWN]
+        before = order[turn]
+        programs += number * ((outputs + _ROWS - 1) // _ROWS)
+        entry = table[_SET * sets : _SET * sets + _SET]
+        entry[0], entry[3] = programs, entry[3] + number
+        each, step = (outputs * own[row.DOWN] + 7) // 8, (own[row.ROW_BYTES] + _ALIGNED - 1) // _ALIGNED * _ALIGNED
+        turns[before, row.FIRST] = end
+        for n in range(number):
+            line = table[MOST_ROWS * _SET + _ROW * placed : MOST_ROWS * _SET + _ROW * (placed + 1)]
+            line[0], line[1], line[2] = at // _ALIGNED, own[row.SHARES] + n * own[row.STRIDE], end
+            copy_bytes(
+                types.uintp(sent.ctypes.data + at),
+                types.uintp(own[row.DATA] + n * own[row.ROW_BYTES]),
+                types.uintp(own[row.ROW_BYTES]),
+            )
+            placed, at, end = placed + 1, at + step, end + each
+        turns[before, row.END] = end
+    launch[launching.PROGRAMS], launch[launching.ARGUMENTS + 4] = programs, sets + 1
+    return True
+
+
+@jitted(nogil=True)
+def _follows(rows, one, other):  # type: ignore[no-untyped-def]
+    """Whether a request's group comes after another's."""
+    if rows[one, row.WEIGHTS] != rows[other, row.WEIGHTS]:
+        return rows[one, row.WEIGHTS] > rows[other, row.WEIGHTS]
+    return rows[one, row.OUTPUTS] > rows[other, row.OUTPUTS]
+
+
+@jitted(nogil=True)
+def begin(rows, sent, table, room, anchor, unit, order, turns, launch):  # type: ignore[no-untyped-def]
+    """`lay_out`, then the launch; the driver's first error, 0, or -1 where there is too little room."""
+    if not lay_out(rows, sent, table, room, anchor, unit, order, turns, launch):
+        return -1
+    return launching.launch(launch)
+
+
 class Joined:
     """Answers rows of several groups on the current device, for one thread: memory on both sides, and a stream of its own.
 
     The stream has priority over what prepares rows meanwhile.
     """
 
+    most_rows = MOST_ROWS
+
     def __init__(self) -> None:
         self._anchor = torch.empty(_ALIGNED, dtype=torch.int8, device=target())
-        self._sent, self._came = _staged(0), _staged(0)
-        self._data = self._out = self._anchor
+        self._order = np.zeros(MOST_ROWS, np.int64)
+        self._rows = np.zeros((MOST_ROWS, row.COLUMNS), np.int64)
+        self._turns = np.zeros((MOST_ROWS, 4), np.int64)
         self._widths: set[int] = set()
         self._launches: dict[tuple[int, bool, int], I64] = {}
+        self._words = np.zeros(launching.ARGUMENTS + launching.MOST_ARGUMENTS, np.int64)
+        self._anchor_at = self._anchor.data_ptr()
+        self._sent = _staged(0)
+        self._both = [_staged(0), _staged(0)]
+        self._data = self._out = self._anchor
+        self._make_room(8 * _TABLE_WORDS + _AFTER, 1)
+        self._under_way: I64 | None = None
+        self._end = 0
         self._stream: torch.cuda.Stream | None = None
         self._direct = False
         if not interpreted():
             self._stream = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
-            torch.cuda.set_stream(self._stream)  # this thread's
             self._direct = launching.load_driver()
 
     def answer(self, asked: Sequence[GroupRows]) -> GroupResults:
         """See `interface.Kernels.answer_groups`; at most `MOST_ROWS` rows."""
-        each = [(one.weights.data_ptr(), one.bits, n) for n, one in enumerate(asked)]
-        each.sort()
-        sets: list[tuple[int, ...]] = []
-        rows: list[tuple[int, int, int]] = []
-        copies: list[tuple[int, U8]] = []
-        anchor, places = self._anchor.data_ptr(), [(0, 0)] * len(asked)
-        programs, at, end = 0, 8 * _TABLE_WORDS, 0
-        before: tuple[object, ...] = ()
-        for address, bits, n in each:
-            one = asked[n]
+        held, each, ends = [], [], []
+        for one in asked:
             outputs, width = one.weights.shape
-            count, row_bytes = len(one.data), packed_bytes(outputs, bits[1])
-            places[n] = end, end + count * row_bytes
-            tiles = -(-outputs // _ROWS)
-            if before == (address, outputs, bits):
-                begin, first, held = sets[-1][1:4]
-                programs = begin + (held + count) * tiles
-                sets[-1] = programs, begin, first, held + count, *sets[-1][4:]
-            else:
-                begin, programs = programs, programs + count * tiles
-                sets.append((programs, begin, len(rows), count, address - anchor, outputs, width, *bits))
-                self._widths.add(width)
-                before = address, outputs, bits
-            step = -(-one.data.shape[1] // _ALIGNED) * _ALIGNED
-            place = 0
+            data = np.ascontiguousarray(one.data)
+            held.append(data)
+            self._widths.add(width)
+            weights, (up, down), place = one.weights.data_ptr(), one.bits, data.ctypes.data
             for part in one.shares:
-                stride = part.material.shape[1]
-                start = part.material.data_ptr() + 4 * (part.first * stride + one.column)
-                for row in range(part.count):
-                    rows.append((at // _ALIGNED, start + 4 * stride * row, end))
-                    copies.append((at, one.data[place]))
-                    at, end, place = at + step, end + row_bytes, place + 1
-        self._make_room(at + 4, end)
+                stride = 4 * part.material.shape[1]
+                shares = part.material.data_ptr() + part.first * stride + 4 * one.column
+                nbytes = data.shape[1]
+                each.append((weights, outputs, width, up, down, shares, stride, place, nbytes, part.count))
+                place += part.count * nbytes
+            ends.append(len(each))
+        rows, turns = self._rows[: len(each)], self._turns[: len(each)]
+        rows[:] = each
+        self.begin(rows, turns)
+        packed, found, first = self.finish(), turns.tolist(), 0
+        places = []
+        for end in ends:
+            places.append((found[first][row.FIRST], found[end - 1][row.END]))
+            first = end
+        return GroupResults(packed, places)
+
+    def take_widths(self, widths: Iterable[int]) -> None:
+        """Know the inputs of all groups whose rows `begin` gets."""
+        self._widths.update(widths)
+
+    def begin(self, rows: I64, turns: I64) -> None:
+        """See `interface.JoinedProduct.begin`."""
         unit = _ALIGNED if all(width % _ALIGNED == 0 for width in self._widths) else 1
-        self._lay_out(sets, rows, copies, unit)
-        if end:
-            self._launch(programs, len(sets), at, end, unit)
-        return GroupResults(self._came[:end].numpy(), places)
-
-    def _lay_out(
-        self, sets: list[tuple[int, ...]], rows: list[tuple[int, int, int]], copies: list[tuple[int, U8]], unit: int
-    ) -> None:
-        """Write the table and the rows where they are sent from."""
-        sent: U8 = self._sent.numpy()
-        table = sent[: 8 * _TABLE_WORDS].view(np.int64)
-        own = np.array(sets, np.int64)
-        own[:, 4] //= _ALIGNED
-        own[:, 6] //= unit
-        table[: own.size] = own.reshape(-1)
-        first = MOST_ROWS * _SET
-        table[first : first + _ROW * len(rows)] = np.array(rows, np.int64).reshape(-1)
-        for at, data in copies:
-            sent[at : at + len(data)] = data
-
-    def _launch(self, programs: int, sets: int, at: int, end: int, unit: int) -> None:
-        """Send ``at`` bytes, answer, and have ``end`` bytes back."""
         block = next((block for block in (256, 128) if all(width % block == 0 for width in self._widths)), 0)
         variant = block or 256, block > 0, unit
         known = self._launches.get(variant)
-        if known is not None:
-            known[launching.PROGRAMS], known[launching.SENT_BYTES], known[launching.CAME_BYTES] = programs, at, end
-            known[launching.ARGUMENTS + 4] = sets
-            failed = launching.round_trip(known)
+        self._both.reverse()  # what the last launch gave holds until the next
+        while True:
+            words = self._words if known is None else known
+            words[launching.CAME] = self._both[0].data_ptr()
+            given = rows, self._sent_bytes, self._table, len(self._both[0]), self._anchor_at, unit, self._order, turns, words
+            failed = (0 if lay_out(*given) else -1) if known is None else begin(*given)
+            if failed >= 0:
+                break
+            self._make_room(int(words[launching.SENT_BYTES]) + _AFTER, int(words[launching.CAME_BYTES]))
+            known = None
+        self._under_way, self._end = (None if known is None else known), int(words[launching.CAME_BYTES])
+        if failed:
+            raise RuntimeError(f"the CUDA driver's error {failed} while rows were answered")
+        if known is None and self._end:
+            self._launch(words, variant)
+
+    def finish(self) -> U8:
+        """See `interface.JoinedProduct.finish`."""
+        if self._under_way is not None:
+            failed = launching.wait(self._under_way)
             if failed:
                 raise RuntimeError(f"the CUDA driver's error {failed} while rows were answered")
-            return
-        self._data[:at].copy_(self._sent[:at], non_blocking=True)
-        compiled = answer_joined[(programs,)](
-            self._data[: 8 * _TABLE_WORDS].view(torch.int64), self._data, self._anchor, self._out, sets,
-            MOST_ROWS, _SET, _ROW, unit, variant[1], _ROWS, variant[0], num_warps=1,
-        )  # fmt: skip
-        self._came[:end].copy_(self._out[:end], non_blocking=True)
-        if self._stream is not None:
+        elif self._stream is not None:
             self._stream.synchronize()
-            if self._direct:
-                self._launches[variant] = self._words_of(compiled, self._stream)
+        packed: U8 = self._both[0].numpy()[: self._end]
+        return packed
+
+    def _launch(self, words: I64, variant: tuple[int, bool, int]) -> None:
+        """By PyTorch's copies and Triton's launcher, the first time or where the driver is not known."""
+        at, end, sets = int(words[launching.SENT_BYTES]), self._end, int(words[launching.ARGUMENTS + 4])
+        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            self._data[:at].copy_(self._sent[:at], non_blocking=True)
+            compiled = answer_joined[(int(words[launching.PROGRAMS]),)](
+                self._data[: 8 * _TABLE_WORDS].view(torch.int64), self._data, self._anchor, self._out, sets,
+                MOST_ROWS, _SET, _ROW, variant[2], variant[1], _ROWS, variant[0], num_warps=1,
+            )  # fmt: skip
+            self._both[0][:end].copy_(self._out[:end], non_blocking=True)
+        if self._stream is not None and self._direct:
+            self._launches[variant] = self._words_of(compiled, self._stream)
 
     def _words_of(self, compiled: Any, stream: torch.cuda.Stream) -> I64:
-        """What `launching.round_trip` takes of a kernel that Triton compiled and loaded."""
+        """What `launching.launch` takes of a kernel that Triton compiled and loaded."""
         words = np.zeros(launching.ARGUMENTS + launching.MOST_ARGUMENTS, np.int64)
         words[launching.FUNCTION] = compiled.function
         words[launching.STREAM] = stream.cuda_stream
         words[launching.THREADS] = 32 * compiled.metadata.num_warps
         words[launching.SHARED] = compiled.metadata.shared
         words[launching.SENT], words[launching.DATA] = self._sent.data_ptr(), self._data.data_ptr()
-        words[launching.CAME], words[launching.OUT] = self._came.data_ptr(), self._out.data_ptr()
+        words[launching.OUT] = self._out.data_ptr()
         pointers = (self._data, self._data, self._anchor, self._out)
         words[launching.ARGUMENTS : launching.ARGUMENTS + 4] = [own.data_ptr() for own in pointers]
         return words
 
     def _make_room(self, sent: int, came: int) -> None:
+        """Have memory for so many bytes, on both sides."""
+        self._launches.clear()
         if len(self._sent) < sent:
             self._sent = _staged(2 * sent)
             self._data = torch.empty(2 * sent, dtype=torch.uint8, device=target())
-            self._launches.clear()
-        if len(self._came) < came:
-            self._came = _staged(2 * came)
+        if len(self._both[0]) < came:
+            self._both = [_staged(2 * came), _staged(2 * came)]
             self._out = torch.empty(2 * came, dtype=torch.uint8, device=target())
-            self._launches.clear()
+        self._sent_bytes = self._sent.numpy()
+        self._table: I64 = self._sent_bytes[: 8 * _TABLE_WORDS].view(np.int64)
 
 
 def _staged(nbytes: int) -> Tensor:

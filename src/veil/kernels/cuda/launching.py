@@ -1,4 +1,4 @@
-"""Copy, launch, copy back, wait: one call of the CUDA driver's functions without the interpreter.
+"""Copy, launch, copy back, and wait: the CUDA driver's functions, called without the interpreter.
 
 From Python each of the four gives the interpreter away and has to get it back from busy threads.
 """
@@ -44,7 +44,7 @@ _start: Any = types.ExternalFunction(
 
 @lru_cache(maxsize=1)
 def load_driver() -> bool:
-    """Have the driver's functions known before `round_trip` is compiled or called; whether they all are.
+    """Have the driver's functions known before `launch` is compiled or called; whether they all are.
 
     A name that is not known would end the process.
     """
@@ -59,8 +59,8 @@ def load_driver() -> bool:
 
 
 @jitted(nogil=True)
-def round_trip(own):  # type: ignore[no-untyped-def]
-    """Do what the words [ARGUMENTS + MOST_ARGUMENTS] int64 say, and wait for it; the driver's first error, or 0."""
+def launch(own):  # type: ignore[no-untyped-def]
+    """Begin what the words [ARGUMENTS + MOST_ARGUMENTS] int64 say: copy, launch, copy back; the driver's error or 0."""
     stream, one = types.uint64(own[STREAM]), types.uintc(1)
     places = np.empty(MOST_ARGUMENTS, np.uint64)
     for n in range(MOST_ARGUMENTS):
@@ -73,6 +73,10 @@ def round_trip(own):  # type: ignore[no-untyped-def]
         )  # fmt: skip
     if failed == 0:
         failed = _get(types.uint64(own[CAME]), types.uint64(own[OUT]), types.uint64(own[CAME_BYTES]), stream)
-    if failed == 0:
-        failed = _wait(stream)
     return failed
+
+
+@jitted(nogil=True)
+def wait(own):  # type: ignore[no-untyped-def]
+    """Wait until what `launch` began is done; the driver's error, or 0."""
+    return _wait(types.uint64(own[STREAM]))
