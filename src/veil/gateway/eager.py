@@ -10,8 +10,8 @@ from pydantic import Field
 
 from veil.gateway import incoming, schemas
 from veil.gateway.answers import Answers
+from veil.gateway.bodies import Body, Text
 from veil.gateway.failures import ApiError, bad_parameter
-from veil.gateway.incoming import Text
 from veil.gateway.pictures import PicturePrompt
 from veil.gateway.requests import chat_prompt, tools_of
 from veil.gateway.sending import caller_of, drained, owner_of, unless_gone
@@ -28,7 +28,7 @@ _ROWS_LEFT = 24
 """Prompt rows that are made for what is still to come: a last word, the end of the turn, the beginning of the answer."""
 
 
-class PrefillRequest(incoming.Body):
+class PrefillRequest(Body):
     """``POST /veil/prefill``: a chat whose last message is still being written.
 
     It ends after a finished word, without the white space behind it.

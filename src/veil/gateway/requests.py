@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from veil.gateway import incoming
+from veil.gateway import forms, incoming
 from veil.gateway.failures import ApiError, bad_parameter
 from veil.gateway.grammar import ANY_OBJECT, Grammar
 from veil.gateway.pictures import PLACE, is_picture, read_picture, refuse_many
@@ -71,7 +71,7 @@ def grammar_of(body: incoming.SamplingRequest, served: ServedModel, use: Use | N
 
     Beside tools only a schema can be asked for: the answer is a call or follows it.
     """
-    new = body.structured_outputs or incoming.StructuredOutputs()
+    new = body.structured_outputs or forms.StructuredOutputs()
     given: dict[str, tuple[str, object]] = {
         "guided_json": ("schema", body.guided_json),
         "guided_regex": ("regex", body.guided_regex),
@@ -108,10 +108,10 @@ def grammar_of(body: incoming.SamplingRequest, served: ServedModel, use: Use | N
     return make(value, param)
 
 
-def _schema_of(asked: incoming.ResponseFormat | None) -> dict[str, object] | None:
-    if isinstance(asked, incoming.JsonObject):
+def _schema_of(asked: forms.ResponseFormat | None) -> dict[str, object] | None:
+    if isinstance(asked, forms.JsonObject):
         return ANY_OBJECT if asked.schema_ is None else asked.schema_
-    if isinstance(asked, incoming.JsonSchema):
+    if isinstance(asked, forms.JsonSchema):
         if asked.json_schema.schema_ is None:
             return ANY_OBJECT
         return asked.json_schema.schema_

@@ -12,10 +12,10 @@ import numpy as np
 from fastapi import FastAPI, Request
 from pydantic import Field
 
-from veil.gateway import incoming, schemas
+from veil.gateway import bodies, incoming, schemas
 from veil.gateway.answers import vectors
+from veil.gateway.bodies import Text
 from veil.gateway.failures import ApiError, bad_parameter
-from veil.gateway.incoming import Text
 from veil.gateway.models import Offered
 from veil.gateway.replies import veil_usage_of
 from veil.gateway.requests import embedding_inputs
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from veil.gateway.app import Gateway
 
 
-class RerankDocument(incoming.Request):
+class RerankDocument(bodies.Request):
     """A document as an object."""
 
     text: Text
 
 
-class RerankRequest(incoming.Body):
+class RerankRequest(bodies.Body):
     """``POST /v1/rerank``: documents to be ordered by how near they are to a query."""
 
     model: Text

@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from veil.gateway import forms
 from veil.gateway import incoming as chats
+from veil.gateway.bodies import Body, Request, Text
 from veil.gateway.failures import bad_parameter
-from veil.gateway.incoming import Body, Count, FunctionName, Request, Share, StopText, Text
+from veil.gateway.incoming import Count, FunctionName, Share, StopText
 
 
 class CacheControl(Request):
@@ -157,8 +159,8 @@ def chat_of(body: CountRequest) -> chats.ChatRequest:
         raise bad_parameter("tool_choice", "there are no tools to choose from")
     wanted = body.output_format or (body.output_config.format if body.output_config else None)
     if wanted is not None:
-        named = chats.NamedSchema.model_validate({"name": "answer", "schema": wanted.schema_})
-        fields["response_format"] = chats.JsonSchema(type="json_schema", json_schema=named)
+        named = forms.NamedSchema.model_validate({"name": "answer", "schema": wanted.schema_})
+        fields["response_format"] = forms.JsonSchema(type="json_schema", json_schema=named)
     if isinstance(body, MessagesRequest):
         fields |= {
             "max_completion_tokens": body.max_tokens,

@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from veil.gateway import forms
 from veil.gateway import incoming as chats
+from veil.gateway.bodies import Body, Request, Text
 from veil.gateway.failures import bad_parameter
-from veil.gateway.incoming import Body, Count, FunctionName, Request, Share, Text
+from veil.gateway.incoming import Count, FunctionName, Share
 
 
 class MessageItem(Request):
@@ -208,11 +210,11 @@ def _tool(tool: FunctionTool) -> chats.Tool:
     return chats.Tool(type="function", function=function)
 
 
-def _format(text: TextOptions | None) -> chats.JsonObject | chats.JsonSchema | None:
+def _format(text: TextOptions | None) -> forms.JsonObject | forms.JsonSchema | None:
     wanted = text.format if text is not None else None
     if isinstance(wanted, ObjectFormat):
-        return chats.JsonObject(type="json_object")
+        return forms.JsonObject(type="json_object")
     if isinstance(wanted, SchemaFormat):
-        named = chats.NamedSchema.model_validate({"name": wanted.name, "schema": wanted.schema_})
-        return chats.JsonSchema(type="json_schema", json_schema=named)
+        named = forms.NamedSchema.model_validate({"name": wanted.name, "schema": wanted.schema_})
+        return forms.JsonSchema(type="json_schema", json_schema=named)
     return None
