@@ -121,6 +121,15 @@ def test_nothing_else_is_served(http: Any, path: str) -> None:
     assert reply.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_a_slash_at_the_end_of_a_path_changes_nothing(http: Any) -> None:
+    body = {"model": "tiny", "prompt": "a", "max_tokens": 1}
+    assert http.post("/v1/completions/", json=body).json()["usage"]["completion_tokens"] == 1
+    assert http.get("/v1/models/").json() == http.get("/v1/models").json()
+    assert http.get("/health/").status_code == http.get("//").status_code == 200
+    assert http.get("/nothing/").status_code == 404
+    assert http.get("/v1/completions/").status_code == 405
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_request_that_is_cancelled_is_told_that_the_gateway_stops(begun: bool) -> None:
     """What had begun only ends; nothing is raised into the web server, which would print it."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
+import os
+import shutil
 import threading
 import time
 from typing import Any
@@ -14,7 +19,10 @@ from veil.client.reach import answers
 from veil.commands.model_choice import health_of
 from veil.gateway import served as served_module
 from veil.gateway.app import build_app
+from veil.gateway.listen import Listener
 from veil.gateway.served import ServedModel
+from veil.network.listening import listening
+from veil.network.timeouts import Timeouts
 from waiting import until
 
 BODY = {"model": "llama", "messages": [{"role": "user", "content": "w1 w2"}], "temperature": 0, "logit_bias": {"2": -100}}
@@ -56,6 +64,73 @@ def test_a_lost_server_is_said_and_the_next_request_works(
         assert "does not answer" in said and "answers again" in said
         served.health.close()
         hybrid.close()
+
+
+def without_end(route: Any) -> None:
+    """The page's request, for an answer that a random model does not end soon."""
+    route.continue_(post_data=json.dumps(json.loads(route.request.post_data) | {"ignore_eos": True}))
+
+
+def test_a_reader_is_told_and_goes_on(llama: Any, serve: Any, monkeypatch: Any, free_port: int) -> None:
+    """A person at the page, in a real browser, while the server goes in the middle of an answer."""
+    program = shutil.which("chromium")
+    if program is None:
+        reason = "chromium is not installed; on Debian: apt-get install chromium"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    patient = Timeouts(connect_s=60.0, reply_s=60.0, prepare_s=60.0, retry_s=3.0, pause_s=0.02)
+    halfway, gone, calls = threading.Event(), threading.Event(), itertools.count()
+
+    def hold(*_: object) -> None:
+        if next(calls) == 40:
+            halfway.set()
+            gone.wait(120)
+
+    with contextlib.ExitStack() as after:
+        with serve(llama, port=free_port) as server:
+            hybrid = llama.connect(server.port, timeouts=patient)
+            after.callback(hybrid.close)
+            served = ServedModel("llama", hybrid, hybrid.tokenizer, f"127.0.0.1:{server.port}")
+            served.health = health_of(Address(target=f"127.0.0.1:{server.port}"), served)
+            after.callback(served.health.close)
+            opened = after.enter_context(listening("127.0.0.1", 0))
+            listener = Listener(build_app(served), opened)
+            gateway = threading.Thread(target=listener.serve_until_told)
+            gateway.start()
+            after.callback(gateway.join, 60)
+            after.callback(setattr, listener, "should_exit", True)
+            after.callback(gone.set)
+            until(lambda: listener.started)
+            browser = after.enter_context(sync_playwright()).chromium.launch(
+                executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+            )
+            page = browser.new_page()
+            page.set_default_timeout(60_000)
+            page.add_init_script('localStorage[\'veil.presets\'] = \'{"Default": {"max_tokens": 30, "temperature": 0}}\'')
+            page.route("**/v1/chat/completions", without_end)
+            page.goto(f"http://127.0.0.1:{opened.getsockname()[1]}")
+            assert hybrid.sides.router is not None
+            hybrid.sides.router.observer = hold
+            page.locator("#prompt").fill("w1 w2")
+            page.keyboard.press("Enter")
+            page.wait_for_function("() => document.querySelector('.turn.assistant .text')?.textContent.trim()")
+            assert halfway.wait(60)
+        monkeypatch.setattr(served_module, "GIVE_UP_S", 1.0)
+        served.health.start()  # not before: a machine that others use may be slow to answer
+        page.locator("#status-text", has_text="Server not reached").wait_for()
+        page.locator("#waiting-for-server").wait_for()
+        gone.set()
+        page.locator(".ending[role=alert]").wait_for()
+        assert page.locator(".turn.assistant .text").inner_text().strip(), "what was written stays"
+        hybrid.sides.router.observer = None
+        monkeypatch.setattr(served_module, "GIVE_UP_S", 600.0)
+        with serve(llama, port=free_port):
+            page.locator("#status-text", has_text="Ready").wait_for()
+            page.get_by_role("button", name="Try again").click()
+            page.locator(".turn.assistant:not(.writing) .arrows").wait_for()
+            assert page.locator(".ending[role=alert]").count() == 0
+            browser.close()
 
 
 def test_reaching(llama: Any, serve: Any, free_port: int, other_grpc_server: int) -> None:

@@ -141,6 +141,7 @@ def build_app(
         description="An OpenAI-compatible endpoint for a model that runs encrypted on somebody else's machine.",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     app.state.gateway = gateway

@@ -104,6 +104,7 @@ class Guard:
 
     A request that is cancelled, because the gateway stops and has waited for it long enough, is told so. An error that
     nobody foresaw ends here: the client is told in OpenAI's shape, and no traceback is logged. HEAD is GET without a body.
+    A path with a slash at its end is the one without: a redirect would cost a POST its body, or its key, with some clients.
     """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
@@ -116,6 +117,8 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
+        if scope["path"].endswith("/"):
+            scope["path"] = scope["path"].rstrip("/") or "/"
         api = not _is_page(scope["path"])
         asked = Headers(scope=scope)
         origin = asked.get("origin")

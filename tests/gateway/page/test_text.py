@@ -44,17 +44,36 @@ def test_tables_lists_formulas_code_and_links(writer: Any, bytes_running: Any, s
     top, bottom = (fraction.get_by_text(name, exact=True).bounding_box() for name in "ab")
     assert top["y"] < bottom["y"], "KaTeX's own styles are in force under the page's policy"
     assert writer.tab.evaluate("() => document.fonts.check('16px KaTeX_Main')")
-    assert writer.find(".code-head span").inner_text() == "python"
+    assert writer.find(".code-head > span").first.inner_text() == "python"
     assert writer.find(".hljs-keyword").first.inner_text() == "def"
     writer.button("Copy code").click()
     writer.until("() => document.getElementById('announce').textContent === 'Copied'")
     assert writer.tab.evaluate("() => navigator.clipboard.readText()") == 'def f(x): return "<b>" # text\n'
+    with writer.tab.expect_download() as saved:
+        writer.button("Save code").click()
+    assert saved.value.suggested_filename == "code.py"
+    assert Path(saved.value.path()).read_text() == 'def f(x): return "<b>" # text\n'
+    writer.find(".table-row").hover()
+    writer.button("Copy this table").click()
+    writer.until("async () => (await navigator.clipboard.readText()).startsWith('item\\tprice\\tkind\\n')")
     link = writer.find(".text a")
     assert link.inner_text() == "words (example.org)"
     assert writer.find(".text").last.inner_text().endswith("costs $5 and $6.")
     link.click()
     assert "https://example.org/a?b=c" in writer.find("dialog[open]").inner_text(), "it is asked before it is opened"
     writer.confirm("Cancel")
+
+
+def test_a_button_leads_to_the_end(writer: Any, bytes_running: Any, script: Any) -> None:
+    script(bytes_running, "\n\n".join(f"paragraph {n}" for n in range(40)))
+    writer.ask("Much.").answer()
+    assert not writer.find("#to-end").is_visible()
+    writer.tab.evaluate("() => (document.getElementById('scroll').scrollTop = 0)")
+    writer.find("#to-end").click()
+    writer.find("#to-end").wait_for(state="hidden")
+    writer.until(
+        "() => { const s = document.getElementById('scroll'); return s.scrollHeight - s.scrollTop - s.clientHeight < 2; }"
+    )
 
 
 MARKUP = {

@@ -2,6 +2,7 @@
 // text, what markdown-it makes of the rest goes through DOMPurify as well, and nothing is loaded: a picture is a link.
 
 import { decorateCode } from "/page/code.js";
+import { copyButton, make } from "/page/dom.js";
 import { drawMath, mathRules } from "/page/math.js";
 import markdownit from "/page/vendor/markdown-it.esm.min.mjs";
 import DOMPurify from "/page/vendor/purify.es.mjs";
@@ -93,14 +94,11 @@ function blockOf(html) {
   return block;
 }
 
-// A wide table is scrolled in its own frame, also by keyboard.
+// A wide table is scrolled in its own frame, also by keyboard. It is copied as spreadsheets take it.
 function wrapTable(table) {
-  const frame = document.createElement("div");
-  frame.className = "table";
-  frame.tabIndex = 0;
-  frame.setAttribute("role", "group");
-  frame.setAttribute("aria-label", "Table");
-  table.replaceWith(frame);
+  const cells = [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent.trim()).join("\t")).join("\n");
+  const frame = make("div", { class: "table", tabindex: 0, role: "group", "aria-label": "Table" });
+  table.replaceWith(make("div", { class: "table-row" }, frame, copyButton(() => cells, "Copy this table")));
   frame.append(table);
 }
 

@@ -13,7 +13,10 @@ const views = new Map(); // by message's id: { node, text, panel, calls }
 let acts = {};
 
 // What the buttons do: `edit(message, text)`, `retry(message)`, `goOn(message)`, `branch(leaf)`, `result(message, call, text)`.
-export const onActs = (given) => (acts = given);
+export function onActs(given) {
+  acts = given;
+  followEnd();
+}
 
 export function show(chat) {
   views.clear();
@@ -23,10 +26,22 @@ export function show(chat) {
   $("turns").replaceChildren(...shown.map((message) => viewOf(chat, message, results)));
   $("welcome").hidden = path.length > 0;
   views.forEach((view) => view.panel?.show());
+  noteEnd();
 }
 
 export const toEnd = () => (scroll().scrollTop = scroll().scrollHeight);
 export const atEnd = () => scroll().scrollHeight - scroll().scrollTop - scroll().clientHeight < 60;
+
+// Whether there is more below is shown by a button that leads there.
+const noteEnd = () => ($("to-end").hidden = atEnd());
+function followEnd() {
+  scroll().addEventListener("scroll", noteEnd, { passive: true });
+  new ResizeObserver(noteEnd).observe(scroll());
+  $("to-end").addEventListener("click", () => {
+    toEnd();
+    $("prompt").focus();
+  });
+}
 
 // Draw what is new of an answer that is being written.
 const pending = new Map();
@@ -48,6 +63,7 @@ function drawPending() {
     if (message.content || message.calls) view.node.classList.remove("waiting");
     if (stick) toEnd();
   }
+  noteEnd();
 }
 
 function viewOf(chat, message, results) {
