@@ -1,6 +1,7 @@
 """One GPU under load: `veil bench load` for the shapes of Llama-3.2-1B and GPT-2, each point in one record.
 
-    python -m bench load [--device cuda] [--seconds 4] [--models llama-1b,gpt2] [--out bench/results/load-gpu.json]
+    python -m bench load [--device cuda] [--seconds 4] [--models llama-1b,gpt2] [--only prompt]
+        [--out bench/results/load-gpu.json]
 
 For Llama-1B: 1, 4, 12 and 64 clients; 8 clients alone, a prompt of 512 rows alone, and both together; and 200 clients with
 20 ms of round trip added. For GPT-2: 1, 12 and 64 clients. Kernels are compiled first, by a load that is not counted. It
@@ -89,18 +90,21 @@ def rows_of(model: str, situation: Situation, point: LoadPoint) -> Iterator[Meas
         yield Measurement(name=f"{name}, GPU in use", value=point.gpu, unit="of the time")
 
 
-def run(model: str, request: LoadRequest, record: Record, out: Path) -> None:
-    """All of a model's situations on one server; what goes wrong with one is a note, and the next is tried."""
+def run(model: str, request: LoadRequest, record: Record, out: Path, wanted: tuple[str, ...] = ("",)) -> None:
+    """A model's situations on one server, those whose names have a word of ``wanted``; what goes wrong with one is a note,
+    and the next is tried.
+    """
     begun = time.monotonic()
     points: list[LoadPoint] = []
     series: LoadSeries | None = None
-    most = max(situation.clients for situation in SITUATIONS[model])
+    situations = [own for own in SITUATIONS[model] if any(word in own.name for word in wanted)]
+    most = max((situation.clients for situation in situations), default=1)
     with serving(replace(request, clients=(most,)), _quiet) as (server, metrics):
         own = replace(request, server=server, metrics=metrics)
         record.notes.append(f"{model}: the server was there after {time.monotonic() - begun:.0f} s")
         _warm(own)
         record.notes.append(f"{model}: kernels were compiled after {time.monotonic() - begun:.0f} s")
-        for situation in SITUATIONS[model]:
+        for situation in situations:
             try:
                 series = measure(
                     replace(
@@ -140,6 +144,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--models", default="llama-1b,gpt2")
     parser.add_argument("--memory-gib", type=float, default=48.0)
+    parser.add_argument("--only", default="", help="situations whose names have one of these words, separated by commas")
     parser.add_argument("--out", type=Path, default=Path("bench/results/load-gpu.json"))
     given = parser.parse_args()
     parameters = {"device": given.device, "seconds": given.seconds, "models": given.models}
@@ -148,7 +153,7 @@ def main() -> None:
         request = LoadRequest(
             server=None, model=model, device=given.device, seconds=given.seconds, memory_gib=given.memory_gib
         )
-        run(model, request, record, given.out)
+        run(model, request, record, given.out, tuple(given.only.split(",")))
     record.write(given.out)
     record.show()
 
