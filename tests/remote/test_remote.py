@@ -162,7 +162,7 @@ def test_a_prompt_beyond_the_batch_quota_is_refused(llama: Any, serve: Any, gene
 
 
 def test_a_server_without_memory_for_batches_says_so(llama: Any, serve: Any, generated: Any) -> None:
-    with serve(llama, limits=Limits(memory_bytes=45_000)) as server:
+    with serve(llama, limits=Limits(memory_bytes=20_000)) as server:
         remote = llama.connect(server.port)
         with pytest.raises(QuotaExceeded, match="memory for them"):
             generated(remote)
