@@ -16,10 +16,12 @@ from veil.bundle.client_half import ClientModel
 from veil.bundle.compiled import Compiled
 from veil.bundle.constants import scalings_of
 from veil.bundle.server_half import ServerModel
+from veil.checks import warm as checks
 from veil.client.session import ClientSession, OfflineRows
 from veil.client.stats import Stats
 from veil.errors import NotCompiled
 from veil.hybrid.token_graph import TokenGraph
+from veil.kernels import warm
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Array, Kernels, Scaling
 from veil.kernels.warm import warm_up
@@ -95,7 +97,7 @@ class Sides:
         self._evaluators.clear()
         self.kernels, self._placed = kernels, True
         if kernels.name == "cpu":
-            warm_up(self._progress)
+            warm_up(self._progress, (warm.OWN, checks.OWN))
         compiled = self.compiled
         self.scalings = scalings_of(compiled.constants, compiled.params, kernels)
         stream = ResidualStream(self._model, compiled.manifest)
