@@ -17,7 +17,7 @@ def test_a_checked_row_compiles_nothing_after_the_warm_up() -> None:
     for step in warm.steps():
         step()
     before = signatures()
-    assert set(before) >= {"add_row", "refine_likely"} and all(before.values())
+    assert before["add_row"] and before["refine_likely"]
     matrices = [np.eye(2), np.eye(3)]
     test = RunningTest(np.array([2, 3]))
     test.add_row(np.zeros(5), np.concatenate([own.reshape(-1) for own in matrices]))

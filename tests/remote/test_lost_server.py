@@ -112,6 +112,7 @@ def test_a_reader_is_told_and_goes_on(llama: Any, serve: Any, monkeypatch: Any, 
             page.goto(f"http://127.0.0.1:{opened.getsockname()[1]}")
             assert hybrid.sides.router is not None
             hybrid.sides.router.observer = hold
+            page.locator("#status-text", has_text="Ready").wait_for()  # before that nothing is sent
             page.locator("#prompt").fill("w1 w2")
             page.keyboard.press("Enter")
             page.wait_for_function("() => document.querySelector('.turn.assistant .text')?.textContent.trim()")

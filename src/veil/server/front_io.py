@@ -7,14 +7,13 @@ of the arena, and stores the word last. See `veil.server.fronts` and `veil.serve
 from __future__ import annotations
 
 import platform
-from typing import Any
 
 import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
 from veil.kernels import joined_rows as row
-from veil.kernels.cpu.addresses import carray, load_word, pointer, store_word
+from veil.kernels.cpu.addresses import carray, external, load_word, pointer, store_word
 from veil.kernels.cpu.kept import jitted
 from veil.network.frames import LENGTH_BYTES
 from veil.server import batch_table as batch
@@ -74,10 +73,10 @@ _POLITE = 16
 _QUIET = 0x4000 | 0x40  # MSG_NOSIGNAL, MSG_DONTWAIT
 _MONOTONIC = 1
 
-_wait: Any = types.ExternalFunction("epoll_wait", types.intc(types.intc, types.uintp, types.intc, types.intc))
-_yield: Any = types.ExternalFunction("sched_yield", types.intc())
-_send: Any = types.ExternalFunction("send", types.intp(types.intc, types.uintp, types.uintp, types.intc))
-_clock: Any = types.ExternalFunction("clock_gettime", types.intc(types.intc, types.uintp))
+_wait = external("epoll_wait", types.intc(types.intc, types.uintp, types.intc, types.intc))
+_yield = external("sched_yield", types.intc())
+_send = external("send", types.intp(types.intc, types.uintp, types.uintp, types.intc))
+_clock = external("clock_gettime", types.intc(types.intc, types.uintp))
 
 SEGMENT, COLUMN = row.COLUMNS, row.COLUMNS + 1
 """Columns of a group beside those of its rows: which of its model's segments it is of, and its first slot there."""

@@ -199,7 +199,7 @@ class JoinedRounds:
         for which in range(2):
             self._await_sent(which)
         self._store.in_table(BatchTable.forget)
-        self._shared[RESTING] = 1
+        front_io.give(self._shared, RESTING, 1)  # before it is looked once more: a message after that rings
         count, _ = front_io.look(self._poll.fileno(), self._events, self._arrivals.hands, self._found[:1], 1)
         if count:
             self._shared[RESTING] = 0

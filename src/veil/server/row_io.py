@@ -7,12 +7,11 @@ to `veil.server.rows`, which says what is wrong with it; a reply has the very by
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import numpy as np
 from numba import prange, types
 
-from veil.kernels.cpu.addresses import copy_bytes
+from veil.kernels.cpu.addresses import copy_bytes, external
 from veil.kernels.cpu.checksum import crc32
 from veil.kernels.cpu.kept import jitted
 from veil.kernels.cpu.parallel import parallel
@@ -48,8 +47,8 @@ _NOW = 0x40  # MSG_DONTWAIT
 _QUIET = 0x4000  # MSG_NOSIGNAL
 _MOST_VARINT = 9
 
-_receive: Any = types.ExternalFunction("recv", types.intp(types.intc, types.uintp, types.uintp, types.intc))
-_send: Any = types.ExternalFunction("send", types.intp(types.intc, types.uintp, types.uintp, types.intc))
+_receive = external("recv", types.intp(types.intc, types.uintp, types.uintp, types.intc))
+_send = external("send", types.intp(types.intc, types.uintp, types.uintp, types.intc))
 
 
 @jitted(nogil=True)

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import cast
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.typing.templates import Signature
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
-copy_bytes: Any = types.ExternalFunction("memcpy", types.voidptr(types.uintp, types.uintp, types.uintp))
-"""``copy_bytes(to, source, count)``, by the C library; the addresses are unsigned."""
+Native = Callable[..., int]
+"""What kernels call and Python does not: its arguments are of the machine's types."""
+
+
+def external(name: str, signature: Signature) -> Native:
+    """A function of the C library or of another that is loaded, for kernels; ``signature`` is Numba's."""
+    return cast(Native, types.ExternalFunction(name, signature))
+
+
+copy_bytes = external("memcpy", types.voidptr(types.uintp, types.uintp, types.uintp))
+"""``copy_bytes(to, source, count)``; the addresses are unsigned."""
 
 _WORD = ir.IntType(64)
 _ALIGNED = 8
@@ -48,7 +61,9 @@ def _store(context, address, value):  # type: ignore[no-untyped-def]
     return types.void(types.int64, types.int64), made
 
 
-carray: Any = numba.carray  # type: ignore[attr-defined]
-pointer: Any = _pointer
-load_word: Any = _load
-store_word: Any = _store
+carray = cast(Callable[..., NDArray[np.generic]], vars(numba)["carray"])
+"""The array at a pointer: ``carray(pointer(address), shape, dtype)``."""
+
+pointer = cast(Native, _pointer)
+load_word = cast(Native, _load)
+store_word = cast(Native, _store)

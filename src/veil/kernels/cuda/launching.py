@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
-from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
+from veil.kernels.cpu.addresses import external
 from veil.kernels.cpu.kept import jitted
 
 I64 = NDArray[np.int64]
@@ -26,14 +26,10 @@ MOST_ARGUMENTS = 12
 
 _NAMES = ("cuMemcpyHtoDAsync_v2", "cuLaunchKernel", "cuMemcpyDtoHAsync_v2", "cuStreamSynchronize")
 
-_put: Any = types.ExternalFunction(
-    "cuMemcpyHtoDAsync_v2", types.intc(types.uint64, types.uint64, types.uint64, types.uint64)
-)
-_get: Any = types.ExternalFunction(
-    "cuMemcpyDtoHAsync_v2", types.intc(types.uint64, types.uint64, types.uint64, types.uint64)
-)
-_wait: Any = types.ExternalFunction("cuStreamSynchronize", types.intc(types.uint64))
-_start: Any = types.ExternalFunction(
+_put = external("cuMemcpyHtoDAsync_v2", types.intc(types.uint64, types.uint64, types.uint64, types.uint64))
+_get = external("cuMemcpyDtoHAsync_v2", types.intc(types.uint64, types.uint64, types.uint64, types.uint64))
+_wait = external("cuStreamSynchronize", types.intc(types.uint64))
+_start = external(
     "cuLaunchKernel",
     types.intc(
         types.uint64, types.uintc, types.uintc, types.uintc, types.uintc, types.uintc, types.uintc, types.uintc,
