@@ -79,7 +79,10 @@ class Measured:
         for group in range(len(model.manifest.groups)):
             spread.shared.answer(group, packed(model, group, 3))
         for place in range(len(self.devices)):
-            Replay(spread, place).start()
+            replay = Replay(spread, place)
+            replay.start()
+            replay.finish_ms()
+            del replay
             if self.devices[place].joins_groups:
                 spread.joined_s(place, 1, threading.Barrier(1))
         spread.engine.kernels.synchronize()

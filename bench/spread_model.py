@@ -60,7 +60,7 @@ class Spread:
             if len(weights):
                 asked.append([GroupRows(packed(self.model, group, 1), weights, [Rows(shares, 0, 1)], column, bits)])
         for _ in range(repeats + 2):
-            ready.wait(60)
+            ready.wait(20)
             start = time.perf_counter()
             for own in asked:
                 kernels.answer_groups(own)
