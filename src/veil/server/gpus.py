@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
@@ -91,14 +92,24 @@ class SpreadEngine(Engine):
         devices: Sequence[Kernels],
         progress: Progress | None = None,
     ) -> SpreadEngine:
-        """Build it: each device has its slots of every group and the hint of those."""
+        """Build it: each device has its slots of every group and the hint of those.
+
+        The first device's are built alone, which compiles the kernels, and ``progress`` is told of them; then those of other
+        GPUs at the same time.
+        """
         places = [GpuSlots(model, place, len(devices)) for place in range(len(devices))]
-        weights: list[list[Array]] = []
-        hints: list[ServerHint] = []
-        for own, kernels in zip(places, devices, strict=True):
-            weights.append(kernels.load_weights(own.weights()))
-            rows = own.hint_rows(weights[-1], kernels)
-            hints.append(ServerHint.build(model.params, model.seed, rows, kernels, progress))
+
+        def built(place: int) -> tuple[list[Array], ServerHint]:
+            own, kernels = places[place], devices[place]
+            loaded = kernels.load_weights(own.weights())
+            rows = own.hint_rows(loaded, kernels)
+            made = ServerHint.build(model.params, model.seed, rows, kernels, None if place else progress)
+            kernels.synchronize()
+            return loaded, made
+
+        with ThreadPoolExecutor(len(devices) if devices[0].name == "cuda" else 1) as threads:
+            parts = [built(0), *threads.map(built, range(1, len(devices)))]
+        weights, hints = [loaded for loaded, _ in parts], [hint for _, hint in parts]
         spread: list[object] = [
             SpreadWeights(tuple(own[group] for own in weights), tuple(own.columns[group] for own in places))
             for group in range(len(model.weights))

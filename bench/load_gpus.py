@@ -1,6 +1,6 @@
 """Two GPUs and a model's shapes: cut by slots and as copies, against one; the integers of one GPU and the processor.
 
-    python -m bench load_cards [--device cuda] [--model llama-8b] [--cards 2] [--out bench/results/load-cards.json]
+    python -m bench load_gpus [--device cuda] [--model llama-8b] [--gpus 2] [--out bench/results/load-gpus.json]
 
 First, in this process: all groups' answers of the model cut over the GPUs are compared with those of one GPU, byte by byte;
 of one GPU, the hint's shares of sampled blocks and the answers of sampled groups with the processor's; and the server's work
@@ -109,11 +109,11 @@ def differences_from_cpu(one: Shared) -> int:
     return wrong
 
 
-def compare(name: str, device: str, cards: int, record: Record) -> None:
+def compare(name: str, device: str, gpus: int, record: Record) -> None:
     """The part that is measured in this process."""
     model = random_model(name)
     one = Shared(Engine.build(model, kernels_for(device)))
-    several = Shared(SpreadEngine.over(model, [gpu.kernels for gpu in find_gpus(device, cards)]))
+    several = Shared(SpreadEngine.over(model, [gpu.kernels for gpu in find_gpus(device, gpus)]))
     wrong = 0
     for group in range(len(model.manifest.groups)):
         rows = packed(model, group, _ROWS)
@@ -125,7 +125,7 @@ def compare(name: str, device: str, cards: int, record: Record) -> None:
         alone, cut = one.token_s(rows_a_product), several.token_s(rows_a_product)
         told = f"a token's products, {rows_a_product} row{'s' * (rows_a_product > 1)}"
         record.add(Measurement.of(f"{told}, one GPU", [1e3 * value for value in alone], "ms"))
-        record.add(Measurement.of(f"{told}, cut over {cards}", [1e3 * value for value in cut], "ms"))
+        record.add(Measurement.of(f"{told}, cut over {gpus}", [1e3 * value for value in cut], "ms"))
     del one, several
     gc.collect()
 
@@ -156,19 +156,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--model", default="llama-8b")
-    parser.add_argument("--cards", type=int, default=2)
+    parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--memory-gib", type=float, default=32.0)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/load-cards.json"))
+    parser.add_argument("--out", type=Path, default=Path("bench/results/load-gpus.json"))
     given = parser.parse_args()
-    told = {"device": given.device, "model": given.model, "cards": given.cards, "seconds": given.seconds}
-    record = Record(benchmark="load_cards", parameters=told)
+    told = {"device": given.device, "model": given.model, "gpus": given.gpus, "seconds": given.seconds}
+    record = Record(benchmark="load_gpus", parameters=told)
     try:
-        compare(given.model, given.device, given.cards, record)
+        compare(given.model, given.device, given.gpus, record)
     finally:
         record.write(given.out)
         print("compared", flush=True)
-    for name, options in (("one GPU", ()), ("cut", (str(given.cards), "cut")), ("copies", (str(given.cards), "copies"))):
+    for name, options in (("one GPU", ()), ("cut", (str(given.gpus), "cut")), ("copies", (str(given.gpus), "copies"))):
         request = LoadRequest(
             server=None,
             model=given.model,
