@@ -40,7 +40,6 @@ class LoadRequest:
     seconds: float = 5.0
     kept: int = 2
     processes: int = 0
-    busy: bool = False
     prompt_rows: int = 0
     memory_gib: float = 8.0
     serve_options: tuple[str, ...] = ()
@@ -117,7 +116,6 @@ def _point(request: LoadRequest, clients: int, rtt_s: float) -> tuple[LoadPoint,
         seconds=request.seconds,
         kept=request.kept,
         prompt_rows=request.prompt_rows,
-        busy=request.busy,
     )
     with Drivers(_shared_out(plan, _processes(request, clients))) as drivers:
         drivers.wait_until_warm()

@@ -51,8 +51,6 @@ class LoadPlan:
     kept: int = 2
     prompts: int = 0
     prompt_rows: int = 0
-    busy: bool = False
-    """Whether it looks for replies without sleeping: on one machine a server's `send` would wake it, which takes longer."""
 
 
 @dataclass(kw_only=True)
@@ -188,7 +186,7 @@ class Driver:
         while self._later and self._later[0][0] <= now:
             self._send(heapq.heappop(self._later)[2], now)
         wait = 0.002 if not self._later else min(0.002, max(0.0, self._later[0][0] - now))
-        for key, _ in self._selector.select(0.0 if self._plan.busy else wait):
+        for key, _ in self._selector.select(wait):
             self._take(key.data)
 
     def _send(self, seat: _Seat, now: float) -> None:

@@ -157,7 +157,7 @@ class JoinedProduct(Protocol):
         """Know the inputs of all groups whose rows `begin` gets."""
 
     def begin(self, rows: NDArray[np.int64], turns: NDArray[np.int64]) -> None:
-        """Begin a product of ``rows`` [n, columns], `most_rows` at most, and note in ``turns`` [n, 4] where results will be.
+        """Begin a product of ``rows`` [n, columns], `most_rows` at most, and note in ``turns`` [n, 3] where results will be.
 
         What the rows' addresses name is read before this returns; weights and shares until `finish`.
         """

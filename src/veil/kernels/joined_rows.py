@@ -8,5 +8,7 @@ where the first row's shares are and how many bytes further the next one's, wher
 
 COLUMNS = COUNT + 1
 
-PLACE, FIRST, END, SENT = range(4)
-"""Columns of a reply: the place of its connection, where its results begin and end, the bytes that went."""
+PLACE, FIRST, END = range(3)
+"""Columns of a reply: the place of its connection, where its results begin and end."""
+
+REPLY_COLUMNS = END + 1

@@ -70,18 +70,7 @@ class ReadyFrames:
 
     def send(self, data: bytes) -> bool:
         """Send a message, or keep what the socket does not take; whether all of it went."""
-        whole = len(data).to_bytes(LENGTH_BYTES, "little") + data
-        if self._out:
-            self._out.append(memoryview(whole))
-            return self.flush()
-        try:
-            sent = self.connection.send(whole)
-        except _NOT_NOW:
-            sent = 0
-        if sent == len(whole):
-            return True
-        self._out.append(memoryview(whole)[sent:])
-        return self.flush()
+        return self.send_parts([data])
 
     def send_parts(self, parts: Sequence[bytes]) -> bool:
         """As `send`, for a message in parts: large ones are not copied once more."""

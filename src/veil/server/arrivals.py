@@ -38,7 +38,6 @@ from veil.server.row_io import (
 )
 
 U8 = NDArray[np.uint8]
-I64 = NDArray[np.int64]
 
 _LEAST, _MOST = 32 << 10, 256 << 10
 _SOME = 4
@@ -144,16 +143,6 @@ class Arrivals:
         with contextlib.suppress(OSError), copy:
             copy.shutdown(socket.SHUT_RDWR)
 
-    def receive_at(self, places: I64) -> None:
-        """Receive what is there; it is noted in the table."""
-        receive = row_io.receive_together if self._together and len(places) >= _SOME else row_io.receive
-        receive(self.arena, self.table, places, KEY)
-
-    def reply_at(self, packed: U8, turns: I64) -> None:
-        """Answer usual messages; see `veil.server.row_io.reply`."""
-        reply = row_io.reply_together if self._together and len(turns) >= _SOME else row_io.reply
-        reply(packed, self.table, turns)
-
     def receive(self, places: Sequence[int]) -> list[list[int]]:
         """Receive what is there, by one thread at a time; each connection's columns of `row_io`."""
         if len(places) == 1:
@@ -161,7 +150,8 @@ class Arrivals:
             row_io.receive(self.arena, self.table, self._single, KEY)
             return [self.table[places[0]].tolist()]
         which = np.array(places, np.int64)
-        self.receive_at(which)
+        receive = row_io.receive_together if self._together and len(places) >= _SOME else row_io.receive
+        receive(self.arena, self.table, which, KEY)
         found: list[list[int]] = self.table[which, :NAME].tolist()
         return found
 
@@ -194,6 +184,7 @@ class Arrivals:
         """
         table = np.array([(*turn, 0) for turn in turns], np.int64)
         fit = packed.flags.c_contiguous and packed.flags.writeable
-        self.reply_at(packed if fit else packed.copy(), table)
+        reply = row_io.reply_together if self._together and len(turns) >= _SOME else row_io.reply
+        reply(packed if fit else packed.copy(), self.table, table)
         sent: list[int] = table[:, 3].tolist()
         return sent

@@ -116,7 +116,6 @@ class BatchTable:
         self._free.append(place)
         self._retired.append(shares)
 
-    def forget(self, now: float = 0.0) -> None:
+    def forget(self) -> None:
         """Let go of what was dropped: nothing is multiplied that was claimed before."""
-        if self._retired:
-            self._retired = []
+        self._retired = []

@@ -188,7 +188,7 @@ def claim(  # type: ignore[no-untyped-def]
 ):
     """Claim the rows of the messages of ``found``, ``most`` rows at most: how many are claimed, left, and wait.
 
-    What is claimed is in ``rows`` [n, columns] of `veil.kernels.joined_rows`, its connections in ``turns`` [n, 4]. In
+    What is claimed is in ``rows`` [n, columns] of `veil.kernels.joined_rows`, its connections in ``turns`` [n, 3]. In
     ``left`` are those that the serving loop has now, to read their message by itself; ``found`` begins with those whose
     message waits for the next round.
     """

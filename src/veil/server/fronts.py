@@ -27,7 +27,7 @@ _MOST = 4
 
 
 class Fronts:
-    """Fronts for the connections of ``arrivals``: one for each four cores, 4 at most. ``wake`` wakes the serving loop."""
+    """Fronts for the connections of ``arrivals``: one for each four cores, 4 at most. ``wake`` rings for rounds."""
 
     def __init__(self, arrivals: Arrivals, wake: socket.socket) -> None:
         assert sys.platform == "linux"

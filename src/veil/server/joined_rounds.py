@@ -130,7 +130,7 @@ class JoinedRounds:
         product.take_widths(group.width for group in self._engine.model.manifest.groups)
         self._product: JoinedProduct = product
         self._rows = np.zeros((product.most_rows, row.COLUMNS), np.int64)
-        self._turns = [np.zeros((product.most_rows, 4), np.int64) for _ in range(2)]
+        self._turns = [np.zeros((product.most_rows, row.REPLY_COLUMNS), np.int64) for _ in range(2)]
         while not self._stopping:
             self._poll.poll(_REST_S, 1)
             try:
@@ -194,11 +194,11 @@ class JoinedRounds:
             self._before[place] = 0
 
     def _rests(self) -> bool:
-        """Have fronts wake the loop from now on; whether nobody has sent anything meanwhile."""
+        """Have fronts ring from now on; whether nobody has sent anything meanwhile."""
         self.tell()
         for which in range(2):
             self._await_sent(which)
-        self._store.in_table(BatchTable.forget)
+        self._store.in_table(lambda batches, _: batches.forget())
         front_io.give(self._shared, RESTING, 1)  # before it is looked once more: a message after that rings
         count, _ = front_io.look(self._poll.fileno(), self._events, self._arrivals.hands, self._found[:1], 1)
         if count:
@@ -244,7 +244,7 @@ class JoinedRounds:
         arrivals = self._arrivals
 
         def use(batches: BatchTable, now: float) -> tuple[int, int, int]:
-            batches.forget(now)  # the last round is over
+            batches.forget()  # the last round is over
             return front_io.claim(
                 arrivals.table, arrivals.arena, arrivals.hands, found, self._groups, batches.batches, batches.expires,
                 batches.heads, batches.names, now, len(self._rows), self._rows, turns, self._left,
@@ -255,7 +255,7 @@ class JoinedRounds:
 
 def compile_kernels() -> None:
     """Have the kernels of rounds ready before a message comes."""
-    words, table, turns = np.zeros(0, np.int64), np.zeros((0, COLUMNS), np.int64), np.zeros((0, 4), np.int64)
+    words, table, turns = np.zeros(0, np.int64), np.zeros((0, COLUMNS), np.int64), np.zeros((0, row.REPLY_COLUMNS), np.int64)
     rows, data = np.zeros((0, row.COLUMNS), np.int64), np.zeros(0, np.uint8)
     batches = BatchTable(lambda values: 0)
     front_io.look(-1, np.zeros(front_io.EVENT_WORDS, np.int32), words, words, 1)

@@ -104,7 +104,7 @@ def _top_of_word(words, j, inside, bits):  # type: ignore[no-untyped-def]
 def lay_out(rows, sent, table, room, anchor, unit, order, turns, launch):  # type: ignore[no-untyped-def]
     """Write rows of several groups and their table where they are sent from, and what a launch of them takes to its words.
 
-    ``rows`` [n, columns] are of `veil.kernels.joined_rows`; ``turns`` [n, 4] get where the results of each are. ``sent``
+    ``rows`` [n, columns] are of `veil.kernels.joined_rows`; ``turns`` [n, 3] get where the results of each are. ``sent``
     uint8 begins with ``table`` int64; ``room`` are the bytes for results. False, and nothing is written, where there is too
     little.
     """
@@ -179,7 +179,7 @@ class Joined:
         self._anchor = torch.empty(_ALIGNED, dtype=torch.int8, device=target())
         self._order = np.zeros(MOST_ROWS, np.int64)
         self._rows = np.zeros((MOST_ROWS, row.COLUMNS), np.int64)
-        self._turns = np.zeros((MOST_ROWS, 4), np.int64)
+        self._turns = np.zeros((MOST_ROWS, row.REPLY_COLUMNS), np.int64)
         self._widths: set[int] = set()
         self._launches: dict[tuple[int, bool, int], I64] = {}
         self._words = np.zeros(launching.ARGUMENTS + launching.MOST_ARGUMENTS, np.int64)
