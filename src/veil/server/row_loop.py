@@ -328,6 +328,8 @@ class RowLoop:
                 if seat.parked:
                     return
                 self._look_for(seat, selectors.EVENT_READ)  # it was answered at this moment
+                if seat.joins:  # it is received with others' when the selector names it again
+                    return
             asked = seat.next(time.perf_counter(), self._reply)
             if asked is not None:
                 self._heard_from(seat)
