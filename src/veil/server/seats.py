@@ -13,10 +13,10 @@ from veil.server.engine import Engine
 from veil.server.joined_rounds import Answered, JoinedRounds
 from veil.server.row_io import PART, STATE, WHOLE
 from veil.server.row_seat import Seat
+from veil.server.seat_watch import SeatWatch
 from veil.server.stages import Stages
 from veil.server.store import SessionStore
 from veil.server.turns import Asked
-from veil.server.watch import Watch
 
 _LOG = logging.getLogger("veil.server")
 
@@ -36,7 +36,7 @@ class Seats:
         joins: tuple[Engine, SessionStore] | None,
         saw: Callable[[str, float], object],
     ) -> None:
-        self.watch = Watch()
+        self.watch = SeatWatch()
         self.unread: list[Seat] = []
         """Those of which bytes are here that were not read."""
 

@@ -13,7 +13,7 @@ from veil.server.row_seat import Seat
 _ALONE_S = 0.25
 
 
-class Watch:
+class SeatWatch:
     """Sees which connections have something to read, or take more of a reply. One thread at a time calls `select`."""
 
     def __init__(self) -> None:
