@@ -18,7 +18,7 @@ import pytest
 
 from veil.errors import CorruptMessage, WireError
 from veil.kernels.interface import GroupResults, places_of
-from veil.kernels.reference import ReferenceKernels
+from veil.kernels.reference_kernels import ReferenceKernels
 from veil.network.busy_poll import NOTHING
 from veil.network.frames import Frames
 from veil.network.ready_frames import ReadyFrames
