@@ -20,7 +20,7 @@ from veil.errors import NotFiniteActivation, WrongAnswer
 from veil.hybrid import model as hybrid_module
 from veil.hybrid import sides, token_graph
 from veil.hybrid.model import HybridFHEModel
-from veil.kernels.reference import ReferenceKernels
+from veil.kernels.reference_kernels import ReferenceKernels
 from veil.params import Params
 from veil.server.store import SessionStore
 

@@ -227,7 +227,7 @@ class CudaKernels:
             packing.finish(words, places, bits[1], out)
         return out
 
-    def joined(self) -> JoinedProduct | None:
+    def joined(self) -> JoinedProduct:
         return Joined()
 
     def address(self, values: Tensor) -> int:
