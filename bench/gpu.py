@@ -31,7 +31,7 @@ from veil.crypto.batch import BatchMaker
 from veil.crypto.hint import HintRows, ServerHint
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Kernels, Rows
-from veil.kernels.reference import ReferenceKernels
+from veil.kernels.reference_kernels import ReferenceKernels
 from veil.params import Params, packed_bytes
 from veil.random import SecretRng
 from veil.seed import PublicSeed

@@ -30,7 +30,7 @@ from veil.kernels.cuda.device import target
 from veil.kernels.cuda.graphs import capture
 from veil.kernels.cuda.rows import located
 from veil.kernels.interface import Rows, Scaling
-from veil.kernels.reference import ReferenceKernels
+from veil.kernels.reference_kernels import ReferenceKernels
 from veil.kernels.ring import ring_of
 from veil.params import Params, packed_bytes
 from veil.random import SecretRng

@@ -20,6 +20,7 @@ from veil.bundle.constants import row_norms, target_norm
 from veil.crypto import public
 from veil.kernels import reference
 from veil.kernels.interface import Rows, Scaling
+from veil.kernels.reference_kernels import ReferenceKernels
 from veil.noise import WireBits
 from veil.params import Params, Spec, packed_bytes
 
@@ -57,7 +58,7 @@ class Inside:
             products.append(reference.matmul(weights, matrix).T)
         self.exact = np.concatenate(products)  # H [slots, n] modulo 2^32, in the order of G
         self.rounded = reference.rounded_hint(self.exact, ring)
-        kernels = reference.ReferenceKernels()
+        kernels = ReferenceKernels()
         self.hint = kernels.new_hint(params.blocks(len(self.exact)), ring)
         kernels.fill_hint(self.hint, 0, self.rounded, ring)
 

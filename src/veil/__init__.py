@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from veil.runtime.concrete import HybridFHEMode as HybridFHEMode
     from veil.runtime.modules import linear_modules as linear_modules
     from veil.runtime.padding import Padding as Padding
+    from veil.server.config import ServerConfig as ServerConfig
     from veil.server.listen import Server as Server
-    from veil.server.listen import ServerConfig as ServerConfig
     from veil.server.store import Limits as Limits
     from veil.sources.models import Source as Source
     from veil.sources.models import load_model as load_model
@@ -82,7 +82,7 @@ _HOMES = {
     "RemoteWeightError": "veil.errors",
     "RowReused": "veil.errors",
     "Server": "veil.server.listen",
-    "ServerConfig": "veil.server.listen",
+    "ServerConfig": "veil.server.config",
     "ServerUnreachable": "veil.errors",
     "Source": "veil.sources.models",
     "Spec": "veil.params",

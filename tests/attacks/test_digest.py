@@ -19,7 +19,7 @@ from veil.client.known import KnownServers
 from veil.commands import pull
 from veil.errors import BundleError
 from veil.kernels.backend import kernels_for
-from veil.server.listen import build_bundles
+from veil.server.hosted import build_bundles
 
 WEAK = Terms(no_cryptography=True)
 EVIL = (

@@ -17,9 +17,10 @@ from veil.bench.load_user import LoadTraffic, User
 from veil.bundle.header_file import common_fields
 from veil.cli import app
 from veil.kernels.backend import kernels_for
+from veil.server.config import ServerConfig, server_limits
 from veil.server.engine import Engine
-from veil.server.listen import Server, ServerConfig, server_limits
-from veil.server.service import HostedBundle
+from veil.server.hosted import HostedBundle
+from veil.server.listen import Server
 from veil.server.store import SessionStore
 
 PLAIN: dict[str, Any] = {"token": None, "tls": False, "allow_no_tls": False, "bundle": "", "rtt_s": 0.0}

@@ -35,11 +35,12 @@ from veil.params import Params, packed_bytes
 from veil.seed import PublicSeed
 from veil.server.admission import Admission
 from veil.server.engine import Engine
+from veil.server.hosted import HostedBundle
 from veil.server.metrics import Metrics
 from veil.server.row_loop import RowLoop
 from veil.server.rows import RowAnswers
 from veil.server.scheduler import PreparationWorker
-from veil.server.service import HostedBundle, Service, Shared
+from veil.server.service import Service, Shared
 from veil.server.store import Limits, SessionStore
 from veil.wire import codec, failures, methods
 from veil.wire import veil_pb2 as pb

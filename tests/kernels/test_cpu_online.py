@@ -10,6 +10,7 @@ import pytest
 from veil.kernels import reference
 from veil.kernels.cpu import online, packing, product
 from veil.kernels.interface import Rows, Scaling
+from veil.kernels.reference_kernels import ReferenceKernels
 from veil.params import packed_bytes
 
 SHAPES = ((1, 1), (1, 7), (3, 7), (3, 64), (17, 65), (130, 63), (9, 576), (65, 129), (5, 1000), (2, 9001))
@@ -55,7 +56,7 @@ def guarded(shape: tuple[int, int], dtype: Any) -> tuple[Any, Any]:
 def answered(data: Any, weights: Any, shares: Any, row: int, column: int, up: int, down: int) -> Any:
     """The definition's reply to rows whose shares begin at this row and column."""
     rows = [Rows(shares, row, len(data))]
-    return reference.ReferenceKernels().answer(data, weights, rows, column, (up, down))
+    return ReferenceKernels().answer(data, weights, rows, column, (up, down))
 
 
 def added(x: Any, tau: Any, pads: Any, row: int, column: int, bits: int) -> Any:
@@ -72,7 +73,7 @@ def added(x: Any, tau: Any, pads: Any, row: int, column: int, bits: int) -> Any:
 def decrypted(data: Any, mu: Any, row: int, column: int, bits: int, shown: Any, scale: Any, bias: Any) -> Any:
     """The definition's results of rows whose μ begins at this row and column."""
     scaling = Scaling(None, scale, bias, TARGET, 0.0)
-    return reference.ReferenceKernels().decrypt(data, scaling, [Rows(mu, row, len(data))], column, bits, shown)
+    return ReferenceKernels().decrypt(data, scaling, [Rows(mu, row, len(data))], column, bits, shown)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

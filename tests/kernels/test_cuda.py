@@ -17,7 +17,8 @@ from veil.kernels.cuda.graphs import capture, graph_pool
 from veil.kernels.cuda.secret import DeviceErrors
 from veil.kernels.gaussian import GaussianTable
 from veil.kernels.interface import Rows
-from veil.kernels.reference import ReferenceKernels, matmul, pack, residues
+from veil.kernels.reference import matmul, pack, residues
+from veil.kernels.reference_kernels import ReferenceKernels
 from veil.kernels.ring import ring_of
 from veil.params import Params
 

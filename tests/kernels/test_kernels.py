@@ -15,7 +15,8 @@ from veil.crypto import public
 from veil.errors import WireError
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import TILE, GroupRows, Kernels, Rows, Scaling
-from veil.kernels.reference import ReferenceKernels, pack
+from veil.kernels.reference import pack
+from veil.kernels.reference_kernels import ReferenceKernels
 from veil.kernels.ring import Ring, ring_of
 from veil.params import Params, packed_bytes
 from veil.random import SecretRng

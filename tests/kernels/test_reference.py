@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from veil.kernels import reference
 from veil.kernels.interface import Rows, Scaling
-from veil.kernels.reference import ReferenceKernels
+from veil.kernels.reference_kernels import ReferenceKernels
 from veil.kernels.ring import Ring, ring_of
 from veil.kernels.tables import NttTable
 from veil.params import Params
@@ -161,7 +161,7 @@ def test_the_hint_is_what_the_server_has_to_take_off(rng: np.random.Generator, s
 
 def test_a_batch_decrypts_to_its_secret(rng: np.random.Generator) -> None:
     """``b_v + a_v·z - e_v`` is Δ times the subring part of the secret at every w-th coefficient, and nothing elsewhere."""
-    ring, kernels = TINY, reference.ReferenceKernels()
+    ring, kernels = TINY, ReferenceKernels()
     a = np.stack([rng.integers(0, p, (ring.terms, ring.N), dtype=np.uint32) for p in ring.primes], axis=1)
     z, secret = rng.integers(-1, 2, ring.N).astype(np.int8), rng.integers(-1, 2, (ring.k, ring.m)).astype(np.int8)
     errors = rng.integers(-9, 10, (ring.terms, ring.N)).astype(np.int8)
@@ -176,7 +176,7 @@ def test_a_batch_decrypts_to_its_secret(rng: np.random.Generator) -> None:
 
 
 def test_shares_are_the_product_with_z(rng: np.random.Generator, schoolbook: Schoolbook) -> None:
-    ring, kernels = TINY, reference.ReferenceKernels()
+    ring, kernels = TINY, ReferenceKernels()
     table = rng.integers(0, 1 << ring.public_bits, (ring.T, 2 * ring.w), dtype=np.uint32)
     z = rng.integers(-1, 2, ring.N).astype(np.int8)
     found = kernels.shares(kernels.load_public(table, ring), z, 2 * ring.w, ring)

@@ -10,7 +10,8 @@ import pytest
 
 from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Kernels, Rows, Scaling, SignVectors
-from veil.kernels.reference import ReferenceKernels, matmul, pack
+from veil.kernels.reference import matmul, pack
+from veil.kernels.reference_kernels import ReferenceKernels
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 

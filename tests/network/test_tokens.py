@@ -9,7 +9,7 @@ import pytest
 from veil.errors import AccessDenied
 from veil.network.listening import is_loopback
 from veil.network.tokens import Tokens, digest_of, fresh_token
-from veil.server.listen import ServerConfig
+from veil.server.config import ServerConfig
 
 
 def test_a_file_of_digests(tmp_path: Path) -> None:

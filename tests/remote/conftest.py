@@ -30,10 +30,11 @@ from veil.hybrid.model import HybridFHEModel
 from veil.network.timeouts import Timeouts
 from veil.params import Params
 from veil.runtime.modules import select_modules
+from veil.server.config import ServerConfig, server_limits
 from veil.server.engine import Engine
-from veil.server.listen import Server, ServerConfig, server_limits
+from veil.server.hosted import HostedBundle
+from veil.server.listen import Server
 from veil.server.offer import Offer
-from veil.server.service import HostedBundle
 from veil.server.store import Limits, SessionStore
 from veil.wire import methods
 

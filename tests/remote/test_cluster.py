@@ -19,7 +19,7 @@ from veil.cluster.front import Front
 from veil.cluster.on_ray import RayReplicas, ReplicaPlan
 from veil.cluster.placement import Scale
 from veil.network.timeouts import Timeouts
-from veil.server.listen import ServerConfig, server_limits
+from veil.server.config import ServerConfig, server_limits
 from waiting import until
 
 pytest.importorskip("ray")

@@ -19,7 +19,7 @@ from veil.cluster.placement import Load, Scale
 from veil.errors import AccessDenied, BundleError, IncompatibleServer, QuotaExceeded, UnknownSession
 from veil.network.timeouts import Timeouts
 from veil.network.tokens import Tokens, digest_of
-from veil.server.listen import ServerConfig
+from veil.server.config import ServerConfig
 from waiting import until
 
 QUICK = Timeouts(connect_s=3.0, reply_s=3.0, prepare_s=5.0, retry_s=10.0, pause_s=0.01, keepalive_s=1.0)

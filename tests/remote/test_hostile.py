@@ -18,8 +18,8 @@ from veil.errors import BundleError
 from veil.network.frames import Frames
 from veil.network.tokens import Tokens, digest_of
 from veil.params import packed_bytes
+from veil.server.hosted import HostedBundle
 from veil.server.offer import Offer
-from veil.server.service import HostedBundle
 from veil.server.store import Limits
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb

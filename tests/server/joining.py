@@ -66,5 +66,5 @@ class JoiningKernels(CpuKernels):
         self.rounds: list[int] = []
         """How many requests each round was of."""
 
-    def joined(self) -> JoinedProduct | None:
+    def joined(self) -> JoinedProduct:
         return AddressedProduct(self.most_rows, self.rounds)

@@ -16,6 +16,7 @@ from veil.kernels import reference
 from veil.kernels.cpu import backend as cpu_backend
 from veil.kernels.cpu import online
 from veil.kernels.interface import Rows
+from veil.kernels.reference_kernels import ReferenceKernels
 from veil.kernels.ring import ring_of
 from veil.params import packed_bytes
 from veil.random import SecretRng
@@ -93,7 +94,7 @@ def test_replies_are_the_product_less_the_rows_of_the_shares(pair: Any, client: 
     found = client.evaluate(group, spans, data)
     own = [Rows(session.batches[span.batch].shares[info.segment], span.first, span.count) for span in spans]
     bits = info.input_bits, info.result_bits
-    expected = reference.ReferenceKernels().answer(data, pair.weights[group], own, pair.manifest.starts[group], bits)
+    expected = ReferenceKernels().answer(data, pair.weights[group], own, pair.manifest.starts[group], bits)
     np.testing.assert_array_equal(found, expected)
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from veil.errors import CorruptMessage, WireError
 from veil.kernels.interface import GroupResults, places_of
-from veil.kernels.reference import ReferenceKernels
+from veil.kernels.reference_kernels import ReferenceKernels
 from veil.network.busy_poll import NOTHING
 from veil.network.frames import Frames
 from veil.network.ready_frames import ReadyFrames
@@ -314,9 +314,9 @@ def test_a_connection_that_is_there_twice_is_read_once() -> None:
         seat = Seat(ReadyFrames(its, 1 << 12), Echo(), lambda *_: None)  # type: ignore[arg-type]
         loop.add(seat)
         mine.sendall(usual_frame(b"x"))
-        loop._again = [seat, seat]
+        loop.seats.unread = [seat, seat]
         came: list[Any] = []
-        threading.Thread(target=lambda: came.append(loop._read(0.0)), daemon=True).start()
+        threading.Thread(target=lambda: came.append(loop.seats.read(0.0)), daemon=True).start()
         until(lambda: came)
         assert [asked.seat for asked in came[0]] == [seat]
         loop.stop()

@@ -19,10 +19,11 @@ from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Kernels
 from veil.network.frames import Frames
 from veil.network.timeouts import Timeouts
+from veil.server.config import ServerConfig, server_limits
 from veil.server.engine import Engine
-from veil.server.listen import Server, ServerConfig, server_limits
+from veil.server.hosted import HostedBundle
+from veil.server.listen import Server
 from veil.server.row_io import AVAILABLE
-from veil.server.service import HostedBundle
 from veil.server.store import SessionStore
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb

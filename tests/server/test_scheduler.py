@@ -11,7 +11,7 @@ import pytest
 
 from veil.errors import QuotaExceeded, ServerUnreachable, VeilError, WireError
 from veil.kernels.interface import GroupResults, Rows, places_of
-from veil.kernels.reference import ReferenceKernels
+from veil.kernels.reference_kernels import ReferenceKernels
 from veil.server.admission import Admitted
 from veil.server.engine import Claim
 from veil.server.row_loop import RowLoop

@@ -89,9 +89,10 @@ def train_server() -> Callable[..., Any]:
     from veil.bundle.terms import Terms
     from veil.client.session import OfflineRows
     from veil.kernels.backend import kernels_for
+    from veil.server.config import ServerConfig, server_limits
     from veil.server.engine import Engine
-    from veil.server.listen import Server, ServerConfig, server_limits
-    from veil.server.service import HostedBundle
+    from veil.server.hosted import HostedBundle
+    from veil.server.listen import Server
     from veil.server.store import SessionStore
 
     @contextmanager

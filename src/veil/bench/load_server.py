@@ -27,10 +27,11 @@ def main(
     from veil.kernels.backend import kernels_for
     from veil.network.listening import listening
     from veil.priority import let_helpers_sleep
+    from veil.server.config import ServerConfig, server_limits
     from veil.server.engine import Engine
     from veil.server.gpus import SpreadEngine, find_gpus
-    from veil.server.listen import Server, ServerConfig, server_limits
-    from veil.server.service import HostedBundle
+    from veil.server.hosted import HostedBundle
+    from veil.server.listen import Server
     from veil.server.store import SessionStore
 
     let_helpers_sleep()

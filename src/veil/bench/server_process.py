@@ -83,7 +83,9 @@ def main(half: str, device: str) -> None:
     """Serve one half until standard input ends."""
     from veil.bench.machine import high_water_bytes
     from veil.kernels.backend import kernels_for
-    from veil.server.listen import Server, ServerConfig, build_bundles, server_limits
+    from veil.server.config import ServerConfig, server_limits
+    from veil.server.hosted import build_bundles
+    from veil.server.listen import Server
     from veil.server.store import SessionStore
 
     limits = server_limits()

@@ -58,7 +58,7 @@ def command(
     from veil.commands.cluster import ClusterRequest, run
     from veil.commands.halves import named
     from veil.network.tokens import Tokens
-    from veil.server.listen import ServerConfig, server_limits
+    from veil.server.config import ServerConfig, server_limits
 
     if (tls_cert is None) != (tls_key is None):
         raise ValueError("--tls-cert and --tls-key go together")

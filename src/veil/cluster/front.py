@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from veil.errors import IncompatibleServer, QuotaExceeded, ServerUnreachable, VeilError
 from veil.network.grpc_options import server_options
 from veil.network.listening import listening
-from veil.server.listen import ServerConfig
+from veil.server.config import ServerConfig
 from veil.server.logs import event
 from veil.wire import failures, methods
 from veil.wire import veil_pb2 as pb

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from veil.cluster.placement import Load
 from veil.errors import VeilError
-from veil.server.listen import Server, ServerConfig, build_bundles
+from veil.server.config import ServerConfig
+from veil.server.hosted import build_bundles
+from veil.server.listen import Server
 from veil.server.store import SessionStore
 
 if TYPE_CHECKING:

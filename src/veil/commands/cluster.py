@@ -16,7 +16,7 @@ from veil.cluster.on_ray import RayReplicas, ReplicaPlan
 from veil.cluster.placement import Scale
 from veil.flag import Flag
 from veil.network.grpc_options import LARGEST_DESCRIPTION
-from veil.server.listen import ServerConfig
+from veil.server.config import ServerConfig
 
 _STEP_S = 1.0
 

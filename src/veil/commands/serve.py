@@ -17,8 +17,10 @@ from veil.network.certificates import server_context
 from veil.network.tokens import Tokens
 from veil.priority import let_helpers_sleep
 from veil.server.budget import RowBudget
+from veil.server.config import ServerConfig, server_limits
 from veil.server.gpus import find_gpus
-from veil.server.listen import Server, ServerConfig, build_bundles, server_limits
+from veil.server.hosted import build_bundles
+from veil.server.listen import Server
 from veil.server.logs import LOGGER, JsonLines
 from veil.server.store import SessionStore
 

@@ -38,7 +38,7 @@ def _made(name: str) -> Kernels:
 
         return CudaKernels()
     if name == "reference":
-        from veil.kernels.reference import ReferenceKernels
+        from veil.kernels.reference_kernels import ReferenceKernels
 
         return ReferenceKernels()
     from veil.kernels.cpu import kept

@@ -1,6 +1,6 @@
 """`Kernels`: everything that differs between processors, as one typed interface. One algorithm uses it, on every processor.
 
-Three classes satisfy it: `reference.ReferenceKernels` (NumPy, the definition of correct), `cpu.CpuKernels` (Numba) and
+Three classes satisfy it: `ReferenceKernels` (NumPy, the definition of correct), `cpu.CpuKernels` (Numba) and
 `cuda.CudaKernels` (Triton). Their results are equal, word for word. Arrays stay where a backend computes: NumPy arrays on a
 processor, tensors on a GPU. Letters are those of docs/protocol.md.
 """
@@ -284,8 +284,8 @@ class Kernels(Protocol):
         ``bits`` are those of inputs and of results; ``serial`` keeps the work on the calling thread.
         """
 
-    def joined(self) -> JoinedProduct | None:
-        """What answers rows by their addresses, for the calling thread; None where groups are not joined."""
+    def joined(self) -> JoinedProduct:
+        """What answers rows by their addresses, for the calling thread; only where `joins_groups`."""
 
     def address(self, values: Array) -> int:
         """Where a device has an array that lies in one piece."""

@@ -126,7 +126,6 @@ class JoinedRounds:
 
     def _work(self) -> None:
         product = self._engine.kernels.joined()
-        assert product is not None
         product.take_widths(group.width for group in self._engine.model.manifest.groups)
         self._product: JoinedProduct = product
         self._rows = np.zeros((product.most_rows, row.COLUMNS), np.int64)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -15,141 +13,28 @@ from types import TracebackType
 import grpc
 from grpc_health.v1 import health, health_pb2
 
-from veil.bundle.server_half import client_digest, load_server
-from veil.errors import BundleError
 from veil.given import path_given, text_given
 from veil.kernels.backend import kernels_for
-from veil.kernels.interface import Kernels
 from veil.network.grpc_options import server_options
-from veil.network.listening import is_loopback, listening
-from veil.network.tokens import Tokens
 from veil.params import packed_bytes
-from veil.priority import in_thread_of_its_own
 from veil.process import raise_file_limit
 from veil.progress import Progress
 from veil.server.admission import Admission
 from veil.server.arrivals import Arrivals, room_for
 from veil.server.batch_table import BatchTable
-from veil.server.budget import RowBudget
-from veil.server.engine import Engine
-from veil.server.gpus import ServerGpu, engines
+from veil.server.config import ServerConfig
+from veil.server.hosted import HostedBundle, build_bundles, name_of, server_half
 from veil.server.joined_rounds import can_join
 from veil.server.lane import RowLane
 from veil.server.logs import event
 from veil.server.metrics import Metrics
-from veil.server.offer import Offer
 from veil.server.row_loop import RowLoop
 from veil.server.scheduler import PreparationWorker
-from veil.server.service import HostedBundle, Service, Shared
+from veil.server.service import Service, Shared
 from veil.server.stages import Stages
-from veil.server.store import Limits, SessionStore
+from veil.server.store import SessionStore
 from veil.server.unproven import FIRST_S
-from veil.server.warm import warm_up
 from veil.wire import methods
-
-
-def server_limits(max_sessions: int = 64, memory_gib: float = 4.0) -> Limits:
-    """The limits of a server on a network; one token may hold a quarter of the sessions."""
-    return Limits(
-        max_sessions=max_sessions,
-        max_sessions_per_owner=max(1, max_sessions // 4),
-        max_batches_per_session=64,
-        memory_bytes=int(memory_gib * (1 << 30)),
-        session_ttl_s=900.0,
-        batch_ttl_s=3600.0,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerConfig:
-    """How a server listens. ``port`` 0 takes a free one; ``tls`` are the PEM files of certificate and key.
-
-    ``insecure`` allows an address that others can reach without TLS or without tokens. ``rows_port`` is the row lane's, None
-    for no lane.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = methods.DEFAULT_PORT
-    rows_port: int | None = 0
-    tls: tuple[Path, Path] | None = None
-    tokens: Tokens | None = None
-    insecure: bool = False
-    limits: Limits = field(default_factory=server_limits)
-    metrics_port: int | None = None
-    call_s: float = 120.0
-    silent_s: float = 300.0
-    sweep_s: float = 2.0
-    most_batches: int = 2
-    budget: RowBudget | None = None
-
-    def check(self) -> None:
-        """Raise `ValueError` for an address that others can reach and that is not protected."""
-        if self.insecure or is_loopback(self.host):
-            return
-        missing = [name for name, there in (("TLS", self.tls), ("list of tokens", self.tokens)) if not there]
-        if missing:
-            raise ValueError(
-                f"{self.host} is not a loopback address, and there is no {' and no '.join(missing)}; "
-                "give --tls-cert, --tls-key and --tokens, or --insecure if the network is yours alone"
-            )
-
-    def check_ports(self) -> None:
-        """Raise `ValueError` for a port that is taken or given twice, or an address that is not this machine's."""
-        with ExitStack() as held:
-            for option, port in (
-                ("--port", self.port),
-                ("--rows-port", self.rows_port),
-                ("--metrics-port", self.metrics_port),
-            ):
-                if port:
-                    held.enter_context(listening(self.host, port, option))
-
-
-def build_bundles(
-    halves: dict[str, Path],
-    offers: dict[str, Path],
-    kernels: Kernels,
-    progress: Progress | None = None,
-    hints: Path | None = None,
-    gpus: Sequence[ServerGpu] = (),
-    memory_bytes: int = 1 << 32,
-) -> dict[str, HostedBundle]:
-    """Load server halves by name and build their hints; ``offers`` are client halves by the same names,
-    ``hints`` a folder where hints are kept for the next start. With several ``gpus`` they lie on those, beside
-    ``memory_bytes`` for batches of rows.
-    """
-    unknown = sorted(set(offers) - set(halves))
-    if unknown:
-        raise ValueError(f"--offer names {unknown[0]!r}, which is not served; served are {', '.join(halves)}")
-    warm_up(progress, on_gpu=kernels.name == "cuda")
-    bundles = {}
-    for name, path in halves.items():
-        digest = client_digest(path)
-        offer = Offer(offers[name]) if name in offers else None
-        if offer is not None and offer.digest != digest:
-            raise BundleError(
-                f"{offers[name]} is not the client half that was compiled with {path}: its digest is {offer.digest}, not "
-                f"{digest}; offer the one beside it"
-            )
-        if len(gpus) > 1:
-            build = partial(engines, load_server(path), gpus, memory_bytes, progress)
-            made, placed = in_thread_of_its_own(build)
-            bundles[name] = HostedBundle(made[0], digest, offer, tuple(made[1:]), placed)
-            continue
-        engine = in_thread_of_its_own(partial(Engine.build, load_server(path), kernels, progress, hints))
-        bundles[name] = HostedBundle(engine, digest, offer)
-    return bundles
-
-
-def _server_half(folder: Path) -> Path:
-    """The server half in the folder of a bundle, or the folder itself."""
-    return folder / "server" if (folder / "server").is_dir() else folder
-
-
-def _name(folder: Path) -> str:
-    """What a bundle is called: its folder's name, or the name above that of a half."""
-    whole = folder.resolve()
-    return whole.parent.name if whole.name == "server" else whole.name
 
 
 def _against_floods(threads: int) -> list[tuple[str, int]]:
@@ -250,9 +135,9 @@ class Server:
         config = config or ServerConfig(port=0)
         config.check()
         if not isinstance(bundles, Mapping):
-            bundles = {_name(path_given("bundles", bundles)): bundles}
+            bundles = {name_of(path_given("bundles", bundles)): bundles}
         named = {text_given("a bundle's name", name): path_given(f"bundle {name!r}", path) for name, path in bundles.items()}
-        halves = {name: _server_half(Path(path)) for name, path in named.items()}
+        halves = {name: server_half(Path(path)) for name, path in named.items()}
         beside = {name: half.with_name("client") for name, half in halves.items() if half.with_name("client").is_dir()}
         hosted = build_bundles(halves, beside if offer else {}, kernels_for(device), progress, hints)
         return cls(hosted, SessionStore(config.limits), config)

@@ -52,6 +52,9 @@ class RowAnswers:
         self._budget = budget
         self._cancel = cancel
         self._session: Session | None = None
+        self._seated: Session | None = None
+        """The first one, which its ticket named: its messages alone may come taken apart, or be answered in rounds."""
+
         self._rows = self._received = self._sent = self._sequence = 0
         self.meanwhile = NOTHING
         """Steps, of some µs each, that make the next answer quicker; to take while the request for it is awaited."""
@@ -74,7 +77,7 @@ class RowAnswers:
 
     def joins(self, engine: Engine) -> int:
         """The number of its session in the store's table if rounds of an engine may answer it, else -1."""
-        session = self._session
+        session = self._seated
         return -1 if session is None or session.engine is not engine or self._budget is not None else session.number
 
     @property
@@ -87,23 +90,24 @@ class RowAnswers:
         self._received += received
         self._sent += sent
         self._rows += rows
-        if self._session is not None:
-            self._store.touch(self._session)
+        if self._seated is not None:
+            self._store.touch(self._seated)
         if self._received + self._sent > _TELL_BYTES:
             self._tell()
 
     @property
     def name(self) -> str:
-        """The session's name; empty where there is none yet."""
-        return "" if self._session is None else self._session.name
+        """The name of the session that its ticket named; empty where there is none yet."""
+        return "" if self._seated is None else self._seated.name
 
     def ask_usual(self, own: Sequence[int], rows: U8) -> tuple[Engine, Claim, str] | None:
-        """As `ask` for a request of the stream's own session that was taken apart before, with its rows [count, bytes].
+        """As `ask` for a request of the session `name` that was taken apart before, with its rows [count, bytes].
 
-        ``own`` has the columns of `veil.server.row_io`. None, and nothing is changed, where `ask` would refuse the form.
+        ``own`` has the columns of `veil.server.row_io`. None, and nothing is changed, where `ask` would refuse the form or
+        has to find the session, because the last request was of another.
         """
-        session, group, slots = self._session, own[GROUP], own[SLOTS]
-        if session is None or session.closed or group >= session.engine.groups:
+        session, group, slots = self._seated, own[GROUP], own[SLOTS]
+        if session is None or session is not self._session or session.closed or group >= session.engine.groups:
             return None
         engine, count = session.engine, own[COUNT]
         _, outputs, row_bytes = engine.place(group)
@@ -159,6 +163,8 @@ class RowAnswers:
         if before is not None and before != self._cancel:
             before()
         self._session = session
+        if self._seated is None:
+            self._seated = session
         return session
 
     def end(self) -> None:

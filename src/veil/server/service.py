@@ -21,10 +21,9 @@ from veil.network.tokens import Tokens
 from veil.server.admission import Admission
 from veil.server.budget import RowBudget
 from veil.server.calls import OpenCall, OpenCalls
-from veil.server.engine import Engine
+from veil.server.hosted import HostedBundle
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
-from veil.server.offer import Offer
 from veil.server.row_loop import RowLoop
 from veil.server.rows import RowAnswers
 from veil.server.scheduler import PreparationWorker
@@ -37,20 +36,6 @@ from veil.wire.messages import BatchUpload, Upload
 
 Call = Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]
 _LOG = logging.getLogger("veil.server")
-
-
-@dataclass(frozen=True, eq=False)
-class HostedBundle:
-    """One bundle: its engine, the digest of the client half that goes with it and, where it is offered, its files.
-
-    ``copies`` are other engines of it, on other GPUs; ``placed`` says how it lies on them.
-    """
-
-    engine: Engine
-    digest: str
-    offer: Offer | None = None
-    copies: tuple[Engine, ...] = ()
-    placed: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,39 +5,34 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.errors import WireError
 from veil.kernels import reference
-from veil.kernels.cpu import checking, online, packing, product, strips
+from veil.kernels.cpu import checking, loading, online, packing, product, strips
+from veil.kernels.cpu.constants import constants
+from veil.kernels.cpu.gaussian import CpuErrors
 from veil.kernels.cpu.threads import ProductThreads, all_threads, clock, threads_for
-from veil.kernels.cpu.transform import COLUMNS, forward_factors, inverse_factors
-from veil.kernels.gaussian import GaussianTable
+from veil.kernels.cpu.three_bytes import ThreeBytes, three_bytes
+from veil.kernels.cpu.transform import COLUMNS
+from veil.kernels.host import HostArrays
 from veil.kernels.interface import (
     Array,
     Errors,
-    GroupResults,
-    GroupRows,
     Hint,
-    JoinedProduct,
     Rows,
     Scaling,
     SignVectors,
     Words,
-    answer_each,
 )
-from veil.kernels.memory import S, aligned, room
+from veil.kernels.memory import aligned, room
 from veil.kernels.ring import Ring
-from veil.kernels.tables import shoup
 from veil.params import packed_bytes
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
@@ -55,140 +50,15 @@ _PREFETCHED_BYTES = 8 << 20
 _NO_DIVISORS = np.empty(0, dtype=np.float32)
 
 
-@dataclass(frozen=True, eq=False)
-class ThreeBytes:
-    """Residues of strips in halves, [tiles, 2, degree, terms, 16] uint16 and uint8, of ``count`` polynomials in all."""
-
-    low: NDArray[np.uint16]
-    high: U8
-    count: int
-
-    @property
-    def blocks(self) -> int:
-        """Blocks, or inner ring elements."""
-        return self.count
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.low.nbytes + self.high.nbytes
-
-    def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """See `interface.Hint`."""
-        return {"low": self.low, "high": self.high, "count": np.array([self.count])}
-
-
-def three_bytes(count: int, degree: int, terms: int) -> ThreeBytes:
-    """Room for this many polynomials for each term."""
-    shape = (-(-count // COLUMNS), 2, degree, terms, COLUMNS)
-    return ThreeBytes(aligned(shape, np.uint16), aligned(shape, np.uint8), count)
-
-
-@dataclass(frozen=True, eq=False)
-class CpuConstants:
-    """`Ring` as the Numba kernels take it."""
-
-    primes: U32
-    negatives: U32
-    squares: U32
-    outer_forward: U32
-    inner_forward: U32
-    switch: tuple[U32, U32]
-    lift: tuple[U32, U32]
-    lift_shoup: U32
-    fractions: NDArray[np.uint64]
-    mu_prime: np.uint32
-    mu_negative: np.uint32
-    mu_forward: U32
-    mu_inverse: U32
-
-
-@lru_cache(maxsize=8)
-def constants(ring: Ring) -> CpuConstants:
-    """The constants of a ring, once."""
-    p2 = ring.primes[1]
-    inverse_of_first = np.array([ring.crt[1]], dtype=np.uint32)
-    return CpuConstants(
-        primes=np.array(ring.primes, dtype=np.uint32),
-        negatives=np.array([_negative_inverse(p) for p in ring.primes], dtype=np.uint32),
-        squares=np.array([(1 << 64) % p for p in ring.primes], dtype=np.uint32),
-        outer_forward=np.stack([forward_factors(table) for table in ring.outer]),
-        inner_forward=np.stack([forward_factors(table) for table in ring.inner]),
-        switch=(inverse_factors(ring.outer[0], ring.crt[0]), inverse_factors(ring.outer[1], ring.crt[1])),
-        lift=(inverse_factors(ring.inner[0]), inverse_factors(ring.inner[1], ring.crt[1])),
-        lift_shoup=np.concatenate([inverse_of_first, shoup(inverse_of_first, p2)]),
-        fractions=np.array(ring.fractions, dtype=np.uint64),
-        mu_prime=np.uint32(ring.mu.prime),
-        mu_negative=np.uint32(_negative_inverse(ring.mu.prime)),
-        mu_forward=forward_factors(ring.mu),
-        mu_inverse=inverse_factors(ring.mu),
-    )
-
-
-def _negative_inverse(p: int) -> int:
-    return -pow(p, -1, 1 << 32) % (1 << 32)
-
-
-class CpuErrors:
-    """Rounded Gaussians from uniform words; the same samples as `reference.HostErrors`."""
-
-    def __init__(self, rng: Words, sigma: float) -> None:
-        self._rng = rng
-        self._table = GaussianTable(sigma)
-        groups = self._table.values.reshape(-1, 16)
-        same = (groups == groups[:, :1]).all(axis=1)
-        self._coarse = np.where(same, groups[:, 0], np.int8(GaussianTable.UNCLEAR)).astype(np.int8)
-
-    def draw(self, *shape: int) -> I8:
-        """See `interface.Errors`."""
-        words = self._rng.words16(int(np.prod(shape)))
-        samples, counts = np.empty(words.size, dtype=np.int8), np.zeros(-(-words.size // 65536), dtype=np.int64)
-        strips.gaussian(words, self._coarse, self._table.values, GaussianTable.UNCLEAR, samples, counts)
-        if counts.any():
-            unclear = np.flatnonzero(samples == GaussianTable.UNCLEAR)
-            samples[unclear] = self._table.resolve(words[unclear], self._rng.words64(unclear.size))
-        return samples.reshape(shape)
-
-
-class CpuKernels:
+class CpuKernels(HostArrays):
     """See `interface.Kernels`."""
 
     name = "cpu"
-    asks_cheaply = True
-    joins_groups = False
 
     def __init__(self) -> None:
         self._products = ProductThreads()
 
-    def asarray(self, values: NDArray[S]) -> NDArray[S]:
-        return values
-
-    def to_numpy(self, values: NDArray[S]) -> NDArray[S]:
-        return values
-
-    def from_torch(self, values: torch.Tensor) -> Array:
-        if values.requires_grad:
-            values = values.detach()
-        return values.contiguous().numpy() if values.is_cpu else values.cpu().numpy()
-
-    def to_torch(self, values: NDArray[np.generic]) -> torch.Tensor:
-        import torch
-
-        return torch.from_numpy(values)
-
-    def zeros(self, *shape: int) -> U32:
-        return np.zeros(shape, dtype=np.uint32)
-
-    def concatenate(self, parts: Sequence[NDArray[S]]) -> NDArray[S]:
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def synchronize(self) -> None:
-        return
-
     # The server's half, once ---------------------------------------------------------------------------------------------
-
-    def load_weights(self, weights: Sequence[I8]) -> list[I8]:
-        return list(weights)
 
     def inner_hint(self, weights: I8, a: U32, ring: Ring) -> I32:
         width = weights.shape[1]
@@ -209,7 +79,7 @@ class CpuKernels:
         assert first % COLUMNS == 0
         k, blocks = constants(ring), -(-len(rows) // ring.w)
         tiles = slice(first // COLUMNS, -(-(first + blocks) // COLUMNS))
-        strips.fill_hint(rows, hint.low[tiles], hint.high[tiles], k.primes, k.outer_forward)
+        loading.fill_hint(rows, hint.low[tiles], hint.high[tiles], k.primes, k.outer_forward)
 
     def load_hint(self, arrays: dict[str, Array], ring: Ring) -> ThreeBytes:
         return ThreeBytes(arrays["low"], arrays["high"], int(arrays["count"][0]))
@@ -220,17 +90,9 @@ class CpuKernels:
         out = room((count, ring.T, hint.count * ring.w), np.uint32)
         if out.size:
             loaded = np.empty((count, 2, ring.N, ring.terms), dtype=np.uint32)
-            strips.load_batches(batches, loaded, k.primes, k.negatives, k.squares)
+            loading.load_batches(batches, loaded, k.primes, k.negatives, k.squares)
             strips.prepare(hint.low, hint.high, loaded, k.primes, k.negatives, *k.switch, k.fractions, bits, out)
         return out
-
-    def decode_batches(self, data: U8, ring: Ring) -> U32:
-        size = packed_bytes(ring.N, ring.prime_bits)
-        if data.ndim != 2 or data.shape[1] != ring.terms * 2 * size:
-            raise WireError(f"{data.shape} bytes of batches, expected {ring.terms * 2 * size} for each")
-        words = self.unpack(data.reshape(-1, size), ring.N, ring.prime_bits).reshape(-1, ring.terms, 2, ring.N)
-        reference.check_residues(words, ring)
-        return words
 
     # The client's half, offline ------------------------------------------------------------------------------------
 
@@ -252,7 +114,7 @@ class CpuKernels:
 
     def load_inner(self, a: U32, ring: Ring) -> ThreeBytes:
         k, inner = constants(ring), three_bytes(len(a), ring.m, ring.k)
-        strips.load_inner(a.view(np.int32), inner.low, inner.high, k.primes, k.inner_forward)
+        loading.load_inner(a.view(np.int32), inner.low, inner.high, k.primes, k.inner_forward)
         return inner
 
     def pads(self, inner: ThreeBytes, secret: I8, errors: I8, ring: Ring) -> U32:
@@ -260,14 +122,14 @@ class CpuKernels:
         out = room((ring.T, inner.count * ring.r), np.uint32)
         points = np.empty((1, 2, ring.m, ring.k), dtype=np.uint32)
         residues = np.stack([reference.residues(secret, table) for table in ring.inner], axis=1)
-        strips.load_batches(residues[None], points, k.primes, k.negatives, k.squares)
+        loading.load_batches(residues[None], points, k.primes, k.negatives, k.squares)
         strips.pads(inner.low, inner.high, points[0], errors, k.primes, k.negatives, *k.lift, k.lift_shoup, out)
         return out
 
     def load_public(self, table: U32, ring: Ring) -> U32:
         k, tiles = constants(ring), -(-table.shape[1] // (ring.w * COLUMNS))
         points = aligned((tiles, ring.N * COLUMNS), np.uint32)
-        strips.load_public(table, k.mu_prime, k.mu_forward, ring.public_bits, points)
+        loading.load_public(table, k.mu_prime, k.mu_forward, ring.public_bits, points)
         return points
 
     def shares(self, public: U32, z: I8, slots: int, ring: Ring) -> U32:
@@ -313,15 +175,6 @@ class CpuKernels:
             if not serial:
                 self._products.took(work, threads, clock() - start)
         return out
-
-    def joined(self) -> JoinedProduct | None:
-        return None
-
-    def address(self, values: NDArray[np.generic]) -> int:
-        return values.ctypes.data
-
-    def answer_groups(self, asked: Sequence[GroupRows]) -> GroupResults:
-        return answer_each(self, asked)
 
     def decrypt(self, data: U8, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: F64) -> F32:
         data, scale, bias = _received(data), scaling.scale, scaling.bias
@@ -450,6 +303,6 @@ def _points(values: NDArray[np.int64], prime: int, which: int, ring: Ring) -> ND
     padded = np.zeros((tiles * COLUMNS, ring.N), dtype=np.int64)
     padded[: len(values)] = values
     out = np.empty((tiles, ring.N * COLUMNS), dtype=np.uint32)
-    strips.small_ntt(padded, out, np.uint32(prime), constants(ring).outer_forward[which])
+    loading.small_ntt(padded, out, np.uint32(prime), constants(ring).outer_forward[which])
     points = out.reshape(tiles, ring.N, COLUMNS).transpose(0, 2, 1).reshape(-1, ring.N)
     return points[: len(values)].astype(np.uint64)

@@ -13,13 +13,12 @@ from numba import prange, types
 
 from veil.kernels.cpu.kept import jitted
 from veil.kernels.cpu.parallel import parallel
-from veil.kernels.cpu.transform import COLUMNS, forward, inverse
+from veil.kernels.cpu.transform import COLUMNS, inverse
 from veil.kernels.cpu.vector import (
     I32,
     I64,
     Builder,
     Context,
-    Kind,
     Loop,
     Signature,
     Value,
@@ -28,6 +27,7 @@ from veil.kernels.cpu.vector import (
     constant,
     load,
     plus,
+    splat,
     store,
     transposed,
     vector_code,
@@ -64,7 +64,7 @@ def term_sums(typing_context, low, high, place, factors, first, terms, out, out_
             upper = builder.shl(builder.zext(upper8, words), constant(words, 16))
             pairs = builder.bitcast(builder.or_(builder.zext(lower16, words), upper), sums)
             factor = builder.zext(builder.load(builder.gep(factors.data, [builder.add(args[4], term)])), I64)
-            wide = _splat(builder, factor, sums)
+            wide = splat(builder, factor, sums)
             even = builder.mul(builder.and_(pairs, mask), wide)
             odd = builder.mul(builder.lshr(pairs, constant(sums, 32)), wide)
             return [builder.add(values[0], even), builder.add(values[1], odd)]
@@ -75,8 +75,8 @@ def term_sums(typing_context, low, high, place, factors, first, terms, out, out_
                 loop.values = add_term(loop.values, plus(builder, loop.index, step))
         with Loop(builder, builder.sub(args[5], whole), 1, [sums, sums], loop.values) as loop:
             loop.values = add_term(loop.values, builder.add(whole, loop.index))
-        prime = _splat(builder, builder.zext(args[8], I64), sums)
-        inverse_of = _splat(builder, builder.zext(args[9], I64), sums)
+        prime = splat(builder, builder.zext(args[8], I64), sums)
+        inverse_of = splat(builder, builder.zext(args[9], I64), sums)
         halves = []
         for total in loop.values:
             factor = builder.and_(builder.mul(builder.and_(total, mask), inverse_of), mask)
@@ -87,12 +87,6 @@ def term_sums(typing_context, low, high, place, factors, first, terms, out, out_
 
     size = types.intp
     return types.void(low, high, size, factors, size, size, out, size, types.uint32, types.uint32), code
-
-
-def _splat(builder: Builder, word: Value, kind: Kind) -> Value:
-    nothing = ir.Constant(kind, ir.Undefined)
-    first = builder.insert_element(nothing, word, I32(0))
-    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count))
 
 
 @jitted()
@@ -259,121 +253,3 @@ def shares(points, secret, p, pn, factors, bits, out):  # type: ignore[no-untype
         for t in range(rows):
             _low_bits(strip[t * words.size : (t + 1) * words.size], words, p, up)
             _transposed_out(words, out[t], tile * COLUMNS * width, width)
-
-
-# Set-up --------------------------------------------------------------------------------------------------------------
-
-
-@jitted()
-def _split(strip, low, high):  # type: ignore[no-untyped-def]
-    """Residues of 16 columns into their halves; ``low`` and ``high`` [degree, 16] are views with steps."""
-    for point in range(low.shape[0]):
-        for j in range(COLUMNS):
-            v = strip[point * COLUMNS + j]
-            low[point, j] = np.uint16(v & np.uint32(0xFFFF))
-            high[point, j] = np.uint8(v >> np.uint32(16))
-
-
-@parallel()
-def fill_hint(rows, low, high, primes, factors):  # type: ignore[no-untyped-def]
-    """G of tiles: H [slots, n] int32 → low and high [tiles, 2, N, terms, 16]; factors [2, 2, N]."""
-    tiles, degree, terms = low.shape[0], low.shape[2], low.shape[3]
-    T = rows.shape[1] // terms
-    width = degree // T
-    for job in prange(tiles * 2 * terms):
-        tile, prime, term = job // (2 * terms), job // terms % 2, job % terms
-        p = primes[prime]
-        strip = np.zeros(degree * COLUMNS, np.uint32)
-        for column in range(COLUMNS):
-            for j in range(width):
-                slot = (tile * COLUMNS + column) * width + j
-                if slot < rows.shape[0]:
-                    for t in range(T):
-                        v = rows[slot, term * T + t]
-                        strip[(t * width + j) * COLUMNS + column] = np.uint32(v + (np.int32(p) if v < 0 else np.int32(0)))
-        forward(strip, factors[prime], p)
-        _split(strip, low[tile, prime, :, term], high[tile, prime, :, term])
-
-
-@jitted()
-def _residues(words, p, inverse, strip):  # type: ignore[no-untyped-def]
-    """Words int32 modulo p, at least 2^10, into a column of a strip. Where p divides, the quotient may be one too low:
-    elsewhere it is further from an integer than ``2^21·2^-52``.
-    """
-    for x in range(words.size):
-        quotient = np.int32(np.floor(np.float64(words[x]) * inverse))
-        rest = np.int32(words[x] - np.int32(quotient * p))
-        strip[x * COLUMNS] = np.uint32(rest - p if rest >= p else rest)
-
-
-@parallel()
-def load_inner(a, low, high, primes, factors):  # type: ignore[no-untyped-def]
-    """Inner polynomials [elements, k, m] int32 → low and high [tiles, 2, m, k, 16]; factors [2, 2, m]."""
-    tiles, degree, terms = low.shape[0], low.shape[2], low.shape[3]
-    for job in prange(tiles * 2 * terms):
-        tile, prime, term = job // (2 * terms), job // terms % 2, job % terms
-        p = primes[prime]
-        strip = np.zeros(degree * COLUMNS, np.uint32)
-        for column in range(min(COLUMNS, a.shape[0] - tile * COLUMNS)):
-            _residues(a[tile * COLUMNS + column, term], np.int32(p), 1.0 / np.float64(p), strip[column:])
-        forward(strip, factors[prime], p)
-        _split(strip, low[tile, prime, :, term], high[tile, prime, :, term])
-
-
-@parallel()
-def load_public(table, p, factors, bits, points):  # type: ignore[no-untyped-def]
-    """a' [T, slots] of words → points [tiles, N·16] modulo p."""
-    rows, degree = table.shape[0], points.shape[1] // COLUMNS
-    width, top = degree // rows, np.uint32(1) << np.uint32(bits - 1)
-    for tile in prange(points.shape[0]):
-        strip = points[tile]
-        strip[:] = 0
-        for column in range(min(COLUMNS, (table.shape[1] - tile * COLUMNS * width) // width)):
-            for t in range(rows):
-                for j in range(width):
-                    v = table[t, (tile * COLUMNS + column) * width + j]
-                    strip[(t * width + j) * COLUMNS + column] = v + p - (top + top) if v >= top else v
-        forward(strip, factors, p)
-
-
-@parallel()
-def load_batches(values, out, primes, negatives, squares):  # type: ignore[no-untyped-def]
-    """Points [B, terms, 2, degree] → [B, 2, degree, terms] in Montgomery form; ``squares`` are 2^64 mod p."""
-    count, terms, degree = values.shape[0], values.shape[1], values.shape[3]
-    for job in prange(count * 2):
-        b, prime = job // 2, job % 2
-        p, pn, square = primes[prime], negatives[prime], np.uint64(squares[prime])
-        for term in range(terms):
-            for point in range(degree):
-                v = montgomery(np.uint64(values[b, term, prime, point]) * square, p, pn)
-                out[b, prime, point, term] = min(v, np.uint32(v - p))
-
-
-@parallel()
-def small_ntt(values, out, p, factors):  # type: ignore[no-untyped-def]
-    """Small signed polynomials [16·tiles, degree] int64, |v| < p → flat strips [tiles, degree·16] of points below p."""
-    degree = values.shape[1]
-    for tile in prange(out.shape[0]):
-        strip = out[tile]
-        for column in range(COLUMNS):
-            for x in range(degree):
-                v = values[tile * COLUMNS + column, x]
-                strip[x * COLUMNS + column] = np.uint32(v + (np.int64(p) if v < 0 else np.int64(0)))
-        forward(strip, factors, p)
-
-
-@parallel()
-def gaussian(words, coarse, table, unclear, out, counts):  # type: ignore[no-untyped-def]
-    """Samples of uniform 16-bit words by table, int8; ``coarse`` answers for a word's upper 12 bits where they decide.
-
-    ``counts`` gets how many of each part of 65,536 words need more bits.
-    """
-    for part in prange(counts.size):
-        count = 0
-        for j in range(part * 65536, min(words.size, (part + 1) * 65536)):
-            v = coarse[words[j] >> np.uint16(4)]
-            if v == unclear:
-                v = table[words[j]]
-                count += v == unclear
-            out[j] = v
-        counts[part] = count
