@@ -2,11 +2,11 @@
 
     python -m bench checks soak [--minutes 60] [--out bench/results/checks-soak.json]
     python -m bench checks noise [--rows 1000000] [--out bench/results/checks-noise.json]
-    python -m bench checks cost [--out bench/results/checks-cost.json]
+    python -m bench checks cost [--device cuda --model llama-1b] [--out bench/results/checks-cost.json]
 
 ``soak`` generates over the loopback interface from a server process of its own, every row of every layer checked. ``noise``
 puts whole passes' rows of normal residuals with the predicted covariance through the bound and the running test. ``cost``
-times the checks of a token in one process.
+times the checks of a token in one process, with both halves on the processor or on the GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from bench.drafts import PROMPTS
 from bench.processes import compiled, listening
 from bench.record import Measurement, Record
 from veil import HybridFHEModel
+from veil.bench.sides import STATIC_CACHE
+from veil.bench.subjects import load, release_floats
 from veil.bundle.header_file import half_digest
 from veil.bundle.manifest import Manifest
 from veil.checks.files import Vectors, save_vectors
@@ -35,6 +37,8 @@ from veil.checks.spread import covariance
 from veil.checks.vectors import edges_of
 from veil.errors import WrongAnswer
 from veil.params import Params
+from veil.runtime.modules import select_modules
+from veil.sources.quiet import quiet
 
 TOKENS = 96
 STEP = 64
@@ -49,9 +53,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of each generation of `cost`")
+    parser.add_argument("--model", default="gpt2", help="whose shapes, on a GPU: gpt2, llama-1b or smollm2")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of both halves, for `cost`")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    out = args.out or Path(f"bench/results/checks-{args.part}.json")
+    where = "-gpu" if args.device == "cuda" else ""
+    out = args.out or Path(f"bench/results/checks-{args.part}{where}.json")
+    if args.part == "cost" and args.device == "cuda":
+        cost_on_gpu(args.model, args.repetitions, args.tokens, out)
+        return
     with tempfile.TemporaryDirectory() as folder:
         bundle = args.bundle or compiled(Path(folder) / "smollm2")
         hybrid = HybridFHEModel.load(bundle, device="cpu")
@@ -207,6 +217,69 @@ def cost(bundle: Path, repetitions: int, tokens: int, out: Path) -> None:
     record.show()
     record.write(out)
     hybrid.close()
+
+
+class Clock:
+    """Notes when each token of an answer is there; in the place of a streamer."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, tokens: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None: ...
+
+    @property
+    def tokens(self) -> list[float]:
+        """Milliseconds of each token behind the first four, in which a pass is recorded."""
+        return (1000 * np.diff(self.times)[4:]).tolist()
+
+
+def cost_on_gpu(name: str, repetitions: int, tokens: int, out: Path) -> None:
+    """Answers of two models on the GPU, one of which checks, in turns: launch by launch, and a token as one CUDA graph."""
+    models: dict[str, HybridFHEModel] = {}
+    for kind in ("checked", "unchecked"):
+        loaded = load(name)
+        loaded.model.to("cuda")
+        models[kind] = hybrid = HybridFHEModel(loaded.model, select_modules(loaded.model, "linear"))
+        with quiet():
+            hybrid.compile_model(torch.tensor([[1, 2, 3]], device="cuda"), device="cuda")
+        release_floats(hybrid.model)
+        if kind == "checked":
+            hybrid.check_answers(name)
+        hybrid.set_fhe_mode("execute")
+    about = {"model": loaded.origin, "tokens": tokens}
+    record = Record(benchmark="cost of checked answers on a GPU", parameters=about, machine=torch.cuda.get_device_name())
+    inputs = torch.arange(1, 9, device="cuda")[None]
+    ways: dict[str, dict[str, object]] = {"one graph": STATIC_CACHE, "launch by launch": {}}
+    for way, options in ways.items():
+        spent: dict[str, list[float]] = {kind: [] for kind in models}
+        for repetition in range(1 + repetitions):
+            for kind, hybrid in models.items():
+                hybrid.reserve(rows_full=2 * tokens)
+                generate, clock = cast(Any, hybrid.model).generate, Clock()
+                mask = torch.ones_like(inputs)
+                generate(
+                    inputs,
+                    attention_mask=mask,
+                    max_new_tokens=tokens,
+                    min_new_tokens=tokens,
+                    do_sample=False,
+                    streamer=clock,
+                    **options,
+                )
+                if repetition:
+                    spent[kind].append(median(clock.tokens))
+        more = [one - other for one, other in zip(spent["checked"], spent["unchecked"], strict=True)]
+        share = [100 * own / whole for own, whole in zip(more, spent["checked"], strict=True)]
+        record.add(Measurement.of(f"a token, both halves, {way}", spent["checked"], "ms"))
+        record.add(Measurement.of(f"of which checks, {way}", more, "ms"))
+        record.add(Measurement.of(f"share of the checks, {way}", share, "%", target="at most 3"))
+        record.write(out)
+    record.show()
+    for hybrid in models.values():
+        hybrid.close()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from veil.errors import NotFiniteActivation
+from veil.errors import NotFiniteActivation, WrongAnswer
 from veil.hybrid import model as hybrid_module
 from veil.hybrid import sides, token_graph
 from veil.hybrid.model import HybridFHEModel
@@ -216,6 +216,53 @@ def test_not_a_number_in_a_replayed_pass_is_told_of_at_its_end(gpu: Gpu) -> None
     with torch.no_grad():
         wpe.copy_(kept)
     assert gpu.generate() == expected
+
+
+def checked_gpu(gpu: Gpu) -> Any:
+    """The model with its answers checked; what checks them."""
+    gpu.hybrid.set_fhe_mode("disable")
+    gpu.hybrid.close()
+    gpu.hybrid.check_answers("the weights here")
+    gpu.hybrid.set_fhe_mode("execute")
+    gpu.generate(1)
+    session = gpu.hybrid.sides.local
+    assert session is not None
+    return session.checks
+
+
+def test_answers_of_a_replayed_pass_are_checked(gpu: Gpu) -> None:
+    expected = clear(gpu)
+    checks = checked_gpu(gpu)
+    before = checks.running.rows.copy()
+    assert gpu.generate() == expected
+    assert gpu.replayed == 3
+    assert (checks.running.rows - before).tolist() == [5.0] * len(before), "the prompt's rows are one, and four more follow"
+
+
+def test_a_wrong_answer_in_a_replayed_pass_is_caught_at_its_end(gpu: Gpu) -> None:
+    checks = checked_gpu(gpu)
+    gpu.generate()
+    replayed = gpu.replayed
+    engine, cheated = gpu.hybrid.sides.engine, []
+    assert engine is not None
+    answer = engine.answer
+
+    def cheat(claims: Any, **options: Any) -> Any:
+        replies = answer(claims, **options)
+        if gpu.replayed > replayed and claims[0].group == 1:
+            cheated.append(claims)
+            replies[0] = replies[0] ^ np.uint8(0x80)
+        return replies
+
+    engine.answer = cheat  # type: ignore[method-assign]
+    with pytest.raises(WrongAnswer, match=r"transformer\.h\.1\.mlp\.c_fc are not those of the weights here: off by"):
+        gpu.generate()
+    assert len(cheated) == 1, "it was caught in the pass itself"
+    sent = len(gpu.spent)
+    with pytest.raises(WrongAnswer):
+        gpu.generate()
+    assert len(gpu.spent) == sent, "nothing more is sent"
+    assert checks.found is not None
 
 
 def test_a_pass_of_several_rows_or_a_group_twice_cannot_be_recorded(gpu: Gpu) -> None:

@@ -46,6 +46,9 @@ class AnswerChecks:
         self._bits = [group.result_bits for group in manifest.groups]
         self._slots = [group.rows for group in manifest.groups]
         self._kernels = kernels
+        self._waits = not kernels.asks_cheaply
+        """Whether a row's residuals are looked at when its pass ends: a GPU's are on their way until then."""
+
         self._tell = caught
         self.found: str | None = None
         self.vectors: list[dict[int, SignVectors]] = []
@@ -104,9 +107,10 @@ class AnswerChecks:
     ) -> Array:
         """A group's packed results [R, bytes] as [R, slots] float32, if they fit the rows x [R, width] that were sent.
 
-        Raises `WrongAnswer` if they do not.
+        Raises `WrongAnswer` if they do not; where asking would wait for a GPU, `end_pass` does for passes of one row.
         """
-        if len(x) == 1 and slots == self._slots[group]:
+        one_row = len(x) == 1 and slots == self._slots[group]
+        if one_row:
             if self._has_passed[group]:
                 self._keep_apart()
             self._has_passed[group] = True
@@ -119,16 +123,30 @@ class AnswerChecks:
         y, worst = self._kernels.decrypt_checked(
             data, x, scaling, shares, column, self._bits[group], scales, vectors, residuals
         )
-        largest = float(worst)
-        if not largest <= BOUND:
-            self._refuse(group, f"off by {largest:.0f} times the noise, {BOUND:.0f} are allowed")
+        if not (one_row and self._waits):
+            self._check_size(group, float(worst))
         return y
+
+    def replayed(self, groups: Sequence[int]) -> None:
+        """Note a pass of one row through these groups whose residuals are in their places, without a call of `decrypt`."""
+        for group in groups:
+            self._has_passed[group] = True
+        self._passed = sum(self._has_passed)
+
+    def forget_row(self) -> None:
+        """Forget a pass of one row that was not made after all."""
+        self._has_passed = [False] * len(self._has_passed)
+        self._passed = 0
 
     def end_pass(self) -> None:
         """Add what a forward pass showed to the running test; raises `WrongAnswer`."""
         if self._passed == len(self._has_passed):
-            self._forget_row()
-            found = self.running.add_row(*self._row.whole)
+            self.forget_row()
+            residuals, whitening = self._row.whole
+            if self._waits:
+                for group in self._row.beyond(residuals, BOUND):
+                    self._check_size(group, float(np.abs(residuals[self._row.spans[group]]).max()))
+            found = self.running.add_row(residuals, whitening)
             if found is not None:
                 self._refuse_running(self._row.group_of(found))
         else:
@@ -145,11 +163,9 @@ class AnswerChecks:
             if has_passed:
                 own = self._kernels.to_numpy(self._row.places[group])
                 self._pending.append((group, self._kernels.asarray(own.copy())))
-        self._forget_row()
-
-    def _forget_row(self) -> None:
-        self._has_passed = [False] * len(self._has_passed)
-        self._passed = 0
+                if self._waits:
+                    self._check_size(group, float(np.abs(own).max(initial=0.0)))
+        self.forget_row()
 
     def _add(self, group: int, rows: F64) -> None:
         whitening = self._whitening[group]
@@ -160,6 +176,11 @@ class AnswerChecks:
             part = squares[first : first + _BLOCK]
             if self.running.add(part.sum(axis=0), len(part), slice(start, start + own.shape[1])) is not None:
                 self._refuse_running(group)
+
+    def _check_size(self, group: int, largest: float) -> None:
+        """Raise `WrongAnswer` where a group's largest residual is no honest one's, or no number."""
+        if not largest <= BOUND:
+            self._refuse(group, f"off by {largest:.0f} times the noise, {BOUND:.0f} are allowed")
 
     def _refuse_running(self, group: int) -> NoReturn:
         self._refuse(group, "each row's within the noise, and together too far for it")
@@ -178,7 +199,8 @@ class AnswerChecks:
 class _OneRow:
     """Room for the residuals of a pass of one row through all groups: those with as many vectors lie together.
 
-    ``places`` are each group's [1, count], ``chunks`` its chunks in the running test, ``freedom`` J of all chunks.
+    ``places`` are each group's [1, count], ``spans`` where they lie in `whole`, ``chunks`` its chunks in the running test,
+    ``freedom`` J of all chunks.
     """
 
     def __init__(self, whitening: Sequence[F64], kernels: Kernels) -> None:
@@ -188,12 +210,14 @@ class _OneRow:
         self._kernels = kernels
         self._residuals = kernels.asarray(np.zeros((1, sum(counts))))
         self.places: list[Array] = [None] * len(sizes)
+        self.spans = [slice(0)] * len(sizes)
         self.chunks = [slice(0)] * len(sizes)
         self._order = order
         place = chunk = 0
         for group in order:
             own = len(whitening[group])
-            self.places[group] = self._residuals[:, place : place + counts[group]]
+            self.spans[group] = slice(place, place + counts[group])
+            self.places[group] = self._residuals[:, self.spans[group]]
             self.chunks[group] = slice(chunk, chunk + own)
             place, chunk = place + counts[group], chunk + own
         self.freedom = np.concatenate([np.full(len(whitening[group]), sizes[group]) for group in order])
@@ -202,6 +226,11 @@ class _OneRow:
     def group_of(self, chunk: int) -> int:
         """The group that a chunk of the running test belongs to."""
         return next(group for group in self._order if self.chunks[group].stop > chunk)
+
+    def beyond(self, residuals: F64, bound: float) -> list[int]:
+        """The groups, in their order, some of whose residuals [chunks·J] are not within the bound."""
+        outside = ~(np.abs(residuals) <= bound)
+        return [group for group, span in enumerate(self.spans) if outside[span].any()] if outside.any() else []
 
     @property
     def whole(self) -> tuple[F64, F64]:

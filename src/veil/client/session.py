@@ -108,12 +108,12 @@ class ClientSession:
 
         Where the backend cannot tell at once, such a row was sent, encrypted like any other; its result goes nowhere.
         """
+        unchecked, self._unchecked = self._unchecked, []  # asked first: a GPU that is still at work hides what that launches
+        if unchecked and not self.kernels.finite(self.kernels.concatenate([scales for _, scales in unchecked])):
+            self._refuse(next(group for group, scales in unchecked if not self.kernels.finite(scales)))
         if self.checks is not None:
             with self.stats.phase("check"):
                 self.checks.end_pass()
-        unchecked, self._unchecked = self._unchecked, []
-        if unchecked and not self.kernels.finite(self.kernels.concatenate([scales for _, scales in unchecked])):
-            self._refuse(next(group for group, scales in unchecked if not self.kernels.finite(scales)))
 
     def reserve(self, body: int = 0, full: int = 0, back: int = 0) -> None:
         """Have at least ``body`` rows without the head, ``full`` rows with it and ``back`` for gradients; returns then."""

@@ -179,9 +179,9 @@ class Sides:
         )
 
     def _open_local(self) -> ClientSession:
-        server, checks = LocalServer(self.need_engine()), self.answer_checks()
-        session = self.open_session(server, checks)
-        if self.on_gpu and checks is None:
+        server = LocalServer(self.need_engine())
+        session = self.open_session(server, self.answer_checks())
+        if self.on_gpu:
             self.graph = TokenGraph(self._forward, self.router, session, server)
         return session
 

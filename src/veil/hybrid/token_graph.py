@@ -63,7 +63,10 @@ class _FixedRow:
         (reply,) = self._server.engine.answer([Claim(group, data, [Rows(self._h[info.segment], 0, 1)], info.rows)])
         self.groups.append(group)
         self.scales.append((group, scales))
-        return kernels.decrypt(reply, scaling, [Rows(self._mu[info.segment], 0, 1)], start, info.result_bits, scales)
+        shares = [Rows(self._mu[info.segment], 0, 1)]
+        if session.checks is not None:
+            return session.checks.decrypt(group, x, reply, scaling, shares, start, info.rows, scales)
+        return kernels.decrypt(reply, scaling, shares, start, info.result_bits, scales)
 
     def arm(self, groups: list[int]) -> bool:
         """Take one row for all these groups, spent on both sides, and put it where the graph reads it; False without one."""
@@ -136,9 +139,14 @@ class TokenGraph:
             return None
         finally:
             self._router.evaluator = before
+            if self._session.checks is not None:
+                self._session.checks.forget_row()
         return _Recorded(signature, inputs, kept, output, list(self._row.groups), replay)
 
     def _replay(self, recorded: _Recorded, arguments: dict[str, object]) -> object:
+        checks = self._session.checks
+        if checks is not None:
+            checks.stop_if_caught()
         if not self._row.arm(recorded.groups):
             return None
         for name, tensor in recorded.inputs.items():
@@ -147,6 +155,8 @@ class TokenGraph:
             tensor.copy_(value)
         with torch.no_grad():
             recorded.replay()
+        if checks is not None:
+            checks.replayed(recorded.groups)
         for group, scales in self._row.scales:
             self._session.check(group, scales)
         return _own(recorded.output[0])

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.kernels.cpu import checking, kept, online, packing, product
+from veil.kernels.cpu import checking, kept, local_rows, online, packing, product
 from veil.kernels.cpu.backend import CpuKernels
 from veil.kernels.cpu.threads import all_threads
 from veil.kernels.interface import Rows, Scaling
@@ -154,6 +154,16 @@ def every_kernel(ring: Ring) -> Iterator[Callable[[], object]]:
     yield lambda: kernels.encrypt(x, scaling, rows, 0, 24)
     yield lambda: kernels.answer(received, weights, rows, 0, (24, 16))
     yield lambda: list(kernels.prefetch(weights))
+    yield from _local_steps()
+
+
+def _local_steps() -> Iterator[Callable[[], object]]:
+    """The steps of a token's own layers."""
+    x, none, out = np.ones(8, dtype=np.float32), np.empty(0, dtype=np.float32), np.empty(8, dtype=np.float32)
+    rows = np.zeros((1, 2, 8), dtype=np.float32)
+    yield lambda: local_rows.norm_row(x, x, none, 0.0, 1e-5, False, out)
+    yield lambda: local_rows.activate_row(x, local_rows.SILU, False, out)
+    yield lambda: local_rows.attend_row(np.ones(24, dtype=np.float32), x, x, rows, rows.copy(), 1, 1.0, out)
 
 
 def _steps(rows: int, threads: int) -> Iterator[Callable[[], object]]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+EPSILONS = ("eps", "variance_epsilon", "epsilon")
+"""What modules call ε."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +42,14 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
 
 
-def norm_of(module: nn.Module) -> Norm | None:
+def norm_of(module: nn.Module, call: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Norm | None:
     """The norm that a module computes, or None for one that computes something else.
 
-    Tried on rows that no norm leaves alone: LayerNorm, RMSNorm with weight γ, and with weight 1 + γ.
+    Tried on rows that no norm leaves alone: LayerNorm, RMSNorm with weight γ, and with weight 1 + γ. ``call`` is tried in
+    the place of the module, without its hooks.
     """
     weight = getattr(module, "weight", None)
-    epsilon = next((getattr(module, name) for name in ("eps", "variance_epsilon", "epsilon") if hasattr(module, name)), None)
+    epsilon = next((getattr(module, name) for name in EPSILONS if hasattr(module, name)), None)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or not isinstance(epsilon, float):
         return None
     gamma = weight.detach().float().cpu()
@@ -54,7 +59,7 @@ def norm_of(module: nn.Module) -> Norm | None:
     first, second = torch.linspace(-1, 2, width, device="cpu"), torch.linspace(0, 9, width, device="cpu").sin() + 0.3
     rows = torch.stack([first, second]).to(weight)
     with torch.no_grad():
-        found = module(rows).float().cpu()
+        found = (call or module)(rows).float().cpu()
     loose = 2e-2 if weight.dtype != torch.float32 else 1e-4
     for norm in (
         Norm(gamma, beta, epsilon, centred=True),

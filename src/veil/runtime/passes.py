@@ -19,6 +19,8 @@ from torch import nn
 
 from veil.runtime.layers import RemoteLayer
 from veil.runtime.router import Router
+from veil.runtime.row_modules import step_of
+from veil.runtime.row_steps import RowStep, Shortened
 from veil.runtime.tracers import refuse_tracers
 
 _CHOSEN: ContextVar[Mapping[int, str]] = ContextVar("veil_modes", default=MappingProxyType({}))
@@ -62,6 +64,9 @@ class Passes:
         inside = _layers_inside(model)
         inside.pop("")
         self.parts = inside
+        self.row_steps: dict[str, RowStep] = {}
+        """The shorter ways of modules for one row, by the modules' names."""
+        self._shorten(model)
         for name, names in inside.items():
             module = model.get_submodule(name)
             module.forward = self._marked(name, frozenset(names), module.forward)
@@ -141,6 +146,15 @@ class Passes:
         out = self._plan(name, forward, (x,), {})
         assert isinstance(out, torch.Tensor)
         return out
+
+    def _shorten(self, model: nn.Module) -> None:
+        """Put the shorter ways for one row before the forward of the modules that have one."""
+        within = {id(part) for layer in model.modules() if isinstance(layer, RemoteLayer) for part in layer.modules()}
+        for name, module in model.named_modules():
+            step = None if id(module) in within else step_of(module, name in self.parts)
+            if step is not None:
+                self.row_steps[name] = step
+                module.forward = Shortened(module, step, lambda: self.here)
 
     def _marked(self, name: str, names: frozenset[str], forward: Callable[..., object]) -> Callable[..., object]:
         planned = name in self._entries

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from veil.bundle.constants import GroupConstants
 from veil.bundle.manifest import Group, Manifest, NormFusion
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from veil.checks.candidates import ExactCandidates
 
 Tensor = torch.Tensor
+F32 = NDArray[np.float32]
 _FLOAT = np.dtype(np.float32)
 Observer = Callable[[int, Tensor, Tensor], None]
 """Told of each evaluation: (group, inputs [R, width], outputs [R, outputs])."""
@@ -41,6 +43,8 @@ class _Place(NamedTuple):
     number: int
     parts: tuple[slice, ...]
     whole: bool
+    names: tuple[str, ...]
+    """The group's layers, in the order of their outputs."""
 
 
 @dataclass(eq=False, slots=True)
@@ -100,6 +104,7 @@ class Router:
         self.last_row_only = False
         """Whether of the last layers nothing but the last row of each sequence matters in this pass."""
         self._kernels = kernels
+        self.on_cpu = kernels.name == "cpu"
         self._places = {
             layer.name: _Place(
                 index,
@@ -107,6 +112,7 @@ class Router:
                 number,
                 tuple(manifest.by_layer[own.name][1] for own in group.layers),
                 group.fusion is None and layer.kind != "embedding",
+                tuple(own.name for own in group.layers),
             )
             for index, group in enumerate(manifest.forward)
             for number, layer in enumerate(group.layers)
@@ -191,41 +197,60 @@ class Router:
                 and not x.requires_grad
             ):
                 return self._claimed(group, number, pending)
-            course, candidates, evaluator = self.course, self.candidates, self.evaluator
-            likely = candidates if candidates is not None and candidates.group == group else None
-            if (
-                type(x) is not Tensor
-                or self._kernels.name != "cpu"
-                or not place.whole
-                or evaluator is None
-                or self.observer is not None
-                or self.rehearsed is not None
-                or self.way is not None
-                or (likely is not None and not likely.at_hand)
-                or (course is not None and course.fills)
-            ):
-                return None
-            try:
-                values = x.numpy()
-            except (RuntimeError, TypeError):
-                return None
-            shape, width = values.shape, place.info.width
-            if values.dtype != _FLOAT or values.size != width or not shape or shape[-1] != width:
-                return None
             sighting = None if len(place.parts) == 1 else Sighting(x)
-            self._ask_whether_to_go_on()
-            if course is not None:
-                course.rows(group, 1, None)
-            inputs = np.ascontiguousarray(values).reshape(1, -1)
-            outputs = self._sent(group, inputs, None, evaluator)
-            if likely is not None:
-                likely.refine_row(inputs[0], outputs[0])
-            outputs = outputs.reshape((*shape[:-1], -1))
+            outputs = self._row_of(place, x)
+            if outputs is None:
+                return None
             if sighting is None:
                 return torch.from_numpy(outputs)
             parts: list[Tensor | None] = [torch.from_numpy(outputs[..., part]) for part in place.parts]
             pending = self._pending[group] = _Pending(sighting, False, parts, len(parts), True)
             return self._claimed(group, number, pending)
+
+    def row_together(self, names: tuple[str, ...], x: Tensor) -> F32 | None:
+        """`row` of several layers at once, one behind the other [..., outputs]: of all layers of a group, in its order.
+
+        None for others, and where `row` would say None.
+        """
+        place = self._places[names[0]]
+        if names != place.names:
+            return None
+        with self._lock:
+            return self._row_of(place, x)
+
+    def _row_of(self, place: _Place, x: Tensor) -> F32 | None:
+        """A group's outputs [..., outputs] for one row that is plain, else None."""
+        course, candidates, evaluator = self.course, self.candidates, self.evaluator
+        group, width = place.group, place.info.width
+        likely = candidates if candidates is not None and candidates.group == group else None
+        if (
+            type(x) is not Tensor
+            or not self.on_cpu
+            or not place.whole
+            or evaluator is None
+            or self.observer is not None
+            or self.rehearsed is not None
+            or self.way is not None
+            or (likely is not None and not likely.at_hand)
+            or (course is not None and course.fills)
+        ):
+            return None
+        try:
+            values = x.numpy()
+        except (RuntimeError, TypeError):
+            return None
+        shape = values.shape
+        if values.dtype != _FLOAT or values.size != width or not shape or shape[-1] != width:
+            return None
+        self._ask_whether_to_go_on()
+        if course is not None:
+            course.rows(group, 1, None)
+        inputs = np.ascontiguousarray(values).reshape(1, -1)
+        outputs = self._sent(group, inputs, None, evaluator)
+        if likely is not None:
+            likely.refine_row(inputs[0], outputs[0])
+        whole: F32 = outputs.reshape((*shape[:-1], -1))
+        return whole
 
     def _whole(self, group: int, x: Tensor) -> Tensor:
         """A group's outputs for every row of x [..., width]."""

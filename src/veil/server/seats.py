@@ -183,6 +183,8 @@ class Seats:
                 if seat.parked:
                     return
                 self.watch.look_for(seat)  # it was answered at this moment
+                if seat.joins:  # it is received with others' when the watch names it again
+                    return
             asked = seat.next(time.perf_counter(), self._reply)
             if asked is not None:
                 self.watch.heard_from(seat)

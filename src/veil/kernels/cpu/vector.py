@@ -201,3 +201,13 @@ def low_bits(typing_context, value):  # type: ignore[no-untyped-def]
         return builder.trunc(builder.bitcast(args[0], I64), I32)
 
     return types.uint32(types.float64), code
+
+
+@vector_code
+def float_of_bits(typing_context, word):  # type: ignore[no-untyped-def]
+    """The float32 whose representation is an int32."""
+
+    def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), code

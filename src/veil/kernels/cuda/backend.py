@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from veil.errors import WireError
 from veil.kernels import reference
-from veil.kernels.cuda import checking, ntt_domain, online, packing, product, results
+from veil.kernels.cuda import checking, graphs, ntt_domain, online, packing, product, results
 from veil.kernels.cuda.constants import MU, Constants, constants
 from veil.kernels.cuda.device import empty, interpreted, put, target
 from veil.kernels.cuda.joined import MOST_ROWS, Joined, JoinedThreads
@@ -63,6 +63,16 @@ class CudaHint:
         return {"words": self.words.cpu().numpy()}
 
 
+class _Largest:
+    """The largest size among some residuals, computed when it is asked for: that waits for the GPU."""
+
+    def __init__(self, residuals: Tensor) -> None:
+        self._residuals = residuals
+
+    def __float__(self) -> float:
+        return float(self._residuals.abs().amax())
+
+
 class CudaKernels:
     """See `interface.Kernels`. Nothing online waits for the GPU, so that CUDA graphs can hold it (`graphs.capture`)."""
 
@@ -77,7 +87,8 @@ class CudaKernels:
         return values if isinstance(values, Tensor) else put(values)
 
     def to_numpy(self, values: Tensor) -> NDArray[Any]:
-        return np.array(values.cpu().numpy())
+        here: NDArray[Any] = values.cpu().numpy()
+        return here if values.is_cuda else np.array(here)
 
     def from_torch(self, values: Tensor) -> Tensor:
         return values.detach().to(target()).contiguous()
@@ -258,8 +269,10 @@ class CudaKernels:
             return self.decrypt(data, scaling, shares, column, bits, scales), 0.0
         data, how = data.contiguous(), (scaling.target, scaling.fixed)
         shares_at = located(shares, column)
-        checking.residuals(data, x.contiguous(), scaling.divisors, shares_at, vectors, out, how, bits, vectors.longest)
-        return self.decrypt(data, scaling, shares, column, bits, scales), out.abs().amax()
+        x = x.contiguous()
+        with graphs.branch(data, x):
+            checking.residuals(data, x, scaling.divisors, shares_at, vectors, out, how, bits, vectors.longest)
+        return self.decrypt(data, scaling, shares, column, bits, scales), _Largest(out)
 
     def finite(self, scales: Tensor) -> bool:
         """It waits for everything before it on the GPU."""
