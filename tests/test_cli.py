@@ -291,7 +291,7 @@ def test_an_error_that_came_of_ctrl_c_is_ctrl_c(monkeypatch: pytest.MonkeyPatch)
         finally:
             threading.Lock().release()
 
-    monkeypatch.setattr(generate_command, "opened_model", interrupt)
+    monkeypatch.setattr(prepared, "opened_model", interrupt)
     result = invoke("generate", PROMPT)
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "veil: interrupted\n")
 
