@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from client.channels import Failure, FakeAddress, connection, fails
 from veil.client.connection import Address, offered_bundle
 from veil.errors import BundleError, CorruptMessage, IncompatibleServer, RowReused, ServerUnreachable
+from veil.flag import Flag
 from veil.network.timeouts import Retries
 from veil.wire import methods
 from veil.wire import veil_pb2 as pb
@@ -189,7 +189,7 @@ class Clock:
         return self.now
 
 
-def tries(within_s: float, stop: threading.Event | None = None) -> Retries:
+def tries(within_s: float, stop: Flag | None = None) -> Retries:
     return Retries(within_s, 0.0, stop, Clock())
 
 
@@ -216,7 +216,7 @@ def test_what_a_server_refuses_is_not_asked_again() -> None:
 
 
 def test_who_stops_is_not_kept_by_tries() -> None:
-    stop = threading.Event()
+    stop = Flag()
     stop.set()
     made, channels = connection(fails(Failure(grpc.StatusCode.UNAVAILABLE, "down")))
     with pytest.raises(ServerUnreachable):

@@ -17,7 +17,7 @@ from veil.checks.words import answers_words
 from veil.commands import batch
 from veil.commands.costs import CostMeter, Costs
 from veil.commands.hidden_lengths import lengths_hidden
-from veil.commands.prepared import GenerateRequest, Ready, check_room, prepared
+from veil.commands.prepared import GenerateRequest, Prepared, check_room, prepared
 from veil.commands.stream import AnswerStreamer
 from veil.commands.structure import SchemaMask, Until, cut_at, grammar_of
 from veil.commands.terminal import Reporter, error_console
@@ -64,7 +64,7 @@ def run(request: GenerateRequest, *, as_json: bool) -> None:
         error_console().print(table)
 
 
-def _generate(request: GenerateRequest, ready: Ready, load_s: float, *, write: bool) -> tuple[str, Costs]:
+def _generate(request: GenerateRequest, ready: Prepared, load_s: float, *, write: bool) -> tuple[str, Costs]:
     rows = int(ready.inputs["input_ids"].shape[1])
     encrypted = ready.hybrid is not None and request.mode in ("execute", "remote")
     remote = request.server is not None
@@ -105,7 +105,7 @@ def _generate(request: GenerateRequest, ready: Ready, load_s: float, *, write: b
     return cut_at(str(text), request.stop), costs
 
 
-def _structure(request: GenerateRequest, ready: Ready, answers: int = 1) -> dict[str, object]:
+def _structure(request: GenerateRequest, ready: Prepared, answers: int = 1) -> dict[str, object]:
     """What ``generate`` is told of a schema and of texts that end an answer."""
     options: dict[str, object] = {}
     if request.json_schema is not None:
@@ -116,7 +116,7 @@ def _structure(request: GenerateRequest, ready: Ready, answers: int = 1) -> dict
     return options
 
 
-def _answer_all(request: GenerateRequest, ready: Ready, entries: list[batch.Entry]) -> None:
+def _answer_all(request: GenerateRequest, ready: Prepared, entries: list[batch.Entry]) -> None:
     """Answer the prompts of a file, `batch.AT_ONCE` together, and print one object a line as they are done."""
     start, tokens = time.perf_counter(), 0
     if request.seed is not None:
@@ -147,7 +147,7 @@ def _answer_all(request: GenerateRequest, ready: Ready, entries: list[batch.Entr
     error_console().print(f"veil: {len(entries)} answers, {tokens} tokens in {seconds:.1f} s", highlight=False)
 
 
-def _speculation(request: GenerateRequest, ready: Ready) -> Speculation | None:
+def _speculation(request: GenerateRequest, ready: Prepared) -> Speculation | None:
     """Speculation as the user asked; ``auto`` looks up in the text when a server answers, as the pace allows."""
     wanted = request.speculate
     if wanted == "auto":

@@ -54,7 +54,7 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ready:
+class Prepared:
     """A model that can answer, its session if it is encrypted, and the prompt as tokens."""
 
     model: PreTrainedModel
@@ -65,14 +65,14 @@ class Ready:
     draft: Source | None
 
 
-def prepared(request: GenerateRequest, progress: Progress) -> Ready:
+def prepared(request: GenerateRequest, progress: Progress) -> Prepared:
     """Load, connect or compile what a request asks for. `ModelSourceError`, `BundleError`, `ValueError`, and others."""
     ready = _opened(request, _draft(request, progress), progress)
     _adapt(request, ready)
     return ready
 
 
-def _adapt(request: GenerateRequest, ready: Ready) -> None:
+def _adapt(request: GenerateRequest, ready: Prepared) -> None:
     """Put the adapter that was asked for around the model's layers, remote or not."""
     if request.adapter is None:
         return
@@ -92,7 +92,7 @@ def _draft(request: GenerateRequest, progress: Progress) -> Source | None:
         raise ModelSourceError(f"--speculate is auto, lookup, off or a model, and as a model: {error}") from None
 
 
-def _opened(request: GenerateRequest, draft: Source | None, progress: Progress) -> Ready:
+def _opened(request: GenerateRequest, draft: Source | None, progress: Progress) -> Prepared:
     if request.server is not None:
         return _connect(request, request.server, draft, progress)
     place = "cuda" if kernels_for(request.device).name == "cuda" else "cpu"  # no GPU is told of before the long work
@@ -120,10 +120,10 @@ def _opened(request: GenerateRequest, draft: Source | None, progress: Progress) 
     if hybrid is not None:
         hybrid.set_fhe_mode(request.mode)
     inputs = {name: tensor.to(place) for name, tensor in inputs.items()}
-    return Ready(model=model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin, draft=draft)
+    return Prepared(model=model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin, draft=draft)
 
 
-def _connect(request: GenerateRequest, server: Address, draft: Source | None, progress: Progress) -> Ready:
+def _connect(request: GenerateRequest, server: Address, draft: Source | None, progress: Progress) -> Prepared:
     hybrid, folder = connected(
         server,
         bundle=request.bundle,
@@ -136,7 +136,7 @@ def _connect(request: GenerateRequest, server: Address, draft: Source | None, pr
     )
     origin = f"{server.target}, bundle {folder}"
     tokenizer, inputs = _encode(request, hybrid.model, hybrid.tokenizer, origin, draft)
-    return Ready(model=hybrid.model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin, draft=draft)
+    return Prepared(model=hybrid.model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin, draft=draft)
 
 
 def _encode(
