@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "veil"
-GROUND = {"cache", "disk", "errors", "given", "noise", "params", "priority", "process", "progress", "seed", "typing"}
+GROUND = {"cache", "disk", "errors", "flag", "given", "noise", "params", "priority", "process", "progress", "seed", "typing"}
 """Modules without a room, which every room may import; ``random`` is not one of them: it makes secrets."""
 
 ARROWS = {

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,18 @@ def test_a_message_of_several_lines_is_printed_on_one(monkeypatch: pytest.Monkey
 def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate_command, "opened_model", interrupt)
+    result = invoke("generate", PROMPT)
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "veil: interrupted\n")
+
+
+def test_an_error_that_came_of_ctrl_c_is_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            threading.Lock().release()
 
     monkeypatch.setattr(generate_command, "opened_model", interrupt)
     result = invoke("generate", PROMPT)

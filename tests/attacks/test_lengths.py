@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +20,7 @@ from veil.client.connection import Address
 from veil.client.session import OfflineRows
 from veil.commands import generate
 from veil.errors import NotFiniteActivation
+from veil.flag import Flag
 from veil.gateway.account import Account, Cancelled
 from veil.gateway.generation import Generator
 from veil.gateway.sampling import Sampling
@@ -319,7 +319,7 @@ def answering(tokenizer: Any, prompt: list[int], tokens: int, cancel_at: int = 0
 
     def use(remote: Any) -> None:
         served = ServedModel("tiny", remote, tokenizer)
-        generator, account, gone = Generator(served), Account(), threading.Event()
+        generator, account, gone = Generator(served), Account(), Flag()
         pieces: list[Any] = []
         ends: list[Any] = []
 
@@ -362,7 +362,7 @@ def test_a_conversation_sends_its_beginning_again(llama: Any, serve: Any, record
             generator = Generator(ServedModel("tiny", remote, tiny_tokenizer))
             for prompt in (list(range(3, 27)), second):
                 sampling = Sampling(max_tokens=8, temperature=0.0, ignore_eos=True)
-                generator.answer(prompt, sampling, 0, Account(), threading.Event(), lambda piece: None)
+                generator.answer(prompt, sampling, 0, Account(), Flag(), lambda piece: None)
 
         return use
 
@@ -377,7 +377,7 @@ def test_nobody_waits_for_a_vector_any_more(asked: list[Any], tiny_tokenizer: An
     """A client that goes away in the middle of a pass does not end it where texts are padded."""
     hybrid = in_process(encoder(), STEP)
     generator = Generator(ServedModel("bert", hybrid, tiny_tokenizer))
-    gone, views = threading.Event(), []
+    gone, views = Flag(), []
     for leaves in (False, True):
         asked.clear()
         gone.clear()
@@ -434,7 +434,7 @@ def test_a_template_that_writes_the_prompt_into_the_number_of_rows(
             served = ServedModel("tiny", remote, tokenizer)
             sampling = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
             ids = served.chat_ids([("user", secret)])
-            Generator(served).answer(ids, sampling, 0, Account(), threading.Event(), lambda piece: None)
+            Generator(served).answer(ids, sampling, 0, Account(), Flag(), lambda piece: None)
 
         return use
 

@@ -16,6 +16,7 @@ from veil.commands import chat_commands
 from veil.commands.choice import ModelChoice
 from veil.commands.conversation import ChatOptions, Conversation
 from veil.commands.interrupts import interrupts_set
+from veil.flag import Flag
 from veil.gateway.sampling import Sampler
 
 
@@ -117,7 +118,7 @@ def test_ctrl_c_sets_an_event_and_the_next_one_raises(conversation: Conversation
     elsewhere: list[Any] = []
 
     def inside() -> None:
-        with interrupts_set(threading.Event()):
+        with interrupts_set(Flag()):
             elsewhere.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=inside)

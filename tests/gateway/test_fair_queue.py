@@ -7,12 +7,13 @@ from functools import partial
 
 import pytest
 
+from veil.flag import Flag
 from veil.gateway.failures import ApiError
 from veil.gateway.fair_queue import FairQueue, Job, TurnLock
 from waiting import until
 
 
-def waits(event: threading.Event) -> None:
+def waits(event: threading.Event | Flag) -> None:
     event.wait()
 
 

@@ -117,13 +117,13 @@ def test_bytes_of_other_tokenizers() -> None:
 
 
 def test_a_vector_that_is_not_finite_is_no_answer(bytes_running: Any, monkeypatch: Any) -> None:
-    import threading
     from types import SimpleNamespace
 
+    from veil.flag import Flag
     from veil.gateway.account import Account
 
     served, generator = bytes_running.gateway.served, bytes_running.gateway.generator
     monkeypatch.setattr(served, "kind", "encoder")
     monkeypatch.setattr(served, "net", lambda **_: SimpleNamespace(last_hidden_state=torch.tensor([[[1.0, torch.inf]]])))
     with pytest.raises(NotFiniteActivation, match="vector"):
-        generator.embed([1], Account(), threading.Event())
+        generator.embed([1], Account(), Flag())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+from veil.flag import Flag
 from veil.network.timeouts import Retries, Timeouts
 
 
@@ -19,7 +20,7 @@ def test_tries_go_on_until_the_time_is_over() -> None:
 
 
 def test_a_pause_ends_when_it_is_told_to() -> None:
-    stop = threading.Event()
+    stop = Flag()
     tries = Timeouts(retry_s=600.0, pause_s=300.0).retries(stop=stop)
     threading.Timer(0.05, stop.set).start()
     start = time.monotonic()

@@ -76,7 +76,7 @@ class BackgroundMaker:
 
     def wait_for(self, group: int, rows: int, prompt_rows: int) -> tuple[str, list[Part]]:
         """`RowPool.take` as soon as it can; raises what prevents it, `ServerUnreachable` after `stop`."""
-        with self._pool.changed:
+        with self._pool.lock:
             self._wanted, self._error, self._paused = (group, rows, prompt_rows), None, False
             self._pool.changed.notify_all()
             try:
@@ -94,28 +94,28 @@ class BackgroundMaker:
 
     def forward(self) -> None:
         """Note that a forward pass begins: what was refused before may be allowed now."""
-        with self._pool.changed:
+        with self._pool.lock:
             self._forward = time.monotonic()
             self._paused = False
             self._pool.changed.notify_all()
 
     def expect(self, prompt_rows: int, new_tokens: int) -> None:
         """Begin to prepare for a generation: its prompt first, then its tokens. A later call replaces an earlier one."""
-        with self._pool.changed:
+        with self._pool.lock:
             self._announced = _Announced(max(0, prompt_rows - 1), new_tokens)
             self._paused = False
             self._pool.changed.notify_all()
 
     def expect_step(self, rows: int) -> None:
         """Note that training runs, in steps of this many rows: those of the next one are kept ready, both ways."""
-        with self._pool.changed:
+        with self._pool.lock:
             if rows != self._step_rows:
                 self._step_rows, self._paused = rows, False
                 self._pool.changed.notify_all()
 
     def rows(self, count: int) -> None:
         """Note that a forward pass of this many rows runs: several are the announced prompt's, one is a token's."""
-        with self._pool.changed:
+        with self._pool.lock:
             announced = self._announced
             if count > 1 or announced.prompt_rows == 0:
                 announced.prompt_rows = 0
@@ -124,12 +124,12 @@ class BackgroundMaker:
     @property
     def full(self) -> bool:
         """Whether the pool holds what it should, or cannot get more for now."""
-        with self._pool.changed:
+        with self._pool.lock:
             return self._paused or self._missing() is None
 
     def stop(self) -> None:
         """End the thread, and the upload that it is at; who waits for rows is told."""
-        with self._pool.changed:
+        with self._pool.lock:
             self._stopping = True
             self._pool.changed.notify_all()
         self._maker.stop()
@@ -138,7 +138,7 @@ class BackgroundMaker:
     def _run(self) -> None:
         lower_thread_priority()
         while True:
-            with self._pool.changed:
+            with self._pool.lock:
                 work = self._next()
                 while work is None and not self._stopping:
                     self._pool.changed.wait(_IDLE_S)
@@ -196,7 +196,7 @@ class BackgroundMaker:
         return time.monotonic() - self._forward > _IDLE_S
 
     def _failed(self, error: Exception) -> None:
-        with self._pool.changed:
+        with self._pool.lock:
             self._error = error
             self._paused = True
             self._pool.changed.notify_all()

@@ -28,6 +28,9 @@ from veil.wire.envelope import seal, unseal
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
 
+_CLOSING_S = 2.0
+"""Seconds that a channel's closing is waited for."""
+
 _NO_TLS = "WRONG_VERSION_NUMBER"
 """In gRPC's details where the first bytes of the other side are no TLS."""
 
@@ -198,13 +201,13 @@ class Connection:
             if self._closed:
                 return
             old, self._channel = self._channel, self.address.channel(self.timeouts.keepalive_s)
-        old.close()
+        _end(old)
 
     def close(self) -> None:
         """End every call, from any thread; later ones raise `ServerUnreachable`."""
         with self._lock:
             self._closed = True
-        self._channel.close()
+        _end(self._channel)
 
     def _start(self, make: Callable[[grpc.Channel], R]) -> R:
         with self._lock:
@@ -217,6 +220,13 @@ class Connection:
             raise self.error_from(error) from None
         except ValueError as error:  # the channel was renewed or closed by another thread
             raise self.unreachable(str(error)) from None
+
+
+def _end(channel: grpc.Channel) -> None:
+    """Close a channel, which ends its calls; its own closing may wait for ever for one that Ctrl-C cut off as it began."""
+    closing = threading.Thread(target=channel.close, name="veil-closing", daemon=True)
+    closing.start()
+    closing.join(_CLOSING_S)
 
 
 def _path(name: str) -> str:

@@ -9,6 +9,7 @@ from veil.client.pool import RowPool
 from veil.client.stats import Stats
 from veil.crypto.batch import BatchMaker, RowBatch
 from veil.errors import CorruptMessage, QuotaExceeded, ServerUnreachable, UnknownSession
+from veil.flag import Flag
 from veil.kernels.interface import Kernels
 from veil.network.timeouts import Timeouts
 from veil.random import SecretRng
@@ -53,7 +54,7 @@ class RowMaker:
             back=len(manifest.back),
         )
         self._lock = threading.RLock()
-        self._stopping = threading.Event()
+        self._stopping = Flag()
         self._made = 0
         self._abandoned: list[int] = []
         self._open()

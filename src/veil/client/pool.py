@@ -118,9 +118,10 @@ class Missing:
 
 
 class RowPool:
-    """Prepared rows of one session at a time. Thread safe; ``changed`` is notified when rows come.
+    """Prepared rows of one session at a time. Thread safe; ``changed`` is notified, under ``lock``, when rows come.
 
-    ``take`` spends what it hands out. Batches older than ``keep_s`` are not used: the server forgot them.
+    ``take`` spends what it hands out. Batches older than ``keep_s`` are not used: the server forgot them. The lock is taken
+    itself, not by ``changed``, whose steps in Python take twice as long, and where Ctrl-C would leave it taken.
     """
 
     def __init__(self, manifest: Manifest, clock: Callable[[], float] = time.monotonic) -> None:
@@ -132,13 +133,13 @@ class RowPool:
         self._clock = clock
         self.session = ""
         self.keep_s = float("inf")
-        self._lock = threading.RLock()
-        self.changed = threading.Condition(self._lock)
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
         self._dropped: list[int] = []
 
     def start_session(self, session: str, keep_s: float = float("inf")) -> None:
         """Forget every row (each stays spent for ever); batches that come now are of this session."""
-        with self.changed:
+        with self.lock:
             self._prompt.clear()
             self._full.clear()
             self._back.clear()
@@ -148,7 +149,7 @@ class RowPool:
 
     def add(self, session: str, batches: Sequence[RowBatch], *, full: bool = False, back: bool = False) -> bool:
         """Append batches of a session to a line; False, and nothing is added, if that session is over."""
-        with self.changed:
+        with self.lock:
             if session != self.session:
                 return False
             (self._back if back else self._full if full else self._prompt).add(batches, self._clock())
@@ -157,26 +158,26 @@ class RowPool:
 
     def unused(self, *, full: bool) -> int:
         """Rows of a line that no group has used."""
-        with self.changed:
+        with self.lock:
             self._expire()
             return (self._full if full else self._prompt).unused()
 
     @property
     def batch_count(self) -> int:
         """Batches that are kept, of all lines."""
-        with self.changed:
+        with self.lock:
             return sum(len(line) for line in (self._prompt, self._full, self._back))
 
     @property
     def unused_back(self) -> int:
         """Rows for gradients that no group has used."""
-        with self.changed:
+        with self.lock:
             self._expire()
             return self._back.unused()
 
     def missing(self, group: int, rows: int, prompt_rows: int) -> Missing:
         """What `take` with the same arguments lacks. Of ``rows``, up to ``prompt_rows`` may come from the prompt line."""
-        with self.changed:
+        with self.lock:
             self._expire()
             if group in self._back_groups:
                 return Missing(0, 0, max(0, rows - self._back.ready(group)))
@@ -188,7 +189,7 @@ class RowPool:
 
     def take(self, group: int, rows: int, prompt_rows: int) -> tuple[str, list[Part]] | None:
         """The session and the next rows for a group, spent for it, from the prompt line first; None if short."""
-        with self._lock:  # that of ``changed``, which takes twice as long to enter
+        with self.lock:
             if self.keep_s != _FOR_EVER:
                 self._expire()
             if group in self._back_groups:
@@ -203,13 +204,13 @@ class RowPool:
 
     def take_level(self, groups: Sequence[int]) -> Part | None:
         """The full line's row that all these groups have next, spent for each; None if there is no such row."""
-        with self.changed:
+        with self.lock:
             self._expire()
             return self._full.take_level(groups)
 
     def level(self) -> tuple[str, list[int]]:
         """Start a forward pass; the session, and the numbers of batches that will not be used again."""
-        with self.changed:
+        with self.lock:
             self._expire()
             gone = self._dropped + self._prompt.level() + self._full.level() + self._back.level()
             self._dropped = []

@@ -16,6 +16,7 @@ from veil.client.place import Place, placed_at
 from veil.client.stats import Stats
 from veil.client.stream import GrpcStream, LaneStream, RowStream
 from veil.errors import BundleError, CorruptMessage, IncompatibleServer, ServerUnreachable, VeilError
+from veil.flag import Flag
 from veil.kernels.interface import Array, Kernels
 from veil.network.timeouts import Retries, Timeouts
 from veil.params import packed_bytes
@@ -67,7 +68,7 @@ class RemoteTransport:
         self._online = Connection(address, timeouts)
         self.offline = Connection(address, timeouts)
         self._lock = threading.Lock()
-        self._stopping = threading.Event()
+        self._stopping = Flag()
         self.stream: RowStream | None = None
         self._stream_of = ""
         self._sequence = 0

@@ -11,7 +11,8 @@ from typing import Protocol
 import grpc
 
 from veil.client.connection import Connection
-from veil.errors import CorruptMessage
+from veil.errors import CorruptMessage, VeilError
+from veil.flag import Flag
 from veil.network.frames import Frames
 from veil.network.timeouts import Timeouts
 from veil.wire import failures, methods
@@ -42,7 +43,7 @@ class _Deadline:
         self._clock = clock
         self._end, self._look_s = end, min(1.0, shortest_s / 4)
         self._at = float("inf")
-        self._over = threading.Event()
+        self._over = Flag()
         threading.Thread(target=self._watch, name="veil-deadline", daemon=True).start()
 
     def begin(self, within_s: float) -> None:
@@ -66,45 +67,70 @@ class _Deadline:
 
 
 class GrpcStream:
-    """A stream until its first failure; then it is closed and another one has to be opened."""
+    """A stream until its first failure; then it is closed and another one has to be opened.
+
+    gRPC carries it in a thread of its own, which Ctrl-C does not reach: a call that is cut off as it begins is one that
+    its channel waits for, for ever, when it is closed.
+    """
 
     def __init__(self, connection: Connection, reply_s: float) -> None:
         self._reply_s = reply_s
         self._connection = connection
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._call = connection.both_ways("Evaluate", iter(self._requests.get, None))
-        self._deadline = _Deadline(self.end, reply_s)
+        self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()  # one reply each, so that no others are kept
+        self._replies: queue.SimpleQueue[bytes | VeilError] = queue.SimpleQueue()
+        self._call: grpc.Call | None = None
+        self._ended = False
+        threading.Thread(target=self._carry, name="veil-stream", daemon=True).start()
 
     def exchange(self, requests: Sequence[bytes], sequences: Sequence[int]) -> list[bytes]:
         """The rows of the replies to sealed requests; raises what the server said, or `ServerUnreachable`."""
         for request in requests:
             self._requests.put(request)
         rows = []
-        try:
-            for sequence in sequences:
-                self._deadline.begin(self._reply_s)
-                reply = unseal(next(self._call), pb.EvaluateReply)
-                if reply.sequence != sequence:
-                    raise CorruptMessage(f"reply {reply.sequence} came where {sequence} was expected")
-                rows.append(reply.rows)
-        except grpc.RpcError as error:
-            if self._deadline.late:
+        for sequence in sequences:
+            self._asked.put(True)
+            try:
+                came = self._replies.get(timeout=self._reply_s)
+            except queue.Empty:
                 raise self._connection.unreachable(f"no reply within {self._reply_s:g} s") from None
-            raise self._connection.error_from(error) from None
-        except StopIteration:
-            raise self._connection.unreachable("the server ended the stream") from None
-        self._deadline.done()
+            if isinstance(came, VeilError):
+                raise came
+            reply = unseal(came, pb.EvaluateReply)
+            if reply.sequence != sequence:
+                raise CorruptMessage(f"reply {reply.sequence} came where {sequence} was expected")
+            rows.append(reply.rows)
         return rows
 
     def end(self) -> None:
         """End the exchange that is under way, and the stream with it, from any thread."""
-        self._call.cancel()
+        self._ended = True
+        call = self._call
+        if call is not None:
+            call.cancel()
 
     def close(self) -> None:
         """End the stream."""
-        self._deadline.close()
         self._requests.put(None)
-        self._call.cancel()
+        self._asked.put(False)
+        self.end()
+
+    def _carry(self) -> None:
+        try:
+            self._call = call = self._connection.both_ways("Evaluate", iter(self._requests.get, None))
+            if self._ended:
+                call.cancel()
+            while self._asked.get():
+                self._replies.put(next(call))
+        except StopIteration:
+            self._replies.put(self._connection.unreachable("the server ended the stream"))
+        except grpc.RpcError as error:
+            self._replies.put(self._connection.error_from(error))
+            error.__traceback__ = None  # it is the call: with its frames it would be garbage, collected in any thread
+        except VeilError as error:
+            self._replies.put(error)
+        finally:
+            self._call = None
 
 
 class LaneStream:

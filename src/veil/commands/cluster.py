@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from veil.cluster.controller import Controller
 from veil.cluster.front import Front
 from veil.cluster.on_ray import RayReplicas, ReplicaPlan
 from veil.cluster.placement import Scale
+from veil.flag import Flag
 from veil.network.grpc_options import LARGEST_DESCRIPTION
 from veil.server.config import ServerConfig
 
@@ -40,7 +40,7 @@ def run(request: ClusterRequest) -> None:
     replicas = RayReplicas(request.plan, request.ray_address)
     controller = Controller(replicas, request.scale, drain_s=request.drain_s)
     front = Front(request.front, controller.choose, controller.addresses, channel_to(request))
-    stop = threading.Event()
+    stop = Flag()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     front.start()

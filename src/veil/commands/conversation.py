@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from veil.checks.words import answers_words
 from veil.commands import chat_files
 from veil.commands.choice import ModelChoice
 from veil.errors import VeilError
+from veil.flag import Flag
 from veil.gateway.account import Account, Cancelled
 from veil.gateway.failures import ApiError
 from veil.gateway.generation import Generator
@@ -45,7 +45,7 @@ class Conversation:
     turns: list[tuple[str, str]] = field(default_factory=list)
     last: Account | None = None
     stopped: bool = False
-    interrupted: threading.Event = field(default_factory=threading.Event)
+    interrupted: Flag = field(default_factory=Flag)
 
     def __post_init__(self) -> None:
         self.system = self.request.system

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
 from veil.commands.interrupts import interrupts_set
+from veil.flag import Flag
 from veil.hybrid.model import HybridFHEModel
 from veil.runtime.padding import Padding
 
@@ -27,7 +27,7 @@ def lengths_hidden(hybrid: HybridFHEModel | None, padding: Padding | None) -> It
     if hybrid is None or padding is None:
         yield
         return
-    gone = threading.Event()
+    gone = Flag()
     before, hybrid.cancel_check = hybrid.cancel_check, partial(_stop_if, gone)
     hybrid.padding = padding
     try:
@@ -39,6 +39,6 @@ def lengths_hidden(hybrid: HybridFHEModel | None, padding: Padding | None) -> It
         hybrid.cancel_check = before
 
 
-def _stop_if(gone: threading.Event) -> None:
+def _stop_if(gone: Flag) -> None:
     if gone.is_set():
         raise _Interrupted

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from veil.flag import Flag
+
 try:
     import termios
 except ImportError:  # not POSIX
@@ -15,7 +17,7 @@ except ImportError:  # not POSIX
 
 
 @contextmanager
-def interrupts_set(event: threading.Event, said: str = "") -> Iterator[None]:
+def interrupts_set(event: Flag, said: str = "") -> Iterator[None]:
     """Have the first Ctrl-C set the event and the next one raise ``KeyboardInterrupt``; the terminal shows no ``^C``.
 
     The first also prints ``said`` on standard error, if anything. Only the main thread can have it so; in others nothing

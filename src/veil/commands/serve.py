@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from veil.cache import data_folder
 from veil.commands.halves import named
 from veil.commands.terminal import Reporter
+from veil.flag import Flag
 from veil.kernels.backend import kernels_for
 from veil.network.certificates import server_context
 from veil.network.tokens import Tokens
@@ -85,7 +85,7 @@ def run(request: ServeRequest) -> None:
         if served.placed:
             print(f"veil: {name} is {served.placed}", file=sys.stderr, flush=True)
     server = Server(bundles, store, config)
-    stop = threading.Event()
+    stop = Flag()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     server.start()

@@ -52,7 +52,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            return _interrupted(command, *args, **kwargs)
         except KeyboardInterrupt:
             typer.echo("veil: interrupted", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -76,6 +76,19 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(EXIT_ERROR) from None
 
     return wrapped
+
+
+def _interrupted(command: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Its result; ``KeyboardInterrupt`` for an error that came of one, as where it cut off a lock's release."""
+    try:
+        return command(*args, **kwargs)
+    except Exception as error:
+        before = error.__context__
+        while before is not None and not isinstance(before, KeyboardInterrupt):
+            before = before.__context__
+        if before is None:
+            raise
+        raise KeyboardInterrupt from None
 
 
 def _raised_by_veil(traceback: TracebackType | None) -> bool:

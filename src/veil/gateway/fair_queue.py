@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
+from veil.flag import Flag
 from veil.gateway.failures import busy
 
 
@@ -15,7 +16,7 @@ class Job:
     def __init__(self, caller: str, work: Callable[[], None]) -> None:
         self.caller = caller
         self.work = work
-        self.cancelled = threading.Event()
+        self.cancelled = Flag()
 
 
 class FairQueue:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,6 +12,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from veil.client.stats import Stats
 from veil.errors import NotFiniteActivation
+from veil.flag import Flag
 from veil.gateway.account import Account, Cancelled, Emit, End
 from veil.gateway.fair_queue import TurnLock
 from veil.gateway.pictures import PicturePrompt
@@ -55,7 +55,7 @@ class Generator:
         sampling: Sampling,
         branch: int,
         account: Account,
-        cancelled: threading.Event,
+        cancelled: Flag,
         emit: Emit,
         owner: str = "",
         over: Callable[[End], object] = lambda end: None,
@@ -117,7 +117,7 @@ class Generator:
         return end
 
     def begin(
-        self, ids: Sequence[int], account: Account, cancelled: threading.Event, owner: str = "", adapter: str | None = None
+        self, ids: Sequence[int], account: Account, cancelled: Flag, owner: str = "", adapter: str | None = None
     ) -> int:
         """Compute the state of a prompt's beginning and remember it; how many of its tokens went up. `Cancelled`.
 
@@ -139,7 +139,7 @@ class Generator:
                 turn.offer()
         return len(ids) - known
 
-    def embed(self, ids: Sequence[int], account: Account, cancelled: threading.Event) -> list[float]:
+    def embed(self, ids: Sequence[int], account: Account, cancelled: Flag) -> list[float]:
         """The mean of the last hidden states over the tokens, scaled to length one."""
         with ModelTurn(self, account, cancelled):
             account.prompt_tokens += len(ids)
@@ -171,9 +171,7 @@ class Generator:
 class ModelTurn:
     """The right to use the model, handed on between tokens, and the counters of the time when it was held."""
 
-    def __init__(
-        self, generator: Generator, account: Account, cancelled: threading.Event, adapter: str | None = None
-    ) -> None:
+    def __init__(self, generator: Generator, account: Account, cancelled: Flag, adapter: str | None = None) -> None:
         self._generator = generator
         self._adapter = adapter
         self._lock = generator._lock

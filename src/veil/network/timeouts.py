@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from veil.flag import Flag
 from veil.given import seconds_given
 
 
@@ -31,7 +31,7 @@ class Timeouts:
         for name, value in vars(self).items():
             seconds_given(name, value, zero=name in ("retry_s", "pause_s"))
 
-    def retries(self, within_s: float | None = None, stop: threading.Event | None = None) -> Retries:
+    def retries(self, within_s: float | None = None, stop: Flag | None = None) -> Retries:
         """A series of tries that starts now and ends early when ``stop`` is set."""
         return Retries(self.retry_s if within_s is None else within_s, self.pause_s, stop)
 
@@ -43,10 +43,10 @@ class Retries:
         self,
         within_s: float,
         pause_s: float,
-        stop: threading.Event | None = None,
+        stop: Flag | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock, self._stop = clock, stop or threading.Event()
+        self._clock, self._stop = clock, stop or Flag()
         self._end = clock() + within_s
         self._pause, self._longest = pause_s, 16 * pause_s
         self.count = 1

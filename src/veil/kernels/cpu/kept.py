@@ -11,6 +11,7 @@ import hashlib
 import logging
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ from numba import njit
 from numba.core.caching import FunctionCache
 from numba.core.registry import cpu_target
 
+from veil.priority import in_thread_of_its_own
+
 ZERO = np.intp(0)
 """An argument of kernels that call each other: for a plain 0 Numba compiles the called one once more."""
 
@@ -29,6 +32,7 @@ _MARK = "veil-whole-"
 folders: set[str] = set()
 _own: set[str] = set()
 """Those of `folders` with this package's kernels: one."""
+_compiling = threading.local()
 _log = logging.getLogger("veil")
 
 
@@ -101,7 +105,7 @@ def jitted(**options: Any) -> Callable[[Callable[P, R]], Kernel[P, R]]:
 
     def compiled(function: Callable[P, R]) -> Kernel[P, R]:
         try:
-            kernel = njit(cache=True, **options)(function)
+            kernel = _compiled_elsewhere(njit(cache=True, **options)(function))
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise
@@ -111,7 +115,7 @@ def jitted(**options: Any) -> Callable[[Callable[P, R]], Kernel[P, R]]:
                     "can be written"
                 )
             folders.add("")
-            return njit(**options)(function)
+            return _compiled_elsewhere(njit(**options)(function))
         kernel._cache = _SharedCache(kernel.py_func)  # type: ignore[no-untyped-call]
         folder: str = kernel.stats.cache_path
         folders.add(folder)
@@ -120,6 +124,26 @@ def jitted(**options: Any) -> Callable[[Callable[P, R]], Kernel[P, R]]:
         return kernel
 
     return compiled
+
+
+def _compiled_elsewhere(kernel: Any) -> Any:
+    """The kernel, compiled in a thread that Ctrl-C does not reach: cut off there, Numba would keep its lock for ever.
+
+    Every other thread would wait at its next kernel. A kernel that another one calls is compiled in that one's thread.
+    """
+    compile_here = kernel.compile
+
+    def compile_there(signature: object) -> object:
+        _compiling.here = True
+        return compile_here(signature)
+
+    def compile_elsewhere(signature: object) -> object:
+        if getattr(_compiling, "here", False):
+            return compile_here(signature)
+        return in_thread_of_its_own(lambda: compile_there(signature))
+
+    kernel.compile = compile_elsewhere
+    return kernel
 
 
 def mend() -> list[str]:
