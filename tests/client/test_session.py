@@ -110,6 +110,23 @@ def test_used_batches_are_released_at_the_next_forward_pass(pair: Any, calls: An
     session.close()
 
 
+def test_rows_that_are_reserved_take_the_place_of_used_ones(pair: Any, calls: Any) -> None:
+    """Between passes used batches go before new ones are made; while a pass is under way its rows stay where they are."""
+    session, rows = pair.session(), pair.params.T
+    session.reserve(body=2 * rows)
+    session.begin_forward()
+    session.evaluate(0, pair.inputs(0, 2 * rows), slots=pair.manifest.groups[0].rows)
+    session.reserve(full=1)
+    assert not [call for call in calls if call.method == "release"]
+    session.evaluate(1, pair.inputs(1, 2 * rows), slots=pair.manifest.groups[1].rows)
+    session.end_forward()
+    calls.clear()
+    session.reserve(body=2 * rows)
+    assert [call.method for call in calls] == ["release", "prepare"]
+    assert len(calls[0].args[1]) == 2
+    session.close()
+
+
 def test_reserve_makes_rows_offline(pair: Any, calls: Any) -> None:
     session = pair.session()
     session.reserve(body=9, full=2)

@@ -88,6 +88,7 @@ class ClientSession:
             for group, (info, scaling) in enumerate(zip(model.manifest.groups, scalings, strict=True))
         ]
         self._sent: Array | None = None
+        self._under_way = False
         self.checks = checks
         self._unchecked: list[tuple[int, Array]] = []
 
@@ -96,12 +97,8 @@ class ClientSession:
 
         Gradients come back through a pass of ``training``.
         """
-        session, gone = self.pass_rows.begin_forward(training)
-        if gone:
-            try:
-                self.transport.release(session, gone)
-            except UnknownSession:
-                self.maker.reopen(session)
+        self._under_way = True
+        self._release(*self.pass_rows.begin_forward(training))
 
     def end_forward(self) -> None:
         """Tell the session that a forward pass ended; raises `NotFiniteActivation` if NaN or infinity reached a group in it.
@@ -111,12 +108,18 @@ class ClientSession:
         unchecked, self._unchecked = self._unchecked, []  # asked first: a GPU that is still at work hides what that launches
         if unchecked and not self.kernels.finite(self.kernels.concatenate([scales for _, scales in unchecked])):
             self._refuse(next(group for group, scales in unchecked if not self.kernels.finite(scales)))
+        self._under_way = False
         if self.checks is not None:
             with self.stats.phase("check"):
                 self.checks.end_pass()
 
     def reserve(self, body: int = 0, full: int = 0, back: int = 0) -> None:
-        """Have at least ``body`` rows without the head, ``full`` rows with it and ``back`` for gradients; returns then."""
+        """Have at least ``body`` rows without the head, ``full`` rows with it and ``back`` for gradients; returns then.
+
+        What earlier passes used up is let go before, so that its memory serves the new rows.
+        """
+        if not self._under_way:
+            self._release(*self.pool.level())
         self.pass_rows.reserve(body, full, back)
 
     def expect(self, prompt_rows: int, new_tokens: int) -> None:
@@ -210,6 +213,14 @@ class ClientSession:
     def pad_words(self) -> int:
         """Words of a row's pads."""
         return self.maker.batches.pad_words
+
+    def _release(self, session: str, batches: Sequence[int]) -> None:
+        """Tell the server that some batches will not be used again."""
+        if batches:
+            try:
+                self.transport.release(session, batches)
+            except UnknownSession:
+                self.maker.reopen(session)
 
     def check(self, group: int, scales: Array) -> None:
         """Raise `NotFiniteActivation` for a NaN among scales [R] float64: at once, or at the pass's end if asking waits."""
