@@ -35,7 +35,7 @@ no-openmp: $(STAMP)
 COVERED := bundle checks client crypto network server trust wire
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu" --random-order $(COVERED:%=tests/%) \
-	  $(COVERED:%=--cov=veil.%) --cov-report=term:skip-covered --cov-fail-under=75
+	  $(COVERED:%=--cov=veil.%) --cov-report=term:skip-covered --cov-fail-under=90
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
