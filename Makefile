@@ -11,7 +11,7 @@ ORDER ?=
 PYTEST_ARGS ?= -m "not slow and not gpu" --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ORDER)
 PROMPT ?= Name the capital of France.
 
-.PHONY: demo test coverage bench lint kernels docs browser clients fuzz-gateway clean
+.PHONY: demo test no-openmp coverage bench lint kernels docs browser clients fuzz-gateway clean
 
 demo: $(STAMP)
 	$(BIN)/veil generate "$(PROMPT)"
@@ -24,11 +24,18 @@ test: $(STAMP)
 kernels: $(STAMP)
 	$(BIN)/python -c "from veil.kernels import warm; warm.warm_up(parts=(warm.OWN, 'veil.server.warm', 'veil.checks.warm'))"
 
+# All tests, or those of PYTEST_ARGS, where Numba finds no OpenMP library, as root on Linux: the system's is hidden from what runs
+# here. PyTorch brings one of its own, which must not count.
+HIDDEN := for file in $$(ldconfig -p | sed -n "s/.*libgomp.*=> //p"); do mount --bind /dev/null "$$(readlink -f "$$file")"; done
+LAYER := import sys, torch; from veil.kernels.cpu import parallel; print("threads:", found := parallel.layer()); sys.exit(found != "workqueue")
+no-openmp: $(STAMP)
+	unshare --mount sh -ec '$(HIDDEN); $(BIN)/python -c '"'"'$(LAYER)'"'"'; exec $(BIN)/python -m pytest $(PYTEST_ARGS)'
+
 # A floor under the lines that are run of the rooms that hold secrets or read what others send, by their own tests.
 COVERED := bundle checks client crypto network server trust wire
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu" --random-order $(COVERED:%=tests/%) \
-	  $(COVERED:%=--cov=veil.%) --cov-report=term:skip-covered --cov-fail-under=75
+	  $(COVERED:%=--cov=veil.%) --cov-report=term:skip-covered --cov-fail-under=90
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

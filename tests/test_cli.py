@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 import veil
 from veil import HybridFHEModel, linear_modules
 from veil.cli import app
-from veil.commands import generate as generate_command
+from veil.commands import prepared
 from veil.commands.stream import AnswerStreamer, printable
 from veil.errors import ModelSourceError
 from veil.params import Params, packed_bytes
@@ -270,7 +270,7 @@ def test_a_message_of_several_lines_is_printed_on_one(monkeypatch: pytest.Monkey
     def fail(*_: Any, **__: Any) -> None:
         raise ModelSourceError("first\n  second; third")
 
-    monkeypatch.setattr(generate_command, "opened_model", fail)
+    monkeypatch.setattr(prepared, "opened_model", fail)
     result = invoke("generate", PROMPT)
     assert (result.exit_code, result.stderr) == (2, "veil: first second; third\n")
 
@@ -279,7 +279,7 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate_command, "opened_model", interrupt)
+    monkeypatch.setattr(prepared, "opened_model", interrupt)
     result = invoke("generate", PROMPT)
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "veil: interrupted\n")
 
@@ -291,13 +291,13 @@ def test_an_error_that_came_of_ctrl_c_is_ctrl_c(monkeypatch: pytest.MonkeyPatch)
         finally:
             threading.Lock().release()
 
-    monkeypatch.setattr(generate_command, "opened_model", interrupt)
+    monkeypatch.setattr(prepared, "opened_model", interrupt)
     result = invoke("generate", PROMPT)
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "veil: interrupted\n")
 
 
 def test_an_error_that_is_not_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate_command, "opened_model", lambda *_, **__: json.loads("{"))
+    monkeypatch.setattr(prepared, "opened_model", lambda *_, **__: json.loads("{"))
     result = invoke("generate", PROMPT)
     assert result.exit_code == 1
     assert isinstance(result.exception, json.JSONDecodeError)

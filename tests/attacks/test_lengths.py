@@ -19,6 +19,7 @@ from veil.client.background import BackgroundMaker
 from veil.client.connection import Address
 from veil.client.session import OfflineRows
 from veil.commands import generate
+from veil.commands.prepared import GenerateRequest
 from veil.errors import NotFiniteActivation
 from veil.flag import Flag
 from veil.gateway.account import Account, Cancelled
@@ -399,7 +400,7 @@ def test_a_command_announces_steps_only(
     """Before anything is sent, and for several prompts at once by the longest one's step."""
     told: list[tuple[int, int]] = []
     monkeypatch.setattr(BackgroundMaker, "expect", lambda self, *counts: told.append(counts))
-    request = generate.GenerateRequest(
+    request = GenerateRequest(
         prompt="x", model="", bits=8, modules="linear", bundle=llama.path, mode="remote", device="cpu", max_new_tokens=2,
         temperature=0.0, top_p=1.0, seed=None, raw=True, terms=Terms(no_cryptography=True), padding=STEP,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from remote import processes
@@ -148,6 +149,25 @@ def test_health_and_metrics(llama: Any, serve: Any, generated: Any, free_port: i
         until(counted, what="the row lane's stream among the calls")
 
 
+def test_a_model_is_compiled_served_fetched_and_asked_with_the_usual_parameters(
+    start: Any, llama_folder: Path, tmp_path: Path
+) -> None:
+    """As below with a model that is small: nothing is allowed that does not protect, and nothing is refused."""
+    made = veil("compile", llama_folder, tmp_path / "bundle")
+    assert made.returncode == 0, made.stderr
+    bundle = tmp_path / "bundle"
+    server = start("serve", bundle / "server", "--offer", bundle / "client", "--port", "0")
+    options = ("--server", f"127.0.0.1:{server.port}", "--max-new-tokens", "3", "--json")
+    result = veil("generate", PROMPT, *options, VEIL_CACHE_DIR=str(tmp_path / "cache"))
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["security_bits"] > 128
+    assert answer["remote"]["rows"] == answer["prompt_tokens"] + 2
+    assert server.end() == 0
+    assert server.lines[-1] == "modules []\n"
+
+
+@pytest.mark.slow
 def test_smollm2_answers_over_the_network(start: Any, tmp_path: Path) -> None:
     """The built-in model, default parameters: compile, serve, fetch, generate; two processes and the Paris prompt."""
     made = processes.veil("compile", "smollm2", tmp_path / "bundle")  # gigabytes, which go with it

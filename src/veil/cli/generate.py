@@ -167,7 +167,8 @@ def command(
     if not raw:
         begin_rendering()
     load_libraries()
-    from veil.commands.generate import GenerateRequest, run
+    from veil.commands.generate import run
+    from veil.commands.prepared import GenerateRequest
 
     run(
         GenerateRequest(

@@ -7,81 +7,31 @@ import json
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import typer
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel
 
-from veil.bundle.terms import STRICT, Terms
 from veil.checks.words import answers_words
-from veil.client.session import OfflineRows
 from veil.commands import batch
 from veil.commands.costs import CostMeter, Costs
 from veil.commands.hidden_lengths import lengths_hidden
-from veil.commands.models import connected, opened_model
+from veil.commands.prepared import GenerateRequest, Prepared, check_room, prepared
 from veil.commands.stream import AnswerStreamer
 from veil.commands.structure import SchemaMask, Until, cut_at, grammar_of
 from veil.commands.terminal import Reporter, error_console
-from veil.errors import ModelSourceError, one_line
 from veil.gateway.checkpoint import plain
-from veil.hybrid.model import HybridFHEModel
-from veil.kernels.backend import kernels_for
 from veil.process import keep_out_of_dumps
-from veil.progress import Progress
-from veil.runtime.padding import Padding
-from veil.runtime.speculation import SpeculationOptions, check_draft
-from veil.sources.models import Source, load_model
+from veil.runtime.speculation import SpeculationOptions
 from veil.sources.quiet import quiet
 
 if TYPE_CHECKING:
-    from veil.client.connection import Address
     from veil.runtime.speculation import Speculation
 
 _STRUCTURE = ("logits_processor", "stop_strings", "tokenizer")
 _TOKENS_OFFLINE = 15
 """Generated tokens that rows are made for before the first is asked for; more are made as they are needed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateRequest:
-    """The options of one `veil generate`."""
-
-    prompt: str
-    model: str
-    bits: int
-    modules: str
-    bundle: Path | None
-    mode: str
-    device: str
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    seed: int | None
-    raw: bool
-    server: Address | None = None
-    server_bundle: str | None = None
-    speculate: str = "off"
-    fuse_norms: str = "auto"
-    terms: Terms = STRICT
-    adapter: str | None = None
-    json_schema: Path | None = None
-    stop: tuple[str, ...] = ()
-    batch: Path | None = None
-    checked: str = "auto"
-    padding: Padding | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ready:
-    model: PreTrainedModel
-    hybrid: HybridFHEModel | None
-    tokenizer: PreTrainedTokenizerBase
-    inputs: dict[str, torch.Tensor]
-    origin: str
-    draft: Source | None
 
 
 def run(request: GenerateRequest, *, as_json: bool) -> None:
@@ -95,9 +45,7 @@ def run(request: GenerateRequest, *, as_json: bool) -> None:
     keep_out_of_dumps()
     start = time.perf_counter()
     with Reporter() as reporter:
-        draft = _draft(request, reporter.report)
-        ready = _prepare(request, draft, reporter.report)
-        _adapt(request, ready)
+        ready = prepared(request, reporter.report)
     if ready.hybrid is not None and request.mode in ("execute", "remote"):
         ready.hybrid.padding = request.padding  # before anything is announced
     load_s = time.perf_counter() - start
@@ -116,113 +64,7 @@ def run(request: GenerateRequest, *, as_json: bool) -> None:
         error_console().print(table)
 
 
-def _adapt(request: GenerateRequest, ready: _Ready) -> None:
-    """Put the adapter that was asked for around the model's layers, remote or not."""
-    if request.adapter is None:
-        return
-    from veil.training.adapters import load_adapters
-
-    adapters = load_adapters(ready.model, [request.adapter])
-    adapters.use(adapters.names[0])
-
-
-def _draft(request: GenerateRequest, progress: Progress) -> Source | None:
-    """The small model that drafts, if one is asked for."""
-    if request.speculate in ("auto", "lookup", "off"):
-        return None
-    try:
-        return load_model(request.speculate, progress=progress)
-    except ModelSourceError as error:
-        raise ModelSourceError(f"--speculate is auto, lookup, off or a model, and as a model: {error}") from None
-
-
-def _prepare(request: GenerateRequest, draft: Source | None, progress: Progress) -> _Ready:
-    if request.server is not None:
-        return _connect(request, request.server, draft, progress)
-    place = "cuda" if kernels_for(request.device).name == "cuda" else "cpu"  # no GPU is told of before the long work
-    if request.mode == "torch" and request.bundle is not None:
-        raise ValueError("a bundle has no float layers for --mode torch; use --mode disable, or --model")
-    hybrid: HybridFHEModel | None = None
-    if request.bundle is not None:
-        hybrid = HybridFHEModel.load(request.bundle, device=request.device, progress=progress, terms=request.terms)
-        hybrid.model.to(place)
-        model, tokenizer, origin = hybrid.model, hybrid.tokenizer, f"bundle {request.bundle}"
-        tokenizer, inputs = _encode(request, model, tokenizer, origin, draft)
-    elif request.mode == "torch":
-        source = load_model(request.model, progress=progress)
-        source.model.to(place)
-        model, origin = source.model, source.origin
-        tokenizer, inputs = _encode(request, model, source.tokenizer, origin, draft)
-    else:
-        hybrid, origin = opened_model(
-            request.model, bits=request.bits, modules=request.modules, device=request.device, progress=progress, place=place
-        )
-        model = hybrid.model
-        tokenizer, inputs = _encode(request, model, hybrid.tokenizer, origin, draft)
-    if hybrid is not None and request.checked == "require":
-        hybrid.check_answers(origin)
-    if hybrid is not None:
-        hybrid.set_fhe_mode(request.mode)
-    inputs = {name: tensor.to(place) for name, tensor in inputs.items()}
-    return _Ready(model=model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin, draft=draft)
-
-
-def _connect(request: GenerateRequest, server: Address, draft: Source | None, progress: Progress) -> _Ready:
-    hybrid, folder = connected(
-        server,
-        bundle=request.bundle,
-        name=request.server_bundle,
-        terms=request.terms,
-        fuse_norms=request.fuse_norms,
-        offline_rows=OfflineRows(tokens=0, prompt_rows=0),
-        progress=progress,
-        checked=request.checked,
-    )
-    origin = f"{server.target}, bundle {folder}"
-    tokenizer, inputs = _encode(request, hybrid.model, hybrid.tokenizer, origin, draft)
-    return _Ready(model=hybrid.model, hybrid=hybrid, tokenizer=tokenizer, inputs=inputs, origin=origin, draft=draft)
-
-
-def _encode(
-    request: GenerateRequest,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    origin: str,
-    draft: Source | None,
-) -> tuple[PreTrainedTokenizerBase, dict[str, torch.Tensor]]:
-    if tokenizer is None:
-        raise ModelSourceError(f"{origin} has no tokenizer; add tokenizer.json to it")
-    if not model.can_generate():
-        raise ModelSourceError(f"{origin} is an encoder ({type(model).__name__}): it has vectors for an answer, not text")
-    if draft is not None:
-        check_draft(model, draft.model, tokenizer, draft.tokenizer)
-    if request.raw or not tokenizer.chat_template:
-        encoded = tokenizer(request.prompt, return_tensors="pt")
-    else:
-        turns = [{"role": "user", "content": request.prompt}]
-        try:
-            encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        except Exception as error:  # a template is the model's, a program of its own
-            raise ModelSourceError(f"the chat template of {origin} fails ({one_line(error)}); use --raw") from None
-    inputs = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
-    rows = int(inputs["input_ids"].shape[1])
-    if rows == 0:
-        raise ValueError("the prompt is empty; give at least one word")
-    _check_room(request, model, rows)
-    return tokenizer, inputs
-
-
-def _check_room(request: GenerateRequest, model: PreTrainedModel, rows: int) -> None:
-    """`ValueError` for a prompt that leaves no room for the answer."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and rows + request.max_new_tokens > limit:
-        raise ValueError(
-            f"the prompt's {rows} tokens and {request.max_new_tokens} new ones exceed the model's {limit}; "
-            "shorten the prompt or lower --max-new-tokens"
-        )
-
-
-def _generate(request: GenerateRequest, ready: _Ready, load_s: float, *, write: bool) -> tuple[str, Costs]:
+def _generate(request: GenerateRequest, ready: Prepared, load_s: float, *, write: bool) -> tuple[str, Costs]:
     rows = int(ready.inputs["input_ids"].shape[1])
     encrypted = ready.hybrid is not None and request.mode in ("execute", "remote")
     remote = request.server is not None
@@ -263,7 +105,7 @@ def _generate(request: GenerateRequest, ready: _Ready, load_s: float, *, write: 
     return cut_at(str(text), request.stop), costs
 
 
-def _structure(request: GenerateRequest, ready: _Ready, answers: int = 1) -> dict[str, object]:
+def _structure(request: GenerateRequest, ready: Prepared, answers: int = 1) -> dict[str, object]:
     """What ``generate`` is told of a schema and of texts that end an answer."""
     options: dict[str, object] = {}
     if request.json_schema is not None:
@@ -274,7 +116,7 @@ def _structure(request: GenerateRequest, ready: _Ready, answers: int = 1) -> dic
     return options
 
 
-def _answer_all(request: GenerateRequest, ready: _Ready, entries: list[batch.Entry]) -> None:
+def _answer_all(request: GenerateRequest, ready: Prepared, entries: list[batch.Entry]) -> None:
     """Answer the prompts of a file, `batch.AT_ONCE` together, and print one object a line as they are done."""
     start, tokens = time.perf_counter(), 0
     if request.seed is not None:
@@ -285,7 +127,7 @@ def _answer_all(request: GenerateRequest, ready: _Ready, entries: list[batch.Ent
             inputs = batch.encoded(part, ready.tokenizer, request.raw)
             length = int(inputs["input_ids"].shape[1])
             rows = len(part) * (request.padding.rows(length) if request.padding else length)
-            _check_room(request, ready.model, length)
+            check_room(request, ready.model, length)
             if ready.hybrid is not None and request.mode in ("execute", "remote"):
                 ready.hybrid.expect(rows, len(part) * request.max_new_tokens)
             inputs = {name: tensor.to(ready.model.device) for name, tensor in inputs.items()}
@@ -305,7 +147,7 @@ def _answer_all(request: GenerateRequest, ready: _Ready, entries: list[batch.Ent
     error_console().print(f"veil: {len(entries)} answers, {tokens} tokens in {seconds:.1f} s", highlight=False)
 
 
-def _speculation(request: GenerateRequest, ready: _Ready) -> Speculation | None:
+def _speculation(request: GenerateRequest, ready: Prepared) -> Speculation | None:
     """Speculation as the user asked; ``auto`` looks up in the text when a server answers, as the pace allows."""
     wanted = request.speculate
     if wanted == "auto":

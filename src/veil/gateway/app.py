@@ -18,8 +18,9 @@ from veil.gateway.generation import Generator
 from veil.gateway.guard import Access, Guard
 from veil.gateway.messages import routes as messages
 from veil.gateway.models import Models, Offered
+from veil.gateway.prompts import chat_prompt, completion_prompts, tokens_asked, tools_of
 from veil.gateway.replies import Replies
-from veil.gateway.requests import chat_prompt, completion_prompts, goes_on, sampling_of, tokens_asked, tools_of
+from veil.gateway.requests import goes_on, sampling_of
 from veil.gateway.responses import routes as responses
 from veil.gateway.sending import caller_of, owner_of, streamed, whole
 from veil.gateway.served import ServedModel

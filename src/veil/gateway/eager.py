@@ -13,7 +13,7 @@ from veil.gateway.answers import Answers
 from veil.gateway.bodies import Body, Text
 from veil.gateway.failures import ApiError, bad_parameter
 from veil.gateway.pictures import PicturePrompt
-from veil.gateway.requests import chat_prompt, tools_of
+from veil.gateway.prompts import chat_prompt, tools_of
 from veil.gateway.sending import caller_of, drained, owner_of, unless_gone
 from veil.gateway.served import ServedModel
 from veil.gateway.statuses import ERRORS

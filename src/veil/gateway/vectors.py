@@ -17,8 +17,8 @@ from veil.gateway.answers import vectors
 from veil.gateway.bodies import Text
 from veil.gateway.failures import ApiError, bad_parameter
 from veil.gateway.models import Offered
+from veil.gateway.prompts import embedding_inputs
 from veil.gateway.replies import veil_usage_of
-from veil.gateway.requests import embedding_inputs
 from veil.gateway.sending import caller_of, drained, unless_gone
 from veil.gateway.statuses import ERRORS
 

@@ -112,6 +112,33 @@ def test_an_answer_whose_tab_was_closed_can_be_gone_on_with(people: Any, person:
     assert "page was closed" in person.find(".ending .said").inner_text()
 
 
+def test_the_first_words_of_an_answer_are_kept_at_once(person: Any, running: Any) -> None:
+    """Not half a second later, when the tab may be closed. Here what is kept now and then never is."""
+    person.tab.evaluate("() => { window.setInterval = () => 0; }")
+    person.find("#open-panel").click()
+    person.find("#set-max_tokens").fill("100")
+    with running.held_until_left(after=90):
+        person.ask("w23 w6 w7")
+        person.until("() => document.querySelector('.turn.writing .text')?.textContent.split(' ').length > 3")
+        until(lambda: person.tab.evaluate(KEPT), what="a kept part of the answer")
+        person.reload()
+        assert running.idle()
+
+
+def test_a_chat_shows_no_tokens_of_another(person: Any) -> None:
+    """Its own are counted by the gateway, which here does not answer."""
+    person.ask("w1 w2").answer()
+    person.find("#tokens").wait_for()
+    person.find("#new-chat").click()
+    person.ask("w3").answer()
+    person.find("#tokens").wait_for()
+    person.tab.route("**/tokenize", lambda route: None)
+    person.find("#chat-list .open").last.click()
+    person.find("#tokens").wait_for(state="hidden")
+    person.count(".turn", 2)
+    assert "w1 w2" in person.find(".turn .text").first.inner_text()
+
+
 def test_export_and_import(person: Any, tmp_path: Path) -> None:
     answer = person.ask("w1 w2").answer()
     person.ask("w3").answer()

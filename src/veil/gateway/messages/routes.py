@@ -13,7 +13,7 @@ from veil.gateway.failures import bad_parameter
 from veil.gateway.messages.events import MessagesWriter
 from veil.gateway.messages.incoming import CountRequest, MessagesRequest, chat_of
 from veil.gateway.messages.objects import CountedTokens, MessageReply, MessagesError
-from veil.gateway.requests import chat_prompt, tools_of
+from veil.gateway.prompts import chat_prompt, tools_of
 from veil.gateway.sending import streamed, whole
 from veil.gateway.statuses import ERRORS
 

@@ -91,8 +91,9 @@ async function write(chat, message, request, undo) {
   let failure = null;
   try {
     for await (const chunk of api.chat(request(), run.stop.signal)) {
+      const silent = !message.content;
       take(message, chunk);
-      if (!begun) keep(chat, message);
+      if (!begun || (silent && message.content)) keep(chat, message);
       begun = true;
       view.progress(chat, message);
     }

@@ -72,6 +72,8 @@ export function turnTo(chat, isNew) {
   $("prompt").value = sessionStorage.getItem(key) ?? "";
   attachments = [];
   showAttachments();
+  counting?.abort();
+  $("tokens").hidden = true; // they were another chat's
 }
 
 // A chat that was new has a name of its own from its first message on.

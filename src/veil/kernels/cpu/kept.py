@@ -40,6 +40,15 @@ P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 
 
+class Compilable(Protocol):
+    """What Numba compiles, and how it does."""
+
+    compile: Callable[[object], object]
+
+
+K = TypeVar("K", bound=Compilable)
+
+
 class KernelFiles(Protocol):
     """What Numba tells of a kernel's files."""
 
@@ -126,7 +135,7 @@ def jitted(**options: Any) -> Callable[[Callable[P, R]], Kernel[P, R]]:
     return compiled
 
 
-def _compiled_elsewhere(kernel: Any) -> Any:
+def _compiled_elsewhere(kernel: K) -> K:
     """The kernel, compiled in a thread that Ctrl-C does not reach: cut off there, Numba would keep its lock for ever.
 
     Every other thread would wait at its next kernel. A kernel that another one calls is compiled in that one's thread.
