@@ -40,13 +40,13 @@ P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 
 
-class Compiled(Protocol):
+class Compilable(Protocol):
     """What Numba compiles, and how it does."""
 
     compile: Callable[[object], object]
 
 
-K = TypeVar("K", bound=Compiled)
+K = TypeVar("K", bound=Compilable)
 
 
 class KernelFiles(Protocol):
