@@ -6,7 +6,8 @@ small kernels of a row do.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
@@ -15,15 +16,30 @@ from veil.kernels.cuda.device import interpreted
 _MOST_INT32 = 2**31 - 1
 
 
+Argument = torch.Tensor | float
+
+
+class Chosen(Protocol):
+    """The machine code for some arguments, Triton's ``CompiledKernel``."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]: ...
+
+
+class Kernel(Protocol):
+    """A kernel as ``triton.jit`` makes it."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Chosen]: ...
+
+
 class Launcher:
     """Launches a kernel with the machine code that ``kernel[grid](...)`` takes."""
 
-    def __init__(self, kernel: Any) -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._free = frozenset(own.num for own in getattr(kernel, "params", ()) if own.do_not_specialize)
-        self._known: dict[tuple[object, ...], Any] = {}
+        self._known: dict[tuple[object, ...], Chosen] = {}
 
-    def __call__(self, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    def __call__(self, grid: tuple[int, ...], *arguments: Argument, **options: int) -> None:
         """Launch it with all its arguments in order, and Triton's options in one order; a grid has one to three sizes."""
         if interpreted():
             self._kernel[grid](*arguments, **options)
@@ -35,7 +51,7 @@ class Launcher:
         else:
             known[grid + (1,) * (3 - len(grid))](*arguments)
 
-    def traits(self, arguments: tuple[Any, ...]) -> list[object]:
+    def traits(self, arguments: tuple[Argument, ...]) -> list[object]:
         """What the choice of machine code depends on: dtype and alignment of tensors, numbers, of free ones their size."""
         free = self._free
         return [
