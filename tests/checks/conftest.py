@@ -35,6 +35,7 @@ class Simulated:
 
     def __init__(self, seed: int = 1, slots: int = SLOTS) -> None:
         self.draw = np.random.default_rng(seed)
+        self._secrets = SecretRng.insecure_for_tests(seed)
         self.weights = random_weights(self.draw, slots)
         largest = float(row_norms(self.weights).max())
         self.group = with_bits(Group((Layer("a", "linear", WIDTH, slots, 8, False),), "body"), largest, PARAMS)
@@ -46,7 +47,7 @@ class Simulated:
         self.scaling = Scaling(None, ones, 0 * ones, target_norm(PARAMS, largest), 0.0)
 
     def vectors(self) -> GroupVectors:
-        return make_vectors(self.group, self.weights, SecretRng())
+        return make_vectors(self.group, self.weights, self._secrets)
 
     def checks(self, vectors: GroupVectors | None = None) -> AnswerChecks:
         return AnswerChecks([vectors or self.vectors()], Manifest((self.group,)), PARAMS, self.kernels, "the weights")
