@@ -71,6 +71,22 @@ def test_the_group_that_most_wait_for_is_next_unless_somebody_waited_long() -> N
         assert turns.take(now)[0].claim.group == group
 
 
+def test_clients_who_are_apart_in_a_pass_come_to_be_together() -> None:
+    """Four clients through passes of eight groups, each asking for the next group as soon as it has an answer."""
+    turns, now, places = FairTurns(), 0.0, {"a": 0, "b": 2, "c": 4, "d": 6}
+    for flow, group in places.items():
+        turns.add(ask(flow, group))
+    products = []
+    for _ in range(60):
+        now += ROW_S
+        pieces = turns.take(now)
+        products.append(len(pieces))
+        for piece in pieces:
+            turns.add(ask(piece.asked.flow, (piece.claim.group + 1) % 8, since=now))
+    assert products[0] == 1
+    assert products[-8:] == [4] * 8
+
+
 def test_who_asks_much_waits_behind_himself() -> None:
     """Sixty sessions of one owner, each on a group of its own, and one session of another: every second product is his."""
     turns = FairTurns()

@@ -28,7 +28,12 @@ _LOG = logging.getLogger("veil.server")
 
 _WORTH_THREADS = 8 << 20
 """Multiply-adds of a product from which on it pays to wake other threads: a third of a millisecond on one."""
-_MOST_THREADS = 4
+_MOST_THREADS, _CORES_A_THREAD = 4, 4
+"""Threads of a loop, and the cores that each should have.
+
+Products take several cores, and what one thread does not take at once waits: so rows of one group come together.
+"""
+
 _IDLE_S = 1.0
 _NONE = GroupResults(np.empty(0, np.uint8), [])
 
@@ -58,7 +63,7 @@ class RowLoop:
         self._lock = threading.Lock()  # of the turns, and of what follows
         self._running = 0
         self._stopping = False
-        count = threads or min(_MOST_THREADS, cores())
+        count = threads or max(1, min(_MOST_THREADS, cores() // _CORES_A_THREAD))
         self._threads = [threading.Thread(target=self._work, name=f"veil-rows-{n}", daemon=True) for n in range(count)]
 
     def start(self) -> None:

@@ -193,7 +193,11 @@ class FairTurns:
         self._ends[asked.flow] = tag + _work(asked, rows)
 
     def _chosen(self, now: float) -> Asked:
-        """Whose group is next: of the class whose time it is, the most rows of one group among those who are about level."""
+        """Whose group is next: of the class whose time it is, the most rows of one group among those who are about level.
+
+        Where as many wait for several groups, the first of these: who is behind comes to where others wait, and from then
+        on they ask for one group after another together.
+        """
         waiting = self._waiting
         if self._prompts and (self._prompts == len(waiting) or self._spent[True] <= self._spent[False]):
             return min((asked for asked in waiting if asked.prompt), key=_tag_of)
@@ -216,7 +220,7 @@ class FairTurns:
                         leads[kind] = asked
                 else:
                     rows[kind], leads[kind] = asked.left, asked
-        return leads[max(rows, key=rows.__getitem__)]
+        return leads[max(rows, key=lambda kind: (rows[kind], -leads[kind].claim.group))]
 
     def _piece(self, asked: Asked, now: float, company: bool = False) -> RowPiece:
         if not asked.prompt or not (company or self._waiting or now - self._mixed < _COMPANY_S):
