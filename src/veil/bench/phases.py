@@ -98,21 +98,25 @@ class PhaseMeter:
         self._settings = STATIC_CACHE if sides.on_gpu else {}
 
     def generations(self, repeats: int, progress: Progress) -> Samples:
-        """Some generations with every row made offline, after a short one that warms caches."""
+        """Some generations with every row made offline, after one that warms caches and has the memory that batches take."""
+        self._generation(Samples())
         samples = Samples()
-        generate(self.model, random_prompt(self.model, 2), 4, settings=self._settings)
         for repeat in range(repeats):
             progress("encrypted generation", repeat, repeats)
-            self.hybrid.reserve(rows_body=self.prompt.shape[1] - 1)
-            while self.hybrid.rows_ready.tokens < 1 + self.new_tokens or len(samples.offline) <= repeat:
-                batch = self.make(1, full=True)
-                samples.offline.append(batch.row_s)
-                samples.offline_parts.append(batch.parts)
-            samples.bandwidths.append(self._bandwidth())
-            self._online(samples)
-            samples.bandwidths.append(self._bandwidth())
+            self._generation(samples)
         progress("encrypted generation", repeats, repeats)
         return samples
+
+    def _generation(self, samples: Samples) -> None:
+        made = len(samples.offline)
+        self.hybrid.reserve(rows_body=self.prompt.shape[1] - 1)
+        while self.hybrid.rows_ready.tokens < 1 + self.new_tokens or len(samples.offline) == made:
+            batch = self.make(1, full=True)
+            samples.offline.append(batch.row_s)
+            samples.offline_parts.append(batch.parts)
+        samples.bandwidths.append(self._bandwidth())
+        self._online(samples)
+        samples.bandwidths.append(self._bandwidth())
 
     def prompt_of(self, rows: int, repeats: int, full_row_s: float, progress: Progress) -> Prompt:
         """A prompt's row: whole batches without the head for all rows but the last, then one pass."""

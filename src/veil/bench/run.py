@@ -44,7 +44,7 @@ class RunRequest:
     mode: str = "execute"
     device: str = "cpu"
     prompts: Sequence[int] = PROMPTS
-    new_tokens: int = 32
+    new_tokens: int = 64
     repeats: int = 3
     plaintext: bool = False
     peer: bool = False
