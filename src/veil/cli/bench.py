@@ -60,7 +60,9 @@ def command(
         str,
         typer.Option(metavar="R,R,...", help="Rows of the prompts to measure; the first is that of the generations too."),
     ] = "64,512",
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens measured in each generation; 64 take the rows of a batch.")] = 64,
+    new_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens measured in each generation; 64 take the rows of a batch.")
+    ] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Generations of each kind.")] = 3,
     plaintext: Annotated[
         bool, typer.Option("--plaintext", help="Measure the float32 model with the same prompt in the same run.")
