@@ -25,7 +25,7 @@ class Chosen(Protocol):
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]: ...
 
 
-class Kernel(Protocol):
+class TritonKernel(Protocol):
     """A kernel as ``triton.jit`` makes it."""
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Chosen]: ...
@@ -34,7 +34,7 @@ class Kernel(Protocol):
 class Launcher:
     """Launches a kernel with the machine code that ``kernel[grid](...)`` takes."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: TritonKernel) -> None:
         self._kernel = kernel
         self._free = frozenset(own.num for own in getattr(kernel, "params", ()) if own.do_not_specialize)
         self._known: dict[tuple[object, ...], Chosen] = {}
