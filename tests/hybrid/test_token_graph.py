@@ -5,6 +5,7 @@ A callable that runs the recorded step again stands in for a CUDA graph, and Num
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -321,3 +322,13 @@ def test_an_output_is_the_caller_s_own() -> None:
     assert own["parts"][1][0].tolist() == [1]
     assert isinstance(own["parts"], tuple)
     assert own["name"] == "x"
+
+
+def test_a_pass_is_not_like_one_whose_cache_is_gone_and_had_its_identity(fixed_cache: StaticCache) -> None:
+    one: dict[str, Any] = {"input_ids": torch.tensor([[7]]), "past_key_values": fixed_cache}
+    signature = token_graph._signature(one)
+    assert signature is not None
+    seen = token_graph._Alike.of(signature, one)
+    assert seen.holds(signature, one)
+    other = {**one, "past_key_values": copy.deepcopy(fixed_cache)}
+    assert not seen.holds(signature, other), "as if it had the other's identity"
