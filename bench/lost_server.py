@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
 import tempfile
 import threading
 import time
@@ -19,8 +18,8 @@ from typing import Any
 import httpx
 from playwright.sync_api import Page, sync_playwright
 
-from bench.processes import VEIL, compiled, listening
-from veil.network.listening import listening as free_socket
+from bench.ports import own_port
+from bench.processes import begun, compiled, listening
 
 LONG = "Write a long story about a lighthouse and the sea."
 PAGE_TIMEOUT_MS = 120_000
@@ -32,38 +31,45 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    with free_socket("127.0.0.1", 0) as opened:
-        port = opened.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         bundle = args.bundle or compiled(Path(folder) / "smollm2")
-        server = begun(bundle, port)
-        try:
-            arguments = ("gateway", "--server", f"127.0.0.1:{port}", "--bundle", bundle / "client")
+        with Server(bundle) as server:
+            arguments = ("gateway", "--server", f"127.0.0.1:{server.port}", "--bundle", bundle / "client")
             with listening(*arguments) as gateway:
                 browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
                 for _ in range(args.rounds):
                     page = browser.new_page()
-                    server = one_round(page, f"http://127.0.0.1:{gateway}", server, bundle, port)
+                    one_round(page, f"http://127.0.0.1:{gateway}", server)
                     page.close()
                 browser.close()
-        finally:
-            server.kill()
-            server.wait()
 
 
-def begun(bundle: Path, port: int) -> subprocess.Popen[str]:
-    """A server process that listens on the port."""
-    command = [*VEIL, "serve", str(bundle / "server"), "--device", "cpu", "--port", str(port)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    if not any("listening on" in line for line in process.stderr):
-        raise SystemExit("the server did not start")
-    threading.Thread(target=process.stderr.read, daemon=True).start()
-    return process
+class Server:
+    """A server process that comes again at its port; it is killed when the block ends."""
+
+    def __init__(self, bundle: Path) -> None:
+        self.port = own_port(2)  # rows take the next one
+        self._command = ("serve", bundle / "server", "--device", "cpu", "--port", str(self.port))
+        self.begin()
+
+    def begin(self) -> None:
+        """Start it, and wait until it listens."""
+        self._process, _ = begun(*self._command)
+
+    def kill(self) -> None:
+        """As a machine that goes down."""
+        self._process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
 
-def one_round(page: Page, url: str, server: subprocess.Popen[str], bundle: Path, port: int) -> subprocess.Popen[str]:
-    """Ask on the page and by the API, kill, and start again; the new server."""
+def one_round(page: Page, url: str, server: Server) -> None:
+    """Ask on the page and by the API, kill the server, and start it again."""
     page.set_default_timeout(PAGE_TIMEOUT_MS)
     page.goto(url)
     page.locator("#prompt").fill(LONG)
@@ -75,7 +81,6 @@ def one_round(page: Page, url: str, server: subprocess.Popen[str], bundle: Path,
     page.locator("#status-text", has_text="Writing").wait_for()
     assert streaming.wait(PAGE_TIMEOUT_MS / 1000)
     server.kill()
-    server.wait()
     killed = time.monotonic()
     page.locator("#status-text", has_text="Server not reached").wait_for()
     read = time.monotonic() - killed
@@ -85,14 +90,13 @@ def one_round(page: Page, url: str, server: subprocess.Popen[str], bundle: Path,
     refused = httpx.post(f"{url}/v1/chat/completions", json=body(8), timeout=60)
     print(f"read on the page after {read:.1f} s; a stream ended after {ended - killed:.1f} s ({said}); ", end="")
     print(f"another request: {refused.status_code} after {time.monotonic() - start:.1f} s; ", end="", flush=True)
-    server = begun(bundle, port)
+    server.begin()
     back = time.monotonic()
     while httpx.get(f"{url}/veil/status", timeout=60).json()["server_lost_s"] is not None:
         time.sleep(0.05)
     healed = time.monotonic() - back
     answered = httpx.post(f"{url}/v1/chat/completions", json=body(8), timeout=300).status_code
     print(f"known to be back after {healed:.1f} s, the next request: {answered}", flush=True)
-    return server
 
 
 def body(tokens: int) -> dict[str, Any]:

@@ -19,20 +19,30 @@ def compiled(path: Path, *options: str) -> Path:
     return path
 
 
+def begun(*arguments: str | Path) -> tuple[subprocess.Popen[str], int]:
+    """A `veil` command that listens, and its port. `SystemExit` if it does not come to that; then it is over."""
+    process = subprocess.Popen([*VEIL, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            found = re.search(r"(?:listening on |at http://)\S*?:(\d+)", line)
+            if found:
+                threading.Thread(target=process.stderr.read, daemon=True).start()  # or it would fill the pipe
+                return process, int(found[1])
+        raise SystemExit(f"{arguments[0]} did not start")
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+
+
 @contextmanager
 def listening(*arguments: str | Path) -> Iterator[int]:
     """The port of a `veil` command that listens; it ends with the block."""
-    command = [*VEIL, *map(str, arguments), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
+    process, port = begun(*arguments, "--port", "0")
+    with process:
         try:
-            for line in process.stderr:
-                found = re.search(r"(?:listening on |at http://)\S*?:(\d+)", line)
-                if found:
-                    threading.Thread(target=process.stderr.read, daemon=True).start()  # or it would fill the pipe
-                    yield int(found[1])
-                    return
-            raise SystemExit(f"{arguments[0]} did not start")
+            yield port
         finally:
             process.terminate()
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from bench import ports
 from veil import noise
 from veil.bundle.client_half import ClientModel
 from veil.bundle.constants import GroupConstants, row_norms, scalings_of, target_norm
@@ -135,6 +137,20 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_llama().save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def own_port() -> int:
+    """A port to listen on, and again after that; the next one, which `veil serve` takes for rows, is free as well."""
+    return ports.own_port(2)
+
+
+@pytest.fixture
+def refusing_port() -> Iterator[int]:
+    """A port where every connection is refused: nobody listens, and nobody can, since the test has it."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield int(bound.getsockname()[1])
 
 
 @pytest.fixture

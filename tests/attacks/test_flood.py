@@ -263,17 +263,18 @@ def few_files(half: Path, rule: str) -> Iterator[int]:
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert process.stderr is not None
-    line = next(line for line in process.stderr if "listening on" in line)
-    reader = threading.Thread(target=process.stderr.read, daemon=True)
-    reader.start()
-    try:
-        yield int(line.split(",")[0].rpartition(":")[2])
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(40) == 0
-        reader.join(10)
-        process.stderr.close()
+    with process:
+        assert process.stderr is not None
+        try:
+            line = next(line for line in process.stderr if "listening on" in line)
+            reader = threading.Thread(target=process.stderr.read, daemon=True)
+            reader.start()
+            yield int(line.split(",")[0].rpartition(":")[2])
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(40) == 0
+            reader.join(10)
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("rule", ["with", "without"])
@@ -302,19 +303,12 @@ def test_a_silent_connection_is_ended_by_grpc_too(llama: Any, serve: Any, monkey
             pass
 
 
-def test_silence_does_not_keep_the_metrics(llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+def test_silence_does_not_keep_the_metrics(llama: Any, serve: Any, monkeypatch: pytest.MonkeyPatch, own_port: int) -> None:
     monkeypatch.setattr("veil.server.metrics.FIRST_S", 0.2)
-    with serve(llama, metrics_port=free), socket.create_connection(("127.0.0.1", free), 10) as silent:
+    with serve(llama, metrics_port=own_port), socket.create_connection(("127.0.0.1", own_port), 10) as silent:
         assert silent.recv(1) == b""
-        with urllib.request.urlopen(f"http://127.0.0.1:{free}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{own_port}/metrics", timeout=10) as answer:
             assert b"veil_sessions" in answer.read()
-
-
-@pytest.fixture
-def free() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def test_the_unit_raises_the_limit_too() -> None:

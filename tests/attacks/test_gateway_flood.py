@@ -127,13 +127,16 @@ def test_a_slow_answer_is_no_slow_request(monkeypatch: pytest.MonkeyPatch) -> No
         listener = Listener(app, opened)
         thread = threading.Thread(target=listener.serve_until_told)
         thread.start()
-        with socket.create_connection(opened.getsockname(), 5) as talk:
-            talk.sendall(b"GET /long HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            talk.settimeout(0.6)
-            with pytest.raises(TimeoutError):
-                talk.recv(1)
+        try:
+            with socket.create_connection(opened.getsockname(), 5) as talk:
+                talk.sendall(b"GET /long HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                talk.settimeout(0.6)
+                with pytest.raises(TimeoutError):
+                    talk.recv(1)
+                release.set()
+                talk.settimeout(5)
+                assert talk.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        finally:
             release.set()
-            talk.settimeout(5)
-            assert talk.recv(1 << 16).startswith(b"HTTP/1.1 200")
-        listener.should_exit = True
-        thread.join(10)
+            listener.should_exit = True
+            thread.join(10)

@@ -88,10 +88,12 @@ def test_without_the_rule_it_never_ends(llama: Any, forged: Callable[..., Any]) 
         "tokenizer.apply_chat_template([{'role': 'user', 'content': 'x'}])\n"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(half)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "begun\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(3)
-        process.kill()
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "begun\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(3)
+        finally:
+            process.kill()
 
 
 def test_the_command_says_so_in_a_line(llama: Any, forged: Callable[..., Any]) -> None:

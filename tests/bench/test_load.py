@@ -36,12 +36,11 @@ def server() -> Iterator[Server]:
     store = SessionStore(limits)
     engine = Engine.build(random_model("tiny"), kernels_for("cpu"))
     server = Server({"tiny": HostedBundle(engine, "0" * 64)}, store, ServerConfig(port=0, limits=limits, metrics_port=None))
-    server.start()
-    options: dict[str, Any] = PLAIN | {"seconds": 0.1}
-    warming = LoadPlan(server=f"127.0.0.1:{server.port}", clients=3, rows=1, prompts=1, prompt_rows=20, **options)
-    Driver(warming).run(lambda: None, lambda: True)  # kernels may be compiled now, not while a test measures
-    yield server
-    server.stop(0.5)
+    with server:
+        options: dict[str, Any] = PLAIN | {"seconds": 0.1}
+        warming = LoadPlan(server=f"127.0.0.1:{server.port}", clients=3, rows=1, prompts=1, prompt_rows=20, **options)
+        Driver(warming).run(lambda: None, lambda: True)  # kernels may be compiled now, not while a test measures
+        yield server
 
 
 def traffic(rows: int, kept: int = 2) -> LoadTraffic:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 import torch
+from bench.ports import own_port
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -115,13 +115,13 @@ def running(
     clock: Callable[[], float] = time.monotonic,
     **options: Any,
 ) -> Iterator[Server]:
-    """A server on a free port of the loopback interface."""
+    """A server on the loopback interface, on ports that are nobody's after it: a client that it leaves meets no other."""
     store = SessionStore(limits or server_limits(), clock)
-    settings: dict[str, Any] = {"port": 0, "limits": store.limits, "sweep_s": 0.2}
+    settings: dict[str, Any] = {"port": own_port(), "rows_port": own_port(), "limits": store.limits, "sweep_s": 0.2}
     config = ServerConfig(**(settings | options))
     server = Server({bundle.name: bundle.served(offer) for bundle in bundles}, store, config)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.stop(0.5)
@@ -168,14 +168,6 @@ class RawClient:
 
     def rows(self, parts: list[bytes]) -> list[bytes]:
         return list(self.channel.stream_stream(f"/{methods.SERVICE}/Evaluate")(iter(parts), timeout=5))
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture

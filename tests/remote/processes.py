@@ -45,19 +45,28 @@ def began(*arguments: str | Path, **changes: str) -> subprocess.Popen[str]:
 
 
 class Listening:
-    """A command that listens, and the ``port`` that it said; its last line is what it had loaded of ``WATCHED``."""
+    """A command that listens, and the ``port`` that it said; its last line is what it had loaded of ``WATCHED``.
+
+    One that does not come to listen is over when the `AssertionError` says what it wrote.
+    """
 
     def __init__(self, *arguments: str | Path) -> None:
         command = _command(LISTEN, arguments)
         self.process = subprocess.Popen(command, env=_environment({}), stderr=subprocess.PIPE, text=True)
         self.lines: list[str] = []
+        try:
+            self.port = self._told()
+        except BaseException:
+            self.end(signal.SIGKILL)
+            raise
+
+    def _told(self) -> int:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line)
             found = re.search(r"(?:listening on |at http://)\S*?:(\d+)", line)
             if found:
-                self.port = int(found[1])
-                return
+                return int(found[1])
         raise AssertionError("".join(self.lines))
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:

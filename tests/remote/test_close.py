@@ -111,14 +111,14 @@ def test_a_session_that_was_closed_makes_no_other(llama: Any, serve: Any) -> Non
 
 
 def test_an_interrupted_generation_ends_though_the_server_is_gone(
-    llama: Any, serve: Any, proxy_to: Callable[[int], Proxy], free_port: int
+    llama: Any, serve: Any, proxy_to: Callable[[int], Proxy], refusing_port: int
 ) -> None:
     with serve(llama, rows_port=None) as server:
         proxy, gone = proxy_to(server.port), threading.Event()
 
         def harm(way: Direction, at: int, frame: bytes) -> bytes:
             if (way, at) == ("up", 40):
-                proxy.target = free_port
+                proxy.target = refusing_port
                 proxy.cut()
                 gone.set()
                 raise Cut

@@ -266,13 +266,13 @@ def test_a_half_open_connection_is_noticed(llama: Any, line: Proxy, undisturbed:
     remote.close()
 
 
-def test_a_server_that_never_comes_back_is_an_error(llama: Any, line: Proxy, free_port: int) -> None:
+def test_a_server_that_never_comes_back_is_an_error(llama: Any, line: Proxy, refusing_port: int) -> None:
     timeouts = Timeouts(connect_s=1.0, reply_s=0.5, prepare_s=1.0, retry_s=0.5, pause_s=0.02)
     remote = llama.connect(line.port, timeouts=timeouts)
 
     def vanish(count: int) -> None:
         if count == 1:
-            line.target = free_port
+            line.target = refusing_port
             line.cut()
 
     start = time.monotonic()

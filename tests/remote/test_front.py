@@ -101,12 +101,14 @@ def cluster(serve: Any, llama: Any) -> Iterator[tuple[Front, Controller, InProce
     replicas = InProcess(serve, llama, offer=True)
     controller = Controller(replicas, Scale(least=3, most=4), drain_s=0.0)
     front = Front(ServerConfig(port=0), controller.choose, controller.addresses, channel)
-    for _ in range(2):
-        controller.step()
-    front.start()
-    yield front, controller, replicas
-    front.stop()
-    controller.stop()
+    try:
+        for _ in range(2):
+            controller.step()
+        front.start()
+        yield front, controller, replicas
+    finally:
+        front.stop()
+        controller.stop()
 
 
 def test_clients_go_on_when_a_replica_is_killed_one_drained_and_one_added(
@@ -186,12 +188,14 @@ def test_a_front_asks_for_tokens_and_says_when_there_is_no_room(llama: Any) -> N
     from veil.wire import veil_pb2 as pb
 
     request = pb.OpenRequest(protocol=methods.PROTOCOL, bundle="llama")
-    for token, refused in (("two", AccessDenied), ("one", QuotaExceeded)):
-        connection = Connection(Address(target=f"127.0.0.1:{front.port}", token=token), QUICK)
-        with pytest.raises(refused):
-            connection.unary("Open", request, pb.OpenReply, 5.0)
-        connection.close()
-    front.stop()
+    try:
+        for token, refused in (("two", AccessDenied), ("one", QuotaExceeded)):
+            connection = Connection(Address(target=f"127.0.0.1:{front.port}", token=token), QUICK)
+            with pytest.raises(refused):
+                connection.unary("Open", request, pb.OpenReply, 5.0)
+            connection.close()
+    finally:
+        front.stop()
 
 
 def test_a_front_cannot_send_a_client_where_it_would_not_go_by_itself() -> None:

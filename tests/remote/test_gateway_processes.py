@@ -104,7 +104,7 @@ def test_the_server_receives_no_prompt_in_any_form(llama: Any, tiny_tokenizer: A
         assert PROMPT not in "".join(lines) and answer not in "".join(lines)
 
 
-def test_options_that_do_not_fit_are_one_line(llama: Any, free_port: int) -> None:
+def test_options_that_do_not_fit_are_one_line(llama: Any, refusing_port: int) -> None:
     from typer.testing import CliRunner
 
     from veil.cli import app
@@ -113,7 +113,7 @@ def test_options_that_do_not_fit_are_one_line(llama: Any, free_port: int) -> Non
         (("--host", "0.0.0.0"), "--api-key"),
         (("--model", "x", "--bundle", llama.path), "leave out --model"),
         (
-            ("--server", f"127.0.0.1:{free_port}", "--bundle", llama.path, "--allow-no-cryptography"),
+            ("--server", f"127.0.0.1:{refusing_port}", "--bundle", llama.path, "--allow-no-cryptography"),
             "is 'veil serve' running there",
         ),
         (("--model", "./nothing"), "check the path"),

@@ -42,10 +42,10 @@ def test_both_ways_give_the_same_tokens(
 
 
 def test_a_lane_that_cannot_be_reached_is_not_missed(
-    llama: Any, serve: Any, generated: Any, expected: list[int], free_port: int
+    llama: Any, serve: Any, generated: Any, expected: list[int], refusing_port: int
 ) -> None:
     with serve(llama) as server:
-        server.service.rows_port = free_port
+        server.service.rows_port = refusing_port
         remote = llama.connect(server.port)
         assert generated(remote) == expected
         assert isinstance(stream_of(remote), GrpcStream)

@@ -29,10 +29,10 @@ BODY = {"model": "llama", "messages": [{"role": "user", "content": "w1 w2"}], "t
 
 
 def test_a_lost_server_is_said_and_the_next_request_works(
-    llama: Any, serve: Any, monkeypatch: Any, capfd: Any, free_port: int
+    llama: Any, serve: Any, monkeypatch: Any, capfd: Any, own_port: int
 ) -> None:
     monkeypatch.setattr(served_module, "GIVE_UP_S", 1.0)
-    with serve(llama, port=free_port) as server:
+    with serve(llama, port=own_port) as server:
         hybrid = llama.connect(server.port)
         served = ServedModel("llama", hybrid, hybrid.tokenizer, f"127.0.0.1:{server.port}")
         served.health = health_of(Address(target=f"127.0.0.1:{server.port}"), served)
@@ -57,7 +57,7 @@ def test_a_lost_server_is_said_and_the_next_request_works(
     start = time.monotonic()
     refused = http.post("/v1/chat/completions", json=BODY | {"max_tokens": 2})
     assert refused.status_code == 503 and time.monotonic() - start < 30
-    with serve(llama, port=free_port):
+    with serve(llama, port=own_port):
         until(lambda: served.lost_s is None)
         assert http.post("/v1/chat/completions", json=BODY | {"max_tokens": 2}).status_code == 200
         said = capfd.readouterr().err
@@ -71,7 +71,7 @@ def without_end(route: Any) -> None:
     route.continue_(post_data=json.dumps(json.loads(route.request.post_data) | {"ignore_eos": True}))
 
 
-def test_a_reader_is_told_and_goes_on(llama: Any, serve: Any, monkeypatch: Any, free_port: int) -> None:
+def test_a_reader_is_told_and_goes_on(llama: Any, serve: Any, monkeypatch: Any, own_port: int) -> None:
     """A person at the page, in a real browser, while the server goes in the middle of an answer."""
     program = shutil.which("chromium")
     if program is None:
@@ -88,7 +88,7 @@ def test_a_reader_is_told_and_goes_on(llama: Any, serve: Any, monkeypatch: Any, 
             gone.wait(120)
 
     with contextlib.ExitStack() as after:
-        with serve(llama, port=free_port) as server:
+        with serve(llama, port=own_port) as server:
             hybrid = llama.connect(server.port, timeouts=patient)
             after.callback(hybrid.close)
             served = ServedModel("llama", hybrid, hybrid.tokenizer, f"127.0.0.1:{server.port}")
@@ -126,7 +126,7 @@ def test_a_reader_is_told_and_goes_on(llama: Any, serve: Any, monkeypatch: Any, 
         assert page.locator(".turn.assistant .text").inner_text().strip(), "what was written stays"
         hybrid.sides.router.observer = None
         monkeypatch.setattr(served_module, "GIVE_UP_S", 600.0)
-        with serve(llama, port=free_port):
+        with serve(llama, port=own_port):
             page.locator("#status-text", has_text="Ready").wait_for()
             page.get_by_role("button", name="Try again").click()
             page.locator(".turn.assistant:not(.writing) .arrows").wait_for()
@@ -134,15 +134,15 @@ def test_a_reader_is_told_and_goes_on(llama: Any, serve: Any, monkeypatch: Any, 
             browser.close()
 
 
-def test_reaching(llama: Any, serve: Any, free_port: int, other_grpc_server: int) -> None:
-    assert not answers(Address(target=f"127.0.0.1:{free_port}"))
+def test_reaching(llama: Any, serve: Any, refusing_port: int, other_grpc_server: int) -> None:
+    assert not answers(Address(target=f"127.0.0.1:{refusing_port}"))
     assert answers(Address(target=f"127.0.0.1:{other_grpc_server}")), "somebody answers; what it is is asked elsewhere"
     with serve(llama) as server:
         assert answers(Address(target=f"127.0.0.1:{server.port}"))
 
 
 @pytest.mark.parametrize("command", ["generate", "chat", "gateway"])
-def test_an_unreachable_server_is_refused_before_anything_heavy(command: str, free_port: int) -> None:
+def test_an_unreachable_server_is_refused_before_anything_heavy(command: str, refusing_port: int) -> None:
     import os
     import subprocess
     import sys
@@ -153,7 +153,7 @@ def test_an_unreachable_server_is_refused_before_anything_heavy(command: str, fr
     code = "import sys; from veil.cli import app; app(standalone_mode=False)"
     start = time.monotonic()
     run = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", code, command, *words, "--server", f"127.0.0.1:{free_port}"],
+        [sys.executable, "-X", "importtime", "-c", code, command, *words, "--server", f"127.0.0.1:{refusing_port}"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(source)},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
 import threading
 import urllib.request
 from pathlib import Path
@@ -53,8 +54,9 @@ def test_two_processes_answer_as_one_does(llama: Any, start: Any, tmp_path: Path
     assert {entry["peer"] for entry in events if entry["event"] == "opened"} == {"127.0.0.1"}
 
 
-def test_a_killed_server_is_survived(llama: Any, start: Any, generated: Any, expected: list[int]) -> None:
-    first = start("serve", llama.path / "server", "--port", "0")
+def test_a_killed_server_is_survived(llama: Any, start: Any, generated: Any, expected: list[int], own_port: int) -> None:
+    command = ("serve", llama.path / "server", "--port", str(own_port))
+    first = start(*command)
     remote = llama.connect(first.port)
     calls, original = [0], remote.sides.remote.transport.evaluate
 
@@ -62,7 +64,7 @@ def test_a_killed_server_is_survived(llama: Any, start: Any, generated: Any, exp
         calls[0] += 1
         if calls[0] == 15:
             first.end(signal.SIGKILL)
-            start("serve", llama.path / "server", "--port", str(first.port))
+            start(*command)
         reply: bytes = original(*arguments)
         return reply
 
@@ -70,6 +72,22 @@ def test_a_killed_server_is_survived(llama: Any, start: Any, generated: Any, exp
     assert generated(remote) == expected
     assert remote.stats.sessions_lost == 1
     remote.close()
+
+
+def test_a_command_that_does_not_come_to_listen_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next test would be the one that is told of a process and a pipe that nobody closed."""
+    begun: list[subprocess.Popen[str]] = []
+
+    class Noted(subprocess.Popen[str]):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            begun.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    with pytest.raises(AssertionError):
+        processes.Listening("--version")
+    (process,) = begun
+    assert process.returncode is not None and process.stderr is not None and process.stderr.closed
 
 
 def test_options_that_do_not_fit_are_one_line(llama: Any, tmp_path: Path) -> None:
@@ -102,8 +120,8 @@ def test_a_port_that_is_taken_is_told_before_the_hint_is_built(llama: Any) -> No
     assert result.returncode == 2 and "cannot listen on 192.0.2.1:8471" in result.stderr
 
 
-def test_a_port_that_is_given_twice_is_told_before_the_hint_is_built(llama: Any, free_port: int) -> None:
-    one = str(free_port)
+def test_a_port_that_is_given_twice_is_told_before_the_hint_is_built(llama: Any, own_port: int) -> None:
+    one = str(own_port)
     for arguments, option in (
         (("--port", one, "--rows-port", one), "--rows-port"),
         (("--port", "0", "--rows-port", one, "--metrics-port", one), "--metrics-port"),
@@ -114,14 +132,14 @@ def test_a_port_that_is_given_twice_is_told_before_the_hint_is_built(llama: Any,
         assert "hint" not in result.stderr
 
 
-def test_generate_against_nobody_is_one_line(llama: Any, free_port: int) -> None:
-    result = veil("generate", PROMPT, "--server", f"127.0.0.1:{free_port}", "--bundle", llama.path, WEAK)
+def test_generate_against_nobody_is_one_line(llama: Any, refusing_port: int) -> None:
+    result = veil("generate", PROMPT, "--server", f"127.0.0.1:{refusing_port}", "--bundle", llama.path, WEAK)
     assert result.returncode == 2
     assert "is 'veil serve' running there" in result.stderr.splitlines()[-1]
 
 
-def test_health_and_metrics(llama: Any, serve: Any, generated: Any, free_port: int) -> None:
-    with serve(llama, metrics_port=free_port) as server:
+def test_health_and_metrics(llama: Any, serve: Any, generated: Any, own_port: int) -> None:
+    with serve(llama, metrics_port=own_port) as server:
         remote = llama.connect(server.port)
         generated(remote)
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -130,7 +148,7 @@ def test_health_and_metrics(llama: Any, serve: Any, generated: Any, free_port: i
                 reply = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
                 assert reply.status == health_pb2.HealthCheckResponse.SERVING
         stats = remote.stats.copy()  # before the server's: batches go on being made
-        with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/metrics", timeout=5) as page:
+        with urllib.request.urlopen(f"http://127.0.0.1:{own_port}/metrics", timeout=5) as page:
             text = page.read().decode()
         values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         made = float(values["veil_batches_total"]) * remote.sides.remote.model.params.T
@@ -143,7 +161,7 @@ def test_health_and_metrics(llama: Any, serve: Any, generated: Any, free_port: i
         remote.close()
 
         def counted() -> bool:
-            with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/metrics", timeout=5) as page:
+            with urllib.request.urlopen(f"http://127.0.0.1:{own_port}/metrics", timeout=5) as page:
                 return 'veil_calls_total{method="Rows",result="ok"} 1.0' in page.read().decode()
 
         until(counted, what="the row lane's stream among the calls")

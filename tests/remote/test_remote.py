@@ -125,10 +125,10 @@ def test_four_clients_at_once_each_get_their_own_answer(llama: Any, serve: Any, 
 # Errors that say what to do ------------------------------------------------------------------------------------------------
 
 
-def test_nobody_listens(llama: Any, free_port: int) -> None:
+def test_nobody_listens(llama: Any, refusing_port: int) -> None:
     start = time.monotonic()
-    with pytest.raises(ServerUnreachable, match=rf"127.0.0.1:{free_port}.*is 'veil serve' running"):
-        llama.connect(free_port, timeouts=BRIEF)
+    with pytest.raises(ServerUnreachable, match=rf"127.0.0.1:{refusing_port}.*is 'veil serve' running"):
+        llama.connect(refusing_port, timeouts=BRIEF)
     assert time.monotonic() - start < 60
 
 

@@ -101,8 +101,8 @@ def train_server() -> Callable[..., Any]:
         engine = Engine.build(load_server(folder / "server"), kernels_for("cpu"))
         config = ServerConfig(port=0, limits=store.limits)
         server = Server({"b": HostedBundle(engine, half_digest(folder / "client"), None)}, store, config)
-        server.start()
         try:
+            server.start()
             yield (
                 lambda address=False: (
                     f"127.0.0.1:{server.port}"

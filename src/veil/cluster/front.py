@@ -69,9 +69,8 @@ class Front:
         self._grpc.stop(grace_s).wait()
 
     def _listen(self) -> int:
-        with listening(self._config.host, self._config.port) as tried:  # so that an error names the option
-            port = int(tried.getsockname()[1])
-        address = f"{self._config.host}:{port}"
+        listening(self._config.host, self._config.port).close()  # so that an error names the option
+        address = f"{self._config.host}:{self._config.port}"
         if self._config.tls is None:
             return int(self._grpc.add_insecure_port(address))
         certificate, key = (path.read_bytes() for path in self._config.tls)
