@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import threading
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,27 @@ def test_what_does_not_come_about_is_named() -> None:
     assert len(seen) == 3
     with pytest.raises(AssertionError, match="the answer did not come about in 0 s"):
         until(lambda: False, 0, what="the answer")
+
+
+def test_what_has_no_name_is_said_in_its_own_words_with_what_there_is() -> None:
+    over, begun = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        over.wait(60)
+
+    thread = threading.Thread(target=hang, name="a thread that hangs")
+    thread.start()
+    assert begun.wait(60)
+    try:
+        with pytest.raises(AssertionError) as caught:
+            until(lambda: len("seven") == 7, 0, state=lambda: f"running {len('x')}")
+    finally:
+        over.set()
+        thread.join()
+    first, state, *others = str(caught.value).splitlines()
+    assert 'len("seven") == 7' in first and f"({Path(__file__).name}:" in first
+    assert state == "running 1"
+    assert [line for line in others if "a thread that hangs: test_waiting.py" in line and line.endswith("over.wait(60)")]
+    with pytest.raises(AssertionError, match="hang did not come about"):
+        until(hang, 0)
