@@ -6,7 +6,6 @@ import torch
 import triton
 import triton.language as tl
 
-from veil.kernels.cuda.launcher import Launcher
 from veil.kernels.cuda.online import _bits, _value
 from veil.kernels.cuda.packing import unpack_word
 from veil.kernels.cuda.rows import Located, row_start
@@ -64,9 +63,6 @@ def residual_rows(  # type: ignore[no-untyped-def]
     tl.store(out + t * tl.num_programs(1) + place, residual)
 
 
-_residual_rows = Launcher(residual_rows)
-
-
 def residuals(
     data: Tensor,
     x: Tensor,
@@ -86,8 +82,7 @@ def residuals(
     inputs = min(2048, max(32, 1 << max(width - 1, 0).bit_length()))
     block = max(32, 1 << max(chunk - 1, 0).bit_length())
     base, offset, stride, table = shares.arguments
-    _residual_rows(
-        (rows, vectors.count),
+    residual_rows[(rows, vectors.count)](
         data, x, x if divisors is None else divisors, base, vectors.edges, vectors.signs, vectors.sums, vectors.inverse, out,
         offset, stride, _bits(scaling[0]), _bits(scaling[1] or 1.0), width, vectors.signs.shape[1], data.shape[1],
         vectors.signs.shape[0], divisors is not None, scaling[1] != 0.0, table, bits, inputs, block,

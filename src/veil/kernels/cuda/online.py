@@ -11,7 +11,6 @@ import torch
 import triton
 import triton.language as tl
 
-from veil.kernels.cuda.launcher import Launcher
 from veil.kernels.cuda.packing import part_of, span_of, store_units, top_bits, unpack_aligned, unpack_word
 from veil.kernels.cuda.rows import Located, row_start
 
@@ -103,9 +102,6 @@ def decrypt_rows(  # type: ignore[no-untyped-def]
 
 # Launches ------------------------------------------------------------------------------------------------------------
 
-_encrypt_rows = Launcher(encrypt_rows)
-_decrypt_rows = Launcher(decrypt_rows)
-
 
 def encrypt(
     x: Tensor, divisors: Tensor | None, pads: Located, out: Tensor, scales: Tensor, scaling: tuple[float, float], bits: int
@@ -118,8 +114,7 @@ def encrypt(
     inputs = min(2048, max(32, 1 << max(width - 1, 0).bit_length()))
     span, (block, threads) = span_of(out), (256, 8) if rows < 32 else (1024, 4)
     base, offset, stride, table = pads.arguments
-    _encrypt_rows(
-        (rows, max(1, -(-8 * out.shape[1] // (span * block)))),
+    encrypt_rows[(rows, max(1, -(-8 * out.shape[1] // (span * block))))](
         x, x if divisors is None else divisors, base, out, scales, offset, stride,
         _bits(scaling[0]), _bits(scaling[1] or 1.0), width, out.shape[1],
         divisors is not None, scaling[1] != 0.0, table, bits, span, inputs, block,
@@ -132,8 +127,7 @@ def decrypt(data: Tensor, shares: Located, scales: Tensor, scale: Tensor, bias: 
     rows, count = out.shape
     block = 512
     base, offset, stride, table = shares.arguments
-    _decrypt_rows(
-        (rows, -(-count // block)),
+    decrypt_rows[(rows, -(-count // block))](
         data, base, scales, scale, bias, out, offset, stride, count, data.shape[1], table, bits, span_of(data), block,
         num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip

@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 
 from veil.kernels.cuda.device import empty
-from veil.kernels.cuda.launcher import Launcher
 from veil.kernels.cuda.rows import Located, row_start
 from veil.params import packed_bytes
 
@@ -130,9 +129,6 @@ def unpack_limbs(data, out, count, row_bytes, plane, BITS: tl.constexpr, LIMBS: 
 
 # Launches ------------------------------------------------------------------------------------------------------------
 
-_pack_words = Launcher(pack_words)
-_unpack_limbs = Launcher(unpack_limbs)
-
 
 def pack(values: Tensor, bits: int) -> Tensor:
     """Words [R, count] below 2^bits → bytes [R, ⌈count·bits/8⌉]."""
@@ -141,7 +137,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
     if out.numel():
         span = span_of(out)
         grid = (rows, -(-8 * out.shape[1] // (span * _BLOCK)))
-        _pack_words(grid, values, values, out, 0, 0, count, out.shape[1], False, False, bits, span, _BLOCK)
+        pack_words[grid](values, values, out, 0, 0, count, out.shape[1], False, False, bits, span, _BLOCK)
     return out
 
 
@@ -154,20 +150,8 @@ def finish(values: Tensor, shares: Located, bits: int, out: Tensor) -> None:
     """``values - shares`` modulo 2^32 [R, count], rounded to their top bits and packed into ``out`` [R, bytes]."""
     span = span_of(out)
     base, offset, stride, table = shares.arguments
-    _pack_words(
-        (len(out), -(-8 * out.shape[1] // (span * _BLOCK))),
-        values,
-        base,
-        out,
-        offset,
-        stride,
-        values.shape[1],
-        out.shape[1],
-        True,
-        table,
-        bits,
-        span,
-        _BLOCK,
+    pack_words[(len(out), -(-8 * out.shape[1] // (span * _BLOCK)))](
+        values, base, out, offset, stride, values.shape[1], out.shape[1], True, table, bits, span, _BLOCK
     )
 
 
@@ -185,5 +169,5 @@ def limbs_of(data: Tensor, width: int, bits: int) -> Tensor:
     out = empty(limbs, rows, width, dtype=torch.int8)
     if out.numel():
         grid = (rows, -(-width // _BLOCK))
-        _unpack_limbs(grid, data, out, width, data.shape[1], rows * width, bits, limbs, _BLOCK)
+        unpack_limbs[grid](data, out, width, data.shape[1], rows * width, bits, limbs, _BLOCK)
     return out

@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 
 from veil.kernels.cuda.device import empty
-from veil.kernels.cuda.launcher import Launcher
 from veil.kernels.cuda.packing import part_of, span_of, store_limbs, top_bits, unpack_aligned, unpack_word
 from veil.kernels.cuda.rows import Located
 from veil.kernels.ring import Ring
@@ -165,9 +164,6 @@ class RowTile(NamedTuple):
 
 # Launches ------------------------------------------------------------------------------------------------------------
 
-_answer_one = Launcher(answer_one)
-_limb_product = Launcher(limb_product)
-
 
 def answer_row(
     data: Tensor, weights: Tensor, shares: Located, bits: tuple[int, int], out: Tensor, tile: RowTile | None = None
@@ -177,8 +173,7 @@ def answer_row(
     tile = tile or RowTile.choose(rows, width)
     depth = min(tile.depth, max(32, 1 << max(width - 1, 0).bit_length()))
     padded = 1 << (tile.rows * bits[1] // 8 - 1).bit_length()
-    _answer_one(
-        (-(-rows // tile.rows),),
+    answer_one[(-(-rows // tile.rows),)](
         data, weights, shares.material, out, shares.offset, rows, width, out.shape[1], *bits, padded, span_of(data),
         tile.rows, depth, width % depth == 0, num_warps=tile.warps,
     )  # fmt: skip
@@ -218,7 +213,7 @@ def _multiply(
         return
     tile = tile or ProductTile.choose(rows, width, columns)
     grid = (-(-rows // tile.rows) * -(-columns // tile.columns),)
-    _limb_product(
-        grid, weights, limbs, out, rows, width, columns, shift, *strides, count, centred,
+    limb_product[grid](
+        weights, limbs, out, rows, width, columns, shift, *strides, count, centred,
         tile.rows, tile.columns, tile.depth, 8, width % tile.depth == 0, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
