@@ -6,8 +6,10 @@ A callable that runs the recorded step again stands in for a CUDA graph, and Num
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -324,11 +326,18 @@ def test_an_output_is_the_caller_s_own() -> None:
     assert own["name"] == "x"
 
 
-def test_a_pass_is_not_like_one_whose_cache_is_gone_and_had_its_identity(fixed_cache: StaticCache) -> None:
-    one: dict[str, Any] = {"input_ids": torch.tensor([[7]]), "past_key_values": fixed_cache}
-    signature = token_graph._signature(one)
+def test_a_pass_is_not_like_one_whose_cache_is_gone_and_had_its_identity(
+    fixed_cache: StaticCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_graph, "id", lambda cache: 7, raising=False)
+    assert StaticCache.__eq__ is object.__eq__, "references to caches are equal where the caches are one"
+    gone: dict[str, Any] = {"input_ids": torch.tensor([[7]]), "past_key_values": copy.deepcopy(fixed_cache)}
+    signature = token_graph._signature(gone)
     assert signature is not None
-    seen = token_graph._Alike.of(signature, one)
-    assert seen.holds(signature, one)
-    other = {**one, "past_key_values": copy.deepcopy(fixed_cache)}
-    assert not seen.holds(signature, other), "as if it had the other's identity"
+    assert token_graph._signature(gone) == signature
+    other: dict[str, Any] = {**gone, "past_key_values": fixed_cache}
+    assert token_graph._signature(other) != signature
+    cache = weakref.ref(gone.pop("past_key_values"))
+    gc.collect()
+    assert cache() is None, "a signature keeps no cache"
+    assert token_graph._signature(other) != signature

@@ -27,26 +27,10 @@ _log = logging.getLogger("veil")
 class _Recorded:
     signature: tuple[object, ...]
     inputs: dict[str, torch.Tensor]
-    kept: dict[str, object]  # the cache among them: while this lives, no other has its identity
+    kept: dict[str, object]  # the cache among them
     output: list[object]
     groups: list[int]
     replay: Callable[[], object]
-
-
-@dataclass(frozen=True, eq=False)
-class _Alike:
-    """A pass by its signature and its cache, which it does not keep: another may get the identity of one that is gone."""
-
-    signature: tuple[object, ...]
-    cache: weakref.ref[object]
-
-    @classmethod
-    def of(cls, signature: tuple[object, ...], arguments: dict[str, object]) -> _Alike:
-        return cls(signature, weakref.ref(_cache_of(arguments)))
-
-    def holds(self, signature: tuple[object, ...], arguments: dict[str, object]) -> bool:
-        """Whether a pass is like this one."""
-        return self.signature == signature and self.cache() is _cache_of(arguments)
 
 
 class _FixedRow:
@@ -113,18 +97,18 @@ class TokenGraph:
         self._router = router
         self._session = session
         self._row = _FixedRow(session, server)
-        self._seen: _Alike | None = None
-        self._refused: _Alike | None = None
+        self._seen: tuple[object, ...] | None = None
+        self._refused: tuple[object, ...] | None = None
         self._recorded: _Recorded | None = None
 
     def __call__(self, arguments: dict[str, object]) -> object:
         """The output of a pass with these keyword arguments, or None where it has to run launch by launch."""
         signature = _signature(arguments)
-        if signature is None or (self._refused is not None and self._refused.holds(signature, arguments)):
+        if signature is None or signature == self._refused:
             return None
         if self._recorded is None or self._recorded.signature != signature:
-            if self._seen is None or not self._seen.holds(signature, arguments):
-                self._seen, self._recorded = _Alike.of(signature, arguments), None
+            if signature != self._seen:
+                self._seen, self._recorded = signature, None
                 return None
             self._recorded = self._record(signature, arguments)
         return None if self._recorded is None else self._replay(self._recorded, arguments)
@@ -152,7 +136,7 @@ class TokenGraph:
                 replay = capture(step, warm=False)  # a step that ran would move the cache on
         except Exception as error:  # whatever a model does that a graph cannot hold
             _log.info("the model's pass cannot be one CUDA graph (%s); it runs launch by launch", error)
-            self._refused = _Alike.of(signature, arguments)
+            self._refused = signature
             return None
         finally:
             self._router.evaluator = before
@@ -193,16 +177,11 @@ def _signature(arguments: dict[str, object]) -> tuple[object, ...] | None:
         elif value is None or isinstance(value, (bool, int, float, str)):
             parts.append((name, value))
         elif _is_fixed(value):
-            parts.append((name, id(value)))
+            parts.append((name, weakref.ref(value)))  # its identity may be another's once it is gone
             caches += 1
         else:
             return None
     return tuple(parts) if caches == 1 else None
-
-
-def _cache_of(arguments: dict[str, object]) -> object:
-    """The cache of a pass that has a signature."""
-    return next(value for value in arguments.values() if _is_fixed(value))
 
 
 def _is_fixed(cache: object) -> bool:
