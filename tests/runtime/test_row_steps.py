@@ -135,13 +135,14 @@ def test_padded_tokens_are_masked(new_model: Callable[[str], Any]) -> None:
     torch.testing.assert_close(last(), plainly(hybrid, last), rtol=1e-3, atol=2e-3)
 
 
-def test_hooks_on_inner_modules_still_run(new_model: Callable[[str], Any]) -> None:
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
+def test_hooks_on_inner_modules_still_run(new_model: Callable[[str], Any], kind: str) -> None:
     hybrid = compiled(new_model("llama"))
     decoded(hybrid.model, count=1)
     seen: list[str] = []
     for name, module in hybrid.model.named_modules():
         if name.endswith((".q_proj", ".up_proj", ".act_fn", "norm", ".self_attn", ".mlp", ".o_proj")):
-            module.register_forward_hook(lambda *_, name=name: seen.append(name))
+            getattr(module, f"register_{kind}")(lambda *_, name=name: seen.append(name))
     plainly(hybrid, lambda: decoded(hybrid.model, count=2))
     expected = list(seen)
     seen.clear()

@@ -95,7 +95,7 @@ class RemoteLayer(nn.Module):
         x = args[0] if len(args) == 1 and not kwargs else self._input(args, kwargs)
         held = self._held
         inner = held[0] if held else None
-        if inner is None or not (inner._forward_hooks or inner._forward_pre_hooks):
+        if inner is None or not is_hooked(inner):
             return self._answer(x)
         if self.router is None and not self.observers:
             answer: torch.Tensor = inner(x)
@@ -263,6 +263,11 @@ class RemoteLinear(RemoteLayer, nn.Linear):  # type: ignore[override, misc]
     """A remote layer that counts as ``nn.Linear``, so that peft and others attach adapters to it; its weight is [out,
     in].
     """
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a hook of the module's own takes part in a call of it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def has_dispatch(x: torch.Tensor) -> bool:

@@ -19,6 +19,7 @@ from veil.errors import NotCompiled, NotFiniteActivation, StreamChanged
 from veil.kernels.interface import Array, Kernels
 from veil.runtime.evaluators import Evaluator
 from veil.runtime.gradient import encrypted_product
+from veil.runtime.plain_row import one_row
 from veil.runtime.plan import Call, Course
 from veil.runtime.residual import REMEDY, ResidualStream
 from veil.runtime.sighting import Sighting
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 Tensor = torch.Tensor
 F32 = NDArray[np.float32]
-_FLOAT = np.dtype(np.float32)
 Observer = Callable[[int, Tensor, Tensor], None]
 """Told of each evaluation: (group, inputs [R, width], outputs [R, outputs])."""
 
@@ -182,8 +182,7 @@ class Router:
         """`linear` of one float32 row x [..., in] on this processor; None where there is more to it, or x is not plain.
 
         A token's step asks two hundred times, between other code that fills the caches: each call of torch saved here, and
-        each check that another implies, counts four times what it takes in a loop of its own. NumPy gives no array of a
-        tensor without values, of another device, layout or kind, or one that gradients come back to.
+        each check that another implies, counts four times what it takes in a loop of its own.
         """
         place = self._places[name]
         group, number = place.group, place.number
@@ -224,8 +223,7 @@ class Router:
         group, width = place.group, place.info.width
         likely = candidates if candidates is not None and candidates.group == group else None
         if (
-            type(x) is not Tensor
-            or not self.on_cpu
+            not self.on_cpu
             or not place.whole
             or evaluator is None
             or self.observer is not None
@@ -235,12 +233,11 @@ class Router:
             or (course is not None and course.fills)
         ):
             return None
-        try:
-            values = x.numpy()
-        except (RuntimeError, TypeError):
+        values = one_row(x)
+        if values is None:
             return None
         shape = values.shape
-        if values.dtype != _FLOAT or values.size != width or not shape or shape[-1] != width:
+        if shape[-1] != width:
             return None
         self._ask_whether_to_go_on()
         if course is not None:

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from veil.runtime.key_room import growing_layer, room_of
+from veil.runtime.layers import is_hooked
+from veil.runtime.plain_row import one_row
 from veil.runtime.rehearsal import CACHES
 from veil.runtime.router import Router
-from veil.runtime.row_steps import Stand, close, is_plain, names_read, one_row
+from veil.runtime.row_steps import Stand, close, is_plain, names_read
 
 F32 = NDArray[np.float32]
 Angles = tuple[F32, F32]
@@ -93,7 +95,7 @@ class AttentionStep:
         layers = [parts[name] for name in self._names]
         if asked is None or module.training or not all(map(is_plain, layers)):
             return None
-        if any(part._forward_hooks or part._forward_pre_hooks for part in self._others):
+        if any(map(is_hooked, self._others)):
             return None
         if module.config._attn_implementation != "sdpa" or torch.is_autocast_enabled("cpu"):
             return None

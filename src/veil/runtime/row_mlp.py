@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from veil.runtime.layers import is_hooked
 from veil.runtime.router import Router
 from veil.runtime.row_norms import activation_of
 from veil.runtime.row_steps import Stand, close, is_plain, names_read, rows_to_try
@@ -30,14 +31,7 @@ class GatedStep:
         module = self._module
         parts = module._modules
         gate, up, act = parts["gate_proj"], parts["up_proj"], parts["act_fn"]
-        if (
-            len(args) != 1
-            or kwargs
-            or not is_plain(gate)
-            or not is_plain(up)
-            or act._forward_hooks
-            or act._forward_pre_hooks
-        ):
+        if len(args) != 1 or kwargs or not is_plain(gate) or not is_plain(up) or is_hooked(act):
             return None
         if self.usable is None:
             self._kind = activation_of(act)

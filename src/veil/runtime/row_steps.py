@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.modules import module as torch_module
 
-from veil.runtime.layers import RemoteLayer
+from veil.runtime.layers import RemoteLayer, is_hooked
+from veil.runtime.plain_row import one_row
 from veil.runtime.router import Router
 
 F32 = NDArray[np.float32]
 Forward = Callable[..., object]
-_FLOAT = np.dtype(np.float32)
 
 
 class RowStep(Protocol):
@@ -66,19 +67,6 @@ class LocalStep:
         raise NotImplementedError
 
 
-def one_row(x: object) -> F32 | None:
-    """The values [..., width] of a plain float32 tensor of one row on this processor, else None."""
-    if type(x) is not torch.Tensor:
-        return None
-    try:
-        values = x.numpy()
-    except (RuntimeError, TypeError):
-        return None
-    if values.dtype != _FLOAT or not values.shape or not values.size or values.size != values.shape[-1]:
-        return None
-    return values
-
-
 def own_forward(module: nn.Module) -> Forward:
     """The forward of the module's class, without hooks and whatever stands before it."""
     return type(module).forward.__get__(module)
@@ -94,13 +82,12 @@ def is_plain(layer: object) -> bool:
     """Whether a remote layer, and nothing else, makes what it answers: no hook, observer or adapter takes part."""
     return (
         isinstance(layer, RemoteLayer)
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
+        and not is_hooked(layer)
         and not layer.observers
         and "forward" not in layer.__dict__
-        and (not layer._held or not (layer._held[0]._forward_hooks or layer._held[0]._forward_pre_hooks))
-        and not nn.modules.module._global_forward_hooks
-        and not nn.modules.module._global_forward_pre_hooks
+        and not (layer._held and is_hooked(layer._held[0]))
+        and not torch_module._global_forward_hooks
+        and not torch_module._global_forward_pre_hooks
     )
 
 
