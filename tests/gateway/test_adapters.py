@@ -79,7 +79,8 @@ def test_several_at_once_do_not_mix(adapted: Any) -> None:
         ]
         for thread in threads:
             thread.start()
-        until(lambda: adapted.gateway.queue.running + adapted.gateway.queue.waiting == 6)
+        queue = adapted.gateway.queue
+        until(lambda: queue.running + queue.waiting == 6, what="all six in the line", state=adapted.state)
         go_on.set()
         for thread in threads:
             thread.join(60)

@@ -13,6 +13,7 @@ import pytest
 
 from veil.errors import ServerUnreachable
 from veil.gateway.guard import Access
+from veil.gateway.served import SAMPLE_BYTES
 from veil.params import packed_bytes
 from waiting import until
 
@@ -32,7 +33,7 @@ def test_status(http: Any, running: Any) -> None:
     assert (status["model"], status["kind"], status["mode"], status["server"]) == ("tiny", "text", "execute", None)
     assert (status["running"], status["waiting"], status["context_length"]) == (0, 0, 128)
     head = running.gateway.served.hybrid.manifest.groups[-1]
-    assert len(bytes.fromhex(status["sent"])) == packed_bytes(head.width, head.input_bits)
+    assert len(bytes.fromhex(status["sent"])) == min(SAMPLE_BYTES, packed_bytes(head.width, head.input_bits))
     assert status["totals"]["rows"] > 0 and status["totals"]["bytes_up_online"] > 0
 
 
@@ -47,7 +48,7 @@ def test_an_announced_prompt_finds_its_rows_ready(http: Any, running: Any, monke
         status = http.get("/veil/status").json()
         return bool(status["rows_ready"] >= 12 and status["prompt_rows_ready"] >= 30)
 
-    until(ready)
+    until(ready, state=lambda: http.get("/veil/status").json())
     used = http.post("/v1/chat/completions", json=BODY | {"messages": [{"role": "user", "content": "w8 " * 30}]}).json()[
         "usage"
     ]
@@ -127,7 +128,7 @@ def test_a_long_answer_leaves_turns_to_a_short_one(http: Any, running: Any) -> N
     def ask() -> None:
         short.append(http.post("/v1/chat/completions", json=BODY | {"max_tokens": 3}, timeout=60).json())
 
-    asking, long = threading.Thread(target=ask), BODY | {"max_tokens": 100, "stream": True}
+    asking, long = threading.Thread(target=ask), BODY | {"max_tokens": 100, "stream": True, "ignore_eos": True}
     with (
         running.held(after=90) as go_on,
         httpx.Client(base_url=running.url, headers={"User-Agent": "other"}, timeout=60) as other,
@@ -135,12 +136,12 @@ def test_a_long_answer_leaves_turns_to_a_short_one(http: Any, running: Any) -> N
     ):
         assert go_on.reached.wait(60)
         asking.start()
-        until(lambda: running.gateway.generator._lock.wanted)
+        until(lambda: running.gateway.generator._lock.wanted, what="a short answer that waits", state=running.state)
         with running.held_until_left(after=120):
             go_on.set()
             asking.join(60)
             assert short and short[0]["usage"]["completion_tokens"] == 3, "it does not wait for the long one"
-            until(lambda: running.gateway.queue.running == 1)
+            until(lambda: running.gateway.queue.running == 1, what="the long answer alone", state=running.state)
             stream.close()
             assert running.idle()
 

@@ -215,6 +215,8 @@ def test_errors_are_openais(client: OpenAI, options: dict[str, Any], status: int
     assert streamed.value.status_code == status, "an error before the first token has its status in a stream too"
 
 
+ENDLESS = {"ignore_eos": True}
+
 NOISE = 5 * 2**0.5 * 0.0045
 """Five deviations of the difference of two encrypted logits, of which each has up to 0.0045 of their spread."""
 
@@ -257,7 +259,7 @@ def test_many_at_once_each_get_their_own_answer(running: Any) -> None:
 def test_a_closed_stream_ends_its_generation(client: OpenAI, running: Any) -> None:
     before = running.gateway.generator.totals.rows
     with running.held_until_left(after=90):
-        stream = chat(client, max_tokens=100, stream=True)
+        stream = chat(client, max_tokens=100, stream=True, extra_body=ENDLESS)
         for count, _ in enumerate(stream):
             if count == 3:
                 break
@@ -271,7 +273,7 @@ def test_a_closed_connection_ends_a_reply_that_is_not_a_stream(running: Any) -> 
     hasty = OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0, timeout=0.3)
     with running.held_until_left(after=90), hasty as client:
         with pytest.raises(openai.APITimeoutError):
-            chat(client, max_tokens=100)
+            chat(client, max_tokens=100, extra_body=ENDLESS)
         assert running.idle()
     assert running.gateway.generator.totals.rows - before < 30
 
@@ -282,16 +284,16 @@ def test_a_full_line_is_429_and_leaving_it_makes_room(served: Any, listen: Any) 
     settings = Settings(at_once=1, most_waiting=1)
     with listen(served, settings=settings) as running, running.held_until_left(after=90):
         client = OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0)
-        first = chat(client, stream=True, max_tokens=100)
+        first = chat(client, stream=True, max_tokens=100, extra_body=ENDLESS)
         next(iter(first))
         second = running.post("/v1/chat/completions", {"model": "tiny", "messages": MESSAGES})
-        until(lambda: running.gateway.queue.waiting == 1)
+        until(lambda: running.gateway.queue.waiting == 1, what="one that waits", state=running.state)
         with pytest.raises(openai.RateLimitError) as caught:
             chat(client)
         assert caught.value.code == "queue_full"
         assert caught.value.response.headers["retry-after"] == "5"
         second.close()
-        until(lambda: running.gateway.queue.waiting == 0)
+        until(lambda: running.gateway.queue.waiting == 0, what="room in the line", state=running.state)
         first.close()
         assert chat(client, max_tokens=1).choices[0].finish_reason == "length"
         client.close()

@@ -65,7 +65,7 @@ def test_who_goes_away_does_not_end_the_answer(padded: Any, listen: Callable[...
 
         def leaves_at_once() -> None:
             with running.post("/v1/completions", body(8)):
-                until(lambda: padded.hybrid.stats.trips > before)
+                until(lambda: padded.hybrid.stats.trips > before, what="a begun answer", state=running.state)
 
         views = []
         for use in (stays, leaves, leaves_at_once):
