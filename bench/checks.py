@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from bench.drafts import PROMPTS
 from bench.processes import compiled, listening
 from bench.record import Measurement, Record
 from veil import HybridFHEModel
+from veil.bench.generation import generate, random_prompt
 from veil.bench.sides import STATIC_CACHE
 from veil.bench.subjects import load, release_floats
 from veil.bundle.header_file import half_digest
@@ -40,9 +41,14 @@ from veil.params import Params
 from veil.runtime.modules import select_modules
 from veil.sources.quiet import quiet
 
+if TYPE_CHECKING:
+    from veil.typing import LanguageModel
+
 TOKENS = 96
 STEP = 64
 WRITTEN_EVERY_S = 60.0
+RECORDED = 4
+"""Tokens in which a GPU's pass is recorded, or a first batch begun."""
 
 
 def main() -> None:
@@ -179,7 +185,7 @@ def noise(manifest: Manifest, params: Params, vectors: Vectors, rows: int, out: 
 
 
 def cost(bundle: Path, repetitions: int, tokens: int, out: Path) -> None:
-    """Tokens of one process with checks and without, one after the other, by the clock and by processor time.
+    """Tokens of an answer in one process, one with checks and the next without, by the clock and by processor time.
 
     The difference has everything: the check in a row's decryption, the running test, the exact logits of a tied head.
     The median of the differences between neighbours counts. On a quiet machine the clock says what a user waits for, as
@@ -188,25 +194,16 @@ def cost(bundle: Path, repetitions: int, tokens: int, out: Path) -> None:
     hybrid = HybridFHEModel.load(bundle, device="cpu")
     hybrid.check_answers("smollm2")
     hybrid.set_fhe_mode("execute")
-    session, router = hybrid.sides.local, hybrid.sides.router
-    assert session is not None and router is not None
-    checks, candidates = session.checks, router.candidates
-    clocks = {"by the clock": time.perf_counter, "processor time": time.process_time}
-    rows: dict[str, dict[str, list[float]]] = {name: {"token": [], "check": [], "share": []} for name in clocks}
-    state = hybrid.model(torch.tensor([[1, 2, 3]]), use_cache=True)
+    turns, model = _Turns(hybrid), cast("LanguageModel", hybrid.model)
+    prompt = random_prompt(model, 8)
+    generate(model, prompt, tokens)  # batches in memory that the process has for the first time
+    rows: dict[str, dict[str, list[float]]] = {name: {"token": [], "check": [], "share": []} for name in turns.clocks}
     for _ in range(repetitions):
-        hybrid.reserve(rows_full=2 * tokens)
-        spent: dict[tuple[str, bool], list[float]] = {(name, checked): [] for name in clocks for checked in (True, False)}
-        for place in range(2 * tokens):
-            checked = place % 2 == 0
-            session.checks, router.candidates = (checks, candidates) if checked else (None, None)
-            start = {name: clock() for name, clock in clocks.items()}
-            state = hybrid.model(torch.tensor([[7]]), past_key_values=state.past_key_values, use_cache=True)
-            for name, clock in clocks.items():
-                spent[name, checked].append(1000 * (clock() - start[name]))
-        for name in clocks:
-            whole = median(spent[name, True])
-            check = median(one - other for one, other in zip(spent[name, True], spent[name, False], strict=True))
+        hybrid.reserve(rows_full=2 * tokens + 16)
+        turns.begin()
+        generate(model, prompt, 2 * tokens, turns)
+        for name in turns.clocks:
+            whole, check = turns.spent(name)
             for part, value in (("token", whole), ("check", check), ("share", 100 * check / whole)):
                 rows[name][part].append(value)
     record = Record(benchmark="cost of checked answers, smollm2", parameters={"tokens": tokens})
@@ -219,21 +216,32 @@ def cost(bundle: Path, repetitions: int, tokens: int, out: Path) -> None:
     hybrid.close()
 
 
-class Clock:
-    """Notes when each token of an answer is there; in the place of a streamer."""
+class _Turns:
+    """Has every other token of a generation checked, and notes when each is there; called once a token."""
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    clocks: ClassVar = {"by the clock": time.perf_counter, "processor time": time.process_time}
 
-    def put(self, tokens: torch.Tensor) -> None:
-        self.times.append(time.perf_counter())
+    def __init__(self, hybrid: HybridFHEModel) -> None:
+        assert hybrid.sides.local is not None and hybrid.sides.router is not None
+        self._session, self._router = hybrid.sides.local, hybrid.sides.router
+        self._checked = (self._session.checks, self._router.candidates)
+        self._times: dict[str, list[float]] = {}
 
-    def end(self) -> None: ...
+    def begin(self) -> None:
+        self._times = {name: [] for name in self.clocks}
+        self._session.checks, self._router.candidates = self._checked
 
-    @property
-    def tokens(self) -> list[float]:
-        """Milliseconds of each token behind the first four, in which a pass is recorded."""
-        return (1000 * np.diff(self.times)[4:]).tolist()
+    def __call__(self) -> None:
+        for name, clock in self.clocks.items():
+            self._times[name].append(clock())
+        checked = len(self._times["by the clock"]) % 2 == 0
+        self._session.checks, self._router.candidates = self._checked if checked else (None, None)
+
+    def spent(self, name: str) -> tuple[float, float]:
+        """Milliseconds of a checked token, and of its checks; without the prompt and the first tokens."""
+        steps = 1000 * np.diff(self._times[name])[RECORDED:]
+        unchecked, checked = steps[: len(steps) // 2 * 2].reshape(-1, 2).T
+        return float(np.median(checked)), float(np.median(checked - unchecked))
 
 
 def cost_on_gpu(name: str, repetitions: int, tokens: int, out: Path) -> None:
@@ -258,19 +266,9 @@ def cost_on_gpu(name: str, repetitions: int, tokens: int, out: Path) -> None:
         for repetition in range(1 + repetitions):
             for kind, hybrid in models.items():
                 hybrid.reserve(rows_full=2 * tokens)
-                generate, clock = cast(Any, hybrid.model).generate, Clock()
-                mask = torch.ones_like(inputs)
-                generate(
-                    inputs,
-                    attention_mask=mask,
-                    max_new_tokens=tokens,
-                    min_new_tokens=tokens,
-                    do_sample=False,
-                    streamer=clock,
-                    **options,
-                )
+                done = generate(cast("LanguageModel", hybrid.model), inputs, tokens, settings=options)
                 if repetition:
-                    spent[kind].append(median(clock.tokens))
+                    spent[kind].append(1000 * median(done.tokens_s[RECORDED:]))
         more = [one - other for one, other in zip(spent["checked"], spent["unchecked"], strict=True)]
         share = [100 * own / whole for own, whole in zip(more, spent["checked"], strict=True)]
         record.add(Measurement.of(f"a token, both halves, {way}", spent["checked"], "ms"))
