@@ -97,7 +97,7 @@ class AnswerChecks:
     def decrypt(
         self,
         group: int,
-        x: Array,
+        sent: Array,
         data: Array,
         scaling: Scaling,
         shares: Sequence[Rows],
@@ -105,11 +105,11 @@ class AnswerChecks:
         slots: int,
         scales: Array,
     ) -> Array:
-        """A group's packed results [R, bytes] as [R, slots] float32, if they fit the rows x [R, width] that were sent.
+        """A group's packed results [R, bytes] as [R, slots] float32, if they fit the R rows that were ``sent``.
 
         Raises `WrongAnswer` if they do not; where asking would wait for a GPU, `end_pass` does for passes of one row.
         """
-        one_row = len(x) == 1 and slots == self._slots[group]
+        one_row = len(sent) == 1 and slots == self._slots[group]
         if one_row:
             if self._has_passed[group]:
                 self._keep_apart()
@@ -118,12 +118,12 @@ class AnswerChecks:
             vectors, residuals = self._whole[group], self._places[group]
         else:
             vectors = self.vectors[group][slots]
-            residuals = self._kernels.asarray(np.empty((len(x), vectors.count)))
+            residuals = self._kernels.asarray(np.empty((len(sent), vectors.count)))
             self._pending.append((group, residuals))
         y, worst = self._kernels.decrypt_checked(
-            data, x, scaling, shares, column, self._bits[group], scales, vectors, residuals
+            data, sent, scaling, shares, column, self._bits[group], scales, vectors, residuals
         )
-        if not (one_row and self._waits):
+        if not (one_row and self._waits) and not float(worst) <= BOUND:
             self._check_size(group, float(worst))
         return y
 

@@ -16,15 +16,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.checks.one_row import add_row
+from veil.checks.one_row import TILTS, add_row
 
 F64 = NDArray[np.float64]
 
 FALSE_ALARMS = 1e-9
 """The probability that an honest server is ever accused by the running test, over all sessions."""
 
-_TILTS = np.array([0.02, 0.15, 0.4])
-"""λ: for deviations that are small, middling and large beside the noise; each has a third of the false alarms."""
+_TILTS = np.array(TILTS)
 
 
 class RunningTest:
@@ -35,6 +34,7 @@ class RunningTest:
 
     def __init__(self, freedom: NDArray[np.int64], false_alarms: float = FALSE_ALARMS) -> None:
         self._decay = 0.5 * np.log1p(-2.0 * _TILTS)[:, None] * freedom
+        self._factors = np.exp(self._decay)
         self.sums = np.zeros(self._decay.shape)
         self.rows = np.zeros(len(freedom))
         self.limit = math.log(len(_TILTS) * max(len(freedom), 1) / false_alarms)
@@ -48,7 +48,7 @@ class RunningTest:
 
     def add_row(self, residuals: F64, whitening: F64) -> int | None:
         """`add` of one row's residuals [chunks·J], whose chunks' matrices stand one after the other in ``whitening``."""
-        found = add_row(residuals, whitening, self._freedom, _TILTS, self._decay, self._most, self.sums, self.rows)
+        found = add_row(residuals, whitening, self._freedom, self._factors, self._most, self.sums, self.rows)
         return None if found < 0 else int(found)
 
     def add(self, squares: F64, rows: int, places: slice = slice(None)) -> int | None:
