@@ -85,8 +85,13 @@ class Simulated:
         """A pass of these rows; `WrongAnswer`."""
         scales = np.ones(len(x))
         checks.stop_if_caught()
-        checks.decrypt(0, x, self.packed(results), self.scaling, self.shares(len(x)), 0, self.group.rows, scales)
+        checks.decrypt(0, self.sent(x), self.packed(results), self.scaling, self.shares(len(x)), 0, self.group.rows, scales)
         checks.end_pass()
+
+    def sent(self, x: Any) -> Any:
+        """What the check reads of rows."""
+        nothing = [Rows(np.zeros((len(x), WIDTH), dtype=np.uint32), 0, len(x))]
+        return self.kernels.encrypt_checked(x, self.scaling, nothing, 0, self.group.input_bits)[2]
 
     def shares(self, rows: int) -> list[Rows]:
         return [Rows(np.zeros((rows, self.group.rows), dtype=np.uint32), 0, rows)]
@@ -97,7 +102,7 @@ class Simulated:
         bits = self.group.result_bits
         data, shares, scales = self.packed(results), self.shares(len(x)), np.ones(len(x))
         residuals = np.empty((len(x), signs.count))
-        self.kernels.decrypt_checked(data, x, self.scaling, shares, 0, bits, scales, signs, residuals)
+        self.kernels.decrypt_checked(data, self.sent(x), self.scaling, shares, 0, bits, scales, signs, residuals)
         return residuals, np.abs(residuals).max(axis=1)
 
     def rows_until_caught(self, cheat: Any, most: int) -> int:

@@ -9,6 +9,7 @@ import pytest
 
 from veil.kernels import reference
 from veil.kernels.cpu import online, packing, product
+from veil.kernels.cpu.sign_sums import halves_of
 from veil.kernels.interface import Rows, Scaling
 from veil.kernels.reference_kernels import ReferenceKernels
 from veil.params import packed_bytes
@@ -159,11 +160,27 @@ def test_answers_at_every_number_of_bits(input_bits: int, rng: np.random.Generat
 
 
 def encrypted(x: Any, divisors: Any, fixed: float, pads: Any, bits: int, threads: int) -> tuple[Any, Any, Any]:
-    """`online.encrypt` of rows with pads from row 1 and column 2 on: bytes, τ, and the τ by which results are read."""
-    out, untouched = guarded((len(x), packed_bytes(x.shape[1], bits)), np.uint8)
-    tau, shown = np.full(len(x), 7.0), np.full(len(x), 7.0)
-    online.encrypt(x, divisors, TARGET, fixed, pads, 1, 2, bits, threads, out, tau, shown)
-    untouched()
+    """`online.encrypt` of rows with pads from row 1 and column 2 on: bytes, τ, and the τ by which results are read.
+
+    What it gives for checks is compared with the rows; the bytes are the same without.
+    """
+    (rows, width), results = x.shape, []
+    for halves in (0, halves_of(width)):
+        out, untouched = guarded((rows, packed_bytes(width, bits)), np.uint8)
+        sent, sent_untouched = guarded((rows, halves), np.int16)
+        tau, shown = np.full(rows, 7.0), np.full(rows, 7.0)
+        online.encrypt(x, divisors, TARGET, fixed, pads, 1, 2, bits, threads, out, tau, shown, sent)
+        untouched()
+        sent_untouched()
+        results.append((out, tau, shown))
+    for without, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(without, other)
+    good = np.isfinite(tau)
+    low, high = sent[good].reshape(-1, 2, halves // 2).astype(np.int64).transpose(1, 0, 2)
+    divided = (x[good] / divisors if divisors.size else x[good]).astype(np.float64)
+    message = np.rint(divided * tau[good, None]).astype(np.int64)
+    assert not (low[:, width:].any() or high[:, width:].any())
+    same((low + (high << 16))[:, :width].astype(np.uint32), message.astype(np.uint32))
     return out, tau, shown
 
 
@@ -214,8 +231,8 @@ def test_a_divisor_of_zero_is_not_finite() -> None:
 def test_halves_are_rounded_to_even() -> None:
     tau = 0.5 * TARGET  # ‖x‖ = 2, and each x·τ is an odd multiple of a half where TARGET is odd
     x = np.array([[1, 1, -1, 1]], dtype=np.float32)
-    out, seen, shown = np.empty((1, 16), np.uint8), np.empty(1), np.empty(1)
-    online.encrypt(x, np.empty(0, np.float32), 5.0, 0.0, np.zeros((1, 4), np.uint32), 0, 0, 32, 1, out, seen, shown)
+    out, seen, shown, none = np.empty((1, 16), np.uint8), np.empty(1), np.empty(1), np.empty((1, 0), np.int16)
+    online.encrypt(x, np.empty(0, np.float32), 5.0, 0.0, np.zeros((1, 4), np.uint32), 0, 0, 32, 1, out, seen, shown, none)
     assert seen[0] == 2.5 and tau > 0
     assert out.view(np.int32).tolist() == [[2, 2, -2, 2]]
 

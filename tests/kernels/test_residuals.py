@@ -44,6 +44,13 @@ def vectors(draw: np.random.Generator, weights: Any, edges: list[int], count: in
     return SignVectors(np.array(edges, np.int32), signs, np.stack(sums).astype(np.int16), inverse, longest)
 
 
+def encrypted(kernels: Kernels, x: Any, scaling: Scaling) -> tuple[Any, Any]:
+    """What kernels keep of rows for the check, and the scales that come with it."""
+    nothing = [Rows(kernels.zeros(len(x), x.shape[1]), 0, len(x))]
+    _, scales, sent = kernels.encrypt_checked(x, scaling, nothing, 0, 24)
+    return sent, kernels.to_numpy(scales)
+
+
 def held(kernels: Kernels, own: SignVectors) -> SignVectors:
     return kernels.load_vectors(own.edges, own.signs, own.sums, own.inverse)
 
@@ -72,11 +79,14 @@ def test_residuals(
         data = pack(draw.integers(0, 1 << bits, (rows, slots), dtype=np.uint32), bits)
         scales = np.exp2(draw.integers(-3, 4, rows).astype(np.float64))
         scales[:1] = 0.0
+        sent, shown = encrypted(REFERENCE, x, scaling)
+        scales[np.isnan(shown)] = np.nan
         expected, residuals = np.empty((rows, own.count)), kernels.asarray(np.empty((rows, own.count)))
-        wanted, worst = REFERENCE.decrypt_checked(data, x, scaling, host, 4, bits, scales, own, expected)
-        packed, x_here, scales_here = (kernels.asarray(array) for array in (data, x, scales))
+        wanted, worst = REFERENCE.decrypt_checked(data, sent, scaling, host, 4, bits, scales, own, expected)
+        packed, scales_here = (kernels.asarray(array) for array in (data, scales))
+        sent_here, _ = encrypted(kernels, kernels.asarray(x), there)
         vectors_here = held(kernels, own)
-        y, largest = kernels.decrypt_checked(packed, x_here, there, here, 4, bits, scales_here, vectors_here, residuals)
+        y, largest = kernels.decrypt_checked(packed, sent_here, there, here, 4, bits, scales_here, vectors_here, residuals)
         alone = kernels.decrypt(packed, there, here, 4, bits, scales_here)
         np.testing.assert_array_equal(kernels.to_numpy(y), kernels.to_numpy(alone))
         np.testing.assert_array_equal(kernels.to_numpy(y), wanted)
@@ -96,14 +106,16 @@ def test_vectors_that_hold_one_scaling_check_rows_of_another(kernels: Kernels, d
     first = Scaling(None, ones, ones, TARGET, 0.0)
     second = Scaling(np.full(24, 2.0, np.float32), 3 * ones, -ones, TARGET / 2, 20.0)
     for scaling in (first, second, first):
-        wanted = REFERENCE.decrypt_checked(data, x, scaling, [Rows(mu, 1, 1)], 0, 16, np.ones(1), own, np.empty((1, 3)))
+        sent, _ = encrypted(REFERENCE, x, scaling)
+        wanted = REFERENCE.decrypt_checked(data, sent, scaling, [Rows(mu, 1, 1)], 0, 16, np.ones(1), own, np.empty((1, 3)))
         divisors = None if scaling.divisors is None else kernels.asarray(scaling.divisors)
         scale, bias = kernels.asarray(scaling.scale), kernels.asarray(scaling.bias)
         on_gpu = Scaling(divisors, scale, bias, scaling.target, scaling.fixed)
         on_kernels = on_gpu if kernels.name == "cuda" else scaling
         rows, out = [Rows(kernels.asarray(mu), 1, 1)], kernels.asarray(np.empty((1, 3)))
-        packed, x_here, scales = (kernels.asarray(array) for array in (data, x, np.ones(1)))
-        y, worst = kernels.decrypt_checked(packed, x_here, on_kernels, rows, 0, 16, scales, there, out)
+        packed, scales = (kernels.asarray(array) for array in (data, np.ones(1)))
+        sent_here, _ = encrypted(kernels, kernels.asarray(x), on_kernels)
+        y, worst = kernels.decrypt_checked(packed, sent_here, on_kernels, rows, 0, 16, scales, there, out)
         np.testing.assert_array_equal(kernels.to_numpy(y), wanted[0])
         assert float(worst) == wanted[1]
 
@@ -117,12 +129,12 @@ def test_exact_results_leave_nothing_and_a_changed_slot_what_it_was_changed_by(d
     norms = np.sqrt((x.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
     message = np.rint(x.astype(np.float64) * (TARGET / norms)).astype(np.int64).astype(np.uint32)
     results, mu = matmul(weights, message), draw.integers(0, 1 << 32, (2, 12), dtype=np.uint32)
-    shares = [Rows(mu, 0, 2)]
+    shares, (sent, _) = [Rows(mu, 0, 2)], encrypted(REFERENCE, x, scaling)
     residuals = np.empty((2, own.count))
-    REFERENCE.decrypt_checked(pack(results + mu, 32), x, scaling, shares, 0, 32, np.ones(2), own, residuals)
+    REFERENCE.decrypt_checked(pack(results + mu, 32), sent, scaling, shares, 0, 32, np.ones(2), own, residuals)
     assert not residuals.any()
     results[1, 6] += np.uint32(1000)
-    _, worst = REFERENCE.decrypt_checked(pack(results + mu, 32), x, scaling, shares, 0, 32, np.ones(2), own, residuals)
+    _, worst = REFERENCE.decrypt_checked(pack(results + mu, 32), sent, scaling, shares, 0, 32, np.ones(2), own, residuals)
     found = residuals.reshape(2, 2, 4)
     assert not found[0].any() and not found[1, 0].any()
     np.testing.assert_array_equal(found[1, 1], 1000.0 * own.signs[:, 6] * own.inverse[1])

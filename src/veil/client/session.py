@@ -154,7 +154,11 @@ class ClientSession:
             session, parts = self.pass_rows.take(group, rows, prompt_rows)
             start_s = time.perf_counter()
             pads = [Rows(part.batch.pads, part.first, part.count) for part in parts]
-            data, scales = kernels.encrypt(x, scaling, pads, place.column, place.input_bits)
+            sent = None
+            if self.checks is None:
+                data, scales = kernels.encrypt(x, scaling, pads, place.column, place.input_bits)
+            else:
+                data, scales, sent = kernels.encrypt_checked(x, scaling, pads, place.column, place.input_bits)
             self.check(group, scales)
             self._sent = data
             start_s = self.stats.spent("encrypt", start_s)
@@ -174,7 +178,7 @@ class ClientSession:
             if self.checks is None:
                 outputs = kernels.decrypt(reply, scaling, shares, place.start, place.result_bits, scales)
             else:
-                outputs = self.checks.decrypt(group, x, reply, scaling, shares, place.start, slots, scales)
+                outputs = self.checks.decrypt(group, sent, reply, scaling, shares, place.start, slots, scales)
             self.stats.spent("decrypt", start_s)
             return outputs
         raise AssertionError

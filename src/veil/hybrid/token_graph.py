@@ -60,13 +60,14 @@ class _FixedRow:
         session, kernels = self._session, self._session.kernels
         info, scaling = session.model.manifest.groups[group], session.scalings[group]
         column, start = session.pad_column(group), session.model.manifest.starts[group]
-        data, scales = kernels.encrypt(x, scaling, [Rows(self._pads, 0, 1)], column, info.input_bits)
+        pads = [Rows(self._pads, 0, 1)]
+        data, scales, sent = kernels.encrypt_checked(x, scaling, pads, column, info.input_bits)
         (reply,) = self._server.engine.answer([Claim(group, data, [Rows(self._h[info.segment], 0, 1)], info.rows)])
         self.groups.append(group)
         self.scales.append((group, scales))
         shares = [Rows(self._mu[info.segment], 0, 1)]
         if session.checks is not None:
-            return session.checks.decrypt(group, x, reply, scaling, shares, start, info.rows, scales)
+            return session.checks.decrypt(group, sent, reply, scaling, shares, start, info.rows, scales)
         return kernels.decrypt(reply, scaling, shares, start, info.result_bits, scales)
 
     def arm(self, groups: list[int]) -> bool:

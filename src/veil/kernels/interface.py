@@ -94,7 +94,7 @@ class SignVectors:
     @property
     def count(self) -> int:
         """Residuals of a row."""
-        return int(self.sums.shape[0] * self.sums.shape[1])
+        return int(self.inverse.shape[0] * self.inverse.shape[1])
 
 
 def first_slots(scaling: Scaling, slots: int) -> Scaling:
@@ -269,6 +269,11 @@ class Kernels(Protocol):
         whose packed row is zero.
         """
 
+    def encrypt_checked(
+        self, x: Array, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int
+    ) -> tuple[Array, Array, Array]:
+        """What `encrypt` gives, and what `decrypt_checked` of the same kernels reads of the rows that were sent [R, …]."""
+
     def answer(
         self,
         data: Array,
@@ -307,7 +312,7 @@ class Kernels(Protocol):
     def decrypt_checked(
         self,
         data: Array,
-        x: Array,
+        sent: Array,
         scaling: Scaling,
         shares: Sequence[Rows],
         column: int,
@@ -319,8 +324,8 @@ class Kernels(Protocol):
         """What `decrypt` gives, and how far it is from the weights that ``vectors`` know, in deviations of the noise.
 
         For each chunk and vector ``Σ_j ρ_j·y_j - γ·x_q`` modulo 2^32, centred, times ``inverse``, goes to ``out``
-        [R, chunks·J] float64; returned is the largest size, for which a GPU is waited when it is read. The rows x [R, width]
-        are those that were sent; 0 for one that is not finite.
+        [R, chunks·J] float64; returned is the largest size, for which a GPU is waited when it is read. The rows x_q are
+        those of ``sent``, with the scales that came with them; 0 for one that is not finite.
         """
 
     def finite(self, scales: Array) -> bool:

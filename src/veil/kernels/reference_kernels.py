@@ -29,6 +29,7 @@ from veil.kernels.reference import (
 from veil.kernels.ring import Ring
 
 U32 = NDArray[np.uint32]
+I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
 I8 = NDArray[np.int8]
 I32 = NDArray[np.int32]
@@ -159,14 +160,16 @@ class ReferenceKernels(HostArrays):
     # A row, online -------------------------------------------------------------------------------------------------------
 
     def encrypt(self, x: F32, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int) -> tuple[U8, F64]:
+        return self.encrypt_checked(x, scaling, pads, column, bits)[:2]
+
+    def encrypt_checked(self, x: F32, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int) -> tuple[U8, F64, I64]:
         divided = x if scaling.divisors is None else x / scaling.divisors
         tau, shown = row_scales(divided, scaling.target, scaling.fixed)
-        good = np.isfinite(tau)
-        message = np.zeros(x.shape, dtype=np.uint32)
-        message[good] = np.rint(divided[good].astype(np.float64) * tau[good, None]).astype(np.int64).astype(np.uint32)
-        data = pack(top_bits(message + gathered(pads, column, x.shape[1]), bits), bits)
+        good, sent = np.isfinite(tau), np.zeros(x.shape, dtype=np.int64)
+        sent[good] = np.rint(divided[good].astype(np.float64) * tau[good, None]).astype(np.int64)
+        data = pack(top_bits(sent.astype(np.uint32) + gathered(pads, column, x.shape[1]), bits), bits)
         data[~good] = 0
-        return data, shown
+        return data, shown, sent
 
     def answer(
         self,
@@ -196,7 +199,7 @@ class ReferenceKernels(HostArrays):
     def decrypt_checked(
         self,
         data: U8,
-        x: F32,
+        sent: I64,
         scaling: Scaling,
         shares: Sequence[Rows],
         column: int,
@@ -205,20 +208,15 @@ class ReferenceKernels(HostArrays):
         vectors: SignVectors,
         out: F64,
     ) -> tuple[F32, float]:
-        divided = x if scaling.divisors is None else x / scaling.divisors
-        tau, _ = row_scales(divided, scaling.target, scaling.fixed)
-        good = np.isfinite(tau)
-        message = np.zeros(x.shape, dtype=np.int64)
-        message[good] = np.rint(divided[good].astype(np.float64) * tau[good, None]).astype(np.int64)
         slots = int(vectors.edges[-1])
         words = unpack(data, slots, bits) << np.uint32(32 - bits)
         values = (words - gathered(shares, column, slots)).view(np.int32).astype(np.int64)
         signed = vectors.signs.astype(np.int64)[None] * values[:, None]
         got = np.add.reduceat(signed, vectors.edges[:-1], axis=2).transpose(0, 2, 1)
-        expected = np.einsum("kji,ri->rkj", vectors.sums.astype(np.int64), message)
+        expected = np.einsum("kji,ri->rkj", vectors.sums.astype(np.int64), sent)
         residuals = (got - expected).astype(np.uint32).view(np.int32) * vectors.inverse
-        residuals[~good] = 0.0
-        out[:] = residuals.reshape(len(x), -1)
+        residuals[~np.isfinite(scales)] = 0.0
+        out[:] = residuals.reshape(len(sent), -1)
         return self.decrypt(data, scaling, shares, column, bits, scales), float(np.abs(out).max(initial=0.0))
 
     def finite(self, scales: F64) -> bool:

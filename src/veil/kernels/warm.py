@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.kernels.cpu import checking, kept, local_rows, online, packing, product
+from veil.kernels.cpu import checking, kept, local_rows, online, packing, product, sign_sums
 from veil.kernels.cpu.backend import CpuKernels
 from veil.kernels.cpu.threads import all_threads
 from veil.kernels.interface import Rows, Scaling
@@ -149,9 +149,9 @@ def every_kernel(ring: Ring) -> Iterator[Callable[[], object]]:
         yield from _steps(count, threads)
     yield lambda: kernels.decrypt(received[:, :16], scaling, rows, 0, 16, tau)
     yield lambda: kernels.decrypt_checked(
-        received[:, :16], x, scaling, rows, 0, 16, tau, _vectors(kernels), np.empty((1, 1))
+        received[:, :16], _sent(1), scaling, rows, 0, 16, tau, _vectors(kernels), np.empty((1, 1))
     )
-    yield lambda: kernels.encrypt(x, scaling, rows, 0, 24)
+    yield lambda: kernels.encrypt_checked(x, scaling, rows, 0, 24)
     yield lambda: kernels.answer(received, weights, rows, 0, (24, 16))
     yield lambda: list(kernels.prefetch(weights))
     yield from _local_steps()
@@ -178,15 +178,20 @@ def _steps(rows: int, threads: int) -> Iterator[Callable[[], object]]:
     words, x = np.zeros((rows, 8), dtype=np.uint32), np.ones((rows, 8), dtype=np.float32)
     none, out = np.empty(0, dtype=np.float32), np.zeros((rows, 24), dtype=np.uint8)
     vectors = _vectors(CpuKernels())
-    checked = (packed(16), x, none, 1.0, 0.0, words, 0, 0, 16, scales, ones, ones, vectors.block, vectors.shape, 0, rows)
+    sent = _sent(rows)
+    checked = (packed(16), sent, words, 0, 0, 16, scales, ones, ones, vectors.block, 0, rows)
     check = checking.decrypt_checked if threads == 1 else checking.decrypt_checked_together
     yield lambda: online.answer(packed(24), weights, words, 0, 0, 24, 16, threads, out[:, :16].copy())
-    yield lambda: online.encrypt(x, none, 1.0, 0.0, words, 0, 0, 24, threads, out, scales, scales.copy())
+    yield lambda: online.encrypt(x, none, 1.0, 0.0, words, 0, 0, 24, threads, out, scales, scales.copy(), sent)
     yield lambda: check(*checked, x.copy(), np.empty((rows, 1)))
     yield lambda: online.decrypt(packed(16), words, 0, 0, 16, scales, ones, ones, threads, x)
     yield lambda: packing.pack(words, 8, threads, out[:, :8].copy())
     yield lambda: packing.unpack(packed(8), 8, threads, words)
     yield lambda: product.matmul(weights, words, threads, words.copy())
+
+
+def _sent(rows: int) -> NDArray[np.int16]:
+    return np.zeros((rows, sign_sums.halves_of(8)), dtype=np.int16)
 
 
 def _vectors(kernels: CpuKernels) -> checking.BlockVectors:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.kernels import reference
-from veil.kernels.cpu import checking, loading, online, packing, product, strips
+from veil.kernels.cpu import checking, loading, online, packing, product, sign_sums, strips
 from veil.kernels.cpu.constants import constants
 from veil.kernels.cpu.gaussian import CpuErrors
 from veil.kernels.cpu.threads import ProductThreads, all_threads, clock, threads_for
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
 I8 = NDArray[np.int8]
+I16 = NDArray[np.int16]
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -143,14 +144,21 @@ class CpuKernels(HostArrays):
     # A row, online -------------------------------------------------------------------------------------------------------
 
     def encrypt(self, x: F32, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int) -> tuple[U8, F64]:
+        return self._encrypt(x, scaling, pads, column, bits, np.empty((len(x), 0), np.int16))
+
+    def encrypt_checked(self, x: F32, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int) -> tuple[U8, F64, I16]:
+        sent = np.empty((len(x), sign_sums.halves_of(x.shape[1])), np.int16)
+        return *self._encrypt(x, scaling, pads, column, bits, sent), sent
+
+    def _encrypt(self, x: F32, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int, sent: I16) -> tuple[U8, F64]:
         rows, width = x.shape
         data, tau, shown = np.empty((rows, packed_bytes(width, bits)), np.uint8), np.empty(rows), np.empty(rows)
         divisors = _NO_DIVISORS if scaling.divisors is None else scaling.divisors
         target, fixed = scaling.target, scaling.fixed
-        for part, (x_, data_, tau_, shown_) in _cut(pads, x, data, tau, shown):
+        for part, (x_, data_, tau_, shown_, sent_) in _cut(pads, x, data, tau, shown, sent):
             threads = threads_for(part.count * width)
             online.encrypt(
-                x_, divisors, target, fixed, part.material, part.first, column, bits, threads, data_, tau_, shown_
+                x_, divisors, target, fixed, part.material, part.first, column, bits, threads, data_, tau_, shown_, sent_
             )
         return data, shown
 
@@ -190,7 +198,7 @@ class CpuKernels(HostArrays):
     def decrypt_checked(
         self,
         data: U8,
-        x: F32,
+        sent: I16,
         scaling: Scaling,
         shares: Sequence[Rows],
         column: int,
@@ -200,54 +208,24 @@ class CpuKernels(HostArrays):
         out: F64,
     ) -> tuple[F32, float]:
         scale: F32 = scaling.scale
-        data, y = _received(data), np.empty((len(x), len(scale)), np.float32)
+        data, y = _received(data), np.empty((len(sent), len(scale)), np.float32)
         assert isinstance(vectors, checking.BlockVectors)
-        if len(x) == 1 == len(shares):
+        block = vectors.block
+        if len(sent) == 1 == len(shares):
             if not vectors.held:
                 vectors.hold(scaling)
             if vectors.held[0] is scaling:
                 part = shares[0]
                 found = checking.decrypt_checked_row(
-                    data,
-                    x,
-                    part.material,
-                    part.first,
-                    column,
-                    bits,
-                    scales,
-                    scaling.target,
-                    scaling.fixed,
-                    vectors.block,
-                    vectors.shape,
-                    y,
-                    out,
+                    data, sent, part.material, part.first, column, bits, scales, block, y, out
                 )
                 return y, found
-        divisors = _NO_DIVISORS if scaling.divisors is None else scaling.divisors
         largest, first = 0.0, 0
         for part in shares:
             last = first + part.count
             call = checking.decrypt_checked if part.count == 1 else checking.decrypt_checked_together
-            found = call(
-                data,
-                x,
-                divisors,
-                scaling.target,
-                scaling.fixed,
-                part.material,
-                part.first - first,
-                column,
-                bits,
-                scales,
-                scale,
-                scaling.bias,
-                vectors.block,
-                vectors.shape,
-                first,
-                last,
-                y,
-                out,
-            )
+            mu, row, bias = part.material, part.first - first, scaling.bias
+            found = call(data, sent, mu, row, column, bits, scales, scale, bias, block, first, last, y, out)
             largest, first = max(largest, found), last
         return y, largest
 

@@ -14,6 +14,7 @@ from veil.kernels.cpu.packing import pack_words, unpack_words
 from veil.kernels.cpu.parallel import parallel
 from veil.kernels.cpu.planes import take_apart
 from veil.kernels.cpu.product import FEW, ROWS_APART, add_products, kept_bits, new_planes, padded_width, rows_at_once
+from veil.kernels.cpu.sign_sums import take_halves
 from veil.kernels.cpu.vector import low_bits
 from veil.kernels.memory import LINE_BYTES
 
@@ -22,6 +23,7 @@ F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
 I8 = NDArray[np.int8]
+I16 = NDArray[np.int16]
 
 _TILE = 256  # results of each row that are finished together where rows are many; whole bytes
 _PIECE = 1024  # words that are decrypted together: whole bytes, in the first-level cache
@@ -162,8 +164,14 @@ def _masked(x, scale, pads, half, down, words):  # type: ignore[no-untyped-def]
         words[j] = np.uint32(np.uint32(message + pads[j]) + half) >> down
 
 
+@jitted()
+def _masked_words(words, pads, half, down):  # type: ignore[no-untyped-def]
+    for j in range(words.size):
+        words[j] = np.uint32(np.uint32(words[j] + pads[j]) + half) >> down
+
+
 @jitted(nogil=True, error_model="numpy")
-def _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, start, end, out, tau, shown):  # type: ignore[no-untyped-def]
+def _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, start, end, out, tau, shown, sent):  # type: ignore[no-untyped-def]
     """`encrypt` of the rows from start to end."""
     width = x.shape[1]
     half, down = np.uint32((1 << (32 - bits)) >> 1), np.uint32(32 - bits)
@@ -177,17 +185,23 @@ def _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, start, end, out
             for j in range(out.shape[1]):
                 out[t, j] = 0
             continue
-        _masked(row, scale, pads[row0 + t, col0 : col0 + width], half, down, words)
+        own = pads[row0 + t, col0 : col0 + width]
+        if sent.shape[1]:
+            scaled(row, scale, words)
+            take_halves(words, sent[t])
+            _masked_words(words, own, half, down)
+        else:
+            _masked(row, scale, own, half, down, words)
         pack_words(words, width, bits, out[t], ZERO)
 
 
 @parallel(error_model="numpy")
-def _encrypt_together(x, divisors, target, fixed, pads, row0, col0, bits, threads, out, tau, shown):  # type: ignore[no-untyped-def]
+def _encrypt_together(x, divisors, target, fixed, pads, row0, col0, bits, threads, out, tau, shown, sent):  # type: ignore[no-untyped-def]
     rows = x.shape[0]
     step = -(-rows // threads)
     for job in prange(threads):
         start, end = job * step, min(rows, (job + 1) * step)
-        _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, start, end, out, tau, shown)
+        _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, start, end, out, tau, shown, sent)
 
 
 def encrypt(
@@ -203,12 +217,16 @@ def encrypt(
     out: U8,
     tau: F64,
     shown: F64,
+    sent: I16,
 ) -> None:
-    """Rows [T, d] → packed ``round(τ·x/divisors) + pads``; see `ReferenceKernels.encrypt`. ``target`` is below 2^51."""
+    """Rows [T, d] → packed ``round(τ·x/divisors) + pads``; see `ReferenceKernels.encrypt`. ``target`` is below 2^51.
+
+    ``sent`` takes each finite row's quantized words by `take_halves`, for checks; it has no columns where there are none.
+    """
     if threads > 1 and len(x) > 1:
-        _encrypt_together(x, divisors, target, fixed, pads, row0, col0, bits, threads, out, tau, shown)
+        _encrypt_together(x, divisors, target, fixed, pads, row0, col0, bits, threads, out, tau, shown, sent)
     else:
-        _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, 0, len(x), out, tau, shown)
+        _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, 0, len(x), out, tau, shown, sent)
 
 
 @jitted()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numpy.typing import NDArray
 
 from veil.kernels.cpu.kept import jitted
 from veil.kernels.cpu.vector import (
@@ -30,8 +31,12 @@ from veil.kernels.cpu.vector import (
 )
 
 STEP = 32
-"""Words of a turn: a row's halves are padded with zeros to whole turns, and so far is read beyond the sums' end."""
-TOGETHER = 4
+"""Words of a turn: a row's halves are padded with zeros to whole turns."""
+TOGETHER = 6
+"""Rows of sums of one visit: as many as the registers hold both halves' sums of."""
+LANES = 16
+AHEAD_BYTES = 4096
+I16 = NDArray[np.int16]
 _I16 = ir.IntType(16)
 _DIGITS, _WORDS = ir.VectorType(_I16, 16), ir.VectorType(I32, 8)
 
@@ -75,6 +80,11 @@ def _halves_of(typing_context, words, halves, count):  # type: ignore[no-untyped
     return types.void(words, halves, types.intp), code
 
 
+def halves_of(width: int) -> int:
+    """How many halves `take_halves` makes of a row of this width."""
+    return 2 * (-(-width // STEP) * STEP)
+
+
 @jitted()
 def take_halves(words, halves):  # type: ignore[no-untyped-def]
     """Words modulo 2^32 as ``low + 2^16·high``, both signed: 16-bit products go two at a time.
@@ -90,44 +100,49 @@ def take_halves(words, halves):  # type: ignore[no-untyped-def]
         halves[padded + i] = np.int16(np.uint32(word + np.uint32(0x8000)) >> np.uint32(16))
 
 
-@vector_code
-def four_products(typing_context, sums, width, first, last, halves, out):  # type: ignore[no-untyped-def]
-    """``out[p] = Σ_i sums[p·width + i]·(low_i + 2^16·high_i)`` modulo 2^32, for the four places p from ``first`` on.
+def side_by_side(sums: I16) -> I16:
+    """Rows of sums [count, width] as `products` reads them: in one stretch, some digits of `TOGETHER` rows in turn.
 
-    Places beyond ``last``, the greatest one, are not written. sums is flat int16, halves those of `take_halves`; out is
-    uint32. What the next four read is asked for ahead.
+    Rows and digits that lack to whole ones are zero: int16 [⌈count/TOGETHER⌉, padded/LANES, TOGETHER, LANES].
+    """
+    count, width = sums.shape
+    visits, padded = -(-count // TOGETHER), halves_of(width) // 2
+    whole = np.zeros((visits * TOGETHER, padded), np.int16)
+    whole[:count, :width] = sums
+    return np.ascontiguousarray(whole.reshape(visits, TOGETHER, padded // LANES, LANES).transpose(0, 2, 1, 3))
+
+
+@vector_code
+def products(typing_context, sums, visit, halves, out):  # type: ignore[no-untyped-def]
+    """``out[p] = Σ_i sums_p,i·(low_i + 2^16·high_i)`` modulo 2^32, for the `TOGETHER` places p from ``visit·TOGETHER`` on.
+
+    sums is flat int16, laid out by `side_by_side`, halves those of `take_halves`; out is uint32. What is read soon is asked
+    for ahead.
     """
 
     def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
-        sums, halves, out = (array(context, builder, signature, args, place) for place in (0, 4, 5))
-        width, first, last = args[1:4]
+        sums, halves, out = (array(context, builder, signature, args, place) for place in (0, 2, 3))
         count = builder.lshr(builder.extract_value(halves.shape, 0), I64(1))
         low_and_high = (halves.data, builder.gep(halves.data, [count]))
-        places, starts = [], []
+        start = builder.gep(sums.data, [builder.mul(builder.mul(args[1], count), I64(TOGETHER))])
+        with Loop(builder, count, LANES, [_WORDS] * (2 * TOGETHER)) as loop:
+            here = builder.gep(start, [builder.mul(loop.index, I64(TOGETHER))])
+            for line in range(0, TOGETHER * LANES, 32):
+                prefetch(builder, builder.gep(here, [I64(AHEAD_BYTES // 2 + line)]))
+            parts = [read(builder, builder.gep(each, [loop.index]), _DIGITS) for each in low_and_high]
+            for row in range(TOGETHER):
+                own = read(builder, builder.gep(here, [I64(row * LANES)]), _DIGITS)
+                for half, words in enumerate(parts):
+                    product = _pair_products(context, builder, own, words)
+                    loop.values[2 * row + half] = builder.add(loop.values[2 * row + half], product)
+        first = builder.mul(args[1], I64(TOGETHER))
         for row in range(TOGETHER):
-            place = plus(builder, first, row)
-            places.append(builder.select(builder.icmp_signed("<", place, last), place, last))
-            starts.append(builder.gep(sums.data, [builder.mul(places[row], width)]))
-        following = builder.mul(width, I64(TOGETHER))
-        with Loop(builder, count, STEP, [_WORDS] * (2 * TOGETHER)) as loop:
-            for start in starts:
-                prefetch(builder, builder.gep(start, [builder.add(loop.index, following)]))
-            for step in range(0, STEP, 16):
-                at = plus(builder, loop.index, step)
-                parts = [read(builder, builder.gep(each, [at]), _DIGITS) for each in low_and_high]
-                for row, start in enumerate(starts):
-                    own = read(builder, builder.gep(start, [at]), _DIGITS)
-                    for half, words in enumerate(parts):
-                        product = _pair_products(context, builder, own, words)
-                        loop.values[2 * row + half] = builder.add(loop.values[2 * row + half], product)
-        for row, place in enumerate(places):
             upper = builder.shl(loop.values[2 * row + 1], constant(_WORDS, 16))
             total = _across(builder, builder.add(loop.values[2 * row], upper))
-            builder.store(total, builder.gep(out.data, [place]))
+            builder.store(total, builder.gep(out.data, [plus(builder, first, row)]))
         return context.get_dummy_value()
 
-    size = types.intp
-    return types.void(sums, size, size, size, halves, out), code
+    return types.void(sums, types.intp, halves, out), code
 
 
 @vector_code
@@ -145,23 +160,30 @@ def ask_ahead(typing_context, data, size):  # type: ignore[no-untyped-def]
 
 @vector_code
 def signed_sum(typing_context, signs, begin, words, first, count):  # type: ignore[no-untyped-def]
-    """``Σ_i signs[begin + i]·words[first + i]`` modulo 2^32 of ``count`` words, whole `STEP`.
-
-    signs is flat int8, words uint32.
-    """
+    """``Σ_i signs[begin + i]·words[first + i]`` modulo 2^32 of ``count`` words; signs is flat int8, words uint32."""
 
     def code(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         signs, words = (array(context, builder, signature, args, place) for place in (0, 2))
         begins, reads = builder.gep(signs.data, [args[1]]), builder.gep(words.data, [args[3]])
-        small = ir.VectorType(ir.IntType(8), 8)
-        with Loop(builder, args[4], STEP, [_WORDS] * 4) as loop:
+        byte, eight = ir.IntType(8), ir.VectorType(ir.IntType(8), 8)
+        turns, eights = (builder.and_(args[4], I64(-size)) for size in (STEP, 8))
+
+        def term(at: Value) -> Value:
+            own = builder.sext(read(builder, builder.gep(begins, [at]), eight), _WORDS)
+            return _signed(context, builder, read(builder, builder.gep(reads, [at]), _WORDS), own)
+
+        with Loop(builder, turns, STEP, [_WORDS] * 4) as loop:
             for step in range(4):
-                at = plus(builder, loop.index, 8 * step)
-                own = builder.sext(read(builder, builder.gep(begins, [at]), small), _WORDS)
-                word = read(builder, builder.gep(reads, [at]), _WORDS)
-                loop.values[step] = builder.add(loop.values[step], _signed(context, builder, word, own))
+                loop.values[step] = builder.add(loop.values[step], term(plus(builder, loop.index, 8 * step)))
         one, other = (builder.add(*loop.values[half : half + 2]) for half in (0, 2))
-        return _across(builder, builder.add(one, other))
+        with Loop(builder, builder.sub(eights, turns), 8, [_WORDS], [builder.add(one, other)]) as rest:
+            rest.values[0] = builder.add(rest.values[0], term(builder.add(turns, rest.index)))
+        across = _across(builder, rest.values[0])
+        with Loop(builder, builder.sub(args[4], eights), 1, [I32], [across]) as last:
+            at = builder.add(eights, last.index)
+            own = builder.sext(read(builder, builder.gep(begins, [at]), byte), I32)
+            last.values[0] = builder.add(last.values[0], builder.mul(own, read(builder, builder.gep(reads, [at]), I32)))
+        return last.values[0]
 
     size = types.intp
     return types.uint32(signs, size, words, size, size), code

@@ -206,6 +206,12 @@ class CudaKernels:
             online.encrypt(x, scaling.divisors, located(pads, column), out, scales, how, bits)
         return out, scales
 
+    def encrypt_checked(
+        self, x: Tensor, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows themselves are what is read of them: to quantize them again costs a GPU less than to write them."""
+        return *self.encrypt(x, scaling, pads, column, bits), x
+
     def answer(
         self,
         data: Tensor,
@@ -256,7 +262,7 @@ class CudaKernels:
     def decrypt_checked(
         self,
         data: Tensor,
-        x: Tensor,
+        sent: Tensor,
         scaling: Scaling,
         shares: Sequence[Rows],
         column: int,
@@ -269,7 +275,7 @@ class CudaKernels:
             return self.decrypt(data, scaling, shares, column, bits, scales), 0.0
         data, how = data.contiguous(), (scaling.target, scaling.fixed)
         shares_at = located(shares, column)
-        x = x.contiguous()
+        x = sent.contiguous()
         with graphs.branch(data, x):
             checking.residuals(data, x, scaling.divisors, shares_at, vectors, out, how, bits, vectors.longest)
         return self.decrypt(data, scaling, shares, column, bits, scales), _Largest(out)
