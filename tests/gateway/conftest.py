@@ -73,7 +73,7 @@ def make_byte_llama() -> Any:
 
 
 PRECISE = Params.insecure_tiny(signal_db=90.0)
-"""Noise that decides no near tie in a hundred tokens: two greedy answers are equal. With 60 dB one in four differs by ten."""
+"""Noise that decides no near tie in a hundred tokens: greedy answers are equal. With 60 dB one in four differs by ten."""
 
 
 def without_an_end(model: Any) -> Any:
