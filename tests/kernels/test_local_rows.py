@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from veil.kernels.cpu.local_rows import GELU_TANH, RELU, SILU, activate_row, attend_row, norm_row
+from veil.kernels.cpu.local_rows import GELU_TANH, RELU, SILU, activate_row, attend_row, factor_row, norm_row
 
 F32 = np.float32
 NONE = np.empty(0, F32)
@@ -38,6 +38,23 @@ def test_norms(width: int, scale: float) -> None:
     norm_row(x, gamma, beta, 0.0, 1e-5, True, out)
     expected = functional.layer_norm(double(x), (width,), double(gamma), double(beta), 1e-5)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("width", [1, 7, 64, 579])
+@pytest.mark.parametrize("centred", [False, True])
+def test_the_factor_of_a_sum(width: int, centred: bool) -> None:
+    before, added = values(width), values(width, seed=1)
+    x = before + added
+    ones, out = np.ones(width, F32), np.empty(width, F32)
+    factor = factor_row(x, before, added, 1e-5, centred)
+    norm_row(x, ones, NONE, 0.0, 1e-5, centred, out)
+    middle = F32(x.astype(np.float64).mean()) if centred else F32(0)
+    np.testing.assert_allclose(out, (x - middle) * factor, rtol=1e-5, atol=1e-6)
+    assert isinstance(factor, float) and factor == F32(factor)
+    x[-1] = np.nextafter(x[-1], F32(np.inf))
+    assert np.isnan(factor_row(x, before, added, 1e-5, centred))
+    x[-1] = np.nan
+    assert np.isnan(factor_row(x, before, added, 1e-5, centred))
 
 
 @pytest.mark.parametrize("size", [1, 13, 1536])

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from veil import HybridFHEModel
+from veil.errors import StreamChanged
 from veil.params import Params
 from veil.runtime.modules import select_modules
 from veil.runtime.row_attention import AttentionStep
@@ -64,9 +65,12 @@ def used(hybrid: HybridFHEModel) -> set[str]:
     return {type(step).__name__ for step in steps_of(hybrid).values() if step.usable}
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+@pytest.fixture(scope="module", params=["llama", "gpt2", "llama, norms fused"])
 def hybrid(request: pytest.FixtureRequest, new_model: Callable[[str], Any]) -> HybridFHEModel:
-    return compiled(new_model(request.param))
+    name, _, fused = request.param.partition(", ")
+    made = compiled(new_model(name), fuse_norms="auto" if fused else "off")
+    assert any(group.fusion for group in made.manifest.groups) == bool(fused)
+    return made
 
 
 def test_a_token_is_what_the_modules_make_of_it(hybrid: HybridFHEModel) -> None:
@@ -80,6 +84,28 @@ def test_a_token_is_what_the_modules_make_of_it(hybrid: HybridFHEModel) -> None:
     between = "GatedStep" if isinstance(hybrid.model, LlamaForCausalLM) else "ActivationStep"
     assert used(hybrid) == {"NormStep", "AttentionStep", between}
     assert all(step.usable for step in steps_of(hybrid).values())
+
+
+def test_fused_groups_are_asked_by_rows(hybrid: HybridFHEModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layer before a norm asks, and those behind it are answered together, without torch's slower way."""
+    _, cache = decoded(hybrid.model, count=1)
+    router = hybrid.sides.router
+    assert router is not None
+    monkeypatch.setattr(router, "linear", None)
+    decoded(hybrid.model, cache)
+
+
+@pytest.mark.parametrize("part", ["self_attn", "post_attention_layernorm"])
+def test_a_stream_that_was_changed_stops_a_row(part: str, new_model: Callable[[str], Any]) -> None:
+    hybrid = compiled(new_model("llama"), fuse_norms="auto")
+    _, cache = decoded(hybrid.model, count=2)
+
+    def steer(module: nn.Module, args: Any, result: Any) -> Any:
+        return (result[0] + 1, *result[1:]) if isinstance(result, tuple) else result + 1
+
+    hybrid.model.get_submodule(f"model.layers.0.{part}").register_forward_hook(steer)
+    with pytest.raises(StreamChanged, match="fuse_norms='off'"):
+        decoded(hybrid.model, cache)
 
 
 def test_every_remote_layer_is_asked(hybrid: HybridFHEModel) -> None:

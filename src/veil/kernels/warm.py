@@ -162,6 +162,7 @@ def _local_steps() -> Iterator[Callable[[], object]]:
     x, none, out = np.ones(8, dtype=np.float32), np.empty(0, dtype=np.float32), np.empty(8, dtype=np.float32)
     rows = np.zeros((1, 2, 8), dtype=np.float32)
     yield lambda: local_rows.norm_row(x, x, none, 0.0, 1e-5, False, out)
+    yield lambda: local_rows.factor_row(x, x, x, 1e-5, False)
     yield lambda: local_rows.activate_row(x, local_rows.SILU, False, out)
     yield lambda: local_rows.attend_row(np.ones(24, dtype=np.float32), x, x, rows, rows.copy(), 1, 1.0, out)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
 from veil.bundle.manifest import Manifest, NormFusion
 from veil.errors import BundleError, StreamChanged
 from veil.runtime.norms import Norm, norm_of
+from veil.runtime.plain_row import one_row
 from veil.runtime.sighting import Sighting
 
 REMEDY = "compile the model with fuse_norms='off'"
@@ -67,6 +69,21 @@ class ResidualStream:
         if not torch.equal(rows, before.reshape(-1, fusion.width) + added.reshape(-1, fusion.width)):
             raise StreamChanged(f"the stream was changed on its way to {fusion.after}; {REMEDY}")
         return self._norms[fusion.after].factor(rows)
+
+    def row_factor(self, fusion: NormFusion, before: torch.Tensor, added: torch.Tensor) -> np.float32 | None:
+        """`factor` of one row, where all three are plain ones on this processor, else None."""
+        from veil.kernels.cpu.local_rows import factor_row
+
+        rows = [one_row(own) for own in (self._seen[fusion.after].source, before, added)]
+        if any(own is None or own.size != fusion.width for own in rows):
+            return None
+        after, stream, addend = (np.ascontiguousarray(own).reshape(-1) for own in rows if own is not None)
+        norm = self._norms[fusion.after]
+        factor = factor_row(after, stream, addend, norm.epsilon, norm.centred)
+        if np.isnan(factor):
+            self.factor(fusion, before, added)  # says what is wrong, if not only a number that is none
+            return None
+        return np.float32(factor)
 
     def _note(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:

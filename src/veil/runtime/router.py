@@ -187,6 +187,8 @@ class Router:
         place = self._places[name]
         group, number = place.group, place.number
         with self._lock:
+            if place.info.fusion is not None:
+                return self._row_added(place, place.info.fusion, x) if number == 0 else None
             pending = self._pending.get(group)
             if (
                 pending is not None
@@ -209,45 +211,89 @@ class Router:
     def row_together(self, names: tuple[str, ...], x: Tensor) -> F32 | None:
         """`row` of several layers at once, one behind the other [..., outputs]: of all layers of a group, in its order.
 
-        None for others, and where `row` would say None.
+        Of a fused group, of all those behind the norm. None for others, and where `row` would say None.
         """
         place = self._places[names[0]]
-        if names != place.names:
+        fusion = place.info.fusion
+        if names != place.names[fusion is not None :]:
             return None
         with self._lock:
-            return self._row_of(place, x)
+            return self._row_of(place, x) if fusion is None else self._row_behind(place, fusion, x)
 
     def _row_of(self, place: _Place, x: Tensor) -> F32 | None:
         """A group's outputs [..., outputs] for one row that is plain, else None."""
-        course, candidates, evaluator = self.course, self.candidates, self.evaluator
-        group, width = place.group, place.info.width
+        candidates, group = self.candidates, place.group
         likely = candidates if candidates is not None and candidates.group == group else None
-        if (
-            not self.on_cpu
-            or not place.whole
-            or evaluator is None
-            or self.observer is not None
-            or self.rehearsed is not None
-            or self.way is not None
-            or (likely is not None and not likely.at_hand)
-            or (course is not None and course.fills)
-        ):
+        if not place.whole or not self._takes_rows() or (likely is not None and not likely.at_hand):
             return None
         values = one_row(x)
         if values is None:
             return None
         shape = values.shape
-        if shape[-1] != width:
+        if shape[-1] != place.info.width:
             return None
-        self._ask_whether_to_go_on()
-        if course is not None:
-            course.rows(group, 1, None)
         inputs = np.ascontiguousarray(values).reshape(1, -1)
-        outputs = self._sent(group, inputs, None, evaluator)
+        outputs = self._row_sent(group, inputs)
         if likely is not None:
             likely.refine_row(inputs[0], outputs[0])
         whole: F32 = outputs.reshape((*shape[:-1], -1))
         return whole
+
+    def _row_added(self, place: _Place, fusion: NormFusion, x: Tensor) -> Tensor | None:
+        """`_add` for one row that is plain, beside a stream that is, else None."""
+        stream, candidates = self.stream, self.candidates
+        if stream is None or not self._takes_rows() or (candidates is not None and candidates.group == place.group):
+            return None
+        values = one_row(x)
+        if values is None or values.size + fusion.width != place.info.width:
+            return None
+        before = stream.before(fusion, x)
+        seen = one_row(before)
+        if seen is None:
+            return None
+        outputs = self._row_sent(place.group, np.concatenate((seen.reshape(1, -1), values.reshape(1, -1)), axis=1))
+        own = torch.from_numpy(outputs)
+        added = _columns(own, place.parts[0])
+        self._answers[place.group] = _Answer(own, before, added)
+        return added.reshape(*values.shape[:-1], -1)
+
+    def _row_behind(self, place: _Place, fusion: NormFusion, x: Tensor) -> F32 | None:
+        """`_read` of all layers behind the norm for one row that is plain, else None."""
+        stream, shift, answer = self.stream, self._shifts[place.group], self._answers.get(place.group)
+        if stream is None or shift is None or answer is None or not self._takes_rows():
+            return None
+        values, outputs = one_row(x), one_row(answer.outputs)
+        if values is None or outputs is None:
+            return None
+        stream.check_reader(fusion, x)
+        factor = stream.row_factor(fusion, answer.before, answer.added)
+        if factor is None:
+            return None
+        behind = outputs[0, place.parts[1].start :] * factor
+        behind += shift.numpy()[place.parts[1].start :]
+        return behind.reshape((*values.shape[:-1], -1))
+
+    def _takes_rows(self) -> bool:
+        """Whether a plain row is all that there is to a call now."""
+        course = self.course
+        return (
+            self.on_cpu
+            and self.evaluator is not None
+            and self.observer is None
+            and self.rehearsed is None
+            and self.way is None
+            and not (course is not None and course.fills)
+        )
+
+    def _row_sent(self, group: int, inputs: F32) -> F32:
+        """A group's outputs [1, outputs] for one row [1, width], as a pass sends it."""
+        evaluator = self.evaluator
+        assert evaluator is not None
+        self._ask_whether_to_go_on()
+        if self.course is not None:
+            self.course.rows(group, 1, None)
+        outputs: F32 = self._sent(group, inputs, None, evaluator)
+        return outputs
 
     def _whole(self, group: int, x: Tensor) -> Tensor:
         """A group's outputs for every row of x [..., width]."""

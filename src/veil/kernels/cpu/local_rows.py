@@ -42,17 +42,30 @@ def norm_row(x, gamma, beta, plus, epsilon, centred, out):  # type: ignore[no-un
 
     β may be empty.
     """
-    width = x.size
-    mean = 0.0
-    if centred:
-        mean = _sum(x) / width
-    scale = np.float32(1.0 / np.sqrt(_squares(x, mean) / width + epsilon))
+    mean, scale = _mean_and_factor(x, epsilon, centred)
     middle, plus = np.float32(mean), np.float32(plus)
-    for j in range(width):
+    for j in range(x.size):
         out[j] = (x[j] - middle) * scale * (gamma[j] + plus)
     if beta.size:
-        for j in range(width):
+        for j in range(x.size):
             out[j] += beta[j]
+
+
+@jitted(nogil=True, error_model="numpy")
+def factor_row(x, before, added, epsilon, centred):  # type: ignore[no-untyped-def]
+    """ρ of `norm_row` for x [width], which must be ``before + added``; NaN where it is not."""
+    other = 0
+    for j in range(x.size):
+        other |= x[j] != before[j] + added[j]
+    return _ONE * np.float32(np.nan) if other else _mean_and_factor(x, epsilon, centred)[1]
+
+
+@jitted(error_model="numpy")
+def _mean_and_factor(x, epsilon, centred):  # type: ignore[no-untyped-def]
+    mean = 0.0
+    if centred:
+        mean = _sum(x) / x.size
+    return mean, np.float32(1.0 / np.sqrt(_squares(x, mean) / x.size + epsilon))
 
 
 @jitted(fastmath={"reassoc"})
