@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from runtime.odd_rows import ODD
 from veil import noise
 from veil.bundle.constants import GroupConstants, row_norms, scalings_of, target_norm
 from veil.bundle.manifest import Group, Layer, Manifest
@@ -150,19 +151,6 @@ def test_one_row_is_answered_as_rows_are(desk: Desk) -> None:
     assert torch.equal(desk.router.linear("k", x), k)
     if row is not None:
         assert torch.equal(desk.router.linear("q", x), row) and row.shape == (1, 1, 3)
-
-
-ODD = {
-    "rows": torch.ones(2, 6),
-    "another width": torch.ones(6, 1),
-    "float64": torch.ones(1, 6, dtype=torch.float64),
-    "bfloat16": torch.ones(1, 6, dtype=torch.bfloat16),
-    "trained": torch.ones(1, 6, requires_grad=True),
-    "negated": torch._neg_view(torch.ones(1, 6)),
-    "sparse": torch.ones(1, 6).to_sparse(),
-    "meta": torch.ones(1, 6, device="meta"),
-    "parameter": torch.nn.Parameter(torch.ones(1, 6), requires_grad=False),
-}
 
 
 @pytest.mark.parametrize("kind", ODD)
