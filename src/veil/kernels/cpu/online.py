@@ -121,7 +121,7 @@ def read_lines(weights: I8, first: int, last: int) -> int:
 
 
 @jitted(fastmath={"reassoc"})
-def square_sum(x):  # type: ignore[no-untyped-def]
+def _square_sum(x):  # type: ignore[no-untyped-def]
     total = 0.0
     for j in range(x.size):
         v = np.float64(x[j])
@@ -130,7 +130,7 @@ def square_sum(x):  # type: ignore[no-untyped-def]
 
 
 @jitted(error_model="numpy")
-def scale_of(total, target, fixed):  # type: ignore[no-untyped-def]
+def _scale_of(total, target, fixed):  # type: ignore[no-untyped-def]
     """τ of a row with this sum of squares: NaN where it is not finite."""
     if not np.isfinite(total):
         return np.nan
@@ -141,7 +141,7 @@ def scale_of(total, target, fixed):  # type: ignore[no-untyped-def]
 
 
 @jitted(error_model="numpy")
-def divide(x, divisors, out):  # type: ignore[no-untyped-def]
+def _divide(x, divisors, out):  # type: ignore[no-untyped-def]
     if divisors.size:
         for j in range(out.size):
             out[j] = x[j] / divisors[j]
@@ -151,21 +151,14 @@ def divide(x, divisors, out):  # type: ignore[no-untyped-def]
 
 
 @jitted()
-def scaled(x, scale, words):  # type: ignore[no-untyped-def]
+def _scaled(x, scale, words):  # type: ignore[no-untyped-def]
     """``round(x·scale)`` modulo 2^32."""
     for j in range(words.size):
         words[j] = low_bits(np.float64(x[j]) * scale + _ROUND)
 
 
 @jitted()
-def _masked(x, scale, pads, half, down, words):  # type: ignore[no-untyped-def]
-    for j in range(words.size):
-        message = low_bits(np.float64(x[j]) * scale + _ROUND)
-        words[j] = np.uint32(np.uint32(message + pads[j]) + half) >> down
-
-
-@jitted()
-def _masked_words(words, pads, half, down):  # type: ignore[no-untyped-def]
+def _mask(words, pads, half, down):  # type: ignore[no-untyped-def]
     for j in range(words.size):
         words[j] = np.uint32(np.uint32(words[j] + pads[j]) + half) >> down
 
@@ -177,21 +170,18 @@ def _encrypt(x, divisors, target, fixed, pads, row0, col0, bits, start, end, out
     half, down = np.uint32((1 << (32 - bits)) >> 1), np.uint32(32 - bits)
     row, words = np.empty(width, np.float32), np.empty(width, np.uint32)
     for t in range(start, end):
-        divide(x[t], divisors, row)
-        scale = scale_of(square_sum(row), target, fixed)
+        _divide(x[t], divisors, row)
+        scale = _scale_of(_square_sum(row), target, fixed)
         tau[t] = scale
         shown[t] = scale if fixed == 0.0 or np.isnan(scale) else target / fixed
         if np.isnan(scale):
             for j in range(out.shape[1]):
                 out[t, j] = 0
             continue
-        own = pads[row0 + t, col0 : col0 + width]
+        _scaled(row, scale, words)
         if sent.shape[1]:
-            scaled(row, scale, words)
             take_halves(words, sent[t])
-            _masked_words(words, own, half, down)
-        else:
-            _masked(row, scale, own, half, down, words)
+        _mask(words, pads[row0 + t, col0 : col0 + width], half, down)
         pack_words(words, width, bits, out[t], ZERO)
 
 
