@@ -54,10 +54,10 @@ def norm_row(x, gamma, beta, plus, epsilon, centred, out):  # type: ignore[no-un
 @jitted(nogil=True, error_model="numpy")
 def factor_row(x, before, added, epsilon, centred):  # type: ignore[no-untyped-def]
     """ρ of `norm_row` for x [width], which must be ``before + added``; NaN where it is not."""
-    other = 0
+    other = np.int32(0)
     for j in range(x.size):
-        other |= x[j] != before[j] + added[j]
-    return _ONE * np.float32(np.nan) if other else _mean_and_factor(x, epsilon, centred)[1]
+        other |= np.int32(x[j] != before[j] + added[j])
+    return np.float32(np.nan) if other else _mean_and_factor(x, epsilon, centred)[1]
 
 
 @jitted(error_model="numpy")

@@ -1,4 +1,4 @@
-"""The inner loop of a row's check: four rows of 16-bit sums with the quantized row, and the signs with the results.
+"""The inner loop of a row's check: rows of 16-bit sums with the quantized row, and the signs with the results.
 
 LLVM makes 32-bit products of 16-bit ones by itself, at a quarter of the pace.
 """
@@ -35,7 +35,9 @@ STEP = 32
 TOGETHER = 6
 """Rows of sums of one visit: as many as the registers hold both halves' sums of."""
 LANES = 16
+"""Digits of a vector."""
 AHEAD_BYTES = 4096
+"""How far before they are read the sums are asked for."""
 I16 = NDArray[np.int16]
 _I16 = ir.IntType(16)
 _DIGITS, _WORDS = ir.VectorType(_I16, 16), ir.VectorType(I32, 8)
