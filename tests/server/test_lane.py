@@ -103,7 +103,7 @@ class Listening:
         self.connections: list[weakref.ref[Any]] = []
         self.loop = RowLoop(arrivals=Arrivals(8, 1 << 18) if together else None)
         address = ("127.0.0.1", 0)
-        self.lane = RowLane(address, None, self.stream, self.loop, self.ended.append, message_bytes=1 << 23, most=8)
+        self.lane = RowLane(address, None, self.stream, self.loop.add, self.ended.append, message_bytes=1 << 23, most=8)
         self.loop.start()
         self.lane.start()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -16,9 +18,10 @@ from veil.bench.load_shapes import random_model
 from veil.bench.load_user import LoadTraffic, User
 from veil.client.connection import Address, Connection
 from veil.kernels.backend import kernels_for
-from veil.kernels.interface import Kernels
+from veil.kernels.interface import JoinedProduct, Kernels
 from veil.network.frames import Frames
 from veil.network.timeouts import Timeouts
+from veil.server.batch_table import BatchTable
 from veil.server.config import ServerConfig, server_limits
 from veil.server.engine import Engine
 from veil.server.hosted import HostedBundle
@@ -104,9 +107,10 @@ class House:
 
 
 @contextmanager
-def house(kernels: Kernels) -> Iterator[House]:
+def house(kernels: Kernels, *copies: Kernels) -> Iterator[House]:
     limits = replace(server_limits(32, 1.0), batch_ttl_s=600.0)
-    hosted = HostedBundle(Engine.build(MODEL, kernels), "0" * 64, None, ())
+    others = tuple(Engine.build(MODEL, own) for own in copies)
+    hosted = HostedBundle(Engine.build(MODEL, kernels), "0" * 64, None, others)
     with Server({"tiny": hosted}, SessionStore(limits), ServerConfig(port=0, limits=limits)) as server:
         yield House(server, kernels)
 
@@ -320,3 +324,66 @@ def test_connections_are_spread_over_files(joining: House) -> None:
     assert guest.ask(0, 0).rows == again.ask(0, 0).rows
     guest.close()
     again.close()
+
+
+class ChosenKernels(JoiningKernels):
+    """Of one of several devices: products are made and finished by a thread that chose it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chosen_by: set[int] = set()
+        self.made_by: list[int] = []
+
+    @contextmanager
+    def chosen(self) -> Iterator[None]:
+        self.chosen_by.add(threading.get_ident())
+        yield
+        self.chosen_by.discard(threading.get_ident())
+
+    def joined(self) -> JoinedProduct:
+        assert threading.get_ident() in self.chosen_by
+        self.made_by.append(threading.get_ident())
+        return super().joined()
+
+
+def test_copies_answer_in_rounds_of_their_own(plain: Guest) -> None:
+    """Each copy has half of the sessions, a thread that has chosen its device, and answers what one alone would."""
+    first, second = ChosenKernels(), ChosenKernels()
+    asked = [((group, row), dict[str, int]()) for row in range(ROWS) for group in range(GROUPS - 1)]
+    wanted = expected_of(plain, asked)
+    with house(first, second) as own:
+        guests = [own.guest() for _ in range(4)]
+
+        def pass_through(guest: Guest) -> None:
+            for (where, options), rows in zip(asked, wanted, strict=True):
+                assert guest.ask(*where, **options).rows == rows
+
+        at_once(*(lambda guest=guest: pass_through(guest) for guest in guests))
+        for kernels in (first, second):
+            assert 2 * len(asked) - 8 <= sum(kernels.rounds) <= 2 * len(asked)
+        assert len(set(first.made_by + second.made_by)) == 2
+        for guest in guests:
+            guest.close()
+    assert not first.chosen_by and not second.chosen_by
+
+
+def test_a_copy_forgets_no_batch_that_another_may_be_multiplying(joining: House) -> None:
+    """What one engine's sessions dropped is kept until that engine's next round, whatever others' rounds do."""
+    store, engine = joining.server.store, Engine.build(MODEL, JoiningKernels())
+    store.tables[engine] = BatchTable(engine.kernels.address)
+    session = store.open("", engine)
+    shares = {name: np.zeros((ROWS, slots), np.uint32) for name, slots in MODEL.manifest.segments.items()}
+    store.reserve(session, [0], 100)
+    store.keep(session, {0: shares}, 100)
+    known = weakref.ref(shares["head"])
+    del shares
+    store.release(session, [0])
+    guest = joining.guest()
+    assert guest.ask(0, 0).error == ""  # a round of the other engine
+    gc.collect()
+    assert known() is not None
+    store.in_table(engine, lambda batches, _: batches.forget())
+    gc.collect()
+    assert known() is None
+    store.close(session)
+    guest.close()

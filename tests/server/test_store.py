@@ -28,7 +28,14 @@ LIMITS = Limits(
 )
 
 
-ENGINE: Any = SimpleNamespace(groups=64, model=SimpleNamespace(manifest=SimpleNamespace(segments={"body": 1, "head": 1})))
+class NoEngine:
+    """What a store asks an engine for."""
+
+    groups = 64
+    model = SimpleNamespace(manifest=SimpleNamespace(segments={"body": 1, "head": 1}))
+
+
+ENGINE: Any = NoEngine()
 
 
 class Clock:

@@ -34,7 +34,7 @@ class TwoSessions:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.clock = engine, Clock()
         self.store = SessionStore(Limits(session_ttl_s=10.0), self.clock)
-        self.store.table = BatchTable(engine.kernels.address)  # so that sessions have numbers
+        self.store.tables[engine] = BatchTable(engine.kernels.address)  # so that sessions have numbers
         self.sessions = [self._session(shares) for shares in (1, 2)]
         self.stream = RowAnswers(Admission(self.store), None, Metrics(), "owner", lambda: None)  # type: ignore[arg-type]
         self.stream.adopt(self.sessions[0].name)

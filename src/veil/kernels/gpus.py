@@ -30,6 +30,10 @@ class OnGpu:
         self._turn = threading.Lock()
         self.name, self.asks_cheaply, self.joins_groups = kernels.name, kernels.asks_cheaply, kernels.joins_groups
 
+    def chosen(self) -> AbstractContextManager[object]:
+        """See `interface.Kernels.chosen`."""
+        return self._within()
+
     def __getattr__(self, name: str) -> object:
         method: Callable[..., object] = getattr(self._kernels, name)
 

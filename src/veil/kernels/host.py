@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,6 +64,9 @@ class HostArrays:
         words = self.unpack(data.reshape(-1, size), ring.N, ring.prime_bits).reshape(-1, ring.terms, 2, ring.N)
         check_residues(words, ring)
         return words
+
+    def chosen(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def joined(self) -> JoinedProduct:
         raise NotImplementedError("these kernels answer each group by itself, as joins_groups says")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, SupportsFloat
 
@@ -288,6 +289,9 @@ class Kernels(Protocol):
 
         ``bits`` are those of inputs and of results; ``serial`` keeps the work on the calling thread.
         """
+
+    def chosen(self) -> AbstractContextManager[object]:
+        """Makes these kernels' device the calling thread's while it is open."""
 
     def joined(self) -> JoinedProduct:
         """What answers rows by their addresses, for the calling thread; only where `joins_groups`."""

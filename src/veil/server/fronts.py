@@ -23,16 +23,19 @@ from veil.server.row_io import COLUMNS
 _LOOKS = 3000
 """Without anything for so many looks, a millisecond or some, a front goes to sleep."""
 
-_MOST = 4
+_MOST, _CORES = 4, 4
 
 
 class Fronts:
-    """Fronts for the connections of ``arrivals``: one for each four cores, 4 at most. ``wake`` rings for rounds."""
+    """Fronts for the connections of ``arrivals``: one for each four cores, 4 at most. ``wake`` rings for rounds.
 
-    def __init__(self, arrivals: Arrivals, wake: socket.socket) -> None:
+    ``beside`` is how many serving loops with fronts of their own share the cores.
+    """
+
+    def __init__(self, arrivals: Arrivals, wake: socket.socket, beside: int = 1) -> None:
         assert sys.platform == "linux"
         self._arrivals, self._wake = arrivals, wake
-        count = min(_MOST, max(1, cores() // 4))
+        count = min(_MOST, max(1, cores() // (_CORES * beside)))
         self.shared = np.zeros(2, np.int64)
         self.shared[RESTING] = 1
         self._polls = [select.epoll() for _ in range(count)]

@@ -62,7 +62,7 @@ class JoinedRounds:
     """Serves what fronts received, in a thread of its own.
 
     ``left(places)`` gets connections whose message is to be read by itself, ``rest(place)`` is called for one that did not
-    take its whole reply at once, ``told`` now and then with what was answered.
+    take its whole reply at once, ``told`` now and then with what was answered. ``beside`` serving loops share the cores.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class JoinedRounds:
         left: Callable[[list[int]], object],
         rest: Callable[[int], object],
         told: Callable[[list[Answered]], object],
+        beside: int = 1,
     ) -> None:
         self._engine, self._store, self._arrivals, self._stages = engine, store, arrivals, stages
         self._left_to, self._rest, self._told = left, rest, told
@@ -82,7 +83,7 @@ class JoinedRounds:
             end.setblocking(False)
         self._poll = select.epoll()
         self._poll.register(self._bell, select.EPOLLIN)
-        self._fronts = Fronts(arrivals, self._ring)
+        self._fronts = Fronts(arrivals, self._ring, beside)
         self._shared = self._fronts.shared
         self._groups = groups_of(engine)
         count = len(arrivals.table)
@@ -125,6 +126,10 @@ class JoinedRounds:
         self._fronts.give(place)
 
     def _work(self) -> None:
+        with self._engine.kernels.chosen():
+            self._serve_always()
+
+    def _serve_always(self) -> None:
         product = self._engine.kernels.joined()
         product.take_widths(group.width for group in self._engine.model.manifest.groups)
         self._product: JoinedProduct = product
@@ -197,7 +202,7 @@ class JoinedRounds:
         self.tell()
         for which in range(2):
             self._await_sent(which)
-        self._store.in_table(lambda batches, _: batches.forget())
+        self._store.in_table(self._engine, lambda batches, _: batches.forget())
         front_io.give(self._shared, RESTING, 1)  # before it is looked once more: a message after that rings
         count, _ = front_io.look(self._poll.fileno(), self._events, self._arrivals.hands, self._found[:1], 1)
         if count:
@@ -249,7 +254,7 @@ class JoinedRounds:
                 batches.heads, batches.names, now, len(self._rows), self._rows, turns, self._left,
             )  # fmt: skip
 
-        return self._store.in_table(use)
+        return self._store.in_table(self._engine, use)
 
 
 def compile_kernels() -> None:

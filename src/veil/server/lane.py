@@ -23,7 +23,6 @@ from veil.network.listening import listening
 from veil.network.ready_frames import ReadyFrames
 from veil.server.calls import IDLE_S
 from veil.server.logs import event
-from veil.server.row_loop import RowLoop
 from veil.server.row_seat import Seat
 from veil.server.rows import RowAnswers
 from veil.server.unproven import FIRST_S, Unproven, address_of
@@ -53,7 +52,8 @@ class _Guest:
 
 
 class RowLane:
-    """Listens on a port of its own. ``stream(session, ticket, cancel)`` makes the stream of a connection or refuses it.
+    """Listens on a port of its own. ``stream(session, ticket, cancel)`` makes the stream of a connection or refuses it,
+    ``serve`` gets those that have one.
 
     ``most`` connections may be open, half of them without having shown a ticket yet, of which the oldest makes room for a
     new one; ``ended(result)`` counts them.
@@ -64,13 +64,13 @@ class RowLane:
         address: tuple[str, int],
         tls: tuple[Path, Path] | None,
         stream: Callable[[str, str, Callable[[], object]], RowAnswers],
-        loop: RowLoop,
+        serve: Callable[[Seat], object],
         ended: Callable[[str], None],
         *,
         message_bytes: int,
         most: int,
     ) -> None:
-        self._stream, self._loop, self._ended = stream, loop, ended
+        self._stream, self._serve, self._ended = stream, serve, ended
         self._message_bytes, self.most = message_bytes, most
         self._tls: ssl.SSLContext | None = None
         if tls is not None:
@@ -213,7 +213,7 @@ class RowLane:
         except OSError:
             sent = False
         if sent:
-            self._loop.add(seat)
+            self._serve(seat)
         else:
             seat.drop()
 

@@ -20,15 +20,13 @@ from veil.params import packed_bytes
 from veil.process import raise_file_limit
 from veil.progress import Progress
 from veil.server.admission import Admission
-from veil.server.arrivals import Arrivals, room_for
-from veil.server.batch_table import BatchTable
+from veil.server.arrivals import room_for
 from veil.server.config import ServerConfig
 from veil.server.hosted import HostedBundle, build_bundles, name_of, server_half
-from veil.server.joined_rounds import can_join
 from veil.server.lane import RowLane
 from veil.server.logs import event
+from veil.server.loops import RowLoops
 from veil.server.metrics import Metrics
-from veil.server.row_loop import RowLoop
 from veil.server.scheduler import PreparationWorker
 from veil.server.service import Service, Shared
 from veil.server.stages import Stages
@@ -64,32 +62,17 @@ class Server:
         message_bytes = methods.largest_message((model.params, model.manifest) for model in models)
         threads = 4 * min(config.limits.max_sessions, 64) + 16
         most_streams = threads // 4 if config.tokens else 3 * threads // 4  # a session has two at most; others have the rest
-        on_gpu = any(served.engine.on_gpu for served in bundles.values())
         self._stages = Stages(self.metrics.staged)
         self.metrics.before_reading(self._stages.flush)
-        engines = [engine for served in bundles.values() for engine in (served.engine, *served.copies)]
-        joins = engines[0] if len(engines) == 1 and config.rows_port is not None and can_join(engines[0]) else None
-        if joins is not None:
-            store.table = BatchTable(joins.kernels.address)
         row_bytes = max(packed_bytes(own.width, own.input_bits) for model in models for own in model.manifest.groups)
-        self._loop = RowLoop(
-            self._stages,
-            threads=1
-            if joins is not None
-            else max(1 + len(served.copies) for served in bundles.values())
-            if on_gpu
-            else None,
-            arrivals=Arrivals(
-                threads if config.rows_port is not None else 0, min(room_for(row_bytes), message_bytes), together=on_gpu
-            ),
-            joins=None if joins is None else (joins, store),
-        )
+        places, room = 0 if config.rows_port is None else threads, min(room_for(row_bytes), message_bytes)
+        self._loops = RowLoops(list(bundles.values()), store, self._stages, places=places, room=room)
         self.service = Service(
             Shared(
                 bundles,
                 admission,
                 self._worker,
-                self._loop,
+                self._loops,
                 self.metrics,
                 config.tokens,
                 message_bytes,
@@ -161,7 +144,7 @@ class Server:
         """Begin to answer."""
         if self.config.metrics_port is not None:
             self._stop_metrics = self.metrics.serve(self.config.host, self.config.metrics_port)
-        self._loop.start()
+        self._loops.start()
         self._grpc.start()
         if self.lane is not None:
             self.lane.start()
@@ -181,7 +164,7 @@ class Server:
         while not ended.wait(0.1):
             self.service.calls.cancel_idle()
         self._worker.stop()
-        self._loop.stop()
+        self._loops.stop()
         if self.lane is not None:
             self.lane.close()
         self._ended.set()
@@ -221,7 +204,7 @@ class Server:
                 (config.host, config.rows_port),
                 config.tls,
                 self.service.lane_stream,
-                self._loop,
+                self._loops.add,
                 partial(self.metrics.ended, "Rows"),
                 message_bytes=message_bytes,
                 most=most,

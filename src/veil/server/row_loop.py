@@ -43,6 +43,7 @@ class RowLoop:
 
     What has a place in ``arrivals`` is received and answered together; without, each message is read by itself. With
     ``joins``, an engine that joins groups and the store of its sessions, one thread serves what is usual in rounds.
+    ``beside`` is how many loops share the machine's cores.
     """
 
     def __init__(
@@ -53,17 +54,18 @@ class RowLoop:
         turns: FairTurns | None = None,
         arrivals: Arrivals | None = None,
         joins: tuple[Engine, SessionStore] | None = None,
+        beside: int = 1,
     ) -> None:
         self._stages = stages or Stages()
         self._turns = turns or FairTurns()
         self._arrivals = arrivals or Arrivals(0, 0)
-        self.seats = Seats(self._arrivals, self._stages, joins, self._saw)
+        self.seats = Seats(self._arrivals, self._stages, joins, self._saw, beside)
         self._watch = self.seats.watch
         self._lead = threading.Lock()
         self._lock = threading.Lock()  # of the turns, and of what follows
         self._running = 0
         self._stopping = False
-        count = threads or max(1, min(_MOST_THREADS, cores() // _CORES_A_THREAD))
+        count = threads or max(1, min(_MOST_THREADS, cores() // (_CORES_A_THREAD * beside)))
         self._threads = [threading.Thread(target=self._work, name=f"veil-rows-{n}", daemon=True) for n in range(count)]
 
     def start(self) -> None:

@@ -81,6 +81,11 @@ class RowAnswers:
         return -1 if session is None or session.engine is not engine or self._budget is not None else session.number
 
     @property
+    def engine(self) -> Engine | None:
+        """What answers the session that its ticket named; None where there is none yet."""
+        return None if self._seated is None else self._seated.engine
+
+    @property
     def flow(self) -> str:
         """Who asks."""
         return self._owner or self.name

@@ -26,7 +26,7 @@ class Seats:
 
     What has a place in ``arrivals`` is received and answered together; without, each message is read by itself. With
     ``joins``, an engine that joins groups and the store of its sessions, what is usual is answered in rounds, of which
-    ``saw(flow, time)`` is told.
+    ``saw(flow, time)`` is told; ``beside`` loops share the machine's cores.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Seats:
         stages: Stages,
         joins: tuple[Engine, SessionStore] | None,
         saw: Callable[[str, float], object],
+        beside: int = 1,
     ) -> None:
         self.watch = SeatWatch()
         self.unread: list[Seat] = []
@@ -49,7 +50,7 @@ class Seats:
         self._rounds: JoinedRounds | None = None
         if joins is not None:
             self._rounds = JoinedRounds(
-                *joins, self._arrivals, stages, self._take_back, self._rest_of, self._answered_in_rounds
+                *joins, self._arrivals, stages, self._take_back, self._rest_of, self._answered_in_rounds, beside
             )
         self._lock = threading.Lock()  # of what waits here, of who is busy or parked, and of places that are given back
 

@@ -24,8 +24,7 @@ from veil.server.calls import OpenCall, OpenCalls
 from veil.server.hosted import HostedBundle
 from veil.server.logs import alias, event
 from veil.server.metrics import Metrics
-from veil.server.row_loop import RowLoop
-from veil.server.rows import RowAnswers
+from veil.server.rows import Products, RowAnswers
 from veil.server.scheduler import PreparationWorker
 from veil.server.store import SessionStore
 from veil.server.unproven import address_of
@@ -45,7 +44,7 @@ class Shared:
     bundles: dict[str, HostedBundle]
     admission: Admission
     worker: PreparationWorker
-    loop: RowLoop
+    loop: Products
     metrics: Metrics
     tokens: Tokens | None
     message_bytes: int

@@ -16,8 +16,7 @@ def _nobody(seconds: Mapping[str, float], counts: Mapping[str, int], computed_s:
 class Stages:
     """Seconds by stage: ``check``, ``wait``, ``product`` (for each that it answered), ``reply``; messages, rows, products.
 
-    ``tell(seconds, counts, computed_s)`` gets what was counted since the last time. Thread safe enough: a thread that
-    loses a race counts a message twice or not at all.
+    ``tell(seconds, counts, computed_s)`` gets what was counted since the last time. Thread safe.
     """
 
     def __init__(self, tell: Callable[[Mapping[str, float], Mapping[str, int], float], object] = _nobody) -> None:
@@ -33,23 +32,25 @@ class Stages:
 
     def answered(self, seconds: tuple[float, float, float, float], messages: int, rows: int, computed_s: float) -> None:
         """A product answered so many messages, or pieces of them: their seconds in the order of `STAGES`."""
-        own, counts = self._seconds, self._counts
-        check, wait, product, reply = seconds
-        own["check"] += check
-        own["wait"] += wait
-        own["product"] += product
-        own["reply"] += reply
-        counts["messages"] += messages
-        counts["rows"] += rows
-        counts["products"] += 1
-        self._computed += computed_s
+        with self._lock:
+            own, counts = self._seconds, self._counts
+            check, wait, product, reply = seconds
+            own["check"] += check
+            own["wait"] += wait
+            own["product"] += product
+            own["reply"] += reply
+            counts["messages"] += messages
+            counts["rows"] += rows
+            counts["products"] += 1
+            self._computed += computed_s
         if time.monotonic() - self._told > _TELL_S:
             self.flush()
 
     def fronted(self, check_s: float, reply_s: float) -> None:
         """Fronts checked and sent for so long, for messages that were counted when their product was."""
-        self._seconds["check"] += check_s
-        self._seconds["reply"] += reply_s
+        with self._lock:
+            self._seconds["check"] += check_s
+            self._seconds["reply"] += reply_s
 
     def flush(self) -> None:
         """Tell what was counted."""

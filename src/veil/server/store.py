@@ -44,7 +44,7 @@ class Batch:
     nbytes: int
     spent: SpentRows
     place: int = -1
-    """In the store's table, where it has one."""
+    """In its engine's table, where there is one."""
 
 
 @dataclass(eq=False)
@@ -67,7 +67,7 @@ class Session:
     closed: bool = False
     on_close: Callable[[], object] | None = None
     number: int = -1
-    """Its name in the store's table, where there is one."""
+    """Its name in its engine's table, where there is one."""
 
     ticket: str = field(default_factory=lambda: secrets.token_hex(16))
 
@@ -83,8 +83,8 @@ class SessionStore:
         self._expired: OrderedDict[str, None] = OrderedDict()
         self._used_bytes = 0
         self._draining = False
-        self.table: BatchTable | None = None
-        """The batches for kernels that claim rows without the interpreter; set before the first session opens."""
+        self.tables: dict[Engine, BatchTable] = {}
+        """Engines' batches for kernels that claim rows without the interpreter; set before the first session opens."""
 
     @property
     def used_bytes(self) -> int:
@@ -121,8 +121,8 @@ class SessionStore:
                 raise QuotaExceeded(f"your token has its most sessions ({mine}); close one, or try again later")
             name = secrets.token_hex(16)
             session = self.sessions[name] = Session(name, owner, engine, self._clock())
-            if self.table is not None:
-                session.number = self.table.open()
+            if (table := self.tables.get(engine)) is not None:
+                session.number = table.open()
             return session
 
     def drain(self) -> None:
@@ -223,9 +223,9 @@ class SessionStore:
         with self._lock:
             if not session.closed:
                 session.batches.update(batches)
-                if self.table is not None:
+                if (table := self.tables.get(session.engine)) is not None:
                     for number, own in batches.items():
-                        own.place = self.table.put(session.number, number, own.shares, own.spent, segments, expires)
+                        own.place = table.put(session.number, number, own.shares, own.spent, segments, expires)
             session.waiting -= len(batches)
 
     def release(self, session: Session, batches: Iterable[int]) -> None:
@@ -252,11 +252,11 @@ class SessionStore:
                 batch.spent.claim(group, span, digest)
             return [Rows(batch.shares[segment], span.first, span.count) for span, batch in zip(spans, found, strict=True)]
 
-    def in_table(self, use: Callable[[BatchTable, float], R]) -> R:
-        """What ``use(table, now)`` gives, which reads and spends rows as `claim` does, while nobody else does."""
-        assert self.table is not None
+    def in_table(self, engine: Engine, use: Callable[[BatchTable, float], R]) -> R:
+        """What ``use(table, now)`` gives, with an engine's, which spends rows as `claim` does, while nobody else does."""
+        table = self.tables[engine]
         with self._lock:
-            return use(self.table, self._clock())
+            return use(table, self._clock())
 
     def _batch(self, session: Session, span: Span, segment: str, now: float) -> Batch:
         """The batch that has these rows."""
@@ -292,15 +292,16 @@ class SessionStore:
             session.closed = True
             self._drop(session, list(session.batches))
             self._free(session, session.nbytes)
-            if self.table is not None:
-                self.table.close(session.number)
+            if (table := self.tables.get(session.engine)) is not None:
+                table.close(session.number)
 
     def _drop(self, session: Session, numbers: Iterable[int]) -> None:
+        table = self.tables.get(session.engine)
         for number in numbers:
             batch = session.batches.pop(number)
             self._free(session, batch.nbytes)
-            if self.table is not None:
-                self.table.drop(session.number, batch.place, batch.shares)
+            if table is not None:
+                table.drop(session.number, batch.place, batch.shares)
 
     def _free(self, session: Session, nbytes: int) -> None:
         nbytes = min(nbytes, session.nbytes)

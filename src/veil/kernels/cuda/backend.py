@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
@@ -232,6 +233,9 @@ class CudaKernels:
             words = product.multiply(weights, packing.limbs_of(data, weights.shape[1], bits[0]))
             packing.finish(words, places, bits[1], out)
         return out
+
+    def chosen(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def joined(self) -> JoinedProduct:
         return Joined()
