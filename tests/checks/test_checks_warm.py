@@ -5,21 +5,29 @@ from __future__ import annotations
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 
-from veil.checks import one_row, warm
+from veil.checks import likely, warm
 from veil.checks.running import RunningTest
+from veil.kernels.cpu import row_test
+from veil.kernels.cpu.backend import CpuKernels
+from veil.kernels.ring import ring_of
+from veil.kernels.warm import every_kernel
+from veil.params import Params
 
 
 def signatures() -> dict[str, list[object]]:
-    return {name: list(own.signatures) for name, own in vars(one_row).items() if isinstance(own, Dispatcher)}
+    return {
+        name: list(own.signatures) for name, own in (vars(likely) | vars(row_test)).items() if isinstance(own, Dispatcher)
+    }
 
 
 def test_a_checked_row_compiles_nothing_after_the_warm_up() -> None:
-    for step in warm.steps():
+    for step in (*warm.steps(), *every_kernel(ring_of(Params.insecure_tiny()))):
         step()
     before = signatures()
-    assert before["add_row"] and before["refine_likely"]
-    matrices = [np.eye(2), np.eye(3)]
+    assert before["refine_likely"] and before["add"]
     test = RunningTest(np.array([2, 3]))
-    test.add_row(np.zeros(5), np.concatenate([own.reshape(-1) for own in matrices]))
-    one_row.refine_likely(np.ones(4, np.float32), np.ones((9, 4), np.float32), 3, np.zeros(9, np.float32))
+    row = test.one_row(CpuKernels(), np.zeros((1, 5)), np.concatenate([np.eye(2).reshape(-1), np.eye(3).reshape(-1)]), 8.0)
+    row.launch()
+    assert row.passed()
+    likely.refine_likely(np.ones(4, np.float32), np.ones((9, 4), np.float32), 3, np.zeros(9, np.float32))
     assert signatures() == before

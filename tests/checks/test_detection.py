@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from veil.checks.rows import BOUND
+from veil.checks.running import RunningTest
 
 ROWS, SETS = 200, 5
 
@@ -102,8 +103,7 @@ def test_a_small_change_is_caught_within_twenty_rows(simulated: Any, name: str) 
 
 
 def test_without_the_running_test_a_small_change_passes(simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("add", "add_row"):
-        monkeypatch.setattr(f"veil.checks.running.RunningTest.{name}", lambda *_, **__: None)
+    monkeypatch.setattr("veil.checks.rows.RunningTest", lambda freedom: RunningTest(freedom, 1e-300))  # never an alarm
     caught = [simulated.rows_until_caught(lambda x: same_slot(simulated, x, 0.1 * simulated.rms), 20) for _ in range(5)]
     assert caught == [21] * 5
 

@@ -1,4 +1,4 @@
-"""A row's running test in one kernel is what numpy makes of it, and as strict."""
+"""A row's running test is the same in every backend, on the host's sums or beside them, and as strict as rows' together."""
 
 from __future__ import annotations
 
@@ -8,8 +8,39 @@ import numpy as np
 import pytest
 
 from veil.checks.running import RunningTest
+from veil.kernels.backend import kernels_for
+from veil.kernels.interface import Kernels
+
+pytestmark = pytest.mark.usefixtures("interpreter")
 
 SIZES = np.array([1, 2, 2, 5, 18])
+BOUND = 8.0
+
+
+@pytest.fixture(params=["reference", "cpu", "cuda"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    if request.param == "cuda":
+        pytest.importorskip("triton", reason="Triton has packages for Linux only")
+        from veil.kernels.cuda.backend import CudaKernels
+
+        return CudaKernels()
+    return kernels_for(request.param)
+
+
+class OneRow:
+    """A running test, and room for the residuals of a row of its chunks."""
+
+    def __init__(self, kernels: Kernels, sizes: Any, whitening: Any) -> None:
+        self.running = RunningTest(sizes)
+        self.residuals: Any = kernels.asarray(np.zeros((1, int(sizes.sum()))))
+        self.test = self.running.one_row(kernels, self.residuals, whitening, BOUND)
+
+    def add(self, row: Any) -> bool:
+        self.residuals[0] = row if isinstance(self.residuals, np.ndarray) else self.residuals.new_tensor(row)
+        self.test.ready()
+        with np.errstate(all="ignore"):  # Triton's interpreter computes with NumPy
+            self.test.launch()
+        return self.test.passed()
 
 
 @pytest.fixture
@@ -25,20 +56,67 @@ def squares(residuals: Any, matrices: Any) -> Any:
     return np.array([np.square(own @ part).sum() for own, part in zip(matrices, parts, strict=True)])
 
 
-def test_rows_are_added_alike(drawn: Any) -> None:
+def test_rows_are_added_alike(kernels: Kernels, drawn: Any) -> None:
     rows, matrices, flat = drawn
-    together, apart = RunningTest(SIZES), RunningTest(SIZES)
+    alone, apart = OneRow(kernels, SIZES, flat), RunningTest(SIZES)
     for row in rows:
-        assert together.add_row(row, flat) is None and apart.add(squares(row, matrices), 1) is None
-    assert together.sums == pytest.approx(apart.sums, rel=1e-9) and np.array_equal(together.rows, apart.rows)
+        assert alone.add(row) and apart.add(squares(row, matrices), 1) is None
+    assert alone.running.sums == pytest.approx(apart.sums, rel=1e-9) and np.array_equal(alone.running.rows, apart.rows)
 
 
-@pytest.mark.parametrize("size", [30.0, 1e200, np.nan])
-def test_a_chunk_that_is_far_off_is_named(drawn: Any, size: float) -> None:
+def test_a_prompts_rows_and_single_ones_have_one_sum(kernels: Kernels, drawn: Any) -> None:
+    """Whoever reads or changes sums has those of the rows before, and the next row adds to what was changed."""
+    rows, matrices, flat = drawn
+    mixed, apart = OneRow(kernels, SIZES, flat), RunningTest(SIZES)
+    for turn, row in enumerate(rows):
+        if turn % 2:
+            mixed.running.add(squares(row, matrices), 1)
+        else:
+            mixed.add(row)
+        apart.add(squares(row, matrices), 1)
+    assert mixed.running.reached == pytest.approx(apart.reached, rel=1e-9)
+    mixed.running.sums[:] = 0.0
+    apart.sums[:] = 0.0
+    mixed.add(rows[0])
+    apart.add(squares(rows[0], matrices), 1)
+    assert mixed.running.sums == pytest.approx(apart.sums, rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [30.0, 1e200, np.inf, np.nan])
+def test_a_chunk_that_is_far_off_is_named(kernels: Kernels, drawn: Any, size: float) -> None:
     rows, matrices, flat = drawn
     row = rows[0].copy()
     row[7] = size
-    for test in (RunningTest(SIZES), RunningTest(SIZES)):
-        assert test.add_row(row, flat) == 3
+    alone = OneRow(kernels, SIZES, flat)
+    assert alone.add(rows[1]) and not alone.add(row)
+    assert alone.running.beyond == 3
     with np.errstate(all="ignore"):
         assert RunningTest(SIZES).add(squares(row, matrices), 1) == 3
+
+
+@pytest.mark.parametrize("place", [0, 1, 9, 10, 27])
+@pytest.mark.parametrize("size", [8.001, -8.001, np.nan])
+def test_a_residual_beyond_the_bound_does_not_pass(kernels: Kernels, place: int, size: float) -> None:
+    """However little it changes a sum: here its square counts for almost nothing."""
+    flat = np.concatenate([1e-6 * np.eye(own).reshape(-1) for own in SIZES])
+    row = np.zeros(SIZES.sum())
+    alone = OneRow(kernels, SIZES, flat)
+    row[place] = np.nan_to_num(size, nan=1.0) / 8.002 * 7.999
+    assert alone.add(row) and alone.running.beyond is None
+    row[place] = size
+    assert not alone.add(row)
+
+
+def test_a_sum_beyond_its_limit_does_not_pass(kernels: Kernels) -> None:
+    """Though each row of it is within the bound, and whichever chunk of many it is."""
+    sizes = np.array([3] * 131)
+    alone, row = OneRow(kernels, sizes, np.tile(np.eye(3).reshape(-1), 131)), np.zeros(393)
+    row[3 * 130 :] = 3.0
+    verdicts = [alone.add(row) for _ in range(12)]
+    assert verdicts[0] and not verdicts[-1] and sorted(verdicts, reverse=True) == verdicts
+    assert alone.running.beyond == 130
+
+
+def test_a_test_of_no_chunks_passes(kernels: Kernels) -> None:
+    nothing = np.zeros(0)
+    assert OneRow(kernels, np.zeros(0, np.int64), nothing).add(nothing)

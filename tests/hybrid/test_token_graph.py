@@ -78,6 +78,9 @@ class Gpu:
         kept = inspect.getclosurevars(step).nonlocals["kept"].values()
         (cache,) = (value for value in kept if isinstance(value, StaticCache))
         state = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values, layer.cumulative_length)]
+        session = self.hybrid.sides.local
+        if session is not None and session.checks is not None:
+            state += [torch.from_numpy(own) for own in (session.checks.running.sums, session.checks.running.rows)]
         before = [tensor.clone() for tensor in state]
         step()  # while a graph is recorded Python runs and nothing is computed: here that is taken back
         for tensor, value in zip(state, before, strict=True):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from veil.bundle.manifest import Manifest
-from veil.checks.one_row import refine_likely
+from veil.checks.likely import refine_likely
 
 F32 = NDArray[np.float32]
 

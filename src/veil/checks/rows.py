@@ -15,6 +15,7 @@ from veil.checks.spread import covariance, on_kernels, whitening
 from veil.checks.vectors import GroupVectors
 from veil.errors import WrongAnswer
 from veil.kernels.interface import Array, Kernels, Rows, Scaling, SignVectors
+from veil.kernels.row_test import RowTest
 from veil.params import Params
 
 F64 = NDArray[np.float64]
@@ -64,6 +65,10 @@ class AnswerChecks:
         self._places = self._row.places
         self._whole = [own[max(own)] for own in self.vectors]
         self.running = RunningTest(self._row.freedom)
+        self._test = self._row.test(self.running)
+        self._tested = False
+        """Whether the row that is there was tested while its pass was replayed."""
+
         self._has_passed = [False] * len(self._slots)
         self._passed = 0
         self._pending: list[tuple[int, Array]] = []
@@ -127,28 +132,41 @@ class AnswerChecks:
             self._check_size(group, float(worst))
         return y
 
-    def replayed(self, groups: Sequence[int]) -> None:
-        """Note a pass of one row through these groups whose residuals are in their places, without a call of `decrypt`."""
+    def record_test(self) -> bool:
+        """Launch the test of the row that has passed, if it went through all groups, while its pass is recorded."""
+        whole = self._passed == len(self._has_passed)
+        if whole:
+            self._test.launch()
+        return whole
+
+    def before_replay(self) -> None:
+        """Have ready what a recorded pass changes; raises `WrongAnswer` again where something was found."""
+        self.stop_if_caught()
+        self._test.ready()
+
+    def replayed(self, groups: Sequence[int], tested: bool) -> None:
+        """Note a pass of one row through these groups whose residuals are in their places, without a call of `decrypt`;
+        ``tested`` is what `record_test` said.
+        """
         for group in groups:
             self._has_passed[group] = True
-        self._passed = sum(self._has_passed)
+        self._passed, self._tested = sum(self._has_passed), tested
 
     def forget_row(self) -> None:
         """Forget a pass of one row that was not made after all."""
         self._has_passed = [False] * len(self._has_passed)
-        self._passed = 0
+        self._passed, self._tested = 0, False
 
     def end_pass(self) -> None:
         """Add what a forward pass showed to the running test; raises `WrongAnswer`."""
         if self._passed == len(self._has_passed):
+            tested = self._tested
             self.forget_row()
-            residuals, whitening = self._row.whole
-            if self._waits:
-                for group in self._row.beyond(residuals, BOUND):
-                    self._check_size(group, float(np.abs(residuals[self._row.spans[group]]).max()))
-            found = self.running.add_row(residuals, whitening)
-            if found is not None:
-                self._refuse_running(self._row.group_of(found))
+            if not tested:
+                self._test.ready()
+                self._test.launch()
+            if not self._test.passed():
+                self._refuse_row()
         else:
             self._keep_apart()
         pending, self._pending = self._pending, []
@@ -182,6 +200,15 @@ class AnswerChecks:
         if not largest <= BOUND:
             self._refuse(group, f"off by {largest:.0f} times the noise, {BOUND:.0f} are allowed")
 
+    def _refuse_row(self) -> NoReturn:
+        """Say what is wrong with the row that is there, which did not pass its test."""
+        residuals = self._row.residuals
+        for group in self._row.beyond(residuals, BOUND):
+            self._check_size(group, float(np.abs(residuals[self._row.spans[group]]).max()))
+        found = self.running.beyond
+        assert found is not None
+        self._refuse_running(self._row.group_of(found))
+
     def _refuse_running(self, group: int) -> NoReturn:
         self._refuse(group, "each row's within the noise, and together too far for it")
 
@@ -199,8 +226,8 @@ class AnswerChecks:
 class _OneRow:
     """Room for the residuals of a pass of one row through all groups: those with as many vectors lie together.
 
-    ``places`` are each group's [1, count], ``spans`` where they lie in `whole`, ``chunks`` its chunks in the running test,
-    ``freedom`` J of all chunks.
+    ``places`` are each group's [1, count], ``spans`` where they lie in `residuals`, ``chunks`` its chunks in the running
+    test, ``freedom`` J of all chunks.
     """
 
     def __init__(self, whitening: Sequence[F64], kernels: Kernels) -> None:
@@ -233,6 +260,11 @@ class _OneRow:
         return [group for group, span in enumerate(self.spans) if outside[span].any()] if outside.any() else []
 
     @property
-    def whole(self) -> tuple[F64, F64]:
-        """The residuals [chunks·J] of the row that is there, and the matrices that make their parts independent."""
-        return self._kernels.to_numpy(self._residuals)[0], self._whitening
+    def residuals(self) -> F64:
+        """The residuals [chunks·J] of the row that is there."""
+        found: F64 = self._kernels.to_numpy(self._residuals)[0]
+        return found
+
+    def test(self, running: RunningTest) -> RowTest:
+        """The test of the row that is there."""
+        return running.one_row(self._kernels, self._residuals, self._whitening, BOUND)

@@ -16,7 +16,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.checks.one_row import TILTS, add_row
+from veil.kernels.interface import Array, Kernels
+from veil.kernels.row_test import TILTS, RowChunks, RowTest
 
 F64 = NDArray[np.float64]
 
@@ -27,29 +28,50 @@ _TILTS = np.array(TILTS)
 
 
 class RunningTest:
-    """The sums S of some chunks; ``freedom`` [chunks] is J of each.
-
-    ``sums`` [tilts, chunks] and ``rows`` [chunks] are its state.
-    """
+    """The sums S of some chunks; ``freedom`` [chunks] is J of each. Sums and rows are its state."""
 
     def __init__(self, freedom: NDArray[np.int64], false_alarms: float = FALSE_ALARMS) -> None:
         self._decay = 0.5 * np.log1p(-2.0 * _TILTS)[:, None] * freedom
-        self._factors = np.exp(self._decay)
-        self.sums = np.zeros(self._decay.shape)
-        self.rows = np.zeros(len(freedom))
+        self._sums = np.zeros(self._decay.shape)
+        self._rows = np.zeros(len(freedom))
         self.limit = math.log(len(_TILTS) * max(len(freedom), 1) / false_alarms)
         self._most = math.exp(self.limit)
         self._freedom = np.ascontiguousarray(freedom, dtype=np.int64)
+        self._beside: RowTest | None = None
+
+    @property
+    def sums(self) -> F64:
+        """S [tilts, chunks], which may be changed until a row is tested beside its residuals."""
+        self._settle()
+        return self._sums
+
+    @property
+    def rows(self) -> F64:
+        """ν [chunks]; see `sums`."""
+        self._settle()
+        return self._rows
 
     @property
     def reached(self) -> float:
         """The logarithm of the largest sum, which is an alarm beyond ``limit``."""
         return math.log(max(float(self.sums.max(initial=0.0)), 1e-300))
 
-    def add_row(self, residuals: F64, whitening: F64) -> int | None:
-        """`add` of one row's residuals [chunks·J], whose chunks' matrices stand one after the other in ``whitening``."""
-        found = add_row(residuals, whitening, self._freedom, self._factors, self._most, self.sums, self.rows)
-        return None if found < 0 else int(found)
+    @property
+    def beyond(self) -> int | None:
+        """The chunk with the largest sum if that is one that no honest server would have, or None."""
+        sums = self.sums
+        if sums.max(initial=0.0) <= self._most:
+            return None
+        return int(np.nan_to_num(sums, nan=np.inf).max(axis=0).argmax())
+
+    def one_row(self, kernels: Kernels, residuals: Array, whitening: F64, bound: float) -> RowTest:
+        """The test of passes of one row where their residuals [1, chunks·J] are, whose chunks' matrices stand one after the
+        other in ``whitening``; ``bound`` is the largest size of one. It has the sums of this one.
+        """
+        factors = np.exp(self._decay)
+        own = RowChunks(sizes=self._freedom, whitening=whitening, factors=factors, bound=bound, most=self._most)
+        self._beside = kernels.row_test(residuals, own, self._sums, self._rows)
+        return self._beside
 
     def add(self, squares: F64, rows: int, places: slice = slice(None)) -> int | None:
         """Add q [chunks] summed over this many rows; the place of a chunk that no honest server would have, or None."""
@@ -63,3 +85,7 @@ class RunningTest:
         if not sums.max(initial=0.0) <= self._most:
             return int(np.nan_to_num(sums, nan=np.inf).max(axis=0).argmax()) + (places.start or 0)
         return None
+
+    def _settle(self) -> None:
+        if self._beside is not None:
+            self._beside.settle()

@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.kernels.ring import Ring
+from veil.kernels.row_test import RowChunks, RowTest
 
 if TYPE_CHECKING:
     import torch
 
 I8 = NDArray[np.int8]
+F64 = NDArray[np.float64]
 U32 = NDArray[np.uint32]
 F32 = NDArray[np.float32]
 
@@ -330,6 +332,11 @@ class Kernels(Protocol):
         For each chunk and vector ``Σ_j ρ_j·y_j - γ·x_q`` modulo 2^32, centred, times ``inverse``, goes to ``out``
         [R, chunks·J] float64; returned is the largest size, for which a GPU is waited when it is read. The rows x_q are
         those of ``sent``, with the scales that came with them; 0 for one that is not finite.
+        """
+
+    def row_test(self, residuals: Array, chunks: RowChunks, sums: F64, rows: F64) -> RowTest:
+        """The test of passes of one row, whose residuals [1, n] float64 `decrypt_checked` writes, with the host's ``sums``
+        [tilts, chunks] and ``rows`` [chunks].
         """
 
     def finite(self, scales: Array) -> bool:

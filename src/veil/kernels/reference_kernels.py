@@ -27,6 +27,7 @@ from veil.kernels.reference import (
     unpack,
 )
 from veil.kernels.ring import Ring
+from veil.kernels.row_test import HostRowTest, RowChunks, RowTest, add_row
 
 U32 = NDArray[np.uint32]
 I64 = NDArray[np.int64]
@@ -218,6 +219,9 @@ class ReferenceKernels(HostArrays):
         residuals[~np.isfinite(scales)] = 0.0
         out[:] = residuals.reshape(len(sent), -1)
         return self.decrypt(data, scaling, shares, column, bits, scales), float(np.abs(out).max(initial=0.0))
+
+    def row_test(self, residuals: F64, chunks: RowChunks, sums: F64, rows: F64) -> RowTest:
+        return HostRowTest(residuals, chunks, sums, rows, add_row)
 
     def finite(self, scales: F64) -> bool:
         return bool(np.isfinite(scales).all())

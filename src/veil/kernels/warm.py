@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.kernels.cpu import checking, kept, local_rows, online, packing, product, sign_sums
+from veil.kernels.cpu import checking, kept, local_rows, online, packing, product, row_test, sign_sums
 from veil.kernels.cpu.backend import CpuKernels
 from veil.kernels.cpu.threads import all_threads
 from veil.kernels.interface import Rows, Scaling
@@ -35,6 +35,7 @@ STAGE = "compiling the CPU kernels, once on this machine"
 _MOST = 4
 """Processes that compile together; more would wait for the longest kernels."""
 _ROWS = 32
+_NONE = np.zeros(0)
 OWN = "veil.kernels.warm"
 """This part."""
 SOURCES = tuple(sorted(Path(kept.__file__).parent.glob("*.py")))
@@ -152,6 +153,7 @@ def every_kernel(ring: Ring) -> Iterator[Callable[[], object]]:
         received[:, :16], _sent(1), scaling, rows, 0, 16, tau, _vectors(kernels), np.empty((1, 1))
     )
     yield lambda: kernels.encrypt_checked(x, scaling, rows, 0, 24)
+    yield lambda: row_test.add(_NONE, _NONE, np.zeros(0, np.int64), _NONE[None], 0.0, 0.0, _NONE[None], _NONE)
     yield lambda: kernels.answer(received, weights, rows, 0, (24, 16))
     yield lambda: list(kernels.prefetch(weights))
     yield from _local_steps()

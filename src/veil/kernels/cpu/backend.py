@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.kernels import reference
-from veil.kernels.cpu import checking, loading, online, packing, product, sign_sums, strips
+from veil.kernels.cpu import checking, loading, online, packing, product, row_test, sign_sums, strips
 from veil.kernels.cpu.constants import constants
 from veil.kernels.cpu.gaussian import CpuErrors
 from veil.kernels.cpu.threads import ProductThreads, all_threads, clock, threads_for
@@ -29,6 +29,7 @@ from veil.kernels.interface import (
 )
 from veil.kernels.memory import aligned, room
 from veil.kernels.ring import Ring
+from veil.kernels.row_test import HostRowTest, RowChunks, RowTest
 from veil.params import packed_bytes
 
 if TYPE_CHECKING:
@@ -228,6 +229,9 @@ class CpuKernels(HostArrays):
             found = call(data, sent, mu, row, column, bits, scales, scale, bias, block, first, last, y, out)
             largest, first = max(largest, found), last
         return y, largest
+
+    def row_test(self, residuals: F64, chunks: RowChunks, sums: F64, rows: F64) -> RowTest:
+        return HostRowTest(residuals, chunks, sums, rows, row_test.add_row)
 
     def finite(self, scales: F64) -> bool:
         return math.isfinite(scales[0]) if len(scales) == 1 else bool(np.isfinite(scales).all())

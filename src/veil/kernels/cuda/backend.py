@@ -17,6 +17,7 @@ from veil.kernels.cuda import checking, graphs, ntt_domain, online, packing, pro
 from veil.kernels.cuda.constants import MU, Constants, constants
 from veil.kernels.cuda.device import empty, interpreted, put, target
 from veil.kernels.cuda.joined import MOST_ROWS, Joined, JoinedThreads
+from veil.kernels.cuda.row_test import GpuRowTest
 from veil.kernels.cuda.rows import located
 from veil.kernels.cuda.secret import DeviceErrors, encrypt_terms
 from veil.kernels.interface import (
@@ -32,6 +33,7 @@ from veil.kernels.interface import (
     answer_each,
 )
 from veil.kernels.ring import Ring
+from veil.kernels.row_test import RowChunks, RowTest
 from veil.params import packed_bytes
 
 Tensor = torch.Tensor
@@ -283,6 +285,11 @@ class CudaKernels:
         with graphs.branch(data, x):
             checking.residuals(data, x, scaling.divisors, shares_at, vectors, out, how, bits, vectors.longest)
         return self.decrypt(data, scaling, shares, column, bits, scales), _Largest(out)
+
+    def row_test(
+        self, residuals: Tensor, chunks: RowChunks, sums: NDArray[np.float64], rows: NDArray[np.float64]
+    ) -> RowTest:
+        return GpuRowTest(residuals, chunks, sums, rows)
 
     def finite(self, scales: Tensor) -> bool:
         """It waits for everything before it on the GPU."""

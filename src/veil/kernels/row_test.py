@@ -1,0 +1,95 @@
+"""The bound and the running test of a pass of one row, beside its residuals: what is kept, and NumPy's definition.
+
+See `veil.checks.running` for the test, and `veil.checks.rows` for the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+TILTS = (0.02, 0.15, 0.4)
+"""λ: for deviations that are small, middling and large beside the noise; each has a third of the false alarms."""
+
+POWER = 0.01
+"""The exponent whose powers those of `TILTS` are: 2, 15 and 40."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowChunks:
+    """Of each chunk of a row through all groups: its number of residuals in ``sizes`` [chunks], the matrices M [size, size]
+    that make them independent, one after the other in ``whitening``, and ``factors`` [tilts, chunks], (1 - 2λ)^(size/2).
+
+    ``bound`` is the largest size of a residual, ``most`` the largest sum.
+    """
+
+    sizes: I64
+    whitening: F64
+    factors: F64
+    bound: float
+    most: float
+
+
+class RowTest(Protocol):
+    """The test of passes of one row: `launch` after each, once `ready`; `passed` says whether the last one did."""
+
+    def ready(self) -> None:
+        """Have the sums where `launch` changes them, if they were `settle`d."""
+
+    def launch(self) -> None:
+        """Test the row whose residuals are there, and add it to the sums; nothing waits for it."""
+
+    def passed(self) -> bool:
+        """Whether no residual is beyond the bound, or no number, and no sum beyond its limit; waits until that is known."""
+
+    def settle(self) -> None:
+        """Have the sums in the arrays of the host, where others may change them until the next `ready`."""
+
+
+AddRow = Callable[[F64, RowChunks, F64, F64], bool]
+"""Adds residuals [Σ sizes] to sums [tilts, chunks] and rows [chunks] of the host; whether all are within their limits."""
+
+
+class HostRowTest:
+    """See `RowTest`; residuals [1, Σ sizes] and sums are on the host."""
+
+    def __init__(self, residuals: F64, chunks: RowChunks, sums: F64, rows: F64, add: AddRow) -> None:
+        self._given = residuals[0], chunks, sums, rows
+        self._add, self._passed = add, True
+
+    def ready(self) -> None:
+        """See `RowTest.ready`."""
+
+    def launch(self) -> None:
+        """See `RowTest.launch`."""
+        self._passed = self._add(*self._given)
+
+    def passed(self) -> bool:
+        """See `RowTest.passed`."""
+        return self._passed
+
+    def settle(self) -> None:
+        """See `RowTest.settle`."""
+
+
+def add_row(residuals: F64, chunks: RowChunks, sums: F64, rows: F64) -> bool:
+    """See `AddRow`; the definition."""
+    place = at = 0
+    squares = np.zeros(len(chunks.sizes))
+    rows += 1.0
+    sums += 1.0 / (rows * (rows + 1.0))
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite is beyond every limit
+        for chunk, size in enumerate(chunks.sizes.tolist()):
+            matrix = chunks.whitening[at : at + size * size].reshape(size, size)
+            squares[chunk] = np.square(matrix @ residuals[place : place + size]).sum()
+            place, at = place + size, at + size * size
+        sums *= np.exp(np.array(TILTS)[:, None] * squares) * chunks.factors
+    within = np.abs(residuals[:place]) <= chunks.bound
+    return bool(within.all()) and bool((sums <= chunks.most).all())
