@@ -5,8 +5,8 @@
 First, in this process: all groups' answers of the model cut over the GPUs are compared with those of one GPU, byte by byte;
 of one GPU, the hint's shares of sampled blocks and the answers of sampled groups with the processor's; and the server's work
 for a token is timed for both, one group after the other with its results fetched. Then three servers, one after the other,
-under the load of 1, 12 and 32 clients: one GPU, the model cut, and copies of it. It takes about five minutes on two H100s;
-the record is written after each part.
+under load: one GPU and copies of the model with 1, 12, 32 and 64 clients, and the model cut with 1 and 12. It takes six to
+eight minutes on two H200s; the record is written after each part, and ``--only`` chooses some.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from veil.wire.messages import BatchUpload
 _ROWS = 3
 _TOKENS = 20
 _SAMPLED_SLOTS = 4096
-_CLIENTS = (1, 12, 32)
+_CLIENTS = {"one GPU": (1, 12, 32, 64), "copies": (1, 12, 32, 64), "cut": (1, 12)}
+"""By how the model lies on the GPUs."""
 
 
 class Shared:
@@ -158,17 +159,21 @@ def main() -> None:
     parser.add_argument("--model", default="llama-8b")
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--memory-gib", type=float, default=32.0)
+    parser.add_argument("--memory-gib", type=float, default=48.0)
+    parser.add_argument("--only", default="compared,one GPU,copies,cut", help="parts, separated by commas")
     parser.add_argument("--out", type=Path, default=Path("bench/results/load-gpus.json"))
     given = parser.parse_args()
     told = {"device": given.device, "model": given.model, "gpus": given.gpus, "seconds": given.seconds}
     record = Record(benchmark="load_gpus", parameters=told)
-    try:
-        compare(given.model, given.device, given.gpus, record)
-    finally:
-        record.write(given.out)
-        print("compared", flush=True)
-    for name, options in (("one GPU", ()), ("cut", (str(given.gpus), "cut")), ("copies", (str(given.gpus), "copies"))):
+    wanted = given.only.split(",")
+    if "compared" in wanted:
+        try:
+            compare(given.model, given.device, given.gpus, record)
+        finally:
+            record.write(given.out)
+            print("compared", flush=True)
+    for name in (name for name in _CLIENTS if name in wanted):
+        options = () if name == "one GPU" else (str(given.gpus), name)
         request = LoadRequest(
             server=None,
             model=given.model,
@@ -178,7 +183,7 @@ def main() -> None:
             serve_options=options,
         )
         try:
-            load(f"{given.model}, {name}", request, record, _CLIENTS, given.out)
+            load(f"{given.model}, {name}", request, record, _CLIENTS[name], given.out)
         except VeilError as error:  # the others are measured all the same
             record.notes.append(f"{given.model}, {name}: {error}")
     record.write(given.out)

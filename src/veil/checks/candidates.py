@@ -40,7 +40,14 @@ class ExactCandidates:
         refine_likely(x, self._rows, min(LIKELY, outputs.size), outputs)
 
     def refined(self, x: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
-        """Outputs [R, slots] float32 with the likeliest exact, for inputs x [R, width]."""
+        """Outputs [R, slots] float32 with the likeliest exact, for inputs x [R, width]; a GPU's may be the same tensor."""
+        if outputs.is_cuda and self._table.is_cuda and outputs.shape[1] >= LIKELY:
+            from veil.kernels.cuda import likely
+
+            if outputs.shape[1] <= likely.MOST_SLOTS:
+                outputs, table = outputs.contiguous(), self._table.contiguous()
+                likely.refine(x.contiguous(), table, LIKELY, outputs)
+                return outputs
         places = outputs.topk(min(LIKELY, outputs.shape[1]), dim=1, sorted=False).indices
         rows = self._table[places].to(torch.float32)
         exact = torch.einsum("rkw,rw->rk", rows, x.to(torch.float32))
