@@ -26,7 +26,9 @@ def test_a_checked_row_compiles_nothing_after_the_warm_up() -> None:
     before = signatures()
     assert before["refine_likely"] and before["add"]
     test = RunningTest(np.array([2, 3]))
-    row = test.one_row(CpuKernels(), np.zeros((1, 5)), np.concatenate([np.eye(2).reshape(-1), np.eye(3).reshape(-1)]), 8.0)
+    edges, sums = np.array([0, 1], np.int32), np.zeros((1, 3, 1), np.int16)
+    known = [(CpuKernels().load_vectors(edges, np.ones((J, 1), np.int8), sums[:, :J], np.ones((1, J))), 16) for J in (2, 3)]
+    row = test.one_row(CpuKernels(), known, np.concatenate([np.eye(2).reshape(-1), np.eye(3).reshape(-1)]), 8.0)
     row.launch()
     assert row.passed()
     likely.refine_likely(np.ones(4, np.float32), np.ones((9, 4), np.float32), 3, np.zeros(9, np.float32))

@@ -9,7 +9,7 @@ import pytest
 
 from veil.checks.running import RunningTest
 from veil.kernels.backend import kernels_for
-from veil.kernels.interface import Kernels
+from veil.kernels.interface import Kernels, Rows, Scaling, SignVectors
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 
@@ -28,16 +28,33 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
 
 
 class OneRow:
-    """A running test, and room for the residuals of a row of its chunks."""
+    """A running test of chunks that are a group of one slot each, whose residuals are what a row of them says."""
 
     def __init__(self, kernels: Kernels, sizes: Any, whitening: Any) -> None:
-        self.running = RunningTest(sizes)
-        self.residuals: Any = kernels.asarray(np.zeros((1, int(sizes.sum()))))
-        self.test = self.running.one_row(kernels, self.residuals, whitening, BOUND)
+        self.kernels, self.running, self.ends = kernels, RunningTest(sizes), np.cumsum(sizes)[:-1]
+        self.known = [self.vectors(size) for size in sizes.tolist()]
+        self.test = self.running.one_row(kernels, [(own, 32) for own in self.known], whitening, BOUND)
+        ones = kernels.asarray(np.ones(1, np.float32))
+        self.scaling, self.shares = Scaling(None, ones, ones, 1.0, 0.0), [Rows(kernels.zeros(1, 1), 0, 1)]
+        self.answer = kernels.asarray(np.array([[1, 0, 0, 0]], np.uint8))
+
+    def vectors(self, size: int) -> SignVectors:
+        """Of size 1, whose residuals are a result's integer times ``inverse``."""
+        edges, signs, sums = np.array([0, 1], np.int32), np.ones((size, 1), np.int8), np.zeros((1, size, 1), np.int16)
+        return self.kernels.load_vectors(edges, signs, sums, np.ones((1, size)))
 
     def add(self, row: Any) -> bool:
-        self.residuals[0] = row if isinstance(self.residuals, np.ndarray) else self.residuals.new_tensor(row)
-        self.test.ready()
+        parts = np.split(row, self.ends) if self.known else []
+        for place, own, part in zip(self.test.places, self.known, parts, strict=True):
+            if isinstance(place, np.ndarray):
+                place[0] = part
+                continue
+            own.inverse.copy_(own.inverse.new_tensor(part))
+            nothing = self.kernels.asarray(np.zeros((1, 1), np.int32))
+            scales = self.kernels.asarray(np.ones(1))
+            given = self.answer, nothing, self.scaling, self.shares, 0, 32, scales
+            _, worst = self.kernels.decrypt_checked(*given, own, place)
+            assert float(worst) == 0.0, "it is known when the test was launched"
         with np.errstate(all="ignore"):  # Triton's interpreter computes with NumPy
             self.test.launch()
         return self.test.passed()
@@ -109,12 +126,21 @@ def test_a_residual_beyond_the_bound_does_not_pass(kernels: Kernels, place: int,
 
 def test_a_sum_beyond_its_limit_does_not_pass(kernels: Kernels) -> None:
     """Though each row of it is within the bound, and whichever chunk of many it is."""
-    sizes = np.array([3] * 131)
-    alone, row = OneRow(kernels, sizes, np.tile(np.eye(3).reshape(-1), 131)), np.zeros(393)
-    row[3 * 130 :] = 3.0
-    verdicts = [alone.add(row) for _ in range(12)]
-    assert verdicts[0] and not verdicts[-1] and sorted(verdicts, reverse=True) == verdicts
-    assert alone.running.beyond == 130
+    alone, row = OneRow(kernels, np.array([1] * 67), np.ones(67)), np.zeros(67)
+    row[66] = BOUND
+    assert [alone.add(row) for _ in range(2)] == [True, False]
+    assert alone.running.beyond == 66
+
+
+def test_residuals_can_be_read_before_the_test(kernels: Kernels, drawn: Any) -> None:
+    rows, _, flat = drawn
+    alone = OneRow(kernels, SIZES, flat)
+    launch, alone.test.launch = alone.test.launch, lambda: None  # type: ignore[method-assign]
+    alone.add(rows[0])
+    assert alone.test.residuals == pytest.approx(rows[0], rel=1e-12)
+    assert alone.running.reached == pytest.approx(np.log(1e-300)), "they were not tested"
+    launch()
+    assert alone.test.passed() and alone.running.reached > np.log(1e-300)
 
 
 def test_a_test_of_no_chunks_passes(kernels: Kernels) -> None:

@@ -15,7 +15,6 @@ from veil.checks.spread import covariance, on_kernels, whitening
 from veil.checks.vectors import GroupVectors
 from veil.errors import WrongAnswer
 from veil.kernels.interface import Array, Kernels, Rows, Scaling, SignVectors
-from veil.kernels.row_test import RowTest
 from veil.params import Params
 
 F64 = NDArray[np.float64]
@@ -61,11 +60,12 @@ class AnswerChecks:
             slots = {group.rows, group.prompt_rows} - {0}
             self.vectors.append({count: on_kernels(own, group, spread, count, kernels) for count in slots})
             self._whitening.append(whitening(spread))
-        self._row = _OneRow(self._whitening, kernels)
-        self._places = self._row.places
+        self._row = _OneRow(self._whitening)
         self._whole = [own[max(own)] for own in self.vectors]
         self.running = RunningTest(self._row.freedom)
-        self._test = self._row.test(self.running)
+        known = [(self._whole[group], self._bits[group]) for group in self._row.order]
+        self._test = self.running.one_row(kernels, known, self._row.whitening, BOUND)
+        self._places = [self._test.places[self._row.order.index(group)] for group in range(len(self._slots))]
         self._tested = False
         """Whether the row that is there was tested while its pass was replayed."""
 
@@ -82,8 +82,14 @@ class AnswerChecks:
     @property
     def residuals(self) -> list[tuple[int, F64]]:
         """Group and residuals [R, chunks·J] of each answer in the pass that is under way."""
-        places = [(group, self._row.places[group]) for group, has_passed in enumerate(self._has_passed) if has_passed]
-        return [(group, self._kernels.to_numpy(own)) for group, own in [*places, *self._pending]]
+        several = [(group, self._kernels.to_numpy(own)) for group, own in self._pending]
+        return [*self._of_row(), *several]
+
+    def _of_row(self) -> list[tuple[int, F64]]:
+        """Group and residuals [1, chunks·J] of the groups that a row has passed."""
+        groups = [group for group, has_passed in enumerate(self._has_passed) if has_passed]
+        own = self._test.residuals if groups else None
+        return [] if own is None else [(group, own[None, self._row.spans[group]]) for group in groups]
 
     def keep(self, half: str, server: str) -> None:
         """Go on with the running test of earlier sessions of this half with this server, and keep it for later ones."""
@@ -163,7 +169,6 @@ class AnswerChecks:
             tested = self._tested
             self.forget_row()
             if not tested:
-                self._test.ready()
                 self._test.launch()
             if not self._test.passed():
                 self._refuse_row()
@@ -177,12 +182,11 @@ class AnswerChecks:
 
     def _keep_apart(self) -> None:
         """Have the residuals of rows that came one by one where others do not follow them."""
-        for group, has_passed in enumerate(self._has_passed):
-            if has_passed:
-                own = self._kernels.to_numpy(self._row.places[group])
-                self._pending.append((group, self._kernels.asarray(own.copy())))
-                if self._waits:
-                    self._check_size(group, float(np.abs(own).max(initial=0.0)))
+        for group, own in self._of_row():
+            self._pending.append((group, self._kernels.asarray(own.copy())))
+            if self._waits:
+                largest = np.abs(own).max(initial=0.0)
+                self._check_size(group, float(largest))
         self.forget_row()
 
     def _add(self, group: int, rows: F64) -> None:
@@ -202,7 +206,7 @@ class AnswerChecks:
 
     def _refuse_row(self) -> NoReturn:
         """Say what is wrong with the row that is there, which did not pass its test."""
-        residuals = self._row.residuals
+        residuals = self._test.residuals
         for group in self._row.beyond(residuals, BOUND):
             self._check_size(group, float(np.abs(residuals[self._row.spans[group]]).max()))
         found = self.running.beyond
@@ -224,47 +228,33 @@ class AnswerChecks:
 
 
 class _OneRow:
-    """Room for the residuals of a pass of one row through all groups: those with as many vectors lie together.
+    """The order of a row's residuals in all groups: those with as many vectors lie together.
 
-    ``places`` are each group's [1, count], ``spans`` where they lie in `residuals`, ``chunks`` its chunks in the running
-    test, ``freedom`` J of all chunks.
+    Groups are in ``order``; ``spans`` say where a group's residuals lie, ``chunks`` which chunks of the running test are its
+    own, ``freedom`` J of all chunks, and ``whitening`` has their matrices one after the other.
     """
 
-    def __init__(self, whitening: Sequence[F64], kernels: Kernels) -> None:
+    def __init__(self, whitening: Sequence[F64]) -> None:
         sizes = [own.shape[1] for own in whitening]
         order = sorted(range(len(sizes)), key=lambda group: sizes[group])
         counts = [own.shape[0] * own.shape[1] for own in whitening]
-        self._kernels = kernels
-        self._residuals = kernels.asarray(np.zeros((1, sum(counts))))
-        self.places: list[Array] = [None] * len(sizes)
         self.spans = [slice(0)] * len(sizes)
         self.chunks = [slice(0)] * len(sizes)
-        self._order = order
+        self.order = order
         place = chunk = 0
         for group in order:
             own = len(whitening[group])
             self.spans[group] = slice(place, place + counts[group])
-            self.places[group] = self._residuals[:, self.spans[group]]
             self.chunks[group] = slice(chunk, chunk + own)
             place, chunk = place + counts[group], chunk + own
         self.freedom = np.concatenate([np.full(len(whitening[group]), sizes[group]) for group in order])
-        self._whitening = np.concatenate([whitening[group].reshape(-1) for group in order])
+        self.whitening = np.concatenate([whitening[group].reshape(-1) for group in order])
 
     def group_of(self, chunk: int) -> int:
         """The group that a chunk of the running test belongs to."""
-        return next(group for group in self._order if self.chunks[group].stop > chunk)
+        return next(group for group in self.order if self.chunks[group].stop > chunk)
 
     def beyond(self, residuals: F64, bound: float) -> list[int]:
         """The groups, in their order, some of whose residuals [chunks·J] are not within the bound."""
         outside = ~(np.abs(residuals) <= bound)
         return [group for group, span in enumerate(self.spans) if outside[span].any()] if outside.any() else []
-
-    @property
-    def residuals(self) -> F64:
-        """The residuals [chunks·J] of the row that is there."""
-        found: F64 = self._kernels.to_numpy(self._residuals)[0]
-        return found
-
-    def test(self, running: RunningTest) -> RowTest:
-        """The test of the row that is there."""
-        return running.one_row(self._kernels, self._residuals, self._whitening, BOUND)

@@ -12,11 +12,12 @@ most, over all rows together, however many they are (Ville's inequality).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.kernels.interface import Array, Kernels
+from veil.kernels.interface import Kernels, SignVectors
 from veil.kernels.row_test import TILTS, RowChunks, RowTest
 
 F64 = NDArray[np.float64]
@@ -64,13 +65,15 @@ class RunningTest:
             return None
         return int(np.nan_to_num(sums, nan=np.inf).max(axis=0).argmax())
 
-    def one_row(self, kernels: Kernels, residuals: Array, whitening: F64, bound: float) -> RowTest:
-        """The test of passes of one row where their residuals [1, chunks·J] are, whose chunks' matrices stand one after the
-        other in ``whitening``; ``bound`` is the largest size of one. It has the sums of this one.
+    def one_row(self, kernels: Kernels, vectors: Sequence[tuple[SignVectors, int]], whitening: F64, bound: float) -> RowTest:
+        """The test of passes of one row, with the sums of this one, where the kernels have their residuals.
+
+        ``vectors`` are those of groups with their bits of a result, in the order of the chunks, whose matrices stand one
+        after the other in ``whitening``; ``bound`` is the largest size of a residual.
         """
         factors = np.exp(self._decay)
         own = RowChunks(sizes=self._freedom, whitening=whitening, factors=factors, bound=bound, most=self._most)
-        self._beside = kernels.row_test(residuals, own, self._sums, self._rows)
+        self._beside = kernels.row_test(vectors, own, self._sums, self._rows)
         return self._beside
 
     def add(self, squares: F64, rows: int, places: slice = slice(None)) -> int | None:

@@ -331,12 +331,13 @@ class Kernels(Protocol):
 
         For each chunk and vector ``Σ_j ρ_j·y_j - γ·x_q`` modulo 2^32, centred, times ``inverse``, goes to ``out``
         [R, chunks·J] float64; returned is the largest size, for which a GPU is waited when it is read. The rows x_q are
-        those of ``sent``, with the scales that came with them; 0 for one that is not finite.
+        those of ``sent``, with the scales that came with them; 0 for one that is not finite. For a place of a `RowTest` a
+        GPU does it when the test is launched, and says 0 here.
         """
 
-    def row_test(self, residuals: Array, chunks: RowChunks, sums: F64, rows: F64) -> RowTest:
-        """The test of passes of one row, whose residuals [1, n] float64 `decrypt_checked` writes, with the host's ``sums``
-        [tilts, chunks] and ``rows`` [chunks].
+    def row_test(self, vectors: Sequence[tuple[SignVectors, int]], chunks: RowChunks, sums: F64, rows: F64) -> RowTest:
+        """The test of passes of one row through groups of these sign vectors and bits of a result, in the order of their
+        residuals, with the host's ``sums`` [tilts, chunks] and ``rows`` [chunks].
         """
 
     def finite(self, scales: Array) -> bool:

@@ -220,8 +220,8 @@ class ReferenceKernels(HostArrays):
         out[:] = residuals.reshape(len(sent), -1)
         return self.decrypt(data, scaling, shares, column, bits, scales), float(np.abs(out).max(initial=0.0))
 
-    def row_test(self, residuals: F64, chunks: RowChunks, sums: F64, rows: F64) -> RowTest:
-        return HostRowTest(residuals, chunks, sums, rows, add_row)
+    def row_test(self, vectors: Sequence[tuple[SignVectors, int]], chunks: RowChunks, sums: F64, rows: F64) -> RowTest:
+        return HostRowTest([own.count for own, _ in vectors], chunks, sums, rows, add_row)
 
     def finite(self, scales: F64) -> bool:
         return bool(np.isfinite(scales).all())

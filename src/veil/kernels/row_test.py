@@ -5,9 +5,10 @@ See `veil.checks.running` for the test, and `veil.checks.rows` for the bound.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +39,18 @@ class RowChunks:
 
 
 class RowTest(Protocol):
-    """The test of passes of one row: `launch` after each, once `ready`; `passed` says whether the last one did."""
+    """The test of passes of one row: `launch` after each; `passed` says whether the last one did."""
+
+    @property
+    def places(self) -> Sequence[Any]:
+        """Where `Kernels.decrypt_checked` puts the residuals of a row in each group."""
+
+    @property
+    def residuals(self) -> F64:
+        """The residuals [Σ sizes] that are there, those of one group after the other; it waits."""
 
     def ready(self) -> None:
-        """Have the sums where `launch` changes them, if they were `settle`d."""
+        """Have the sums where a graph's recorded `launch` changes them, before it is replayed."""
 
     def launch(self) -> None:
         """Test the row whose residuals are there, and add it to the sums; nothing waits for it."""
@@ -50,7 +59,7 @@ class RowTest(Protocol):
         """Whether no residual is beyond the bound, or no number, and no sum beyond its limit; waits until that is known."""
 
     def settle(self) -> None:
-        """Have the sums in the arrays of the host, where others may change them until the next `ready`."""
+        """Have the sums in the arrays of the host, where others may change them until a row is tested."""
 
 
 AddRow = Callable[[F64, RowChunks, F64, F64], bool]
@@ -58,11 +67,19 @@ AddRow = Callable[[F64, RowChunks, F64, F64], bool]
 
 
 class HostRowTest:
-    """See `RowTest`; residuals [1, Σ sizes] and sums are on the host."""
+    """See `RowTest`; ``counts`` are each group's residuals, which `decrypt_checked` computes at once."""
 
-    def __init__(self, residuals: F64, chunks: RowChunks, sums: F64, rows: F64, add: AddRow) -> None:
-        self._given = residuals[0], chunks, sums, rows
+    def __init__(self, counts: Sequence[int], chunks: RowChunks, sums: F64, rows: F64, add: AddRow) -> None:
+        self._residuals = np.zeros((1, sum(counts)))
+        ends = itertools.pairwise([0, *itertools.accumulate(counts)])
+        self.places: list[F64] = [self._residuals[:, first:last] for first, last in ends]
+        self._given = self._residuals[0], chunks, sums, rows
         self._add, self._passed = add, True
+
+    @property
+    def residuals(self) -> F64:
+        """See `RowTest.residuals`."""
+        return self._given[0]
 
     def ready(self) -> None:
         """See `RowTest.ready`."""

@@ -230,8 +230,8 @@ class CpuKernels(HostArrays):
             largest, first = max(largest, found), last
         return y, largest
 
-    def row_test(self, residuals: F64, chunks: RowChunks, sums: F64, rows: F64) -> RowTest:
-        return HostRowTest(residuals, chunks, sums, rows, row_test.add_row)
+    def row_test(self, vectors: Sequence[tuple[SignVectors, int]], chunks: RowChunks, sums: F64, rows: F64) -> RowTest:
+        return HostRowTest([own.count for own, _ in vectors], chunks, sums, rows, row_test.add_row)
 
     def finite(self, scales: F64) -> bool:
         return math.isfinite(scales[0]) if len(scales) == 1 else bool(np.isfinite(scales).all())

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from veil.errors import WireError
 from veil.kernels import reference
-from veil.kernels.cuda import checking, graphs, ntt_domain, online, packing, product, results
+from veil.kernels.cuda import checking, ntt_domain, online, packing, product, results
 from veil.kernels.cuda.constants import MU, Constants, constants
 from veil.kernels.cuda.device import empty, interpreted, put, target
 from veil.kernels.cuda.joined import MOST_ROWS, Joined, JoinedThreads
-from veil.kernels.cuda.row_test import GpuRowTest
+from veil.kernels.cuda.row_test import GpuRowTest, RowPlace
 from veil.kernels.cuda.rows import located
 from veil.kernels.cuda.secret import DeviceErrors, encrypt_terms
 from veil.kernels.interface import (
@@ -200,20 +200,25 @@ class CudaKernels:
     # A row, online -------------------------------------------------------------------------------------------------------
 
     def encrypt(self, x: Tensor, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int) -> tuple[Tensor, Tensor]:
+        return self._encrypt(x, scaling, pads, column, bits, None)
+
+    def encrypt_checked(
+        self, x: Tensor, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        sent = empty(*x.shape, dtype=torch.int32)
+        return *self._encrypt(x, scaling, pads, column, bits, sent), sent
+
+    def _encrypt(
+        self, x: Tensor, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int, sent: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         rows, width = x.shape
         x = x.contiguous()
         out = empty(rows, packed_bytes(width, bits), dtype=torch.uint8)
         scales = empty(rows, dtype=torch.float64)
         if rows:
             how = (scaling.target, scaling.fixed)
-            online.encrypt(x, scaling.divisors, located(pads, column), out, scales, how, bits)
+            online.encrypt(x, scaling.divisors, located(pads, column), out, scales, how, bits, sent)
         return out, scales
-
-    def encrypt_checked(
-        self, x: Tensor, scaling: Scaling, pads: Sequence[Rows], column: int, bits: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The rows themselves are what is read of them: to quantize them again costs a GPU less than to write them."""
-        return *self.encrypt(x, scaling, pads, column, bits), x
 
     def answer(
         self,
@@ -275,21 +280,25 @@ class CudaKernels:
         bits: int,
         scales: Tensor,
         vectors: SignVectors,
-        out: Tensor,
+        out: Tensor | RowPlace,
     ) -> tuple[Tensor, SupportsFloat]:
+        data, scales = data.contiguous(), scales.contiguous()
+        if isinstance(out, RowPlace):
+            out.take(data, sent, located(shares, column), scales)
+            return self.decrypt(data, scaling, shares, column, bits, scales), 0.0
         if not out.numel():
             return self.decrypt(data, scaling, shares, column, bits, scales), 0.0
-        data, how = data.contiguous(), (scaling.target, scaling.fixed)
-        shares_at = located(shares, column)
-        x = sent.contiguous()
-        with graphs.branch(data, x):
-            checking.residuals(data, x, scaling.divisors, shares_at, vectors, out, how, bits, vectors.longest)
+        checking.residuals(data, sent.contiguous(), scales, located(shares, column), vectors, out, bits)
         return self.decrypt(data, scaling, shares, column, bits, scales), _Largest(out)
 
     def row_test(
-        self, residuals: Tensor, chunks: RowChunks, sums: NDArray[np.float64], rows: NDArray[np.float64]
+        self,
+        vectors: Sequence[tuple[SignVectors, int]],
+        chunks: RowChunks,
+        sums: NDArray[np.float64],
+        rows: NDArray[np.float64],
     ) -> RowTest:
-        return GpuRowTest(residuals, chunks, sums, rows)
+        return GpuRowTest(vectors, chunks, sums, rows)
 
     def finite(self, scales: Tensor) -> bool:
         """It waits for everything before it on the GPU."""

@@ -28,13 +28,14 @@ def _value(x, divisors, j, inside, DIVIDED: tl.constexpr):  # type: ignore[no-un
 
 @triton.jit(do_not_specialize=["offset", "stride", "target", "fixed"])
 def encrypt_rows(  # type: ignore[no-untyped-def]
-    x, divisors, pads, out, scales, offset, stride, target, fixed, width, row_bytes,
-    DIVIDED: tl.constexpr, FIXED: tl.constexpr, TABLE: tl.constexpr, BITS: tl.constexpr, SPAN: tl.constexpr,
-    INPUTS: tl.constexpr, BLOCK: tl.constexpr,
+    x, divisors, pads, out, scales, sent, offset, stride, target, fixed, width, row_bytes,
+    DIVIDED: tl.constexpr, FIXED: tl.constexpr, TABLE: tl.constexpr, KEEPS: tl.constexpr, BITS: tl.constexpr,
+    SPAN: tl.constexpr, INPUTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Rows x [R, width] → packed rows and their scales; grid (row, tile of units of SPAN bits).
 
-    `rows.Located` tells of the pads; ``target`` and ``fixed`` are the bits of float64.
+    `rows.Located` tells of the pads; ``target`` and ``fixed`` are the bits of float64. KEEPS: the integers that are
+    encrypted go to ``sent`` [R, width].
     """
     t = tl.program_id(0).to(tl.int64)
     x += t * width
@@ -67,6 +68,8 @@ def encrypt_rows(  # type: ignore[no-untyped-def]
         # 1.5·2^52 makes the sum's last bit worth one, so that it rounds to nearest even and its low word is the integer.
         v = _value(x, divisors, j, inside, DIVIDED) * tau
         message = (v + 6755399441055744.0).to(tl.uint64, bitcast=True).to(tl.uint32)
+        if KEEPS:
+            tl.store(sent + t * width + j, tl.where(good, message.to(tl.int32, bitcast=True), 0), mask=inside)
         word = top_bits(message + tl.load(pads + j, mask=inside, other=0), BITS)
         word = tl.where(inside, tl.where(good, word, 0), 0).to(tl.uint32)
         unit |= part_of(word, shift, SPAN)
@@ -104,9 +107,17 @@ def decrypt_rows(  # type: ignore[no-untyped-def]
 
 
 def encrypt(
-    x: Tensor, divisors: Tensor | None, pads: Located, out: Tensor, scales: Tensor, scaling: tuple[float, float], bits: int
+    x: Tensor,
+    divisors: Tensor | None,
+    pads: Located,
+    out: Tensor,
+    scales: Tensor,
+    scaling: tuple[float, float],
+    bits: int,
+    sent: Tensor | None = None,
 ) -> None:
-    """Launch `encrypt_rows`: x [R, width] float32 → out [R, bytes] uint8, scales [R] float64.
+    """Launch `encrypt_rows`: x [R, width] float32 → out [R, bytes] uint8, scales [R] float64 and, if wanted, the integers
+    that are encrypted in ``sent`` [R, width] int32.
 
     ``scaling`` is target norm and fixed norm.
     """
@@ -115,9 +126,9 @@ def encrypt(
     span, (block, threads) = span_of(out), (256, 8) if rows < 32 else (1024, 4)
     base, offset, stride, table = pads.arguments
     encrypt_rows[(rows, max(1, -(-8 * out.shape[1] // (span * block))))](
-        x, x if divisors is None else divisors, base, out, scales, offset, stride,
+        x, x if divisors is None else divisors, base, out, scales, x if sent is None else sent, offset, stride,
         _bits(scaling[0]), _bits(scaling[1] or 1.0), width, out.shape[1],
-        divisors is not None, scaling[1] != 0.0, table, bits, span, inputs, block,
+        divisors is not None, scaling[1] != 0.0, table, sent is not None, bits, span, inputs, block,
         num_warps=threads, enable_fp_fusion=False,
     )  # fmt: skip
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
-from veil.kernels.cuda import graphs
+from veil.kernels.cuda import checking, graphs
 from veil.kernels.cuda.device import interpreted, put
+from veil.kernels.cuda.rows import Located
+from veil.kernels.interface import SignVectors
 from veil.kernels.row_test import RowChunks
 
 Tensor = torch.Tensor
@@ -67,25 +71,66 @@ def add_row(  # type: ignore[no-untyped-def]
     tl.store(verdict + tl.program_id(0), tl.max(beyond, axis=0))
 
 
-class GpuRowTest:
-    """See `veil.kernels.row_test.RowTest`; residuals [1, Σ sizes] are on the GPU, sums and rows the host's."""
+class RowPlace:
+    """Where a group's results of a pass of one row are noted until the row's test computes their residuals."""
 
-    def __init__(self, residuals: Tensor, chunks: RowChunks, sums: F64, rows: F64) -> None:
+    def __init__(self) -> None:
+        self.addresses = (0, 0, 0, 0)
+        self.held: tuple[Tensor, ...] = ()
+
+    def take(self, data: Tensor, sent: Tensor, shares: Located, scales: Tensor) -> None:
+        """Note packed results [1, bytes], the integers sent [1, width] int32, where shares are, and scales [1] float64."""
+        words = shares.material
+        self.addresses = (data.data_ptr(), sent.data_ptr(), words.data_ptr() + 4 * shares.offset, scales.data_ptr())
+        self.held = data, sent, words, scales
+
+    def forget(self) -> None:
+        """Note nothing any more."""
+        self.addresses, self.held = (0, 0, 0, 0), ()
+
+
+class GpuRowTest:
+    """See `veil.kernels.row_test.RowTest`; what a graph was recorded with is kept apart from what other passes are given."""
+
+    def __init__(self, vectors: Sequence[tuple[SignVectors, int]], chunks: RowChunks, sums: F64, rows: F64) -> None:
+        self.places = [RowPlace() for _ in vectors]
         sizes = chunks.sizes
         places = np.stack([sizes, np.cumsum(sizes) - sizes, np.cumsum(sizes * sizes) - sizes * sizes])
-        self._residuals, self._host = residuals, (sums, rows)
         self._whitening, self._factors, self._places = put(chunks.whitening), put(chunks.factors), put(places)
         self._limits = put(np.array([chunks.bound, chunks.most]))
+        self._host = sums, rows
         self._sums, self._rows = put(sums), put(rows)
+        self._here = True  # the host's sums are not older
+        counts = [own.count for own, _ in vectors]
+        self._vectors = vectors  # the words below say where they are
+        self._groups = put(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
+        self._known = put(_known(vectors))
+        self._chunk = checking.block_of(max((own.longest for own, _ in vectors), default=1))
+        self._given = put(np.zeros((len(counts), checking.GIVEN), np.int64))
+        self._recorded = torch.zeros_like(self._given)
+        self._to_record: NDArray[np.int64] | None = None
+        self._residuals = put(np.zeros((1, sum(counts))))
         self._block = 1 << max(int(sizes.max(initial=1)) - 1, 0).bit_length()
         self._programs = -(-len(sizes) // _BLOCK)
         self._verdict = put(np.zeros(self._programs, np.int32))
         self._seen = torch.zeros(self._programs, dtype=torch.int32, pin_memory=not interpreted() and self._programs > 0)
         self._words = self._seen.numpy()
-        self._here = True  # the host's sums are not older
+
+    @property
+    def residuals(self) -> F64:
+        """See `RowTest.residuals`."""
+        given = self._take()
+        if given.any():
+            self._given.copy_(put(given))
+            self._compute(self._given)
+        found: F64 = self._residuals[0].cpu().numpy()
+        return found
 
     def ready(self) -> None:
         """See `RowTest.ready`."""
+        if self._to_record is not None:
+            self._recorded.copy_(put(self._to_record))
+            self._to_record = None
         if self._here:
             for own, host in zip((self._sums, self._rows), self._host, strict=True):
                 own.copy_(put(host))
@@ -95,7 +140,18 @@ class GpuRowTest:
         """See `RowTest.launch`; in a recorded graph, beside what follows."""
         if not self._programs:
             return
-        with graphs.branch(self._residuals):
+        recorded = not interpreted() and torch.cuda.is_current_stream_capturing()
+        if not recorded:
+            self.ready()
+        held = [own for place in self.places for own in place.held]
+        given = self._take()
+        if recorded:
+            self._to_record = given
+        elif given.any():
+            self._given.copy_(put(given))
+        with graphs.branch(*held):
+            if given.any():
+                self._compute(self._recorded if recorded else self._given)
             add_row[(self._programs,)](
                 self._residuals, self._whitening, self._places, self._factors, self._limits, self._sums, self._rows,
                 self._verdict, self._places.shape[1], self._block, _BLOCK, num_warps=4, enable_fp_fusion=False,
@@ -114,3 +170,25 @@ class GpuRowTest:
             for own, host in zip((self._sums, self._rows), self._host, strict=True):
                 host[...] = own.cpu().numpy()
             self._here = True
+
+    def _take(self) -> NDArray[np.int64]:
+        """The addresses that are noted in all places, which forget them."""
+        given = np.array([own.addresses for own in self.places], np.int64).reshape(-1, checking.GIVEN)
+        for own in self.places:
+            own.forget()
+        return given
+
+    def _compute(self, given: Tensor) -> None:
+        checking.row_residuals(self._groups, self._known, given, self._residuals, self._chunk)
+
+
+def _known(vectors: Sequence[tuple[SignVectors, int]]) -> NDArray[np.int64]:
+    """What the kernel knows of each group, [groups, KNOWN]; see `veil.kernels.cuda.checking`."""
+    words, first = np.zeros((len(vectors), checking.KNOWN), np.int64), 0
+    for row, (own, bits) in zip(words, vectors, strict=True):
+        arrays = (own.edges, own.signs, own.sums, own.inverse)
+        row[: checking.WIDTH] = [array.data_ptr() for array in arrays]
+        row[checking.WIDTH], row[checking.SLOTS] = own.sums.shape[2], own.signs.shape[1]
+        row[checking.VECTORS], row[checking.BITS], row[checking.FIRST] = own.signs.shape[0], bits, first
+        first += own.count
+    return words
