@@ -7,6 +7,7 @@ import torch
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 likely = pytest.importorskip("veil.kernels.cuda.likely", reason="Triton has packages for Linux only")
+target = pytest.importorskip("veil.kernels.cuda.device", reason="Triton has packages for Linux only").target
 
 FEW, PART = 4, 64
 """Likely ones, and slots of a program: Triton's interpreter takes long to sort many."""
@@ -21,7 +22,8 @@ def refined(x: torch.Tensor, table: torch.Tensor, outputs: torch.Tensor) -> torc
 def drawn(rows: int, slots: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(slots + width)
     outputs, table = torch.randn(rows, slots, generator=draw), torch.randn(slots, width, generator=draw)
-    return torch.randn(rows, width, generator=draw), table, outputs
+    x = torch.randn(rows, width, generator=draw)
+    return x.to(target()), table.to(target()), outputs.to(target())
 
 
 @pytest.mark.parametrize(
@@ -45,9 +47,9 @@ def test_order_is_that_of_the_values() -> None:
     """Signs, zeros and infinities; among equals the first places are taken."""
     x, table, _ = drawn(1, 70, 4)
     for best in ([3.0, -1.0, -2.0], [float("inf"), 0.0, -1e-40], [1e-40, -0.5, -float("inf")]):
-        outputs = torch.full((1, 70), -5.0)
-        outputs[0, 2:5] = torch.tensor(best)
-        right = refined(x, table, torch.where(outputs == -5.0, -5.0 - torch.arange(70) / 70, outputs))
+        outputs = torch.full((1, 70), -5.0, device=x.device)
+        outputs[0, 2:5] = torch.tensor(best, device=x.device)
+        right = refined(x, table, torch.where(outputs == -5.0, -5.0 - torch.arange(70, device=x.device) / 70, outputs))
         likely.refine(x, table, FEW, outputs, PART)
         assert torch.allclose(outputs[outputs != -5.0], right[outputs != -5.0], atol=1e-4)
         assert (outputs != -5.0).sum() == FEW + (best[-1] == -float("inf"))

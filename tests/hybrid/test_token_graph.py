@@ -92,6 +92,8 @@ class Gpu:
                 step()
             finally:
                 router.evaluator = before
+            if session is not None and session.checks is not None:
+                session.checks.forget_row()  # a replay runs no Python that would know of it
             self.replayed += 1
 
         return replay

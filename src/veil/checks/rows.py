@@ -139,10 +139,14 @@ class AnswerChecks:
         return y
 
     def record_test(self) -> bool:
-        """Launch the test of the row that has passed, if it went through all groups, while its pass is recorded."""
+        """While a pass is recorded: have the residuals of its row in it and, if it went through all groups, the row's test;
+        whether it has that.
+        """
         whole = self._passed == len(self._has_passed)
         if whole:
             self._test.launch()
+        else:
+            self._test.compute()
         return whole
 
     def before_replay(self) -> None:
@@ -154,26 +158,31 @@ class AnswerChecks:
         """Note a pass of one row through these groups whose residuals are in their places, without a call of `decrypt`;
         ``tested`` is what `record_test` said.
         """
-        for group in groups:
-            self._has_passed[group] = True
-        self._passed, self._tested = sum(self._has_passed), tested
+        self._tested = tested
+        if tested:
+            self._test.replayed()
+        else:
+            for group in groups:
+                self._has_passed[group] = True
+            self._passed = sum(self._has_passed)
 
     def forget_row(self) -> None:
         """Forget a pass of one row that was not made after all."""
         self._has_passed = [False] * len(self._has_passed)
-        self._passed, self._tested = 0, False
+        self._passed = 0
+        self._test.forget()
 
     def end_pass(self) -> None:
         """Add what a forward pass showed to the running test; raises `WrongAnswer`."""
-        if self._passed == len(self._has_passed):
-            tested = self._tested
+        whole = self._passed == len(self._has_passed)
+        tested, self._tested = self._tested or whole, False
+        if whole:
+            self._test.launch()
             self.forget_row()
-            if not tested:
-                self._test.launch()
-            if not self._test.passed():
-                self._refuse_row()
-        else:
+        elif self._passed:
             self._keep_apart()
+        if tested and not self._test.passed():
+            self._refuse_row()
         pending, self._pending = self._pending, []
         for group, rows in pending:
             self._add(group, self._kernels.to_numpy(rows))

@@ -52,11 +52,20 @@ class RowTest(Protocol):
     def ready(self) -> None:
         """Have the sums where a graph's recorded `launch` changes them, before it is replayed."""
 
+    def compute(self) -> None:
+        """Have the residuals of what came; nothing waits for it."""
+
     def launch(self) -> None:
-        """Test the row whose residuals are there, and add it to the sums; nothing waits for it."""
+        """`compute`, test the row and add it to the sums; nothing waits for it."""
+
+    def replayed(self) -> None:
+        """Know that a recorded `launch` was replayed."""
 
     def passed(self) -> bool:
         """Whether no residual is beyond the bound, or no number, and no sum beyond its limit; waits until that is known."""
+
+    def forget(self) -> None:
+        """Forget what came and was not computed."""
 
     def settle(self) -> None:
         """Have the sums in the arrays of the host, where others may change them until a row is tested."""
@@ -84,13 +93,22 @@ class HostRowTest:
     def ready(self) -> None:
         """See `RowTest.ready`."""
 
+    def compute(self) -> None:
+        """See `RowTest.compute`."""
+
     def launch(self) -> None:
         """See `RowTest.launch`."""
         self._passed = self._add(*self._given)
 
+    def replayed(self) -> None:
+        """See `RowTest.replayed`: what stands for a recording here is a call of `launch`."""
+
     def passed(self) -> bool:
         """See `RowTest.passed`."""
         return self._passed
+
+    def forget(self) -> None:
+        """See `RowTest.forget`."""
 
     def settle(self) -> None:
         """See `RowTest.settle`."""

@@ -18,7 +18,7 @@ from veil.kernels.cuda.constants import MU, Constants, constants
 from veil.kernels.cuda.device import empty, interpreted, put, target
 from veil.kernels.cuda.joined import MOST_ROWS, Joined, JoinedThreads
 from veil.kernels.cuda.row_test import GpuRowTest, RowPlace
-from veil.kernels.cuda.rows import located
+from veil.kernels.cuda.rows import Located, located
 from veil.kernels.cuda.secret import DeviceErrors, encrypt_terms
 from veil.kernels.interface import (
     Errors,
@@ -64,6 +64,13 @@ class CudaHint:
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """See `interface.Hint`."""
         return {"words": self.words.cpu().numpy()}
+
+
+def _decrypted(data: Tensor, scaling: Scaling, shares: Located, bits: int, scales: Tensor) -> Tensor:
+    out = empty(len(data), len(scaling.scale), dtype=torch.float32)
+    if out.numel():
+        online.decrypt(data, shares, scales, scaling.scale, scaling.bias, out, bits)
+    return out
 
 
 class _Largest:
@@ -258,11 +265,9 @@ class CudaKernels:
     def decrypt(
         self, data: Tensor, scaling: Scaling, shares: Sequence[Rows], column: int, bits: int, scales: Tensor
     ) -> Tensor:
-        out = empty(len(data), len(scaling.scale), dtype=torch.float32)
-        if out.numel():
-            shares_at = located(shares, column)
-            online.decrypt(data.contiguous(), shares_at, scales.contiguous(), scaling.scale, scaling.bias, out, bits)
-        return out
+        if not len(data):
+            return empty(0, len(scaling.scale), dtype=torch.float32)
+        return _decrypted(data.contiguous(), scaling, located(shares, column), bits, scales.contiguous())
 
     def load_vectors(
         self, edges: NDArray[np.int32], signs: I8, sums: NDArray[np.int16], inverse: NDArray[np.float64]
@@ -282,14 +287,17 @@ class CudaKernels:
         vectors: SignVectors,
         out: Tensor | RowPlace,
     ) -> tuple[Tensor, SupportsFloat]:
-        data, scales = data.contiguous(), scales.contiguous()
+        if not len(data):
+            return self.decrypt(data, scaling, shares, column, bits, scales), 0.0
+        data, scales, shares_at = data.contiguous(), scales.contiguous(), located(shares, column)
+        outputs = _decrypted(data, scaling, shares_at, bits, scales)
         if isinstance(out, RowPlace):
-            out.take(data, sent, located(shares, column), scales)
-            return self.decrypt(data, scaling, shares, column, bits, scales), 0.0
+            out.take(data, sent, shares_at, scales)
+            return outputs, 0.0
         if not out.numel():
-            return self.decrypt(data, scaling, shares, column, bits, scales), 0.0
-        checking.residuals(data, sent.contiguous(), scales, located(shares, column), vectors, out, bits)
-        return self.decrypt(data, scaling, shares, column, bits, scales), _Largest(out)
+            return outputs, 0.0
+        checking.residuals(data, sent.contiguous(), scales, shares_at, vectors, out, bits)
+        return outputs, _Largest(out)
 
     def row_test(
         self,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,44 +29,10 @@ def capture(step: Callable[[], object], pool: Pool | None = None, *, warm: bool 
         with torch.cuda.stream(stream):
             step()
         torch.cuda.current_stream().wait_stream(stream)
-    _branches.pop(stream.device.index, None)  # of a recording that failed
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, stream=stream):
         step()
-        _join()
     return graph.replay
-
-
-_branches: dict[int, torch.cuda.Stream] = {}
-"""The branch of the graph that a device's current stream is recorded into, where it has one."""
-
-
-@contextmanager
-def branch(*read: torch.Tensor) -> Iterator[None]:
-    """Where a graph is recorded, launch what is within beside what follows: nothing later in the graph may read its results.
-
-    ``read`` are the tensors that it reads and others may forget. Elsewhere it is launched as ever.
-    """
-    if interpreted() or not torch.cuda.is_current_stream_capturing():
-        yield
-        return
-    current = torch.cuda.current_stream()
-    beside = _branches.get(current.device.index)
-    if beside is None:
-        beside = _branches[current.device.index] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    beside.wait_stream(current)
-    for tensor in read:
-        tensor.record_stream(beside)
-    with torch.cuda.stream(beside):
-        yield
-
-
-def _join() -> None:
-    """Have the graph that is recorded end with its branch."""
-    current = torch.cuda.current_stream()
-    beside = _branches.pop(current.device.index, None)
-    if beside is not None:
-        current.wait_stream(beside)
 
 
 def graph_pool() -> Pool | None:

@@ -12,7 +12,7 @@ import triton.language as tl
 
 Tensor = torch.Tensor
 
-PART = 2048
+PART = 1024
 _WIDTH = 1024
 MOST_SLOTS = 1 << 20
 """Outputs at most: so many parts' largest fit one program."""

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
-from veil.kernels.cuda import checking, graphs
+from veil.kernels.cuda import checking
 from veil.kernels.cuda.device import interpreted, put
 from veil.kernels.cuda.rows import Located
 from veil.kernels.interface import SignVectors
@@ -24,11 +24,11 @@ _BLOCK = 64
 
 @triton.jit(do_not_specialize=["chunks"])
 def add_row(  # type: ignore[no-untyped-def]
-    residuals, whitening, places, factors, limits, sums, rows, verdict, chunks,
+    residuals, whitening, places, factors, limits, sums, rows, turns, verdict, chunks,
     MOST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """See `veil.kernels.row_test.AddRow`; BLOCK chunks of at most MOST residuals a program, whose word of ``verdict`` is 0
-    where all are within their limits.
+    """See `veil.kernels.row_test.AddRow`; BLOCK chunks of at most MOST residuals a program. Its word of ``verdict`` has how
+    many rows it has tested and, as the last bit, whether one of the last is not within its limits.
 
     ``places`` [3, chunks] are each chunk's residuals, its first one, and its matrix's first element; ``limits`` bound and
     most.
@@ -68,32 +68,38 @@ def add_row(  # type: ignore[no-untyped-def]
         value *= power * tl.load(factors + own, mask=here, other=0.0)
         tl.store(sums + own, value, mask=here)
         beyond |= (here & ~(value <= most)).to(tl.int32)
-    tl.store(verdict + tl.program_id(0), tl.max(beyond, axis=0))
+    turn = tl.load(turns + tl.program_id(0)) + 1
+    tl.store(turns + tl.program_id(0), turn)
+    tl.store(verdict + tl.program_id(0), 2 * turn + tl.max(beyond, axis=0))
 
 
 class RowPlace:
-    """Where a group's results of a pass of one row are noted until the row's test computes their residuals."""
+    """Where a group's results of a pass of one row are noted, in ``words`` [GIVEN], until their residuals are computed."""
 
-    def __init__(self) -> None:
-        self.addresses = (0, 0, 0, 0)
-        self.held: tuple[Tensor, ...] = ()
+    def __init__(self, words: NDArray[np.int64]) -> None:
+        self._words = words
+        self._held: tuple[Tensor, ...] = ()
 
     def take(self, data: Tensor, sent: Tensor, shares: Located, scales: Tensor) -> None:
         """Note packed results [1, bytes], the integers sent [1, width] int32, where shares are, and scales [1] float64."""
         words = shares.material
-        self.addresses = (data.data_ptr(), sent.data_ptr(), words.data_ptr() + 4 * shares.offset, scales.data_ptr())
-        self.held = data, sent, words, scales
+        self._words[:] = data.data_ptr(), sent.data_ptr(), words.data_ptr() + 4 * shares.offset, scales.data_ptr()
+        self._held = data, sent, words, scales
 
-    def forget(self) -> None:
-        """Note nothing any more."""
-        self.addresses, self.held = (0, 0, 0, 0), ()
+    def forget(self) -> tuple[Tensor, ...]:
+        """Note nothing any more; the tensors that were noted."""
+        held, self._held = self._held, ()
+        if held:
+            self._words[:] = 0
+        return held
 
 
 class GpuRowTest:
     """See `veil.kernels.row_test.RowTest`; what a graph was recorded with is kept apart from what other passes are given."""
 
     def __init__(self, vectors: Sequence[tuple[SignVectors, int]], chunks: RowChunks, sums: F64, rows: F64) -> None:
-        self.places = [RowPlace() for _ in vectors]
+        self._came = np.zeros((len(vectors), checking.GIVEN), np.int64)
+        self.places = [RowPlace(words) for words in self._came]
         sizes = chunks.sizes
         places = np.stack([sizes, np.cumsum(sizes) - sizes, np.cumsum(sizes * sizes) - sizes * sizes])
         self._whitening, self._factors, self._places = put(chunks.whitening), put(chunks.factors), put(places)
@@ -112,17 +118,15 @@ class GpuRowTest:
         self._residuals = put(np.zeros((1, sum(counts))))
         self._block = 1 << max(int(sizes.max(initial=1)) - 1, 0).bit_length()
         self._programs = -(-len(sizes) // _BLOCK)
-        self._verdict = put(np.zeros(self._programs, np.int32))
-        self._seen = torch.zeros(self._programs, dtype=torch.int32, pin_memory=not interpreted() and self._programs > 0)
-        self._words = self._seen.numpy()
+        pinned = not interpreted() and self._programs > 0
+        self._turns, self._turn = put(np.zeros(self._programs, np.int64)), 0
+        self._verdict = torch.zeros(self._programs, dtype=torch.int64, pin_memory=pinned)  # the host's, written by the GPU
+        self._words = self._verdict.numpy()
 
     @property
     def residuals(self) -> F64:
         """See `RowTest.residuals`."""
-        given = self._take()
-        if given.any():
-            self._given.copy_(put(given))
-            self._compute(self._given)
+        self.compute()
         found: F64 = self._residuals[0].cpu().numpy()
         return found
 
@@ -136,33 +140,52 @@ class GpuRowTest:
                 own.copy_(put(host))
             self._here = False
 
-    def launch(self) -> None:
-        """See `RowTest.launch`; in a recorded graph, beside what follows."""
-        if not self._programs:
+    def compute(self) -> None:
+        """See `RowTest.compute`."""
+        if not self._came.any():
             return
-        recorded = not interpreted() and torch.cuda.is_current_stream_capturing()
-        if not recorded:
+        given = self._came.copy()
+        held = [own.forget() for own in self.places]  # nothing else may take its memory before it is read
+        if _records():
+            self._to_record, words = given, self._recorded
+        else:
+            words = self._given.copy_(put(given))
+        checking.row_residuals(self._groups, self._known, words, self._residuals, self._chunk)
+        del held
+
+    def launch(self) -> None:
+        """See `RowTest.launch`.
+
+        A graph that is recorded stays one line of kernels, which costs the host nothing for each of them: a branch did.
+        """
+        if not _records():
             self.ready()
-        held = [own for place in self.places for own in place.held]
-        given = self._take()
-        if recorded:
-            self._to_record = given
-        elif given.any():
-            self._given.copy_(put(given))
-        with graphs.branch(*held):
-            if given.any():
-                self._compute(self._recorded if recorded else self._given)
+            self._turn += 1
+        self.compute()
+        if self._programs:
             add_row[(self._programs,)](
                 self._residuals, self._whitening, self._places, self._factors, self._limits, self._sums, self._rows,
-                self._verdict, self._places.shape[1], self._block, _BLOCK, num_warps=4, enable_fp_fusion=False,
+                self._turns, self._verdict, self._places.shape[1], self._block, _BLOCK, num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
-            self._seen.copy_(self._verdict, non_blocking=True)
+
+    def replayed(self) -> None:
+        """See `RowTest.replayed`."""
+        self._turn += 1
 
     def passed(self) -> bool:
-        """See `RowTest.passed`."""
-        if not interpreted():
-            torch.cuda.current_stream().synchronize()
-        return not self._words.any()
+        """See `RowTest.passed`; where the verdict is there already, nothing asks the GPU, which takes some 40 µs."""
+        words: list[int] = self._words.tolist()
+        if any(word >> 1 != self._turn for word in words):
+            if not interpreted():
+                torch.cuda.current_stream().synchronize()
+            words = self._words.tolist()
+            self._turn = words[0] >> 1  # more than that: a replay was cut off before it was counted
+        return not any(word & 1 for word in words)
+
+    def forget(self) -> None:
+        """See `RowTest.forget`."""
+        for own in self.places:
+            own.forget()
 
     def settle(self) -> None:
         """See `RowTest.settle`."""
@@ -171,15 +194,9 @@ class GpuRowTest:
                 host[...] = own.cpu().numpy()
             self._here = True
 
-    def _take(self) -> NDArray[np.int64]:
-        """The addresses that are noted in all places, which forget them."""
-        given = np.array([own.addresses for own in self.places], np.int64).reshape(-1, checking.GIVEN)
-        for own in self.places:
-            own.forget()
-        return given
 
-    def _compute(self, given: Tensor) -> None:
-        checking.row_residuals(self._groups, self._known, given, self._residuals, self._chunk)
+def _records() -> bool:
+    return not interpreted() and torch.cuda.is_current_stream_capturing()
 
 
 def _known(vectors: Sequence[tuple[SignVectors, int]]) -> NDArray[np.int64]:
