@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +40,25 @@ def test_every_text_is_the_undisturbed_one(
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # what else runs here is not its business
     config = ServerConfig(port=0, limits=server_limits(8, 0.5))
     plan = ReplicaPlan(halves={"llama": llama.path / "server"}, offers={}, config=config, cpus=1.0, host="127.0.0.1")
-    replicas = RayReplicas(plan, num_cpus=5, object_store_memory=80 << 20, _node_ip_address="127.0.0.1")
-    controller = Controller(replicas, Scale(least=3, most=5), drain_s=0.0)
-    front = Front(ServerConfig(port=0), controller.choose, controller.addresses, grpc.insecure_channel)
-    front.start()
     over = threading.Event()
     failures: list[BaseException] = []
 
-    def step_until(there: int, other_than: frozenset[str] = frozenset(), within_s: float = 180.0) -> None:
-        end = time.monotonic() + within_s
-        while len(controller.addresses()) != there or other_than == set(controller.addresses()):
-            assert time.monotonic() < end, controller.addresses()
-            controller.step()
+    with ExitStack() as started:
+        replicas = RayReplicas(plan, num_cpus=5, object_store_memory=80 << 20, _node_ip_address="127.0.0.1")
+        started.callback(replicas.close)
+        controller = Controller(replicas, Scale(least=3, most=5), drain_s=0.0)
+        started.callback(controller.stop)
+        front = Front(ServerConfig(port=0), controller.choose, controller.addresses, grpc.insecure_channel)
+        started.callback(front.stop)
+        started.callback(over.set)
 
-    try:
+        def step_until(there: int, other_than: frozenset[str] = frozenset(), within_s: float = 180.0) -> None:
+            end = time.monotonic() + within_s
+            while len(controller.addresses()) != there or other_than == set(controller.addresses()):
+                assert time.monotonic() < end, controller.addresses()
+                controller.step()
+
+        front.start()
         step_until(3)
         clients = [llama.connect(front.port, timeouts=TIMEOUTS) for _ in range(3)]
         sent = [Sent(client) for client in clients]
@@ -95,8 +101,3 @@ def test_every_text_is_the_undisturbed_one(
             own.check()
         for client in clients:
             client.close()
-    finally:
-        over.set()
-        front.stop()
-        controller.stop()
-        replicas.close()

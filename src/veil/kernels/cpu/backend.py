@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +30,6 @@ from veil.kernels.memory import aligned, room
 from veil.kernels.ring import Ring
 from veil.kernels.row_test import HostRowTest, RowChunks, RowTest
 from veil.params import packed_bytes
-
-if TYPE_CHECKING:
-    pass
 
 U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
