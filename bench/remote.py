@@ -28,6 +28,7 @@ from veil import HybridFHEModel
 from veil.bench.generation import Times, generate
 from veil.client.session import OfflineRows
 
+ROOT = Path(__file__).parents[1]
 TOKENS = 33
 REPETITIONS = 3
 PROMPT_ROWS = 48
@@ -232,8 +233,8 @@ class Client:
     """A client process."""
 
     def __init__(self, bundle: Path, target: str, number: int) -> None:
-        command = [sys.executable, __file__, "--bundle", str(bundle), "--client", target, str(number)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "bench.remote", "--bundle", str(bundle.resolve()), "--client", target, str(number)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
     def read(self) -> str:
         assert self._process.stdout is not None

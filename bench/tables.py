@@ -261,8 +261,10 @@ def gpu_models(results: Path) -> Rows:
 
 
 def remote(results: Path) -> Rows:
-    """SmolLM2 over the network beside one process, with fused norms and without."""
-    found = [Measured.read(results / name) for name in ("remote-smollm2.json", "remote-smollm2-unfused.json")]
+    """SmolLM2 over the network beside one process, with fused norms and, where that was measured, without."""
+    found = [Measured.read(results / "remote-smollm2.json")]
+    if (unfused := results / "remote-smollm2-unfused.json").exists():
+        found.append(Measured.read(unfused))
     rows = [{row.name: row.value for row in one.rows} for one in found]
     prompt = found[0].parameters["prompt_rows"]
     lines = [

@@ -146,3 +146,19 @@ def test_residuals_can_be_read_before_the_test(kernels: Kernels, drawn: Any) -> 
 def test_a_test_of_no_chunks_passes(kernels: Kernels) -> None:
     nothing = np.zeros(0)
     assert OneRow(kernels, np.zeros(0, np.int64), nothing).add(nothing)
+
+
+def test_a_verdict_is_the_last_rows_own(kernels: Kernels, drawn: Any) -> None:
+    """Also where a replay was counted that did not come to the GPU, or came and was not counted."""
+    rows, _, flat = drawn
+    alone = OneRow(kernels, SIZES, flat)
+    bad = rows[0].copy()
+    bad[3] = 9.0
+    alone.test.replayed()
+    assert alone.add(rows[0]) and not alone.add(bad)
+    alone.test.replayed()
+    assert not alone.test.passed()
+    alone.test.launch()
+    alone.test.launch()
+    assert not alone.test.passed(), "the residuals that are there are still those of the bad row"
+    assert alone.test.residuals == pytest.approx(bad, rel=1e-12)
