@@ -359,6 +359,17 @@ def _recorded(method: str, original: Callable[..., Any], seen: list[Call]) -> Ca
     return wrapper
 
 
+@pytest.fixture(params=["reference", "cpu", "cuda"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    """Each backend; without a GPU, CUDA's needs the `interpreter`."""
+    if request.param == "cuda":
+        pytest.importorskip("triton", reason="Triton has packages for Linux only")
+        from veil.kernels.cuda.backend import CudaKernels
+
+        return CudaKernels()
+    return kernels_for(request.param)
+
+
 @pytest.fixture(scope="module")
 def interpreter() -> Iterator[None]:
     """Repairs of Triton 3.6's interpreter, where there is no GPU: a scalar as a loop's bound with NumPy 2.4, and speed.

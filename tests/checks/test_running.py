@@ -8,23 +8,12 @@ import numpy as np
 import pytest
 
 from veil.checks.running import RunningTest
-from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Kernels, Rows, Scaling, SignVectors
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 
 SIZES = np.array([1, 2, 2, 5, 18])
 BOUND = 8.0
-
-
-@pytest.fixture(params=["reference", "cpu", "cuda"])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    if request.param == "cuda":
-        pytest.importorskip("triton", reason="Triton has packages for Linux only")
-        from veil.kernels.cuda.backend import CudaKernels
-
-        return CudaKernels()
-    return kernels_for(request.param)
 
 
 class OneRow:

@@ -13,7 +13,6 @@ import torch
 
 from veil.crypto import public
 from veil.errors import WireError
-from veil.kernels.backend import kernels_for
 from veil.kernels.interface import TILE, GroupRows, Kernels, Rows, Scaling
 from veil.kernels.reference import pack
 from veil.kernels.reference_kernels import ReferenceKernels
@@ -31,16 +30,6 @@ WIDE = Params.insecure_tiny(inner_rank=2, inner_degree=32, batch_rows=16)  # fou
 SETS = [pytest.param(NARROW, id="narrow"), pytest.param(WIDE, id="wide")]
 TARGET = 0.99 * 2.0**31 / 1200
 SHAPES = [(1, 1), (3, 7), (9, 5), (17, 64), (40, 33)]
-
-
-@pytest.fixture(params=["reference", "cpu", "cuda"])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    if request.param == "cuda":
-        pytest.importorskip("triton", reason="Triton has packages for Linux only")
-        from veil.kernels.cuda.backend import CudaKernels
-
-        return CudaKernels()
-    return kernels_for(request.param)
 
 
 @pytest.fixture

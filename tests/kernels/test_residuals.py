@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from veil.kernels.backend import kernels_for
 from veil.kernels.interface import Kernels, Rows, Scaling, SignVectors
 from veil.kernels.reference import matmul, pack
 from veil.kernels.reference_kernels import ReferenceKernels
@@ -18,16 +17,6 @@ pytestmark = pytest.mark.usefixtures("interpreter")
 REFERENCE = ReferenceKernels()
 TARGET = 0.99 * 2.0**31 / 1200
 PLACES = {"one": [(0, 7, 1)], "several batches": [(0, 5, 3), (1, 0, 2), (0, 2, 0), (2, 7, 1)]}
-
-
-@pytest.fixture(params=["reference", "cpu", "cuda"])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    if request.param == "cuda":
-        pytest.importorskip("triton", reason="Triton has packages for Linux only")
-        from veil.kernels.cuda.backend import CudaKernels
-
-        return CudaKernels()
-    return kernels_for(request.param)
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ class AnswerChecks:
         self.running = RunningTest(self._row.freedom)
         known = [(self._whole[group], self._bits[group]) for group in self._row.order]
         self._test = self.running.one_row(kernels, known, self._row.whitening, BOUND)
-        self._places = [self._test.places[self._row.order.index(group)] for group in range(len(self._slots))]
+        self._places = dict(zip(self._row.order, self._test.places, strict=True))
         self._tested = False
         """Whether the row that is there was tested while its pass was replayed."""
 
@@ -138,28 +138,22 @@ class AnswerChecks:
             self._check_size(group, float(worst))
         return y
 
-    def record_test(self) -> bool:
-        """While a pass is recorded: have the residuals of its row in it and, if it went through all groups, the row's test;
-        whether it has that.
-        """
-        whole = self._passed == len(self._has_passed)
-        if whole:
+    def record_test(self) -> None:
+        """While a pass is recorded: have its row's residuals in it and, if the row went through all groups, its test."""
+        if self._passed == len(self._has_passed):
             self._test.launch()
         else:
             self._test.compute()
-        return whole
 
     def before_replay(self) -> None:
         """Have ready what a recorded pass changes; raises `WrongAnswer` again where something was found."""
         self.stop_if_caught()
         self._test.ready()
 
-    def replayed(self, groups: Sequence[int], tested: bool) -> None:
-        """Note a pass of one row through these groups whose residuals are in their places, without a call of `decrypt`;
-        ``tested`` is what `record_test` said.
-        """
-        self._tested = tested
-        if tested:
+    def replayed(self, groups: Sequence[int]) -> None:
+        """Note a pass of one row through these groups, each once, that was recorded with `record_test` and replayed."""
+        self._tested = len(groups) == len(self._has_passed)
+        if self._tested:
             self._test.replayed()
         else:
             for group in groups:

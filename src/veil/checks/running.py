@@ -60,10 +60,7 @@ class RunningTest:
     @property
     def beyond(self) -> int | None:
         """The chunk with the largest sum if that is one that no honest server would have, or None."""
-        sums = self.sums
-        if sums.max(initial=0.0) <= self._most:
-            return None
-        return int(np.nan_to_num(sums, nan=np.inf).max(axis=0).argmax())
+        return self._beyond(self.sums)
 
     def one_row(self, kernels: Kernels, vectors: Sequence[tuple[SignVectors, int]], whitening: F64, bound: float) -> RowTest:
         """The test of passes of one row, with the sums of this one, where the kernels have their residuals.
@@ -85,9 +82,13 @@ class RunningTest:
         sums += 1.0 / (counted * (counted + 1.0))
         with np.errstate(over="ignore"):  # infinite is an alarm too
             sums *= np.exp(tilted)
-        if not sums.max(initial=0.0) <= self._most:
-            return int(np.nan_to_num(sums, nan=np.inf).max(axis=0).argmax()) + (places.start or 0)
-        return None
+        found = self._beyond(sums)
+        return None if found is None else found + (places.start or 0)
+
+    def _beyond(self, sums: F64) -> int | None:
+        if sums.max(initial=0.0) <= self._most:
+            return None
+        return int(np.nan_to_num(sums, nan=np.inf).max(axis=0).argmax())
 
     def _settle(self) -> None:
         if self._beside is not None:

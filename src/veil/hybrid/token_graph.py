@@ -30,9 +30,6 @@ class _Recorded:
     kept: dict[str, object]  # the cache among them
     output: list[object]
     groups: list[int]
-    tested: bool
-    """Whether the pass has the test of its row in it."""
-
     replay: Callable[[], object]
 
 
@@ -128,13 +125,14 @@ class TokenGraph:
         inputs = {name: value.clone() for name, value in arguments.items() if isinstance(value, torch.Tensor)}
         kept = {name: value for name, value in arguments.items() if name not in inputs}
         output: list[object] = [None]
-        tested, checks = [False], self._session.checks
+        checks = self._session.checks
 
         def step() -> None:
             self._row.groups, self._row.scales = [], []
             self._router.begin_forward()
             output[0] = self._forward(**inputs, **kept)
-            tested[0] = checks is not None and checks.record_test()
+            if checks is not None:
+                checks.record_test()
 
         before, self._router.evaluator = self._router.evaluator, self._row
         try:
@@ -148,7 +146,7 @@ class TokenGraph:
             self._router.evaluator = before
             if checks is not None:
                 checks.forget_row()
-        return _Recorded(signature, inputs, kept, output, list(self._row.groups), tested[0], replay)
+        return _Recorded(signature, inputs, kept, output, list(self._row.groups), replay)
 
     def _replay(self, recorded: _Recorded, arguments: dict[str, object]) -> object:
         checks = self._session.checks
@@ -163,7 +161,7 @@ class TokenGraph:
         with torch.no_grad():
             recorded.replay()
         if checks is not None:
-            checks.replayed(recorded.groups, recorded.tested)
+            checks.replayed(recorded.groups)
         for group, scales in self._row.scales:
             self._session.check(group, scales)
         return _own(recorded.output[0])

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from veil.kernels.cuda.device import block_of
 from veil.kernels.cuda.packing import unpack_word
 from veil.kernels.cuda.rows import Located, row_start
 from veil.kernels.interface import SignVectors
@@ -21,6 +22,8 @@ its first residual; and how many words that are."""
 DATA, SENT, SHARES, SCALE, GIVEN = range(5)
 """What it is given of the row in each group, as addresses: packed results (0: nothing came), the integers that were sent,
 shares and scale; and how many words that are."""
+
+_INPUTS = 1024
 
 
 @triton.jit
@@ -118,7 +121,7 @@ def residuals(
 ) -> None:
     """Launch `residual_rows`: data [R, bytes] uint8, sent [R, width] int32, scales [R] float64 → out [R, count]."""
     rows, width = sent.shape
-    inputs = min(2048, max(32, 1 << max(width - 1, 0).bit_length()))
+    inputs = block_of(width, most=2048)
     base, offset, stride, table = shares.arguments
     residual_rows[(rows, vectors.count)](
         data, sent, scales, base, vectors.edges, vectors.signs, vectors.sums, vectors.inverse, out, offset, stride, width,
@@ -134,11 +137,3 @@ def row_residuals(groups: Tensor, known: Tensor, given: Tensor, out: Tensor, blo
     residuals_of_row[(len(groups),)](
         groups, known, given, out, KNOWN, GIVEN, _INPUTS, block, num_warps=4, enable_fp_fusion=False
     )
-
-
-_INPUTS = 1024
-
-
-def block_of(slots: int) -> int:
-    """The power of two that has room for a chunk of so many slots."""
-    return max(32, 1 << max(slots - 1, 0).bit_length())

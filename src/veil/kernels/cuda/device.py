@@ -34,6 +34,11 @@ def put(values: NDArray[np.generic]) -> Tensor:
     return staged.copy_(source).to(target(), non_blocking=True)
 
 
+def block_of(count: int, least: int = 32, most: int = 1 << 30) -> int:
+    """The power of two, between these, that has room for so many elements."""
+    return min(most, max(least, 1 << max(count - 1, 0).bit_length()))
+
+
 def empty(*shape: int, dtype: torch.dtype = torch.uint32) -> Tensor:
     """Room of this shape and dtype on the device, not set."""
     return torch.empty(shape, dtype=dtype, device=target())

@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from veil.kernels.cuda.device import block_of
+
 Tensor = torch.Tensor
 
 PART = 1024
@@ -65,5 +67,5 @@ def refine(x: Tensor, table: Tensor, likely: int, outputs: Tensor, part: int = P
     largest_of_parts[(rows, parts)](outputs, keys, slots, likely, part, num_warps=8)
     refine_largest[(rows, likely)](
         keys, x, table, outputs, slots, width, parts * likely,
-        likely, max(2 * likely, 1 << (parts * likely - 1).bit_length()), _WIDTH, num_warps=8,
+        likely, block_of(parts * likely, least=2 * likely), _WIDTH, num_warps=8,
     )  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from veil.kernels.cuda.device import block_of
 from veil.kernels.cuda.packing import part_of, span_of, store_units, top_bits, unpack_aligned, unpack_word
 from veil.kernels.cuda.rows import Located, row_start
 
@@ -122,7 +123,7 @@ def encrypt(
     ``scaling`` is target norm and fixed norm.
     """
     rows, width = x.shape
-    inputs = min(2048, max(32, 1 << max(width - 1, 0).bit_length()))
+    inputs = block_of(width, most=2048)
     span, (block, threads) = span_of(out), (256, 8) if rows < 32 else (1024, 4)
     base, offset, stride, table = pads.arguments
     encrypt_rows[(rows, max(1, -(-8 * out.shape[1] // (span * block))))](

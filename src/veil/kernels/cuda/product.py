@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from veil.kernels.cuda.device import empty
+from veil.kernels.cuda.device import block_of, empty
 from veil.kernels.cuda.packing import part_of, span_of, store_limbs, top_bits, unpack_aligned, unpack_word
 from veil.kernels.cuda.rows import Located
 from veil.kernels.ring import Ring
@@ -171,7 +171,7 @@ def answer_row(
     """Launch `answer_one`: one packed row and its shares → ``out`` [1, bytes]."""
     rows, width = weights.shape
     tile = tile or RowTile.choose(rows, width)
-    depth = min(tile.depth, max(32, 1 << max(width - 1, 0).bit_length()))
+    depth = block_of(width, most=tile.depth)
     padded = 1 << (tile.rows * bits[1] // 8 - 1).bit_length()
     answer_one[(-(-rows // tile.rows),)](
         data, weights, shares.material, out, shares.offset, rows, width, out.shape[1], *bits, padded, span_of(data),

@@ -11,7 +11,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 
 from veil.kernels.cuda import checking
-from veil.kernels.cuda.device import interpreted, put
+from veil.kernels.cuda.device import block_of, interpreted, put
 from veil.kernels.cuda.rows import Located
 from veil.kernels.interface import SignVectors
 from veil.kernels.row_test import RowChunks
@@ -111,12 +111,12 @@ class GpuRowTest:
         self._vectors = vectors  # the words below say where they are
         self._groups = put(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
         self._known = put(_known(vectors))
-        self._chunk = checking.block_of(max((own.longest for own, _ in vectors), default=1))
+        self._chunk = block_of(max((own.longest for own, _ in vectors), default=1))
         self._given = put(np.zeros((len(counts), checking.GIVEN), np.int64))
         self._recorded = torch.zeros_like(self._given)
         self._to_record: NDArray[np.int64] | None = None
         self._residuals = put(np.zeros((1, sum(counts))))
-        self._block = 1 << max(int(sizes.max(initial=1)) - 1, 0).bit_length()
+        self._block = block_of(int(sizes.max(initial=1)), least=1)
         self._programs = -(-len(sizes) // _BLOCK)
         pinned = not interpreted() and self._programs > 0
         self._turns, self._turn = put(np.zeros(self._programs, np.int64)), 0
