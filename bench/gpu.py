@@ -134,12 +134,10 @@ class Model:
 
     def uploads(self) -> list[BatchUpload]:
         """Batches of all segments as a client makes them."""
-        segments, found = tuple(self.manifest.segments), []
-        for _ in range(BATCHES):
-            data, _ = self.maker.make(self.made, segments)
-            found.append(BatchUpload(self.made, data))
-            self.made += 1
-        return found
+        numbers = range(self.made, self.made + BATCHES)
+        self.made += BATCHES
+        data, _ = self.maker.make(numbers, tuple(self.manifest.segments))
+        return [BatchUpload(number, own) for number, own in zip(numbers, data, strict=True)]
 
     def prepare(self, uploads: Sequence[BatchUpload]) -> None:
         """Prepare batches, and forget them."""

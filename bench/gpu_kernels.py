@@ -135,20 +135,29 @@ def check() -> None:
     for count in (1, 2, 3, 5):
         own = batches[-count:]
         same(f"prepare {count}", K.prepare(reloaded, K.asarray(own), 32, RING), R.prepare(theirs, own, 32, RING))
-    secret, z = rng.ternary(PARAMS.n).reshape(PARAMS.k, PARAMS.m), rng.ternary(PARAMS.N)
+    secrets, z = _secrets(rng, 3)
     host = R.errors(rng, 3.2)
-    errors = host.draw(RING.terms, RING.N)
-    data = R.encrypt_batch(outer, z, secret, errors, RING)
-    same("encrypt batch", K.encrypt_batch(K.asarray(outer), z, secret, K.asarray(errors), RING), data)
-    same("decode batch", K.decode_batches(K.asarray(data[None]), RING), R.decode_batches(data[None], RING))
-    errors = host.draw(PARAMS.T, len(a) * RING.r)
-    pads = R.pads(R.load_inner(a, RING), secret, errors, RING)
-    same("pads", K.pads(K.load_inner(a, RING), secret, K.asarray(errors), RING), pads)
+    errors = host.draw(3, RING.terms, RING.N)
+    data = R.encrypt_batches(outer, z, secrets, errors, RING)
+    gpu = [K.asarray(values) for values in (outer, z, secrets, errors)]
+    same("encrypt batches", K.encrypt_batches(gpu[0], gpu[1], gpu[2], gpu[3], RING), data)
+    same("decode batches", K.decode_batches(K.asarray(data), RING), R.decode_batches(data, RING))
+    drawn = [host.draw(PARAMS.T, len(a) * RING.r) for _ in range(3)]
+    pads = R.pads(R.load_inner(a, RING), secrets, drawn, RING)
+    for made, own in zip(K.pads(K.load_inner(a, RING), gpu[2], map(K.asarray, drawn), RING), pads, strict=True):
+        same("pads", made, own)
     shares = R.shares(R.load_public(table[0], RING), z, slots, RING)
-    same("shares", K.shares(K.load_public(table[0], RING), z, slots, RING), shares)
+    for made, own in zip(K.shares(K.load_public(table[0], RING), gpu[1], slots, RING), shares, strict=True):
+        same("shares", made, own)
     drawn = K.errors(rng, 3.2).draw(64, 100_000).float()
     note("check", "errors", mean=float(drawn.mean()), deviation=float(drawn.std()), largest=float(drawn.abs().max()))
     _check_rows(draw, rng)
+
+
+def _secrets(rng: SecretRng, count: int) -> tuple[Any, Any]:
+    """Secrets s [count, k, m] and z [count, N] int8."""
+    s = rng.ternary(count * PARAMS.n).reshape(count, PARAMS.k, PARAMS.m)
+    return s, rng.ternary(count * PARAMS.N).reshape(count, PARAMS.N)
 
 
 def _check_rows(draw: np.random.Generator, rng: SecretRng) -> None:
@@ -205,17 +214,17 @@ def offline(model: str) -> None:
     rng = SecretRng()
     inner = K.load_inner(np.zeros((elements, RING.k, RING.m), dtype=np.uint32), RING)
     errors, outer = K.errors(rng, 3.2), K.asarray(random_ntt(1)[0])
-    secret, z = rng.ternary(PARAMS.n).reshape(PARAMS.k, PARAMS.m), rng.ternary(PARAMS.N)
-    drawn = errors.draw(T, elements * RING.r)
+    secrets, z = map(K.asarray, _secrets(rng, 1))
+    drawn = [errors.draw(T, elements * RING.r)]
     note("offline", f"{model} errors", ms=timed(lambda: errors.draw(T, elements * RING.r)))
-    note("offline", f"{model} pads", ms=timed(lambda: K.pads(inner, secret, drawn, RING)))
+    note("offline", f"{model} pads", ms=timed(lambda: K.pads(inner, secrets, drawn, RING)))
     table = K.load_public(np.zeros((T, blocks * RING.w), dtype=np.uint32), RING)
     note("offline", f"{model} shares", ms=timed(lambda: K.shares(table, z, blocks * RING.w, RING)))
     _batches(model, inner, table, outer, blocks)
-    own = errors.draw(RING.terms, RING.N)
-    data = K.encrypt_batch(outer, z, secret, own, RING)
-    note("offline", f"{model} encrypt batch", ms=timed(lambda: K.encrypt_batch(outer, z, secret, own, RING)))
-    note("offline", f"{model} decode batch", ms=timed(lambda: K.decode_batches(data[None], RING)))
+    own = errors.draw(1, RING.terms, RING.N)
+    data = K.encrypt_batches(outer, z, secrets, own, RING)
+    note("offline", f"{model} encrypt batch", ms=timed(lambda: K.encrypt_batches(outer, z, secrets, own, RING)))
+    note("offline", f"{model} decode batch", ms=timed(lambda: K.decode_batches(data, RING)))
 
 
 def _batches(model: str, inner: Any, table: Any, outer: Any, blocks: int, count: int = 4) -> None:
@@ -224,14 +233,11 @@ def _batches(model: str, inner: Any, table: Any, outer: Any, blocks: int, count:
     inner_errors, outer_errors = K.errors(rng, 3.2), K.errors(rng, 3.2)
 
     def make() -> Any:
-        uploads, held = [], []
-        for _ in range(count):
-            secret, z = rng.ternary(PARAMS.n).reshape(PARAMS.k, PARAMS.m), rng.ternary(PARAMS.N)
-            uploads.append(K.encrypt_batch(outer, z, secret, outer_errors.draw(RING.terms, RING.N), RING).view(1, -1))
-            held.append(K.pads(inner, secret, inner_errors.draw(T, len(inner) * RING.r), RING))
-            held.append(K.shares(table, z, blocks * RING.w, RING))
-        held.append(K.prepare(hint, K.decode_batches(K.concatenate(uploads), RING), 32, RING))
-        return held
+        secrets, z = map(K.asarray, _secrets(rng, count))
+        uploads = K.encrypt_batches(outer, z, secrets, outer_errors.draw(count, RING.terms, RING.N), RING)
+        held = K.pads(inner, secrets, (inner_errors.draw(T, len(inner) * RING.r) for _ in range(count)), RING)
+        held += K.shares(table, z, blocks * RING.w, RING)
+        return [*held, K.prepare(hint, K.decode_batches(uploads, RING), 32, RING)]
 
     make()
     torch.cuda.synchronize()

@@ -211,14 +211,12 @@ class Scheme:
         self.tables = self.hint.public_tables(self.seed, params)
         slots = {self.segment: sum(self.rows)}
         self.maker = BatchMaker(params, self.seed, self.widths, slots, self.tables, self.kernels, self.rng)
-        made = [self.maker.make(number, [self.segment]) for number in range(count)]
-        self.uploads = np.stack([upload for upload, _ in made])
-        self.batches = [batch for _, batch in made]
+        self.uploads, self.batches = self.maker.make(range(count), [self.segment])
         self.points = self.kernels.decode_batches(self.uploads, self.ring)
         self.h = self.hint.prepare(self.points, [self.segment])[self.segment]
         drawn = self.rng.drawn  # type: ignore[attr-defined]
-        self.secrets = [values.reshape(params.k, params.m).astype(np.int64) for values in drawn[::2]]
-        self.keys = [values.astype(np.int64) for values in drawn[1::2]]
+        self.secrets = list(drawn[0].reshape(count, params.k, params.m).astype(np.int64))
+        self.keys = list(drawn[1].reshape(count, params.N).astype(np.int64))
 
     def slots(self, group: int) -> slice:
         first = sum(self.rows[:group])

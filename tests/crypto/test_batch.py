@@ -98,7 +98,7 @@ def test_the_maker_forgets_the_secrets(pair: Any) -> None:
     maker = BatchMaker(
         pair.params, pair.seed, manifest.widths, manifest.segments, pair.client_model.tables, pair.kernels, rng
     )
-    _, made = maker.make(0, ["body", "head"])
+    _, (made,) = maker.make([0], ["body", "head"])
     again = SecretRng.insecure_for_tests(5)
     secrets = [again.ternary(count).tobytes() for count in (pair.params.n, pair.params.N)]
     for thing in (made, maker):

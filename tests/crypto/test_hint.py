@@ -111,7 +111,7 @@ def test_the_hint_is_the_scheme_bit_for_bit(name: str, kernels: Any) -> None:
     widths = [own.shape[1] for own in weights]
     rng = SecretRng.insecure_for_tests(2)
     maker = BatchMaker(params, SEED, widths, {"body": slots}, tables, kernels, rng)
-    uploads = np.stack([maker.make(number, ["body"])[0] for number in range(2)])
+    uploads, _ = maker.make(range(2), ["body"])
     points = kernels.decode_batches(uploads, ring_of(params))
     shares = hint.prepare(points, ["body"])["body"]
     whole = Plain(params, weights)

@@ -169,10 +169,11 @@ def test_uploads_are_read_and_checked(kernels: Kernels, draw: np.random.Generato
 # The client's half, offline ------------------------------------------------------------------------------------
 
 
-def secrets(params: Params) -> tuple[Any, Any, Any]:
+def secrets(params: Params, count: int) -> tuple[Any, Any, Any]:
+    """Secrets s [count, k, m] and z [count, N], and errors that are far from zero."""
     rng = SecretRng.insecure_for_tests(5)
-    secret = rng.ternary(params.n).reshape(params.k, params.m)
-    return secret, rng.ternary(params.N), REFERENCE.errors(rng, 12.0)
+    secret = rng.ternary(count * params.n).reshape(count, params.k, params.m)
+    return secret, rng.ternary(count * params.N).reshape(count, params.N), REFERENCE.errors(rng, 12.0)
 
 
 def test_errors_are_rounded_gaussians(kernels: Kernels) -> None:
@@ -190,38 +191,51 @@ def test_errors_are_rounded_gaussians(kernels: Kernels) -> None:
 @pytest.mark.parametrize("params", SETS)
 def test_encrypted_batches(kernels: Kernels, params: Params) -> None:
     ring = ring_of(params)
-    secret, z, source = secrets(params)
-    errors = source.draw(ring.terms, ring.N)
-    errors[:, 0], errors[:, 1] = 127, -127
     outer = public.outer_polynomials(SEED, params)
-    data = kernels.encrypt_batch(kernels.asarray(outer), z, secret, kernels.asarray(errors), ring)
-    same(kernels, data, REFERENCE.encrypt_batch(outer, z, secret, errors, ring))
+    for count in (1, 3):
+        secret, z, source = secrets(params, count)
+        errors = source.draw(count, ring.terms, ring.N)
+        errors[:, :, 0], errors[:, :, 1] = 127, -127
+        held = [kernels.asarray(values) for values in (outer, z, secret, errors)]
+        data = kernels.encrypt_batches(held[0], held[1], held[2], held[3], ring)
+        same(kernels, data, REFERENCE.encrypt_batches(outer, z, secret, errors, ring))
+        each = [
+            REFERENCE.encrypt_batches(outer, z[n : n + 1], secret[n : n + 1], errors[n : n + 1], ring) for n in range(count)
+        ]
+        same(kernels, data, np.concatenate(each))
 
 
 @pytest.mark.parametrize(("params", "elements"), [(NARROW, 17), (NARROW, 16), (WIDE, 1), (WIDE, 3)])
 def test_pads(kernels: Kernels, params: Params, elements: int, draw: np.random.Generator) -> None:
     ring = ring_of(params)
-    secret, _, source = secrets(params)
-    errors = source.draw(ring.T, elements * ring.r)
     a = words(draw, elements, ring.k, ring.m)
     a[0], a[-1, :, 0] = 0x80000000, 0x7FFFFFFF
     for place, table in enumerate(ring.inner):  # what a prime divides, and what is beside that
         most = (1 << 31) // table.prime
         near = draw.integers(-most, most, ring.m) * table.prime + draw.integers(-1, 2, ring.m)
         a[-1, place % ring.k] = near.astype(np.int32).view(np.uint32)
-    pads = kernels.pads(kernels.load_inner(a, ring), secret, kernels.asarray(errors), ring)
-    same(kernels, pads, REFERENCE.pads(REFERENCE.load_inner(a, ring), secret, errors, ring))
+    inner, expected = kernels.load_inner(a, ring), REFERENCE.load_inner(a, ring)
+    for count in (1, 2, 5):
+        secret, _, source = secrets(params, count)
+        errors = [source.draw(ring.T, elements * ring.r) for _ in range(count)]
+        pads = kernels.pads(inner, kernels.asarray(secret), map(kernels.asarray, errors), ring)
+        assert len(pads) == count
+        for own, hidden, error in zip(pads, secret, errors, strict=True):
+            same(kernels, own, REFERENCE.pads(expected, hidden[None], [error], ring)[0])
 
 
 @pytest.mark.parametrize(("params", "blocks"), [(NARROW, 17), (WIDE, 1), (WIDE, 2)])
 def test_shares_of_the_client(kernels: Kernels, params: Params, blocks: int, draw: np.random.Generator) -> None:
     ring = ring_of(params)
-    _, z, _ = secrets(params)
+    _, z, _ = secrets(params, 3)
     table = words(draw, ring.T, blocks * ring.w, bits=ring.public_bits)
     table[0], table[1] = 1 << (ring.public_bits - 1), (1 << (ring.public_bits - 1)) - 1
     held, expected = kernels.load_public(table, ring), REFERENCE.load_public(table, ring)
     for slots in (blocks * ring.w, blocks * ring.w - 3):
-        same(kernels, kernels.shares(held, z, slots, ring), REFERENCE.shares(expected, z, slots, ring))
+        made = kernels.shares(held, kernels.asarray(z), slots, ring)
+        assert len(made) == len(z)
+        for own, key in zip(made, z, strict=True):
+            same(kernels, own, REFERENCE.shares(expected, key[None], slots, ring)[0])
 
 
 # A row, online -------------------------------------------------------------------------------------------------------
@@ -378,20 +392,21 @@ def test_a_row_through_both_halves(kernels: Kernels, draw: np.random.Generator) 
     ring = ring_of(params)
     slots, width = 11, 9
     weights = draw.integers(-127, 128, (slots, width), dtype=np.int8)
-    secret, z, source = secrets(params)
+    secret, z, _ = secrets(params, 1)
     source = REFERENCE.errors(SecretRng.insecure_for_tests(2), 3.2)
     (held,) = kernels.load_weights([weights])
     a, outer = public.inner_polynomials(SEED, params, 0, width), public.outer_polynomials(SEED, params)
     hint = kernels.new_hint(params.blocks(slots), ring)
     kernels.fill_hint(hint, 0, kernels.inner_hint(held, a, ring), ring)
     table = kernels.to_numpy(kernels.prepare(hint, kernels.asarray(outer[None]), ring.public_bits, ring))[0]
-    errors = kernels.asarray(source.draw(ring.terms, ring.N))
-    upload = kernels.encrypt_batch(kernels.asarray(outer), z, secret, errors, ring)
-    batch = kernels.decode_batches(upload.reshape(1, -1), ring)
+    errors = kernels.asarray(source.draw(1, ring.terms, ring.N))
+    secret, z = kernels.asarray(secret), kernels.asarray(z)
+    upload = kernels.encrypt_batches(kernels.asarray(outer), z, secret, errors, ring)
+    batch = kernels.decode_batches(upload, ring)
     h = kernels.prepare(hint, batch, 32, ring)[0]
-    mu = kernels.shares(kernels.load_public(table, ring), z, slots, ring)
+    (mu,) = kernels.shares(kernels.load_public(table, ring), z, slots, ring)
     inner_errors = kernels.asarray(source.draw(ring.T, len(a) * ring.r))
-    pads = kernels.pads(kernels.load_inner(a, ring), secret, inner_errors, ring)
+    (pads,) = kernels.pads(kernels.load_inner(a, ring), secret, [inner_errors], ring)
     places = [(0, 3), (ring.T - 1, 1)]
     x = draw.standard_normal((4, width)).astype(np.float32)
     norm = float(np.sqrt((weights.astype(float) ** 2).sum(axis=1)).max())

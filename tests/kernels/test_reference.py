@@ -127,7 +127,7 @@ def test_pads_are_exact(rng: np.random.Generator, schoolbook: Schoolbook) -> Non
     errors = rng.integers(-128, 128, (ring.T, 5 * ring.r)).astype(np.int8)
     for secret in (rng.integers(-1, 2, (ring.k, ring.m)), np.ones((ring.k, ring.m)), -np.ones((ring.k, ring.m))):
         s = secret.astype(np.int8)
-        found = KERNELS.pads(KERNELS.load_inner(a, ring), s, errors, ring)
+        (found,) = KERNELS.pads(KERNELS.load_inner(a, ring), s[None], [errors], ring)
         sums = [sum(schoolbook(own[i].astype(np.int64), s[i].astype(np.int64)) for i in range(ring.k)) for own in a]
         expected = np.concatenate([np.asarray(own).reshape(ring.T, ring.r) for own in sums], axis=1) + errors
         np.testing.assert_array_equal(found, (expected % 2**32).astype(np.uint32))
@@ -165,7 +165,7 @@ def test_a_batch_decrypts_to_its_secret(rng: np.random.Generator) -> None:
     a = np.stack([rng.integers(0, p, (ring.terms, ring.N), dtype=np.uint32) for p in ring.primes], axis=1)
     z, secret = rng.integers(-1, 2, ring.N).astype(np.int8), rng.integers(-1, 2, (ring.k, ring.m)).astype(np.int8)
     errors = rng.integers(-9, 10, (ring.terms, ring.N)).astype(np.int8)
-    b = kernels.decode_batches(kernels.encrypt_batch(a, z, secret, errors, ring)[None], ring)[0]
+    b = kernels.decode_batches(kernels.encrypt_batches(a, z[None], secret[None], errors[None], ring), ring)[0]
     for i, table in enumerate(ring.outer):
         p = table.prime
         opened = (b[:, i].astype(np.uint64) + a[:, i].astype(np.uint64) * reference.residues(z, table)) % np.uint64(p)
@@ -179,7 +179,7 @@ def test_shares_are_the_product_with_z(rng: np.random.Generator, schoolbook: Sch
     ring, kernels = TINY, ReferenceKernels()
     table = rng.integers(0, 1 << ring.public_bits, (ring.T, 2 * ring.w), dtype=np.uint32)
     z = rng.integers(-1, 2, ring.N).astype(np.int8)
-    found = kernels.shares(kernels.load_public(table, ring), z, 2 * ring.w, ring)
+    (found,) = kernels.shares(kernels.load_public(table, ring), z[None], 2 * ring.w, ring)
     for block in range(2):
         part = table[:, block * ring.w : (block + 1) * ring.w]
         product = schoolbook(part.reshape(-1).astype(object), z.astype(object)) % (1 << ring.public_bits)

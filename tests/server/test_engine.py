@@ -39,9 +39,10 @@ class Client:
     def batch(self, number: int) -> BatchUpload:
         params, kernels = self.params, self.pair.kernels
         a = public.outer_polynomials(self.pair.seed, params)
-        secret = self.rng.ternary(params.n).reshape(params.k, params.m)
-        errors = kernels.errors(self.rng, 3.2).draw(params.terms, params.N)
-        return BatchUpload(number, kernels.encrypt_batch(a, self.rng.ternary(params.N), secret, errors, ring_of(params)))
+        secret = self.rng.ternary(params.n).reshape(1, params.k, params.m)
+        errors = kernels.errors(self.rng, 3.2).draw(1, params.terms, params.N)
+        z = self.rng.ternary(params.N)[None]
+        return BatchUpload(number, kernels.encrypt_batches(a, z, secret, errors, ring_of(params))[0])
 
     def upload(self, *numbers: int, segments: Any = BOTH) -> Upload:
         return Upload(tuple(self.batch(number) for number in numbers), tuple(segments))

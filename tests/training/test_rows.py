@@ -105,14 +105,14 @@ def test_a_batch_for_gradients_has_pads_for_them_alone() -> None:
     seed, slots, rng = PublicSeed(b"x" * 32), MANIFEST.segments, SecretRng.insecure_for_tests(1)
     tables = {name: np.zeros((params.T, params.blocks(own) * params.w), dtype=np.uint32) for name, own in slots.items()}
     maker = BatchMaker(params, seed, MANIFEST.widths, slots, tables, kernels, rng, back=2)
-    _, forward = maker.make(0, ["body", "head"])
-    _, back = maker.make(1, ["back"])
+    _, (forward,) = maker.make([0], ["body", "head"])
+    _, (back,) = maker.make([1], ["back"])
     words = [params.elements(width) * params.r for width in MANIFEST.widths]
     assert forward.pads.shape == (params.T, words[0] + words[1]) and back.pads.shape == (params.T, words[2] + words[3])
     assert [maker.group_start(group) for group in range(4)] == [0, words[0], 0, words[2]]
     assert set(forward.shares) == {"body", "head"} and set(back.shares) == {"back"}
     with pytest.raises(AssertionError):
-        maker.make(2, ["body", "back"])
+        maker.make([2], ["body", "back"])
 
 
 def _slots() -> dict[str, int]:

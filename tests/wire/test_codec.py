@@ -49,10 +49,8 @@ def test_bytes_on_the_wire_are_pinned(name: str, kernels: Any) -> None:
     params = SETS[name]
     batch = packed(counting(params), params)
     assert batch.shape == (1, params.batch_bytes)
-    zero = np.zeros((params.k, params.m), dtype=np.int8)
-    made = kernels.encrypt_batch(
-        counting(params), np.ones(params.N, np.int8), zero, np.ones((params.terms, params.N), np.int8), ring_of(params)
-    )
+    zero, ones = np.zeros((1, params.k, params.m), np.int8), np.ones((1, params.terms, params.N), np.int8)
+    made = kernels.encrypt_batches(counting(params), np.ones((1, params.N), np.int8), zero, ones, ring_of(params))
     words = (np.arange(2 * 70, dtype=np.uint32) * np.uint32(2654435761)).reshape(2, 70)
     rows = {str(bits): kernels.pack(words >> np.uint32(32 - bits), bits).tobytes().hex() for bits in (15, 18, 23, 24, 27)}
     assert {

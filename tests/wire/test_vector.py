@@ -39,12 +39,11 @@ def test_the_worked_vector(device: str) -> None:
     hint = kernels.new_hint(params.blocks(SLOTS), ring)
     kernels.fill_hint(hint, 0, hint_rows, ring)
     table = kernels.prepare(hint, outer[None], ring.public_bits, ring)[0]
-    secret, z = rng.ternary(params.n).reshape(params.k, params.m), rng.ternary(params.N)
-    upload = kernels.encrypt_batch(outer, z, secret, kernels.errors(rng, 3.2).draw(params.terms, params.N), ring)
+    secret, z = rng.ternary(params.n).reshape(1, params.k, params.m), rng.ternary(params.N)[None]
+    (upload,) = kernels.encrypt_batches(outer, z, secret, kernels.errors(rng, 3.2).draw(1, params.terms, params.N), ring)
     shares = kernels.prepare(hint, kernels.decode_batches(upload[None], ring), 32, ring)[0]
-    pads = kernels.pads(
-        kernels.load_inner(inner, ring), secret, kernels.errors(rng, 3.2).draw(params.T, len(inner) * params.r), ring
-    )
+    errors = kernels.errors(rng, 3.2).draw(params.T, len(inner) * params.r)
+    (pads,) = kernels.pads(kernels.load_inner(inner, ring), secret, [errors], ring)
     x = np.linspace(-1.0, 1.0, WIDTH, dtype=np.float32)[None]
     ones = np.ones(SLOTS, dtype=np.float32)
     scaling = Scaling(None, ones, 0 * ones, 2.0**16, 0.25)  # a fixed scale: a norm's last bit depends on the order of a sum

@@ -16,9 +16,6 @@ from veil.random import SecretRng
 from veil.wire.messages import BatchUpload
 from veil.wire.transport import Transport
 
-MOST_AT_ONCE = 2
-"""Batches of one upload: the server goes over its hint once for both; strips of more do not fit a core's cache."""
-
 
 class RowMaker:
     """Makes batches and puts them into a pool; opens another session, with fresh secrets, when the server forgot the last.
@@ -42,6 +39,7 @@ class RowMaker:
         self._stats = stats
         self._pool = pool
         self._timeouts = timeouts
+        self._at_once = kernels.batches_at_once
         manifest = model.manifest
         self.batches = BatchMaker(
             model.params,
@@ -74,7 +72,7 @@ class RowMaker:
         count = -(-rows // self._model.params.T)
         while count > 0:
             with self._lock:
-                count -= self._make(min(count, MOST_AT_ONCE), segments, full)
+                count -= self._make(min(count, self._at_once), segments, full)
 
     def reopen(self, session: str) -> None:
         """Open a new session unless the one that failed is over already."""
@@ -124,12 +122,10 @@ class RowMaker:
 
     def _send(self, session: str, count: int, segments: tuple[str, ...]) -> list[RowBatch]:
         with self._stats.phase("prepare"):
-            made, uploads = [], []
-            for _ in range(count):
-                data, batch = self.batches.make(self._made, segments)
-                uploads.append(BatchUpload(self._made, data))
-                made.append(batch)
-                self._made += 1
+            numbers = range(self._made, self._made + count)
+            self._made += count
+            data, made = self.batches.make(numbers, segments)
+            uploads = [BatchUpload(number, own) for number, own in zip(numbers, data, strict=True)]
             try:
                 with self._stats.phase("prepare_server"):
                     self._transport.prepare(session, uploads, segments)

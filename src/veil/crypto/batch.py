@@ -112,22 +112,29 @@ class BatchMaker:
         """Bytes of memory that a batch for forward passes takes here, with all their segments."""
         return 4 * self._params.T * (self.pad_words + sum(self._slots[name] for name in self._slots if name != "back"))
 
-    def make(self, number: int, segments: Sequence[str]) -> tuple[Array, RowBatch]:
-        """A batch under fresh secrets s and z: what goes to the server, packed [bytes] uint8, and what stays here.
+    def make(self, numbers: Sequence[int], segments: Sequence[str]) -> tuple[Array, list[RowBatch]]:
+        """A batch of each number, under fresh secrets s and z of its own: what goes to the server, packed [batches, bytes]
+        uint8, and what stays here.
 
-        s hides the batch's rows; z encrypts s, once, and is forgotten. A batch is for forward passes, or for segment
-        ``back`` alone: of the other groups it has no pads.
+        s hides the batch's rows; z encrypts s, once, and is forgotten. Batches are for forward passes, or for segment
+        ``back`` alone: of the other groups they have no pads.
         """
         params, ring, kernels = self._params, self._ring, self._kernels
         back = "back" in segments
         assert not back or list(segments) == ["back"]
-        secret = self._rng.ternary(params.n).reshape(params.k, params.m)
-        z = self._rng.ternary(params.N)
-        upload = kernels.encrypt_batch(self._outer, z, secret, self._outer_errors.draw(params.terms, params.N), ring)
-        errors = self._inner_errors.draw(params.T, self._elements[back] * params.r)
-        pads = kernels.pads(self._inner[back], secret, errors, ring)
-        shares = {name: kernels.shares(self._public[name], z, self._slots[name], ring) for name in segments}
-        return upload, RowBatch(number, pads, shares, self._groups, params.T)
+        count, columns = len(numbers), self._elements[back] * params.r
+        secrets = kernels.asarray(self._rng.ternary(count * params.n).reshape(count, params.k, params.m))
+        z = kernels.asarray(self._rng.ternary(count * params.N).reshape(count, params.N))
+        errors = self._outer_errors.draw(count, params.terms, params.N)
+        uploads = kernels.encrypt_batches(self._outer, z, secrets, errors, ring)
+        drawn = (self._inner_errors.draw(params.T, columns) for _ in numbers)
+        pads = kernels.pads(self._inner[back], secrets, drawn, ring)
+        shares = [kernels.shares(self._public[name], z, self._slots[name], ring) for name in segments]
+        batches = [
+            RowBatch(number, own, dict(zip(segments, parts, strict=True)), self._groups, params.T)
+            for number, own, *parts in zip(numbers, pads, *shares, strict=True)
+        ]
+        return uploads, batches
 
     def __repr__(self) -> str:
         return "<BatchMaker>"

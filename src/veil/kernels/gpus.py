@@ -29,6 +29,7 @@ class OnGpu:
         self._kernels, self._within = kernels, within
         self._turn = threading.Lock()
         self.name, self.asks_cheaply, self.joins_groups = kernels.name, kernels.asks_cheaply, kernels.joins_groups
+        self.batches_at_once = kernels.batches_at_once
 
     def chosen(self) -> AbstractContextManager[object]:
         """See `interface.Kernels.chosen`."""

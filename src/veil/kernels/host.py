@@ -28,6 +28,7 @@ class HostArrays:
 
     asks_cheaply = True
     joins_groups = False
+    batches_at_once = 2
 
     def asarray(self, values: NDArray[S]) -> NDArray[S]:
         return values

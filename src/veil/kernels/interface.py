@@ -179,6 +179,11 @@ class Kernels(Protocol):
     joins_groups: bool
     """Whether rows of several groups are answered quicker together: on a GPU a launch costs more than a small product."""
 
+    batches_at_once: int
+    """Batches that are best made and uploaded together: the server goes over its hint once for all, but strips of more than
+    two do not fit a core's cache, and of four a GPU's launches are no longer what takes the time.
+    """
+
     def asarray(self, values: NDArray[np.generic]) -> Array:
         """A NumPy array as one of the backend, shape and dtype kept; an array of the backend as it is."""
 
@@ -242,26 +247,27 @@ class Kernels(Protocol):
     def errors(self, rng: Words, sigma: float) -> Errors:
         """A source of errors of this deviation, seeded by ``rng``."""
 
-    def encrypt_batch(self, a: Array, z: I8, secret: I8, errors: Array, ring: Ring) -> Array:
-        """The packed ``b_v = -a_v·z + e_v + Δ·s_v(X^w)`` for public points a [terms, 2, N] → [bytes] uint8.
+    def encrypt_batches(self, a: Array, z: Array, secrets: Array, errors: Array, ring: Ring) -> Array:
+        """The packed ``b_v = -a_v·z + e_v + Δ·s_v(X^w)`` of B batches for public points a [terms, 2, N] → [B, bytes] uint8.
 
-        z [N] and the secret [k, m] are ternary, errors [terms, N] int8.
+        z [B, N] and the secrets [B, k, m] are ternary, errors [B, terms, N]; all three int8.
         """
 
     def load_inner(self, a: U32, ring: Ring) -> Array:
         """Public inner polynomials [elements, k, m] modulo 2^32, in the form that `pads` multiplies with."""
 
-    def pads(self, inner: Array, secret: I8, errors: Array, ring: Ring) -> Array:
-        """``A·s + e``: for each element Σ_i a_i·s_i, with errors [T, elements·r] int8 → [T, elements·r] uint32.
+    def pads(self, inner: Array, secrets: Array, errors: Iterable[Array], ring: Ring) -> list[Array]:
+        """``A·s + e`` for each of the secrets [B, k, m] int8: for each element Σ_i a_i·s_i → B times [T, elements·r] uint32.
 
-        Input ``c·r + v`` of row t is coefficient ``t·r + v`` of element c.
+        Input ``c·r + v`` of row t is coefficient ``t·r + v`` of element c. Of ``errors`` the next [T, elements·r] int8 are
+        asked when a batch's turn has come.
         """
 
     def load_public(self, table: U32, ring: Ring) -> Array:
         """The public a' [T, slots] of ℓ_a-bit words, slots whole blocks, in the form that `shares` multiplies with."""
 
-    def shares(self, public: Array, z: I8, slots: int, ring: Ring) -> Array:
-        """``μ = (a'·z mod 2^ℓ_a)·2^(32 - ℓ_a)`` → [T, slots] uint32."""
+    def shares(self, public: Array, z: Array, slots: int, ring: Ring) -> list[Array]:
+        """``μ = (a'·z mod 2^ℓ_a)·2^(32 - ℓ_a)`` for each z of [B, N] int8 → B times [T, slots] uint32."""
 
     # A row, online -------------------------------------------------------------------------------------------------------
 

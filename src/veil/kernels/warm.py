@@ -131,7 +131,7 @@ def every_kernel(ring: Ring) -> Iterator[Callable[[], object]]:
     weights = np.ones((8, 8), dtype=np.int8)
     a = np.zeros((1, ring.k, ring.m), dtype=np.uint32)
     public = np.zeros((ring.terms, 2, ring.N), dtype=np.uint32)
-    secret, z = np.zeros((ring.k, ring.m), dtype=np.int8), np.zeros(ring.N, dtype=np.int8)
+    secrets, z = np.zeros((1, ring.k, ring.m), dtype=np.int8), np.zeros((1, ring.N), dtype=np.int8)
     hint, inner = kernels.new_hint(1, ring), kernels.load_inner(a, ring)
     words = kernels.zeros(ring.T, max(ring.w, ring.r, 8))
     rows = [Rows(words, 0, 1)]
@@ -143,8 +143,8 @@ def every_kernel(ring: Ring) -> Iterator[Callable[[], object]]:
     yield lambda: kernels.fill_hint(hint, 0, kernels.inner_hint(weights, a, ring), ring)
     yield lambda: kernels.prepare(hint, public[None], 32, ring)
     yield lambda: kernels.load_inner(a, ring)
-    yield lambda: kernels.encrypt_batch(public, z, secret, kernels.errors(rng, 3.2).draw(ring.terms, ring.N), ring)
-    yield lambda: kernels.pads(inner, secret, kernels.errors(rng, 3.2).draw(ring.T, ring.r), ring)
+    yield lambda: kernels.encrypt_batches(public, z, secrets, kernels.errors(rng, 3.2).draw(1, ring.terms, ring.N), ring)
+    yield lambda: kernels.pads(inner, secrets, [kernels.errors(rng, 3.2).draw(ring.T, ring.r)], ring)
     yield lambda: kernels.shares(kernels.load_public(words[:, : ring.w].copy(), ring), z, ring.w, ring)
     for count, threads in ((_ROWS, 1), (2 * _ROWS, 2), (1, 2)):
         yield from _steps(count, threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
@@ -43,6 +43,9 @@ I8 = NDArray[np.int8]
 
 _SUM_BYTES = 32 << 20
 """Of sums between two kernels: they stay in the GPU's cache."""
+
+_PAD_BYTES = 256 << 20
+"""Of sums for the pads of several batches at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,7 @@ class CudaKernels:
     name = "cuda"
     asks_cheaply = False
     joins_groups = True
+    batches_at_once = 4
 
     def __init__(self) -> None:
         self._joined = JoinedThreads()
@@ -175,34 +179,38 @@ class CudaKernels:
     def errors(self, rng: Words, sigma: float) -> Errors:
         return DeviceErrors(rng, sigma)
 
-    def encrypt_batch(self, a: Tensor, z: I8, secret: I8, errors: Tensor, ring: Ring) -> Tensor:
-        words = encrypt_terms(a, put(z), put(secret), errors.contiguous(), ring, _constants(ring))
-        return packing.pack(words.view(-1, ring.N), ring.prime_bits).view(-1)
+    def encrypt_batches(self, a: Tensor, z: Tensor, secrets: Tensor, errors: Tensor, ring: Ring) -> Tensor:
+        words = encrypt_terms(a, z.contiguous(), secrets.contiguous(), errors.contiguous(), ring, _constants(ring))
+        return packing.pack(words.view(-1, ring.N), ring.prime_bits).view(len(z), -1)
 
     def load_inner(self, a: U32, ring: Ring) -> Tensor:
         k = _constants(ring)
         return ntt_domain.packed_ntt(put(a).view(torch.int32), k.inner, k)
 
-    def pads(self, inner: Tensor, secret: I8, errors: Tensor, ring: Ring) -> Tensor:
+    def pads(self, inner: Tensor, secrets: Tensor, errors: Iterable[Tensor], ring: Ring) -> list[Tensor]:
         k, count = _constants(ring), len(inner)
-        out = empty(ring.T, count * ring.r)
-        if count:
-            key = ntt_domain.small_ntt(put(secret[None]), k.inner, k)
-            sums = empty(1, count, 2, ring.m)
-            ntt_domain.sums(inner, key, k, sums)
-            results.lift(sums, errors.contiguous(), out, ring, k)
-        return out
+        made = [empty(ring.T, count * ring.r) for _ in secrets]
+        keys = ntt_domain.small_ntt(secrets.contiguous(), k.inner, k)
+        step = max(1, _PAD_BYTES // max(1, 8 * ring.m * count))
+        source = iter(errors)
+        for first in range(0, len(made) if count else 0, step):
+            some = keys[first : first + step]
+            sums = empty(len(some), count, 2, ring.m)
+            ntt_domain.sums(inner, some, k, sums)
+            for own, out in zip(sums, made[first : first + step], strict=True):
+                results.lift(own, next(source).contiguous(), out, ring, k)
+        return made
 
     def load_public(self, table: U32, ring: Ring) -> Tensor:
         return ntt_domain.mu_ntt(self.asarray(table), ring.N, ring.public_bits, _constants(ring))
 
-    def shares(self, public: Tensor, z: I8, slots: int, ring: Ring) -> Tensor:
+    def shares(self, public: Tensor, z: Tensor, slots: int, ring: Ring) -> list[Tensor]:
         k = _constants(ring)
-        out = empty(ring.T, slots)
-        if out.numel():
-            key = ntt_domain.mu_point(put(z), k)
-            results.multiply_mu(public[: -(-slots // ring.w)], key, out, ring, k)
-        return out
+        made = [empty(ring.T, slots) for _ in z]
+        for key, out in zip(ntt_domain.mu_points(z.contiguous(), k), made, strict=True):
+            if slots:
+                results.multiply_mu(public[: -(-slots // ring.w)], key, out, ring, k)
+        return made
 
     # A row, online -------------------------------------------------------------------------------------------------------
 

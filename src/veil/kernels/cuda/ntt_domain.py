@@ -51,8 +51,8 @@ def signed_ntt(values, out, twiddles, words, LOG: tl.constexpr, PACKED: tl.const
 
 @triton.jit
 def key_ntt(values, out, twiddles, words, LOG: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One signed polynomial [2^LOG] → its points modulo the prime whose constants are ``words``; one program."""
-    e = tl.arange(0, 1 << LOG)
+    """Signed polynomials [B, 2^LOG] → their points modulo the prime whose constants are ``words``; one a program."""
+    e = tl.program_id(0) * (1 << LOG) + tl.arange(0, 1 << LOG)
     p, pn = tl.load(words + PRIME), tl.load(words + NEGATIVE)
     x = signed_residue(tl.load(values + e).to(tl.int32), words, p)
     tl.store(out + e, forward(x, twiddles, p, pn, LOG))
@@ -196,11 +196,11 @@ def small_ntt(values: Tensor, twiddles: Tensor, constants: Constants) -> Tensor:
     return out
 
 
-def mu_point(values: Tensor, constants: Constants) -> Tensor:
-    """A signed polynomial [N], int8 or int32, → points modulo the prime of μ."""
-    degree = len(values)
-    out = empty(degree)
-    key_ntt[(1,)](values, out, constants.mu, constants.words[MU], log2(degree), num_warps=warps(degree))
+def mu_points(values: Tensor, constants: Constants) -> Tensor:
+    """Signed polynomials [B, N], int8 or int32, → points modulo the prime of μ [B, N]."""
+    count, degree = values.shape
+    out = empty(count, degree)
+    key_ntt[(count,)](values, out, constants.mu, constants.words[MU], log2(degree), num_warps=warps(degree))
     return out
 
 

@@ -101,10 +101,8 @@ def switch(sums: Tensor, out: Tensor, first: int, bits: int, ring: Ring, constan
 
 
 def lift(sums: Tensor, errors: Tensor, out: Tensor, ring: Ring, constants: Constants) -> None:
-    """Launch `lifted`: sums [1, C, 2, m] uint32, errors [T, C·r] int8 → out [T, C·r] uint32."""
-    lifted[(sums.shape[1],)](
-        sums, errors, out, constants.inner, constants.words, ring.T, log2(ring.m), num_warps=warps(ring.m)
-    )
+    """Launch `lifted`: sums [C, 2, m] uint32, errors [T, C·r] int8 → out [T, C·r] uint32."""
+    lifted[(len(sums),)](sums, errors, out, constants.inner, constants.words, ring.T, log2(ring.m), num_warps=warps(ring.m))
 
 
 def multiply_mu(public: Tensor, secret: Tensor, out: Tensor, ring: Ring, constants: Constants) -> None:

@@ -137,14 +137,19 @@ class DeviceErrors:
 def encrypted_terms(  # type: ignore[no-untyped-def]
     a, z, secret, errors, out, twiddles, words, R: tl.constexpr, ROWS: tl.constexpr, LOG: tl.constexpr
 ):
-    """``-a_v·z + e_v + Δ·s_v(X^w)`` as points [terms, 2, N]; grid (term, prime).
+    """``-a_v·z + e_v + Δ·s_v(X^w)`` of B batches as points [B, terms, 2, N]; grid (term, prime, batch).
 
-    Public points a [terms, 2, N]; z [N], secret [k, T·r] and errors [terms, N] int8; R is r and ROWS T.
+    Public points a [terms, 2, N]; z [B, N], secret [B, k, T·r] and errors [B, terms, N] int8; R is r and ROWS T.
     """
     size: tl.constexpr = 1 << LOG
     width: tl.constexpr = size // ROWS
     e = tl.arange(0, size)
-    term, i = tl.program_id(0), tl.program_id(1)
+    term, i, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    terms = tl.num_programs(0)
+    z += b * size
+    secret += b * (terms * ROWS)
+    errors += b * (terms * size)
+    out += b * (terms * 2 * size)
     row = words + i * COLUMNS
     p, pn = tl.load(row + PRIME), tl.load(row + NEGATIVE)
     s = tl.load(secret + (term // R) * (R * ROWS) + e // width * R + term % R, mask=e % width == 0, other=0)
@@ -159,10 +164,12 @@ def encrypted_terms(  # type: ignore[no-untyped-def]
     tl.store(out + at, reduce(value + p - product, p))
 
 
-def encrypt_terms(a: Tensor, z: Tensor, secret: Tensor, errors: Tensor, ring: Ring, constants: Constants) -> Tensor:
-    """Launch `encrypted_terms`: points a [terms, 2, N], z [N], secret [k, m], errors [terms, N] → [terms, 2, N] uint32."""
-    out = empty(ring.terms, 2, ring.N)
-    encrypted_terms[(ring.terms, 2)](
-        a, z, secret, errors, out, constants.outer, constants.words, ring.r, ring.T, log2(ring.N), num_warps=warps(ring.N)
+def encrypt_terms(a: Tensor, z: Tensor, secrets: Tensor, errors: Tensor, ring: Ring, constants: Constants) -> Tensor:
+    """Launch `encrypted_terms`: points a [terms, 2, N], z [B, N], secrets [B, k, m], errors [B, terms, N], all three int8 →
+    [B, terms, 2, N] uint32.
+    """
+    out = empty(len(z), ring.terms, 2, ring.N)
+    encrypted_terms[(ring.terms, 2, len(z))](
+        a, z, secrets, errors, out, constants.outer, constants.words, ring.r, ring.T, log2(ring.N), num_warps=warps(ring.N)
     )
     return out
