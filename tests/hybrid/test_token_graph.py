@@ -11,6 +11,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -19,12 +20,14 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from veil.errors import NotFiniteActivation, WrongAnswer
+from veil.errors import NotFiniteActivation, StreamChanged, WrongAnswer
 from veil.hybrid import model as hybrid_module
 from veil.hybrid import sides, token_graph
 from veil.hybrid.model import HybridFHEModel
 from veil.kernels.reference_kernels import ReferenceKernels
 from veil.params import Params
+from veil.runtime.modules import select_modules
+from veil.runtime.residual import ResidualStream
 from veil.server.store import SessionStore
 
 TINY = Params.insecure_tiny(signal_db=60.0)
@@ -56,12 +59,13 @@ class GpuKernels(ReferenceKernels):
 class Gpu:
     """A model in mode ``execute`` whose passes are recorded by the stand-in; what it recorded and which rows were spent."""
 
-    def __init__(self, model: Any) -> None:
-        self.hybrid = HybridFHEModel(model, REMOTE)
-        self.hybrid.compile_model(PROMPT, params=TINY, device="cuda")
+    def __init__(self, model: Any, remote: list[str], fuse_norms: str) -> None:
+        self.hybrid = HybridFHEModel(model, remote)
+        self.hybrid.compile_model(PROMPT, params=TINY, device="cuda", fuse_norms=fuse_norms)
         self.recorded = self.replayed = 0
         self.spent: list[tuple[int, int, int]] = []
         self.broken = False
+        self.on_replay: Callable[[], object] = lambda: None
 
     @property
     def graph(self) -> Any:
@@ -88,6 +92,7 @@ class Gpu:
 
         def replay() -> None:
             before, router.evaluator = router.evaluator, row
+            self.on_replay()
             try:
                 step()
             finally:
@@ -105,12 +110,14 @@ class Gpu:
         return [int(token) for token in output[0, 3:]]
 
 
-@pytest.fixture
-def gpu(new_model: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+@contextmanager
+def on_gpu(
+    model: Any, monkeypatch: pytest.MonkeyPatch, remote: list[str] = REMOTE, fuse_norms: str = "off"
+) -> Iterator[Gpu]:
     kernels = GpuKernels()
     monkeypatch.setattr(hybrid_module, "kernels_for", lambda device: kernels)
     monkeypatch.setattr(sides, "_is_on_gpu", lambda model: True)
-    made = Gpu(new_model("gpt2"))
+    made = Gpu(model, remote, fuse_norms)
     graphs = ModuleType("veil.kernels.cuda.graphs")
     graphs.capture = made.capture  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "veil.kernels.cuda.graphs", graphs)
@@ -124,6 +131,12 @@ def gpu(new_model: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Ite
     made.hybrid.set_fhe_mode("execute")
     yield made
     made.hybrid.close()
+
+
+@pytest.fixture
+def gpu(new_model: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    with on_gpu(new_model("gpt2"), monkeypatch) as made:
+        yield made
 
 
 def clear(gpu: Gpu, count: int = 5) -> list[int]:
@@ -271,6 +284,48 @@ def test_a_wrong_answer_in_a_replayed_pass_is_caught_at_its_end(gpu: Gpu) -> Non
         gpu.generate()
     assert len(gpu.spent) == sent, "nothing more is sent"
     assert checks.found is not None
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_stream_that_is_changed_in_a_replayed_pass_is_told_of_at_its_end(
+    name: str, new_model: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fused norms a token is one graph too: nothing in it asks the device whether the stream was left alone."""
+    model, push = new_model(name), torch.zeros(1)
+    attention = model.transformer.h[0].attn if name == "gpt2" else model.model.layers[0].self_attn
+    attention.register_forward_hook(lambda module, args, result: (result[0] + push, *result[1:]))
+    remote = select_modules(model, "linear")
+    with on_gpu(model, monkeypatch, remote, "on") as gpu:
+        fused = [group.fusion for group in gpu.hybrid.manifest.groups if group.fusion]
+        expected = clear(gpu)
+        assert gpu.generate() == expected
+        assert (gpu.recorded, gpu.replayed) == (1, 3)
+        recorded = gpu.graph._recorded
+        assert recorded is not None
+        assert recorded.fusions == fused
+        asked: list[Any] = []
+        monkeypatch.setattr(ResidualStream, "ask", noting(ResidualStream.ask, asked))
+        gpu.generate()
+        assert [len(own) for own in asked] == [len(fused)] * 5, "once a pass"
+        push.fill_(1.0)
+        with pytest.raises(StreamChanged, match=f"on its way to {fused[0].after}; compile the model with fuse_norms='off'"):
+            gpu.generate()
+        push.zero_()
+        cache = gpu.replayed
+        monkeypatch.setattr(gpu, "on_replay", lambda: push.fill_(1.0))
+        with pytest.raises(StreamChanged, match=f"on its way to {fused[0].after}"):
+            gpu.generate()
+        assert gpu.replayed == cache + 1
+
+
+def noting(ask: Callable[[ResidualStream], None], asked: list[Any]) -> Callable[[ResidualStream], None]:
+    """`ResidualStream.ask`, after what it will ask was noted."""
+
+    def noted(stream: ResidualStream) -> None:
+        asked.append(list(stream.unasked))
+        ask(stream)
+
+    return noted
 
 
 def test_a_pass_of_several_rows_or_a_group_twice_cannot_be_recorded(gpu: Gpu) -> None:

@@ -234,6 +234,8 @@ class ModelCalls:
                 yield
             if session is not None:
                 session.end_forward()
+            if stream is not None:
+                stream.ask()
         finally:
             router.last_row_only = False
             if other:

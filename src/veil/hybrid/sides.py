@@ -100,7 +100,7 @@ class Sides:
             warm_up(self._progress, (warm.OWN, checks.OWN))
         compiled = self.compiled
         self.scalings = scalings_of(compiled.constants, compiled.params, kernels)
-        stream = ResidualStream(self._model, compiled.manifest)
+        stream = ResidualStream(self._model, compiled.manifest, asks_cheaply=kernels.asks_cheaply)
         self.router = Router(compiled.manifest, compiled.constants, kernels, stream, self._tied)
         self.stats.kernels = server.name if kernels is server else f"client {kernels.name}, server {server.name}"
         self._follow(self.router)

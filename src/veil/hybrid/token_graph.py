@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from veil.bundle.manifest import NormFusion
 from veil.client.session import ClientSession
 from veil.kernels.interface import Array, Rows
 from veil.runtime.router import Router
@@ -30,6 +31,7 @@ class _Recorded:
     kept: dict[str, object]  # the cache among them
     output: list[object]
     groups: list[int]
+    fusions: list[NormFusion]
     replay: Callable[[], object]
 
 
@@ -146,7 +148,9 @@ class TokenGraph:
             self._router.evaluator = before
             if checks is not None:
                 checks.forget_row()
-        return _Recorded(signature, inputs, kept, output, list(self._row.groups), replay)
+        stream = self._router.stream
+        fusions = [] if stream is None else list(stream.unasked)
+        return _Recorded(signature, inputs, kept, output, list(self._row.groups), fusions, replay)
 
     def _replay(self, recorded: _Recorded, arguments: dict[str, object]) -> object:
         checks = self._session.checks
@@ -164,6 +168,8 @@ class TokenGraph:
             checks.replayed(recorded.groups)
         for group, scales in self._row.scales:
             self._session.check(group, scales)
+        if self._router.stream is not None:
+            self._router.stream.unasked = list(recorded.fusions)
         return _own(recorded.output[0])
 
 

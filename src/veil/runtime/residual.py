@@ -27,14 +27,20 @@ class _Seen:
 class ResidualStream:
     """Keeps what the norms of a manifest's fusions read and gave, from `clear` to `clear`, while ``active``.
 
-    Raises `BundleError` for a norm that is not there or is none.
+    Where asking a device waits for it (``asks_cheaply`` is false), whether the stream was left alone is noted there for each
+    fusion and asked once, by `ask`. Raises `BundleError` for a norm that is not there or is none.
     """
 
-    def __init__(self, model: nn.Module, manifest: Manifest) -> None:
+    def __init__(self, model: nn.Module, manifest: Manifest, *, asks_cheaply: bool = True) -> None:
         self.active = False
+        self.unasked: list[NormFusion] = []
+        """The fusions of this pass whose stream is noted and was not asked for."""
+        self._asks_cheaply = asks_cheaply
+        self._noted: torch.Tensor | None = None
         self._seen: dict[str, _Seen] = {}
         self._norms: dict[str, Norm] = {}
         fusions = [group.fusion for group in manifest.groups if group.fusion]
+        self._places = {fusion.after: place for place, fusion in enumerate(fusions)}
         for name in dict.fromkeys(name for fusion in fusions for name in (fusion.before, fusion.after)):
             try:
                 module = model.get_submodule(name)
@@ -49,6 +55,17 @@ class ResidualStream:
     def clear(self) -> None:
         """Forget the last pass."""
         self._seen.clear()
+        self.unasked = []
+
+    def ask(self) -> None:
+        """Raise `StreamChanged` if the stream was changed in this pass, where `factor` has not said so."""
+        unasked, self.unasked = self.unasked, []
+        if unasked:
+            assert self._noted is not None
+            same = self._noted.tolist()
+            for fusion in unasked:
+                if not same[self._places[fusion.after]]:
+                    raise _changed(fusion)
 
     def before(self, fusion: NormFusion, x: torch.Tensor) -> torch.Tensor:
         """The stream that the layer reading ``x`` [..., in] is about to add to: [..., width] float, as many rows."""
@@ -66,9 +83,20 @@ class ResidualStream:
     def factor(self, fusion: NormFusion, before: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
         """ρ [T, 1] float32 of what the fusion's norm read, which must be ``before + added``, the sum taken exactly."""
         rows = self._seen[fusion.after].source.reshape(-1, fusion.width)
-        if not torch.equal(rows, before.reshape(-1, fusion.width) + added.reshape(-1, fusion.width)):
-            raise StreamChanged(f"the stream was changed on its way to {fusion.after}; {REMEDY}")
+        total = before.reshape(-1, fusion.width) + added.reshape(-1, fusion.width)
+        if self._asks_cheaply or rows.shape != total.shape:
+            if not torch.equal(rows, total):
+                raise _changed(fusion)
+        else:
+            self._note_whether(fusion, (rows == total).all())
         return self._norms[fusion.after].factor(rows)
+
+    def _note_whether(self, fusion: NormFusion, same: torch.Tensor) -> None:
+        """Keep an answer [] bool where it was made; that place is the same in every pass, so that a graph can hold this."""
+        if self._noted is None or self._noted.device != same.device:
+            self._noted = torch.zeros(len(self._places), dtype=torch.bool, device=same.device)
+        self._noted[self._places[fusion.after]] = same
+        self.unasked.append(fusion)
 
     def row_factor(self, fusion: NormFusion, before: torch.Tensor, added: torch.Tensor) -> np.float32 | None:
         """`factor` of one row, where all three are plain ones on this processor, else None."""
@@ -91,6 +119,10 @@ class ResidualStream:
                 self._seen[name] = _Seen(args[0], Sighting(result))
 
         return hook
+
+
+def _changed(fusion: NormFusion) -> StreamChanged:
+    return StreamChanged(f"the stream was changed on its way to {fusion.after}; {REMEDY}")
 
 
 def _count(x: torch.Tensor) -> int:
