@@ -192,7 +192,7 @@ def test_errors_are_rounded_gaussians(kernels: Kernels) -> None:
 def test_encrypted_batches(kernels: Kernels, params: Params) -> None:
     ring = ring_of(params)
     outer = public.outer_polynomials(SEED, params)
-    for count in (1, 3):
+    for count in (0, 1, 3):
         secret, z, source = secrets(params, count)
         errors = source.draw(count, ring.terms, ring.N)
         errors[:, :, 0], errors[:, :, 1] = 127, -127
@@ -201,7 +201,7 @@ def test_encrypted_batches(kernels: Kernels, params: Params) -> None:
         same(kernels, data, REFERENCE.encrypt_batches(outer, z, secret, errors, ring))
         each = [
             REFERENCE.encrypt_batches(outer, z[n : n + 1], secret[n : n + 1], errors[n : n + 1], ring) for n in range(count)
-        ]
+        ] or [np.zeros((0, params.batch_bytes), np.uint8)]
         same(kernels, data, np.concatenate(each))
 
 
@@ -215,7 +215,7 @@ def test_pads(kernels: Kernels, params: Params, elements: int, draw: np.random.G
         near = draw.integers(-most, most, ring.m) * table.prime + draw.integers(-1, 2, ring.m)
         a[-1, place % ring.k] = near.astype(np.int32).view(np.uint32)
     inner, expected = kernels.load_inner(a, ring), REFERENCE.load_inner(a, ring)
-    for count in (1, 2, 5):
+    for count in (0, 1, 2, 5):
         secret, _, source = secrets(params, count)
         errors = [source.draw(ring.T, elements * ring.r) for _ in range(count)]
         pads = kernels.pads(inner, kernels.asarray(secret), map(kernels.asarray, errors), ring)
@@ -231,6 +231,7 @@ def test_shares_of_the_client(kernels: Kernels, params: Params, blocks: int, dra
     table = words(draw, ring.T, blocks * ring.w, bits=ring.public_bits)
     table[0], table[1] = 1 << (ring.public_bits - 1), (1 << (ring.public_bits - 1)) - 1
     held, expected = kernels.load_public(table, ring), REFERENCE.load_public(table, ring)
+    assert kernels.shares(held, kernels.asarray(z[:0]), ring.w, ring) == []
     for slots in (blocks * ring.w, blocks * ring.w - 3):
         made = kernels.shares(held, kernels.asarray(z), slots, ring)
         assert len(made) == len(z)

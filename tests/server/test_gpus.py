@@ -133,7 +133,7 @@ def test_a_gpu_is_chosen_for_each_call() -> None:
             entered.append("out")
 
     kernels: Any = SimpleNamespace(
-        name="cuda", asks_cheaply=False, joins_groups=True, zeros=lambda *shape: (list(entered), shape)
+        name="cuda", asks_cheaply=False, joins_groups=True, batches_at_once=4, zeros=lambda *shape: (list(entered), shape)
     )
     gpu: Any = OnGpu(kernels, Within)
     assert gpu.zeros(2, 3) == (["in"], (2, 3)) and entered == ["in", "out"] and gpu.name == "cuda"

@@ -234,8 +234,7 @@ class ModelCalls:
                 yield
             if session is not None:
                 session.end_forward()
-            if stream is not None:
-                stream.ask()
+            router.ask_stream()
         finally:
             router.last_row_only = False
             if other:

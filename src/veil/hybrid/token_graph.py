@@ -146,10 +146,9 @@ class TokenGraph:
             return None
         finally:
             self._router.evaluator = before
+            fusions = [] if self._router.stream is None else self._router.stream.take_unasked()
             if checks is not None:
                 checks.forget_row()
-        stream = self._router.stream
-        fusions = [] if stream is None else list(stream.unasked)
         return _Recorded(signature, inputs, kept, output, list(self._row.groups), fusions, replay)
 
     def _replay(self, recorded: _Recorded, arguments: dict[str, object]) -> object:

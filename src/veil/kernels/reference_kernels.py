@@ -28,6 +28,7 @@ from veil.kernels.reference import (
 )
 from veil.kernels.ring import Ring
 from veil.kernels.row_test import HostRowTest, RowChunks, RowTest, add_row
+from veil.params import packed_bytes
 
 U32 = NDArray[np.uint32]
 I64 = NDArray[np.int64]
@@ -134,7 +135,8 @@ class ReferenceKernels(HostArrays):
             plain = residues(message * ring.scale + errors, table).astype(np.uint64)
             product = a[:, i].astype(np.uint64) * residues(z, table)[:, None] % p
             out[:, :, i] = ((plain + p - product) % p).astype(np.uint32)
-        return pack(out.reshape(-1, ring.N), ring.prime_bits).reshape(len(z), -1)
+        size = packed_bytes(ring.N, ring.prime_bits)
+        return pack(out.reshape(-1, ring.N), ring.prime_bits).reshape(len(z), ring.terms * 2 * size)
 
     def load_inner(self, a: U32, ring: Ring) -> U32:
         return np.stack([residues(a.view(np.int32), table) for table in ring.inner])

@@ -53,13 +53,18 @@ class ResidualStream:
             module.register_forward_hook(self._note(name))
 
     def clear(self) -> None:
-        """Forget the last pass."""
+        """Forget the last pass, and what was noted in one that failed."""
         self._seen.clear()
-        self.unasked = []
+        self.take_unasked()
+
+    def take_unasked(self) -> list[NormFusion]:
+        """The fusions that `ask` would have asked for; it no longer will."""
+        unasked, self.unasked = self.unasked, []
+        return unasked
 
     def ask(self) -> None:
         """Raise `StreamChanged` if the stream was changed in this pass, where `factor` has not said so."""
-        unasked, self.unasked = self.unasked, []
+        unasked = self.take_unasked()
         if unasked:
             assert self._noted is not None
             same = self._noted.tolist()
@@ -92,11 +97,19 @@ class ResidualStream:
         return self._norms[fusion.after].factor(rows)
 
     def _note_whether(self, fusion: NormFusion, same: torch.Tensor) -> None:
-        """Keep an answer [] bool where it was made; that place is the same in every pass, so that a graph can hold this."""
+        """Keep an answer [] bool where it was made; that place is the same in every pass, so that a graph can hold this.
+
+        Of a fusion that a pass comes to again, no answer may be lost.
+        """
         if self._noted is None or self._noted.device != same.device:
-            self._noted = torch.zeros(len(self._places), dtype=torch.bool, device=same.device)
-        self._noted[self._places[fusion.after]] = same
-        self.unasked.append(fusion)
+            with torch.inference_mode(False):  # what is made in inference mode cannot be written to outside
+                self._noted = torch.zeros(len(self._places), dtype=torch.bool, device=same.device)
+        place = self._places[fusion.after]
+        if fusion in self.unasked:
+            same = same & self._noted[place]
+        else:
+            self.unasked.append(fusion)
+        self._noted[place] = same
 
     def row_factor(self, fusion: NormFusion, before: torch.Tensor, added: torch.Tensor) -> np.float32 | None:
         """`factor` of one row, where all three are plain ones on this processor, else None."""

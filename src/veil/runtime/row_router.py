@@ -130,6 +130,11 @@ class RowRouter:
         if self.stream is not None:
             self.stream.clear()
 
+    def ask_stream(self) -> None:
+        """Raise `StreamChanged` if the residual stream was changed so far in the pass under way."""
+        if self.stream is not None:
+            self.stream.ask()
+
     def _claimed(self, group: int, number: int, pending: PendingParts) -> Tensor:
         part, pending.parts[number] = pending.parts[number], None
         pending.left -= 1

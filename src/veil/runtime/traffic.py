@@ -270,6 +270,7 @@ class Traffic:
         """The calls of a pass with these arguments, of which nothing is sent. `UnevenTraffic` where it fails."""
         router = self._router
         calls: list[Call] = []
+        router.ask_stream()  # of the pass so far, which is forgotten
         router.begin_forward()
         router.rehearsed, self._inside = calls, True
         plain = {name: value for name, value in inputs.items() if not name.partition(".")[2] and not name.isdigit()}
@@ -285,6 +286,7 @@ class Traffic:
             ):
                 warnings.simplefilter("ignore")  # what the pass itself will say
                 result = forward(*several, **plain)
+                router.ask_stream()
         except (ModelChanged, RemoteWeightError, TypeError):  # the call itself is wrong, whatever its values
             raise
         except Exception as error:

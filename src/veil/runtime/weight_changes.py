@@ -26,6 +26,12 @@ class _Known:
     values: torch.Tensor
     total: int
 
+    @property
+    def is_the_same(self) -> bool:
+        """Whether the tensor is where it was, and nothing was written to it through itself: only then is `sample` there."""
+        tensor = self.owner._parameters.get(self.name)
+        return tensor is self.tensor and _version(tensor) == self.version and tensor.data_ptr() == self.place
+
 
 class Fingerprints:
     """Of some modules' parameters: their identity, a few values, and a sum of all bits. ``modules`` are by name."""
@@ -41,12 +47,12 @@ class Fingerprints:
 
     def check(self, *, values: bool) -> None:
         """`ModelChanged` if a parameter is another, was written to or, with ``values``, shows other values."""
-        seen = not values or _all_seen(self._known)
-        for index, known in enumerate(self._known):
-            tensor = known.owner._parameters.get(known.name)
-            same = tensor is known.tensor and _version(tensor) == known.version and tensor.data_ptr() == known.place
+        alike = [known.is_the_same for known in self._known]
+        seen = not values or _all_seen([known for known, same in zip(self._known, alike, strict=True) if same])
+        for index, (known, same) in enumerate(zip(self._known, alike, strict=True)):
             if same and (seen or torch.equal(known.sample, known.values)):
                 continue
+            tensor = known.owner._parameters.get(known.name)
             if isinstance(tensor, torch.Tensor) and tensor.is_meta:
                 raise ModelChanged(
                     f"the weights of {known.layer!r} have no values any more (they were moved to 'meta'); load the model "

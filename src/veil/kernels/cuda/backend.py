@@ -180,8 +180,11 @@ class CudaKernels:
         return DeviceErrors(rng, sigma)
 
     def encrypt_batches(self, a: Tensor, z: Tensor, secrets: Tensor, errors: Tensor, ring: Ring) -> Tensor:
+        size = ring.terms * 2 * packed_bytes(ring.N, ring.prime_bits)
+        if not len(z):
+            return empty(0, size, dtype=torch.uint8)
         words = encrypt_terms(a, z.contiguous(), secrets.contiguous(), errors.contiguous(), ring, _constants(ring))
-        return packing.pack(words.view(-1, ring.N), ring.prime_bits).view(len(z), -1)
+        return packing.pack(words.view(-1, ring.N), ring.prime_bits).view(len(z), size)
 
     def load_inner(self, a: U32, ring: Ring) -> Tensor:
         k = _constants(ring)
@@ -190,6 +193,8 @@ class CudaKernels:
     def pads(self, inner: Tensor, secrets: Tensor, errors: Iterable[Tensor], ring: Ring) -> list[Tensor]:
         k, count = _constants(ring), len(inner)
         made = [empty(ring.T, count * ring.r) for _ in secrets]
+        if not made:
+            return made
         keys = ntt_domain.small_ntt(secrets.contiguous(), k.inner, k)
         step = max(1, _PAD_BYTES // max(1, 8 * ring.m * count))
         source = iter(errors)
@@ -207,6 +212,8 @@ class CudaKernels:
     def shares(self, public: Tensor, z: Tensor, slots: int, ring: Ring) -> list[Tensor]:
         k = _constants(ring)
         made = [empty(ring.T, slots) for _ in z]
+        if not made:
+            return made
         for key, out in zip(ntt_domain.mu_points(z.contiguous(), k), made, strict=True):
             if slots:
                 results.multiply_mu(public[: -(-slots // ring.w)], key, out, ring, k)
