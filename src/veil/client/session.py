@@ -95,9 +95,10 @@ class ClientSession:
     def begin_forward(self, training: bool = False) -> None:
         """Tell the session that a forward pass starts: groups are brought level, used batches are forgotten.
 
-        Gradients come back through a pass of ``training``.
+        What a pass that failed left to be asked is forgotten: its result went nowhere. Gradients come back through a pass
+        of ``training``.
         """
-        self._under_way = True
+        self._under_way, self._unchecked = True, []
         self._release(*self.pass_rows.begin_forward(training))
 
     def end_forward(self) -> None:

@@ -1,4 +1,4 @@
-"""A stream that is changed is told of where kernels answer late, as a GPU's do: at the pass's end, and never not at all."""
+"""What kernels that answer late, as a GPU's do, say of a pass: at its end, never not at all, and of no other pass."""
 
 from __future__ import annotations
 
@@ -43,6 +43,10 @@ class Push:
         by = 0.5 * (self._seen in self.calls)
         self._seen += 1
         return (result[0] + by, *result[1:])
+
+
+class Cancelled(Exception):
+    """What ends a pass in the middle."""
 
 
 class Pair(nn.Module):
@@ -135,3 +139,30 @@ def test_a_pass_in_inference_mode_leaves_nothing_that_later_ones_cannot_write_to
         for inference in (True, False, True):
             with torch.inference_mode(inference):
                 hybrid.model(IDS)
+
+
+def test_a_pass_that_failed_leaves_no_question_to_the_next(
+    fused: Callable[..., HybridFHEModel], new_model: Callable[[str], Any]
+) -> None:
+    model = new_model("gpt2")
+    states: list[str] = []
+
+    def spoil(module: nn.Module, args: Any, result: Any) -> Any:
+        by = {"infinite": torch.inf, "pushed": 0.5}.get(states[-1], 0.0) if states else 0.0
+        return (result[0] + by, *result[1:])
+
+    def cancel(module: nn.Module, args: Any, result: Any) -> None:
+        if states and states[-1] != "left alone":
+            raise Cancelled
+
+    model.transformer.h[0].attn.register_forward_hook(spoil)
+    hybrid = fused(model, IDS)
+    hybrid.set_fhe_mode("execute")
+    expected = model(IDS).logits
+    model.transformer.h[1].mlp.register_forward_hook(cancel)
+    for state in ("infinite", "pushed"):
+        states.append(state)
+        with pytest.raises(Cancelled):
+            model(IDS)
+        states.append("left alone")
+        torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=0.1)
