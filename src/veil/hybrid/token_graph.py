@@ -15,6 +15,7 @@ import torch
 
 from veil.bundle.manifest import NormFusion
 from veil.client.session import ClientSession
+from veil.errors import one_line
 from veil.kernels.interface import Array, Rows
 from veil.runtime.router import Router
 from veil.server.engine import Claim
@@ -102,6 +103,7 @@ class TokenGraph:
         self._row = _FixedRow(session, server)
         self._seen: tuple[object, ...] | None = None
         self._refused: tuple[object, ...] | None = None
+        self._told = False
         self._recorded: _Recorded | None = None
 
     def __call__(self, arguments: dict[str, object]) -> object:
@@ -141,8 +143,9 @@ class TokenGraph:
             with torch.no_grad():
                 replay = capture(step, warm=False)  # a step that ran would move the cache on
         except Exception as error:  # whatever a model does that a graph cannot hold
-            _log.info("the model's pass cannot be one CUDA graph (%s); it runs launch by launch", error)
-            self._refused = signature
+            tell = _log.info if self._told else _log.warning
+            tell("a token takes several times as long: the model's pass cannot be one CUDA graph (%s)", one_line(error))
+            self._told, self._refused = True, signature
             return None
         finally:
             self._router.evaluator = before
