@@ -101,15 +101,15 @@ class ResidualStream:
 
         Of a fusion that a pass comes to again, no answer may be lost.
         """
-        if self._noted is None or self._noted.device != same.device:
+        if self._noted is None or (not self.unasked and self._noted.device != same.device):
             with torch.inference_mode(False):  # what is made in inference mode cannot be written to outside
                 self._noted = torch.zeros(len(self._places), dtype=torch.bool, device=same.device)
-        place = self._places[fusion.after]
+        place = self._noted[self._places[fusion.after]]
         if fusion in self.unasked:
-            same = same & self._noted[place]
+            place.logical_and_(same.to(place.device))
         else:
             self.unasked.append(fusion)
-        self._noted[place] = same
+            place.copy_(same)  # from another device too, where a model's parts are on several
 
     def row_factor(self, fusion: NormFusion, before: torch.Tensor, added: torch.Tensor) -> np.float32 | None:
         """`factor` of one row, where all three are plain ones on this processor, else None."""
