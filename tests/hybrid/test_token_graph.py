@@ -316,11 +316,11 @@ def test_a_stream_that_is_changed_in_a_replayed_pass_is_told_of_at_its_end(
         with pytest.raises(StreamChanged, match=f"on its way to {fused[0].after}; compile the model with fuse_norms='off'"):
             gpu.generate()
         push.zero_()
-        cache = gpu.replayed
+        replayed = gpu.replayed
         monkeypatch.setattr(gpu, "on_replay", lambda: push.fill_(1.0))
         with pytest.raises(StreamChanged, match=f"on its way to {fused[0].after}"):
             gpu.generate()
-        assert gpu.replayed == cache + 1
+        assert gpu.replayed == replayed + 1
 
 
 def noting(ask: Callable[[ResidualStream], None], asked: list[Any]) -> Callable[[ResidualStream], None]:

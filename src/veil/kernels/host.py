@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -19,12 +19,13 @@ from veil.params import packed_bytes
 if TYPE_CHECKING:
     import torch
 
+I8 = NDArray[np.int8]
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
 
 
 class HostArrays:
-    """Part of `interface.Kernels`: arrays come and go as they are, each group is answered by itself."""
+    """Part of `interface.Kernels`: arrays come and go as they are, each group is answered and each batch made by itself."""
 
     asks_cheaply = True
     joins_groups = False
@@ -59,12 +60,36 @@ class HostArrays:
         return list(weights)
 
     def decode_batches(self: Kernels, data: U8, ring: Ring) -> U32:
-        size = packed_bytes(ring.N, ring.prime_bits)
-        if data.ndim != 2 or data.shape[1] != ring.terms * 2 * size:
-            raise WireError(f"{data.shape} bytes of batches, expected {ring.terms * 2 * size} for each")
-        words = self.unpack(data.reshape(-1, size), ring.N, ring.prime_bits).reshape(-1, ring.terms, 2, ring.N)
+        if data.ndim != 2 or data.shape[1] != ring.batch_bytes:
+            raise WireError(f"{data.shape} bytes of batches, expected {ring.batch_bytes} for each")
+        packed = data.reshape(-1, packed_bytes(ring.N, ring.prime_bits))
+        words = self.unpack(packed, ring.N, ring.prime_bits).reshape(-1, ring.terms, 2, ring.N)
         check_residues(words, ring)
         return words
+
+    def encrypt_batches(self, a: U32, z: I8, secrets: I8, errors: I8, ring: Ring) -> U8:
+        out = np.empty((len(z), ring.batch_bytes), dtype=np.uint8)
+        for packed, key, secret, own in zip(out, z, secrets, errors, strict=True):
+            packed[:] = self._encrypted(a, key, secret, own, ring)
+        return out
+
+    def pads(self, inner: Array, secrets: I8, errors: Iterable[I8], ring: Ring) -> list[U32]:
+        return [self._pads(inner, secret, own, ring) for secret, own in zip(secrets, errors, strict=True)]
+
+    def shares(self, public: U32, z: I8, slots: int, ring: Ring) -> list[U32]:
+        return [self._shares(public, own, slots, ring) for own in z]
+
+    def _encrypted(self, a: U32, z: I8, secret: I8, errors: I8, ring: Ring) -> U8:
+        """`interface.Kernels.encrypt_batches` of one batch."""
+        raise NotImplementedError
+
+    def _pads(self, inner: Array, secret: I8, errors: I8, ring: Ring) -> U32:
+        """`interface.Kernels.pads` of one batch."""
+        raise NotImplementedError
+
+    def _shares(self, public: U32, z: I8, slots: int, ring: Ring) -> U32:
+        """`interface.Kernels.shares` of one batch."""
+        raise NotImplementedError
 
     def chosen(self) -> AbstractContextManager[object]:
         return nullcontext()

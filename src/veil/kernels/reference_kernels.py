@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,6 @@ from veil.kernels.reference import (
 )
 from veil.kernels.ring import Ring
 from veil.kernels.row_test import HostRowTest, RowChunks, RowTest, add_row
-from veil.params import packed_bytes
 
 U32 = NDArray[np.uint32]
 I64 = NDArray[np.int64]
@@ -125,24 +124,19 @@ class ReferenceKernels(HostArrays):
     def errors(self, rng: Words, sigma: float) -> Errors:
         return HostErrors(rng, sigma)
 
-    def encrypt_batches(self, a: U32, z: I8, secrets: I8, errors: I8, ring: Ring) -> U8:
-        out = np.empty((len(z), ring.terms, 2, ring.N), dtype=np.uint32)
-        message = np.zeros((len(z), ring.terms, ring.N), dtype=np.int64)
-        for own, secret in zip(message, secrets, strict=True):
-            own[:, :: ring.w] = subring_parts(secret, ring)
+    def _encrypted(self, a: U32, z: I8, secret: I8, errors: I8, ring: Ring) -> U8:
+        out = np.empty((ring.terms, 2, ring.N), dtype=np.uint32)
+        message = np.zeros((ring.terms, ring.N), dtype=np.int64)
+        message[:, :: ring.w] = subring_parts(secret, ring)
         for i, table in enumerate(ring.outer):
             p = np.uint64(table.prime)
             plain = residues(message * ring.scale + errors, table).astype(np.uint64)
-            product = a[:, i].astype(np.uint64) * residues(z, table)[:, None] % p
-            out[:, :, i] = ((plain + p - product) % p).astype(np.uint32)
-        size = packed_bytes(ring.N, ring.prime_bits)
-        return pack(out.reshape(-1, ring.N), ring.prime_bits).reshape(len(z), ring.terms * 2 * size)
+            product = a[:, i].astype(np.uint64) * residues(z, table) % p
+            out[:, i] = ((plain + p - product) % p).astype(np.uint32)
+        return pack(out.reshape(-1, ring.N), ring.prime_bits).reshape(-1)
 
     def load_inner(self, a: U32, ring: Ring) -> U32:
         return np.stack([residues(a.view(np.int32), table) for table in ring.inner])
-
-    def pads(self, inner: U32, secrets: I8, errors: Iterable[I8], ring: Ring) -> list[U32]:
-        return [self._pads(inner, secret, own, ring) for secret, own in zip(secrets, errors, strict=True)]
 
     def _pads(self, inner: U32, secret: I8, errors: I8, ring: Ring) -> U32:
         values = np.empty((2, inner.shape[1], ring.m), dtype=np.uint32)
@@ -156,9 +150,6 @@ class ReferenceKernels(HostArrays):
         signed = table.astype(np.int64)
         signed[signed >= 1 << (ring.public_bits - 1)] -= 1 << ring.public_bits
         return residues(signed.reshape(ring.T, -1, ring.w).transpose(1, 0, 2).reshape(-1, ring.N), ring.mu)
-
-    def shares(self, public: U32, z: I8, slots: int, ring: Ring) -> list[U32]:
-        return [self._shares(public, own, slots, ring) for own in z]
 
     def _shares(self, public: U32, z: I8, slots: int, ring: Ring) -> U32:
         p = np.uint64(ring.mu.prime)

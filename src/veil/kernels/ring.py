@@ -31,6 +31,7 @@ class Ring:
     hint_bits: int
     public_bits: int
     prime_bits: int
+    batch_bytes: int
     primes: tuple[int, int]
     outer: tuple[NttTable, NttTable]
     inner: tuple[NttTable, NttTable]
@@ -59,6 +60,7 @@ def ring_of(params: Params) -> Ring:
         scale=params.scale,
         hint_bits=params.spec.hint_bits,
         public_bits=params.spec.public_bits,
+        batch_bytes=params.batch_bytes,
         prime_bits=params.prime_bits,
         primes=(p1, p2),
         outer=(ntt_table(p1, params.N), ntt_table(p2, params.N)),

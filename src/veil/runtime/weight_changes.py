@@ -27,9 +27,14 @@ class _Known:
     total: int
 
     @property
+    def now(self) -> torch.Tensor | None:
+        """What stands in the tensor's place."""
+        return self.owner._parameters.get(self.name)
+
+    @property
     def is_the_same(self) -> bool:
         """Whether the tensor is where it was, and nothing was written to it through itself: only then is `sample` there."""
-        tensor = self.owner._parameters.get(self.name)
+        tensor = self.now
         return tensor is self.tensor and _version(tensor) == self.version and tensor.data_ptr() == self.place
 
 
@@ -52,7 +57,7 @@ class Fingerprints:
         for index, (known, same) in enumerate(zip(self._known, alike, strict=True)):
             if same and (seen or torch.equal(known.sample, known.values)):
                 continue
-            tensor = known.owner._parameters.get(known.name)
+            tensor = known.now
             if isinstance(tensor, torch.Tensor) and tensor.is_meta:
                 raise ModelChanged(
                     f"the weights of {known.layer!r} have no values any more (they were moved to 'meta'); load the model "

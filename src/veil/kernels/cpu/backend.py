@@ -97,12 +97,6 @@ class CpuKernels(HostArrays):
     def errors(self, rng: Words, sigma: float) -> Errors:
         return CpuErrors(rng, sigma)
 
-    def encrypt_batches(self, a: U32, z: I8, secrets: I8, errors: I8, ring: Ring) -> U8:
-        out = np.empty((len(z), packed_bytes(ring.N, ring.prime_bits) * 2 * ring.terms), dtype=np.uint8)
-        for place, own in enumerate(zip(z, secrets, errors, strict=True)):
-            out[place] = self._encrypted(a, *own, ring)
-        return out
-
     def _encrypted(self, a: U32, z: I8, secret: I8, errors: I8, ring: Ring) -> U8:
         message = errors.astype(np.int64)
         message[:, :: ring.w] += reference.subring_parts(secret, ring).astype(np.int64) * ring.scale
@@ -121,9 +115,6 @@ class CpuKernels(HostArrays):
         loading.load_inner(a.view(np.int32), inner.low, inner.high, k.primes, k.inner_forward)
         return inner
 
-    def pads(self, inner: ThreeBytes, secrets: I8, errors: Iterable[I8], ring: Ring) -> list[U32]:
-        return [self._pads(inner, secret, own, ring) for secret, own in zip(secrets, errors, strict=True)]
-
     def _pads(self, inner: ThreeBytes, secret: I8, errors: I8, ring: Ring) -> U32:
         k = constants(ring)
         out = room((ring.T, inner.count * ring.r), np.uint32)
@@ -138,9 +129,6 @@ class CpuKernels(HostArrays):
         points = aligned((tiles, ring.N * COLUMNS), np.uint32)
         loading.load_public(table, k.mu_prime, k.mu_forward, ring.public_bits, points)
         return points
-
-    def shares(self, public: U32, z: I8, slots: int, ring: Ring) -> list[U32]:
-        return [self._shares(public, own, slots, ring) for own in z]
 
     def _shares(self, public: U32, z: I8, slots: int, ring: Ring) -> U32:
         k, p = constants(ring), np.uint64(ring.mu.prime)

@@ -164,10 +164,9 @@ class CudaKernels:
         return out
 
     def decode_batches(self, data: Tensor, ring: Ring) -> Tensor:
-        size = packed_bytes(ring.N, ring.prime_bits)
-        if data.ndim != 2 or data.shape[1] != ring.terms * 2 * size:
-            raise WireError(f"{tuple(data.shape)} bytes of batches, expected {ring.terms * 2 * size} for each")
-        packed = data.contiguous().view(-1, size)
+        if data.ndim != 2 or data.shape[1] != ring.batch_bytes:
+            raise WireError(f"{tuple(data.shape)} bytes of batches, expected {ring.batch_bytes} for each")
+        packed = data.contiguous().view(-1, packed_bytes(ring.N, ring.prime_bits))
         words = packing.unpack(packed, ring.N, ring.prime_bits).view(-1, ring.terms, 2, ring.N)
         primes = _constants(ring).words[:MU, :1].view(torch.int32)
         if bool((words.view(torch.int32) >= primes).any()):
@@ -180,11 +179,8 @@ class CudaKernels:
         return DeviceErrors(rng, sigma)
 
     def encrypt_batches(self, a: Tensor, z: Tensor, secrets: Tensor, errors: Tensor, ring: Ring) -> Tensor:
-        size = ring.terms * 2 * packed_bytes(ring.N, ring.prime_bits)
-        if not len(z):
-            return empty(0, size, dtype=torch.uint8)
         words = encrypt_terms(a, z.contiguous(), secrets.contiguous(), errors.contiguous(), ring, _constants(ring))
-        return packing.pack(words.view(-1, ring.N), ring.prime_bits).view(len(z), size)
+        return packing.pack(words.view(-1, ring.N), ring.prime_bits).view(len(z), ring.batch_bytes)
 
     def load_inner(self, a: U32, ring: Ring) -> Tensor:
         k = _constants(ring)
@@ -193,12 +189,11 @@ class CudaKernels:
     def pads(self, inner: Tensor, secrets: Tensor, errors: Iterable[Tensor], ring: Ring) -> list[Tensor]:
         k, count = _constants(ring), len(inner)
         made = [empty(ring.T, count * ring.r) for _ in secrets]
-        if not made:
+        if not count:
             return made
-        keys = ntt_domain.small_ntt(secrets.contiguous(), k.inner, k)
-        step = max(1, _PAD_BYTES // max(1, 8 * ring.m * count))
-        source = iter(errors)
-        for first in range(0, len(made) if count else 0, step):
+        keys, source = ntt_domain.small_ntt(secrets.contiguous(), k.inner, k), iter(errors)
+        step = max(1, _PAD_BYTES // (8 * ring.m * count))
+        for first in range(0, len(made), step):
             some = keys[first : first + step]
             sums = empty(len(some), count, 2, ring.m)
             ntt_domain.sums(inner, some, k, sums)
@@ -212,11 +207,10 @@ class CudaKernels:
     def shares(self, public: Tensor, z: Tensor, slots: int, ring: Ring) -> list[Tensor]:
         k = _constants(ring)
         made = [empty(ring.T, slots) for _ in z]
-        if not made:
+        if not slots:
             return made
         for key, out in zip(ntt_domain.mu_points(z.contiguous(), k), made, strict=True):
-            if slots:
-                results.multiply_mu(public[: -(-slots // ring.w)], key, out, ring, k)
+            results.multiply_mu(public[: -(-slots // ring.w)], key, out, ring, k)
         return made
 
     # A row, online -------------------------------------------------------------------------------------------------------

@@ -192,7 +192,8 @@ def small_ntt(values: Tensor, twiddles: Tensor, constants: Constants) -> Tensor:
     """Signed polynomials [C, K, degree], int8 or int32, → points [C, K, 2, degree]."""
     count, terms, degree = values.shape
     out = empty(count, terms, 2, degree)
-    signed_ntt[(count, terms, 2)](values, out, twiddles, constants.words, log2(degree), False, num_warps=warps(degree))
+    if count:
+        signed_ntt[(count, terms, 2)](values, out, twiddles, constants.words, log2(degree), False, num_warps=warps(degree))
     return out
 
 
@@ -200,7 +201,8 @@ def mu_points(values: Tensor, constants: Constants) -> Tensor:
     """Signed polynomials [B, N], int8 or int32, → points modulo the prime of μ [B, N]."""
     count, degree = values.shape
     out = empty(count, degree)
-    key_ntt[(count,)](values, out, constants.mu, constants.words[MU], log2(degree), num_warps=warps(degree))
+    if count:
+        key_ntt[(count,)](values, out, constants.mu, constants.words[MU], log2(degree), num_warps=warps(degree))
     return out
 
 

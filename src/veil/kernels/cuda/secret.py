@@ -169,7 +169,9 @@ def encrypt_terms(a: Tensor, z: Tensor, secrets: Tensor, errors: Tensor, ring: R
     [B, terms, 2, N] uint32.
     """
     out = empty(len(z), ring.terms, 2, ring.N)
-    encrypted_terms[(ring.terms, 2, len(z))](
-        a, z, secrets, errors, out, constants.outer, constants.words, ring.r, ring.T, log2(ring.N), num_warps=warps(ring.N)
-    )
+    if len(z):
+        sizes = (ring.r, ring.T, log2(ring.N))
+        encrypted_terms[(ring.terms, 2, len(z))](
+            a, z, secrets, errors, out, constants.outer, constants.words, *sizes, num_warps=warps(ring.N)
+        )
     return out
